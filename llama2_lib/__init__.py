@@ -1,0 +1,1 @@
+"""Llama 2, built and measured: the library behind the notebooks."""
