@@ -1,0 +1,193 @@
+"""`llama2 bench`: the course's own shapes beside `transformers`, turn by turn in one run.
+
+Absolute times vary from machine to machine and minute to minute; the ratio of two neighbours
+in one run varies little. So each line is the median of at least five such ratios.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.generate import generate
+from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.weights import to_hugging_face
+from llama2_lib.objectives.language import next_token_loss
+from llama2_lib.recipes import nano
+from llama2_lib.training.loop import optimize
+from llama2_lib.training.schedule import adamw
+
+PROMPT, NEW = 16, 128
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return how long `work` takes, with the device's queue drained."""
+    synchronize(device)
+    begin = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Return the floating-point operations a second of one large matrix product."""
+    size = size or (4096 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+
+
+def hugging_face_twin(model: Transformer) -> torch.nn.Module:
+    """Return `transformers`' Llama with the same weights.
+
+    Raises:
+        ValueError: `transformers` is not installed.
+    """
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        raise ValueError(
+            "the comparison needs transformers, which is not installed; `make test` installs it, "
+            "or pip install transformers."
+        ) from None
+    c = model.config
+    twin = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.dim,
+            intermediate_size=c.hidden_dim,
+            num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads,
+            num_key_value_heads=c.n_kv_heads,
+            max_position_embeddings=c.max_seq_len,
+            rms_norm_eps=c.norm_eps,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    twin.load_state_dict(to_hugging_face(model.state_dict(), c))
+    return twin.to(model.tok_embeddings.weight.device).eval()
+
+
+def _training_steps(
+    model: torch.nn.Module,
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    config: ModelConfig,
+    device: torch.device,
+    precision: str,
+):
+    """Endless optimiser steps on random tokens, the same for both sides."""
+    shape = nano().pretrain
+    ids = torch.randint(3, config.vocab_size, (shape.batch_size, shape.seq_len + 1), device=device)
+
+    def loss(_: torch.nn.Module, batch: torch.Tensor):
+        with autocast(device, precision):
+            return next_token_loss(logits(batch[:, :-1]).float(), batch)
+
+    def batches():
+        while True:
+            yield ids
+
+    return optimize(model, adamw(model), batches(), loss, lambda _: 1e-4, steps=range(10**9))
+
+
+def train(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int:
+    """Time one training step of nano's shape against `transformers` in eager mode."""
+    where, config = choose_device(device), nano().model
+    ours = initialise(Transformer(config), 0).to(where)
+    twin = hugging_face_twin(ours).train()
+    sides = [
+        _training_steps(ours, ours, config, where, precision),
+        _training_steps(twin, lambda ids: twin(input_ids=ids).logits, config, where, precision),
+    ]
+    tokens = nano().pretrain.batch_size * nano().pretrain.seq_len
+    for side in sides:
+        for _ in range(3):
+            next(side)
+    times = [
+        [seconds(lambda side=side: [next(side) for _ in range(3)], where) / 3 for side in sides]
+        for _ in range(max(5, pairs))
+    ]
+    rate = matmul_rate(where, torch.bfloat16 if precision == "bf16" else torch.float32)
+    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+    share = config.flops_per_token(nano().pretrain.seq_len) * tokens / mine / rate
+    print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {len(times)} pairs")
+    print(f"matrix product      {rate / 1e9:10.0f} Gflop/s")
+    print(f"ours                {tokens / mine:10.0f} tokens/s  ({share:.0%} of that rate)")
+    print(f"transformers eager  {tokens / other:10.0f} tokens/s")
+    print(f"ratio               {_median_ratio(times):10.2f}  (median of pairs; more is better)")
+    print(f"peak memory         {peak_memory(where) / 2**20:10.0f} MiB")
+    return 0
+
+
+def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int:
+    """Time cached greedy generation at batch 1 and 64, and at 64 with ragged answers."""
+    where, config = choose_device(device), nano().model
+    ours = initialise(Transformer(config), 0).to(where).eval()
+    twin = hugging_face_twin(ours)
+    rate = matmul_rate(where, torch.bfloat16 if precision == "bf16" else torch.float32)
+    print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {max(5, pairs)} pairs")
+    print(f"matrix product {rate / 1e9:.0f} Gflop/s; prompts of {PROMPT}, up to {NEW} new tokens")
+    print(f"{'case':12s} {'ours tok/s':>12s} {'transformers':>12s} {'ratio':>7s}")
+    for name, batch, ragged in (
+        ("batch 1", 1, False),
+        ("batch 64", 64, False),
+        ("ragged 64", 64, True),
+    ):
+        ids = torch.randint(3, config.vocab_size, (batch, PROMPT), device=where)
+        # Ragged answers: half the rows want an eighth of the tokens, as answers of a chat do.
+        wanted = [NEW // 8 if ragged and row % 2 else NEW for row in range(batch)]
+        times = []
+        for _ in range(max(5, pairs) + 1):
+            with autocast(where, precision):
+                mine = seconds(lambda: _ours(ours, ids, wanted), where)  # noqa: B023
+                other = seconds(lambda: _theirs(twin, ids, max(wanted)), where)  # noqa: B023
+            times.append([mine, other])
+        times = times[1:]  # the first pair warms up
+        mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+        ratio = _median_ratio(times)
+        print(f"{name:12s} {sum(wanted) / mine:12.0f} {sum(wanted) / other:12.0f} {ratio:7.2f}")
+    _length_curve(ours, where, precision)
+    print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
+    return 0
+
+
+def _ours(model: Transformer, ids: torch.Tensor, wanted: list[int]) -> None:
+    generate(model, ids.tolist(), max_new_tokens=wanted, temperature=0.0)
+
+
+def _theirs(twin: torch.nn.Module, ids: torch.Tensor, new: int) -> None:
+    # `transformers` has no limit a row: rows that are done go on producing padding.
+    twin.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=False,
+    )
+
+
+def _length_curve(model: Transformer, device: torch.device, precision: str) -> None:
+    """Print the cost of a token as the sequence grows: flat means the cache works."""
+    longest = model.config.max_seq_len - PROMPT
+    prompts = [[1] * PROMPT] * 16
+    print("ms per step at batch 16 by answer length:", end="")
+    for new in (longest // 4, longest // 2, longest):
+        with autocast(device, precision):
+            work = lambda new=new: generate(  # noqa: E731
+                model, prompts, max_new_tokens=new, temperature=0.0
+            )
+            print(
+                f"  {new}: {1e3 * min(seconds(work, device) for _ in range(3)) / new:.2f}", end=""
+            )
+    print()
+
+
+def _median_ratio(times: list[list[float]]) -> float:
+    return statistics.median(other / mine for mine, other in times)

@@ -1,0 +1,25 @@
+"""All claims that have been declared, by id."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from llama2_lib.claims import attention, corpus, pretraining
+from llama2_lib.claims.claim import Claim
+
+
+def collect(*groups: tuple[Claim, ...]) -> Mapping[int, Claim]:
+    """Return the claims of all groups by id, in the order of the ids.
+
+    Raises:
+        ValueError: Two claims share an id.
+    """
+    claims = sorted((claim for group in groups for claim in group), key=lambda claim: claim.id)
+    by_id = {claim.id: claim for claim in claims}
+    if len(by_id) < len(claims):
+        ids = [claim.id for claim in claims]
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        raise ValueError(f"every claim needs its own id; {twice} came twice. Renumber one.")
+    return MappingProxyType(by_id)
+
+
+CLAIMS = collect(pretraining.CLAIMS, corpus.CLAIMS, attention.CLAIMS)

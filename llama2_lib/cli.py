@@ -1,0 +1,237 @@
+"""The command `llama2`: run stages, look at them, talk to them, time them, check claims."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+RecipeName = Literal["toy", "grid", "nano", "small"]
+StageName = Literal["tokenizer", "corpus", "pretrain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Check this machine, and say what to do about each finding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Train the chain and its small grids, then execute the notebooks into build/course."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    notebooks: bool = True
+    """Whether to execute the notebooks too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Run one stage, and first any stage it needs that is not yet on disk."""
+
+    stage: tyro.conf.Positional[StageName]
+    recipe: RecipeName = "nano"
+    seed: int = 0
+    steps: int | None = None
+    """Train for so many optimiser steps instead; changes the fingerprint."""
+    data: Path | None = None
+    """A folder of .txt and .jsonl files to train on instead of the world."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Print every setting of a recipe, and which of its stages are on disk."""
+
+    recipe: tyro.conf.Positional[RecipeName] = "nano"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Give the pretrained model a beginning, and read how it goes on. Ctrl-D ends."""
+
+    recipe: RecipeName = "nano"
+    seed: int = 0
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_new_tokens: int = 96
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """Measure claims of the paper and print the ledger."""
+
+    ids: tyro.conf.Positional[tuple[int, ...]] = ()
+    """Numbers of claims; all that can be measured when left out."""
+    recipe: RecipeName = "nano"
+    seeds: int = 3
+    """How many seeds."""
+    write: Path | None = None
+    """Merge the results into this ledger, usually data/claims.json."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time this library beside `transformers`, turn by turn in one run."""
+
+    what: tyro.conf.Positional[Literal["train", "generate"]]
+    pairs: int = 5
+    """How many pairs of timings; the median of their ratios is printed."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+Command = (
+    Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Course, tyro.conf.subcommand("course")]
+    | Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Claims, tyro.conf.subcommand("claims")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the user's mistakes cost one line and exit code 2, no traceback."""
+    command = tyro.cli(Command, args=arguments, prog="llama2", description=__doc__)
+    try:
+        return _HANDLERS[type(command)](command)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"llama2: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "llama2: stopped; the same command goes on from the last checkpoint.", file=sys.stderr
+        )
+        return 130
+
+
+# The handlers import what they need, so that `llama2 --help` does not wait for torch.
+
+
+def _doctor(command: Doctor) -> int:
+    from llama2_lib import doctor
+
+    return doctor.main()
+
+
+def _course(command: Course) -> int:
+    from llama2_lib import course
+
+    return course.run(device=command.device, notebooks=command.notebooks)
+
+
+def _run(command: Run) -> int:
+    from llama2_lib import pipeline
+    from llama2_lib.recipes import RECIPES
+
+    recipe = RECIPES[command.recipe](command.seed)
+    if command.steps is not None:
+        pretrain = dataclasses.replace(
+            recipe.pretrain,
+            steps=command.steps,
+            warmup=min(recipe.pretrain.warmup, max(0, command.steps - 1)),
+        )
+        recipe = dataclasses.replace(recipe, pretrain=pretrain)
+    if command.data is not None:
+        corpus = dataclasses.replace(recipe.corpus, data=str(command.data.resolve()))
+        recipe = dataclasses.replace(recipe, corpus=corpus)
+    print(pipeline.artifact(command.stage, recipe, device=command.device))
+    return 0
+
+
+def _show(command: Show) -> int:
+    from llama2_lib import pipeline
+    from llama2_lib.recipes import RECIPES
+
+    recipe = RECIPES[command.recipe](command.seed)
+    for part in dataclasses.fields(recipe):
+        value = getattr(recipe, part.name)
+        if not dataclasses.is_dataclass(value):
+            print(f"{part.name} = {value}")
+            continue
+        for setting in dataclasses.fields(value):
+            print(f"{part.name}.{setting.name} = {getattr(value, setting.name)}")
+    print(f"weights = {recipe.model.n_parameters:,}")
+    for stage in pipeline.STAGES:
+        path = pipeline.artifact_path(stage, recipe)
+        print(f"{stage:10s} {'there  ' if path.exists() else 'missing'} {path}")
+    return 0
+
+
+def _chat(command: Chat) -> int:
+    from llama2_lib import pipeline
+    from llama2_lib.model.generate import generate
+    from llama2_lib.recipes import RECIPES
+
+    recipe = RECIPES[command.recipe](command.seed)
+    model, tokenizer = pipeline.load("pretrain", recipe, device=command.device)
+    print("This model only continues text. Try 'One morning', or 'Question: ...'. Ctrl-D ends.")
+    turn = 0
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            print()
+            return 0
+        if not text.strip():
+            continue
+        if text.startswith("Question:"):
+            text += "\nAnswer:"
+        prompt = tokenizer.encode(text, bos=True)
+        try:
+            [done] = generate(
+                model,
+                [prompt],
+                max_new_tokens=command.max_new_tokens,
+                temperature=command.temperature,
+                top_p=command.top_p,
+                seed=turn,
+                stop_ids={tokenizer.eos_id},
+            )
+        except ValueError as error:
+            print(f"llama2: {error}", file=sys.stderr)
+            continue
+        print(tokenizer.decode([*prompt, *done.ids]))
+        turn += 1
+
+
+def _claims(command: Claims) -> int:
+    from llama2_lib import claims
+    from llama2_lib.recipes import RECIPES
+
+    return claims.main(
+        command.ids,
+        RECIPES[command.recipe](0),
+        seeds=range(command.seeds),
+        write=command.write,
+        device=command.device,
+    )
+
+
+def _bench(command: Bench) -> int:
+    from llama2_lib import bench
+
+    run = {"train": bench.train, "generate": bench.generation}[command.what]
+    return run(pairs=command.pairs, device=command.device, precision=command.precision)
+
+
+_HANDLERS = {
+    Doctor: _doctor,
+    Course: _course,
+    Run: _run,
+    Show: _show,
+    Chat: _chat,
+    Claims: _claims,
+    Bench: _bench,
+}

@@ -1,0 +1,61 @@
+"""Where the numbers live: device, precision, and the memory a process has used."""
+
+import contextlib
+import resource
+import sys
+
+import torch
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; `auto` takes a CUDA GPU when there is one, else the CPU.
+
+    Raises:
+        ValueError: The name is unknown, or a device was asked for that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"device must be auto, cpu, cuda or cuda:N; got {name!r}. Leave it out to let the "
+            "program choose."
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA "
+            "devices. Use --device cpu, or install a PyTorch build for your GPU."
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be a CPU or a CUDA GPU; got {name!r}.")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return a context in which matrix products run in `precision`, `fp32` or `bf16`.
+
+    Weights, losses and optimiser state stay in fp32 either way.
+
+    Raises:
+        ValueError: The precision is neither of the two.
+    """
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    raise ValueError(f"precision must be fp32 or bf16; got {precision!r}.")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the work queued on `device` is done, so that a clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory this process has held, in bytes: on the GPU, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

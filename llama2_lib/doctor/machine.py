@@ -1,0 +1,210 @@
+"""Look at the machine: nothing here judges, and nothing here may stop the report."""
+
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+CGROUP = Path("/sys/fs/cgroup")
+CPU_BF16 = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16", "Arm BF16": "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What was seen. Bytes, counts and names; None where it could not be found out."""
+
+    python: tuple[int, int, int]
+    torch: str | None
+    device: str | None
+    """Name and capability of the CUDA GPU."""
+    bf16: str | None
+    """What makes bfloat16 fast here: `AMX`, `AVX512_BF16`, `CUDA`."""
+    cores: int
+    threads: int
+    free_memory: int
+    free_disk: int
+    artifacts: Path
+    write_error: str | None
+    font: str | None
+    kernel: str | None
+    """Interpreter that the `python3` kernel starts."""
+    interpreter: str
+    tokens_per_second: float | None
+    """Training speed in fp32 on the CPU: the fastest step."""
+    median_tokens_per_second: float | None
+    """Training speed of the median step; far lower when other programs hold the cores."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Probe -> message, for probes that raised."""
+
+
+def inspect_machine(artifacts: Path | None = None, *, seconds: float = 2.0) -> Machine:
+    """Look at everything; train for `seconds` to read the speed.
+
+    Args:
+        artifacts: Where training writes; the pipeline's own folder if left out.
+        seconds: Length of the speed reading.
+    """
+    problems: dict[str, str] = {}
+
+    def attempt(name: str, probe: Callable[[], Result]) -> Result | None:
+        try:
+            return probe()
+        except Exception as error:  # whatever is broken here is what the report is about
+            problems[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            return None
+
+    artifacts = artifacts or attempt("pipeline", _artifact_root) or Path("artifacts")
+    fastest, median = attempt("speed", lambda: training_speed(seconds)) or (None, None)
+    return Machine(
+        python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
+        torch=attempt("torch", _torch_version),
+        device=attempt("device", _cuda_device),
+        bf16=attempt("bf16", _bf16_hardware),
+        cores=usable_cores(),
+        threads=attempt("threads", _torch_threads) or 1,
+        free_memory=attempt("memory", free_memory) or 0,
+        free_disk=attempt("disk", lambda: _free_disk(artifacts)) or 0,
+        artifacts=artifacts,
+        write_error=_write_error(artifacts),
+        font=attempt("font", _font),
+        kernel=attempt("kernel", _kernel_interpreter),
+        interpreter=sys.executable,
+        tokens_per_second=fastest,
+        median_tokens_per_second=median,
+        problems=problems,
+    )
+
+
+def usable_cores(cgroup: Path = CGROUP) -> int:
+    """Return how many cores this process may use: affinity, and a container's quota."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else (os.cpu_count() or 1)
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return cores if quota == "max" else min(cores, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
+
+
+def free_memory(cgroup: Path = CGROUP) -> int:
+    """Return the free memory in bytes, within a container's limit."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        return available if limit == "max" else min(available, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        return available
+
+
+def training_speed(seconds: float = 2.0) -> tuple[float, float]:
+    """Train a nano-sized Llama 2 on random tokens (fp32, CPU).
+
+    Returns:
+        Tokens per second of the fastest and of the median step. The first is not counted: it
+        allocates.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from llama2_lib import rng
+    from llama2_lib.model.config import ModelConfig
+    from llama2_lib.model.transformer import Transformer, initialise
+
+    config = ModelConfig()
+    model = initialise(Transformer(config), seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    source = rng.generator(0, "doctor")
+    ids = torch.randint(config.vocab_size, (8, 257), generator=source)
+    durations: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(durations) < 4:
+        start = time.perf_counter()
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        durations.append(time.perf_counter() - start)
+    tokens, counted = ids[:, 1:].numel(), durations[1:]
+    return tokens / min(counted), tokens / statistics.median(counted)
+
+
+def _artifact_root() -> Path:
+    from llama2_lib.pipeline import artifact_root
+
+    return artifact_root()
+
+
+def _torch_version() -> str:
+    import torch
+
+    return torch.__version__
+
+
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _cuda_device() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"{torch.cuda.get_device_name()} (capability {major}.{minor}, {memory:.0f} GiB)"
+
+
+def _bf16_hardware() -> str | None:
+    """Emulated bf16 is slower than fp32, so only hardware counts."""
+    import torch
+
+    names = []
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+        names.append("CUDA")
+    capabilities = torch.cpu.get_capabilities()
+    names += [label for label, key in CPU_BF16.items() if capabilities.get(key)]
+    return ", ".join(names) or None
+
+
+def _free_disk(folder: Path) -> int:
+    import psutil
+
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return psutil.disk_usage(str(existing)).free
+
+
+def _write_error(folder: Path) -> str | None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"doctor")
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}"
+    return None
+
+
+def _font() -> str:
+    from matplotlib.font_manager import findfont
+
+    return str(findfont("DejaVu Sans", fallback_to_default=False))
+
+
+def _kernel_interpreter() -> str:
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    # a bare `python` is replaced by the running interpreter when the kernel starts
+    return sys.executable if os.sep not in command else command

@@ -1,0 +1,270 @@
+"""Batched generation from ragged prompts with a key/value cache."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llama2_lib import rng
+from llama2_lib.model.cache import KVCache
+from llama2_lib.model.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was generated after one prompt."""
+
+    ids: list[int]
+    """Generated ids; the stop id, when there was one, is the last."""
+    logprobs: list[float]
+    """Of each id, in nats, under the distribution it was sampled from."""
+    finished: bool
+    """Whether a stop id ended it, rather than `max_new_tokens`."""
+
+
+def nucleus(
+    probabilities: Float[Tensor, "batch vocab"], top_p: float
+) -> Float[Tensor, "batch vocab"]:
+    """Keep the smallest set of tokens whose mass reaches `top_p`, and renormalise.
+
+    The token that crosses the threshold stays, so at least one always does.
+    """
+    if top_p >= 1.0:
+        return probabilities
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    ordered = ordered.masked_fill(before >= top_p, 0.0)
+    kept = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def sample(
+    logits: Float[Tensor, "batch vocab"],
+    uniform: Float[Tensor, " batch"],
+    temperature: float,
+    top_p: float,
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Return one id a row and its log-probability under the distribution sampled from.
+
+    Sampling inverts the cumulative distribution at `uniform`, so a row's draw depends on that
+    row alone. At temperature 0 the largest logit is taken, and its log-probability is the
+    model's own, at temperature 1.
+    """
+    if temperature == 0.0:
+        best = logits.argmax(dim=-1)
+        chosen = logits.gather(-1, best[:, None])[:, 0]
+        return best, chosen - logits.logsumexp(dim=-1)
+    probabilities = nucleus((logits / temperature).softmax(dim=-1), top_p)
+    cumulative = probabilities.double().cumsum(dim=-1)
+    target = uniform.double() * cumulative[:, -1]
+    ids = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    # A uniform draw just below 1 may round up to the full mass: step back to a token that has
+    # some probability.
+    last = cumulative.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(dim=-1)
+    ids = torch.minimum(ids, last)
+    return ids, probabilities.gather(-1, ids[:, None])[:, 0].log()
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int | Sequence[int] = 0,
+    stop_ids: Collection[int] | Sequence[Collection[int]] = (),
+) -> list[Completion]:
+    """Continue each prompt by up to `max_new_tokens` tokens.
+
+    Prompts may differ in length. A row that has met one of its stop ids, or its limit, leaves
+    the batch.
+    What a row samples depends on its prompt and its seed, not on its companions.
+
+    Args:
+        model: The policy.
+        prompts: Non-empty lists of ids.
+        max_new_tokens: At most this many new ids, the stop id included; one limit, or one a row.
+        temperature: Divides the logits; 0 means greedy.
+        top_p: Mass of the nucleus that is sampled from; 1 keeps everything.
+        seed: One seed, from which every row's is derived, or one a row.
+        stop_ids: Ids that end a row, for all rows or one collection a row.
+
+    Raises:
+        ValueError: An argument is out of range, or prompt and answer exceed the context.
+    """
+    if not prompts:
+        raise ValueError("generate needs at least one prompt; got none.")
+    batch, vocab = len(prompts), model.config.vocab_size
+    limits = [max_new_tokens] * batch if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    _check(model, prompts, limits, temperature, top_p)
+    device, longest = model.tok_embeddings.weight.device, max(limits)
+    limit = torch.tensor(limits, device=device)
+    uniform = _uniforms(seed, batch, longest).to(device)
+    stops = _stop_table(stop_ids, batch, vocab).to(device)
+    ids = torch.zeros(batch, longest, dtype=torch.int64, device=device)
+    logprobs = torch.zeros(batch, longest, device=device)
+
+    logits, state = _prefill(model, prompts, longest)
+    rows = torch.arange(batch, device=device)  # rows of the answer that are still being written
+    alive = torch.ones(batch, dtype=torch.bool, device=device)
+    # Asking a GPU whether all rows are done makes the CPU wait for it, so it is asked less often.
+    ask_every = 1 if device.type == "cpu" else 8
+    for step in range(longest):
+        token, logprob = sample(logits, uniform[rows, step], temperature, top_p)
+        ids[rows, step], logprobs[rows, step] = token, logprob
+        alive = alive & ~stops[rows, token] & (limit[rows] > step + 1)
+        if (step + 1) % ask_every == 0:
+            n_alive = int(alive.sum())
+            if n_alive == 0:
+                break
+            if n_alive <= 0.875 * len(rows):  # copying the cache must pay for itself
+                keep = alive.nonzero()[:, 0]
+                rows, token, alive = rows[keep], token[keep], alive[keep]
+                state.keep_rows(keep)
+        if step + 1 < longest:
+            logits = state.decode(model, token)
+    return _completions(ids.cpu(), logprobs.cpu(), stops.cpu(), limit.cpu())
+
+
+class _State:
+    """The cache of the rows in the batch, and where their left padding ends."""
+
+    def __init__(self, cache: KVCache, padding: Tensor | None):
+        self.cache, self.padding = cache, padding
+        self.slots = torch.arange(cache.max_len, device=cache.layers[0].k.device)
+
+    def visible(self, queries: int) -> Tensor | None:
+        """True where one of the next `queries` tokens may look; None if that is all before it."""
+        if self.padding is None:
+            return None
+        start = self.cache.length
+        keys = self.slots[: start + queries]
+        own = self.slots[start : start + queries]
+        real = keys[None, None] >= self.padding[:, None, None]
+        # A padding token looks at itself: a softmax over nothing would be NaN.
+        return (real & (keys <= own[:, None])) | (keys == own[:, None])
+
+    def positions(self, queries: int) -> Tensor | None:
+        if self.padding is None:
+            return None
+        own = self.slots[self.cache.length : self.cache.length + queries]
+        return (own[None] - self.padding[:, None]).clamp(min=0)
+
+    def advance(self, model: Transformer, ids: Tensor) -> Tensor:
+        """Return the logits after the last of `ids`."""
+        queries = ids.shape[1]
+        hidden = model.hidden(
+            ids,
+            positions=self.positions(queries),
+            visible=self.visible(queries),
+            cache=self.cache,
+        )
+        return model.head(hidden[:, -1])
+
+    def decode(self, model: Transformer, token: Tensor) -> Tensor:
+        return self.advance(model, token[:, None])
+
+    def keep_rows(self, keep: Tensor) -> None:
+        self.cache.keep_rows(keep)
+        if self.padding is not None:
+            self.padding = self.padding[keep]
+
+
+def _prefill(
+    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> tuple[Tensor, _State]:
+    """Run the prompts, padded on the left to one length; return the next logits and the state."""
+    device = model.tok_embeddings.weight.device
+    longest = max(map(len, prompts))
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    cache = KVCache(
+        model.config,
+        len(prompts),
+        longest + max_new_tokens,
+        device,
+        torch.get_autocast_dtype(device.type)
+        if torch.is_autocast_enabled(device.type)
+        else model.tok_embeddings.weight.dtype,
+    )
+    state = _State(cache, padding if bool(padding.any()) else None)
+    return state.advance(model, ids), state
+
+
+def _uniforms(seed: int | Sequence[int], batch: int, steps: int) -> Tensor:
+    """Return (batch, steps) draws from [0, 1), every row from a generator of its own."""
+    if isinstance(seed, int):
+        seeds: Sequence[int] = [rng.seed_from(seed, "generate", row) for row in range(batch)]
+    else:
+        seeds = seed
+    if len(seeds) != batch:
+        raise ValueError(f"seed must be one number or one a prompt; got {len(seeds)} for {batch}.")
+    return torch.stack([torch.rand(steps, generator=rng.generator(s, "tokens")) for s in seeds])
+
+
+def _stop_table(
+    stop_ids: Collection[int] | Sequence[Collection[int]], batch: int, vocab: int
+) -> Tensor:
+    """Return (batch, vocab), True where an id ends a row."""
+    per_row = list(stop_ids)
+    if not per_row or isinstance(per_row[0], int):
+        per_row = [stop_ids] * batch
+    if len(per_row) != batch:
+        raise ValueError(
+            f"stop_ids must be one collection or one a prompt; got {len(per_row)} for {batch}."
+        )
+    table = torch.zeros(batch, vocab, dtype=torch.bool)
+    for row, ids in enumerate(per_row):
+        table[row, list(ids)] = True
+    return table
+
+
+def _completions(ids: Tensor, logprobs: Tensor, stops: Tensor, limit: Tensor) -> list[Completion]:
+    """Cut every row after its first stop id, or at its limit."""
+    hit = stops.gather(1, ids) & (torch.arange(ids.shape[1]) < limit[:, None])
+    finished = hit.any(dim=1)
+    length = torch.where(finished, hit.int().argmax(dim=1) + 1, limit)
+    return [
+        Completion(ids[row, :n].tolist(), logprobs[row, :n].tolist(), bool(finished[row]))
+        for row, n in enumerate(length.tolist())
+    ]
+
+
+def _check(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    temperature: float,
+    top_p: float,
+) -> None:
+    if len(limits) != len(prompts):
+        raise ValueError(
+            f"max_new_tokens must be one number or one a prompt; got {len(limits)} for "
+            f"{len(prompts)}."
+        )
+    if min(limits) < 1:
+        raise ValueError(f"max_new_tokens must be at least 1; got {min(limits)}.")
+    if not temperature >= 0.0:
+        raise ValueError(f"temperature must be 0 (greedy) or positive; got {temperature}.")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p must lie in (0, 1]; got {top_p}.")
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {index} is empty; begin it with the BOS id.")
+        if not 0 <= min(prompt) <= max(prompt) < model.config.vocab_size:
+            raise ValueError(
+                f"ids of prompt {index} must lie in 0...{model.config.vocab_size - 1}; got "
+                f"{min(prompt)}...{max(prompt)}. Is it the tokenizer the model was trained with?"
+            )
+    # Rows share one cache, in which shorter prompts are padded to the longest.
+    room = model.config.max_seq_len - max(map(len, prompts))
+    if max(limits) > room:
+        raise ValueError(
+            f"prompt and answer must fit {model.config.max_seq_len} tokens; the longest "
+            f"prompt leaves {max(room, 0)} of the {max(limits)} asked for. "
+            "Shorten the dialog or lower max_new_tokens."
+        )

@@ -1,0 +1,138 @@
+"""The decoder: embeddings, blocks, final norm, output head (paper section 2.2)."""
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor, nn
+
+from llama2_lib import rng
+from llama2_lib.model.attention import Attention
+from llama2_lib.model.cache import KVCache, LayerCache
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.layers import FeedForward, RMSNorm, rotary_table
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each behind a norm and beside a residual path."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        rotation: Complex[Tensor, "#batch seq pairs"],
+        visible: Bool[Tensor, "#batch seq keys"] | None = None,
+        cache: LayerCache | None = None,
+        start: int = 0,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Return h + FFN(norm(h)) with h = x + Attention(norm(x))."""
+        h = x + self.attention(self.attention_norm(x), rotation, visible, cache, start)
+        return h + self.feed_forward(self.ffn_norm(h))
+
+
+class Transformer(nn.Module):
+    """A Llama 2. Parameter names are Meta's, so that real weights load."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        *,
+        positions: Int[Tensor, "batch seq"] | None = None,
+        visible: Bool[Tensor, "#batch seq keys"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Return the logits of each next token, in fp32 (fp64 for an fp64 model).
+
+        Args:
+            ids: Token ids.
+            positions: Rotary position of each token; counted from the cache's end if left out.
+            visible: True where a token (row) may look at a key (column); causal if left out.
+            cache: Keys and values of the tokens before these; extended in place.
+
+        Raises:
+            ValueError: The sequence does not fit `max_seq_len`.
+        """
+        return self.head(self.hidden(ids, positions=positions, visible=visible, cache=cache))
+
+    def head(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+        """Return the logits of normalised hidden states."""
+        logits = self.output(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def hidden(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        *,
+        positions: Int[Tensor, "batch seq"] | None = None,
+        visible: Bool[Tensor, "#batch seq keys"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Return the hidden states after the final norm: what `head` and value heads read."""
+        start = cache.length if cache is not None else 0
+        end = start + ids.shape[1]
+        limit = self.config.max_seq_len if cache is None else cache.max_len
+        if end > limit:
+            raise ValueError(
+                f"a sequence must fit {limit} tokens; got {end}. Shorten it, or use a model with "
+                "a larger max_seq_len."
+            )
+        if visible is None and start > 0 and ids.shape[1] > 1:
+            # PyTorch's own causal mask starts at the upper left; new tokens stand at the end.
+            visible = torch.ones(1, ids.shape[1], end, dtype=torch.bool, device=ids.device)
+            visible = visible.tril(start)
+        h = self.tok_embeddings(ids)
+        rotation = self.rotation(h, positions, start)
+        for index, layer in enumerate(self.layers):
+            h = layer(h, rotation, visible, cache and cache.layers[index], start)
+        if cache is not None:
+            cache.length = end
+        return self.norm(h)
+
+    def rotation(
+        self,
+        h: Float[Tensor, "batch seq dim"],
+        positions: Int[Tensor, "batch seq"] | None = None,
+        start: int = 0,
+    ) -> Complex[Tensor, "#batch seq pairs"]:
+        """Return the rotary factors of `positions`, or of `start, start + 1, ...`."""
+        config = self.config
+        dtype = torch.complex128 if h.dtype == torch.float64 else torch.complex64
+        table = rotary_table(
+            config.head_dim, config.max_seq_len, config.rope_theta, dtype, h.device
+        )
+        if positions is not None:
+            return table[positions]
+        return table[start : start + h.shape[1]].unsqueeze(0)
+
+
+def initialise(model: Transformer, seed: int) -> Transformer:
+    """Fill `model` with random weights that depend on `seed` and each parameter's name only.
+
+    Normal with standard deviation 0.02, as is common; the projections that write into the
+    residual stream are smaller by sqrt(2 * n_layers), so that depth does not inflate it. The
+    paper states no initialisation.
+    """
+    depth = (2 * model.config.n_layers) ** -0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+                continue
+            scale = depth if name.endswith(("wo.weight", "w2.weight")) else 1.0
+            noise = torch.empty(parameter.shape).normal_(
+                0.0, 0.02 * scale, generator=rng.generator(seed, "initialise", name)
+            )
+            parameter.copy_(noise)
+    return model

@@ -1,0 +1,55 @@
+"""Language-model losses: every next token, or only the marked ones (paper sections 2.2, 3.1)."""
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from llama2_lib.objectives.terms import LossTerm
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch seq vocab"], ids: Int[Tensor, "batch seq+1"]
+) -> LossTerm:
+    """Negative log-likelihood of each token given those before it, in nats.
+
+    The shift happens here and nowhere else: `logits[:, t]` is scored against `ids[:, t + 1]`.
+
+    Args:
+        logits: Of every position but the last.
+        ids: The sequence, one longer than the logits.
+    """
+    total = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    return LossTerm(total, total.new_tensor(ids[:, 1:].numel()), {})
+
+
+def masked_loss(
+    logits: Float[Tensor, "batch seq vocab"],
+    ids: Int[Tensor, "batch seq+1"],
+    loss_mask: Bool[Tensor, "batch seq+1"],
+) -> LossTerm:
+    """Negative log-likelihood of the marked tokens only, in nats.
+
+    Args:
+        logits: Of every position but the last.
+        ids: The sequence, one longer than the logits.
+        loss_mask: True where a token is a TARGET. The first token of a row never is one that
+            can be scored, so it must be False.
+
+    Raises:
+        ValueError: No token is marked, or the first of a row is.
+    """
+    if bool(loss_mask[:, 0].any()):
+        raise ValueError(
+            "the first token of a row cannot be a target, for nothing comes before it; "
+            f"rows {loss_mask[:, 0].nonzero()[:5, 0].tolist()} mark it."
+        )
+    targets = loss_mask[:, 1:]
+    count = targets.sum()
+    if count == 0:
+        raise ValueError(
+            f"loss_mask marks none of {targets.numel()} tokens, so there is nothing to learn "
+            "from. Were the answers cut off?"
+        )
+    nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    total = nats.masked_fill(~targets.flatten(), 0.0).sum()
+    return LossTerm(total, count.to(total.dtype), {})

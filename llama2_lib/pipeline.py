@@ -1,0 +1,377 @@
+"""The graph of stages and its cache: ask for an artifact, and what is missing is built first.
+
+`artifacts/<stage>/<fingerprint>/` holds a finished stage. The fingerprint covers the stage, its
+version, its settings and its inputs' fingerprints, so a changed number never meets stale files.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from llama2_lib import storage
+from llama2_lib.device import choose_device
+from llama2_lib.evaluation.language import fact_recall, recall_answers
+from llama2_lib.model.generate import generate
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.weights import load_model
+from llama2_lib.recipes import Recipe
+from llama2_lib.stages import corpus as corpus_stage
+from llama2_lib.stages import tokenizer as tokenizer_stage
+from llama2_lib.stages.pretrain import Report, pretrain
+from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
+from llama2_lib.world import make_world
+from llama2_lib.world.questions import recall_items
+
+StageName = Literal["tokenizer", "corpus", "pretrain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a stage gets to do its work."""
+
+    recipe: Recipe
+    folder: Path
+    inputs: dict[str, Path]
+    device: torch.device
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One node of the graph."""
+
+    version: int
+    """Raised by hand, with a line in CHANGELOG, when the same settings give another result."""
+    inputs: tuple[str, ...]
+    settings: Callable[[Recipe], dict[str, Any]]
+    """The part of a recipe that this stage depends on."""
+    work: Callable[[Recipe], int]
+    """Steps for the progress bar, each about as long as a pretraining step of that recipe."""
+    run: Callable[[Job], None]
+
+
+def _run_tokenizer(job: Job) -> None:
+    tokenizer_stage.run(job.recipe.tokenizer, job.recipe.corpus, job.folder)
+
+
+def _run_corpus(job: Job) -> None:
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    corpus_stage.build_corpus(job.recipe.corpus, tokenizer, job.folder)
+
+
+def _run_pretrain(job: Job) -> None:
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    model = pretrain(
+        job.recipe.pretrain,
+        job.recipe.model,
+        corpus_stage.load_corpus(job.inputs["corpus"], "train"),
+        corpus_stage.load_corpus(job.inputs["corpus"], "validation"),
+        job.folder,
+        job.device,
+        job.report,
+    )
+    storage.write_atomically(
+        job.folder / "tokenizer.model", (job.inputs["tokenizer"] / "tokenizer.model").read_bytes()
+    )
+    storage.write_atomically(
+        job.folder / "samples.txt", write_samples(model, tokenizer, job.recipe)
+    )
+
+
+STAGES: dict[str, Stage] = {
+    "tokenizer": Stage(
+        version=1,
+        inputs=(),
+        settings=lambda r: {
+            "tokenizer": dataclasses.asdict(r.tokenizer),
+            "corpus": _corpus_settings(r),
+            "n_documents": min(tokenizer_stage.N_DOCUMENTS, r.corpus.n_documents),
+        },
+        work=lambda r: 10,
+        run=_run_tokenizer,
+    ),
+    "corpus": Stage(
+        version=1,
+        inputs=("tokenizer",),
+        settings=lambda r: {
+            "corpus": _corpus_settings(r),
+            "n_documents": r.corpus.n_documents,
+            "n_validation": r.corpus.n_validation,
+        },
+        work=lambda r: 20,
+        run=_run_corpus,
+    ),
+    "pretrain": Stage(
+        version=1,
+        inputs=("tokenizer", "corpus"),
+        settings=lambda r: {
+            "model": r.model.to_json(),
+            "pretrain": dataclasses.asdict(r.pretrain),
+        },
+        work=lambda r: r.pretrain.steps,
+        run=_run_pretrain,
+    ),
+}
+
+
+def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the texts depend on: the settings of the world, or the bytes of a folder."""
+    config = recipe.corpus
+    document: dict[str, Any] = {"world_seed": config.world_seed, "shares": config.shares}
+    if config.data is not None:
+        paths = sorted(p for p in Path(config.data).rglob("*") if p.suffix in (".txt", ".jsonl"))
+        document["data"] = [storage.file_sha256(path) for path in paths]
+    else:
+        document["lexicon"] = _lexicon_fingerprint()
+    return document
+
+
+def _lexicon_fingerprint() -> str:
+    from llama2_lib.world.lexicon import lexicon_folder
+
+    paths = sorted(lexicon_folder().glob("*.txt"))
+    return storage.fingerprint({path.name: storage.file_sha256(path) for path in paths})
+
+
+def fingerprint(stage: str, recipe: Recipe) -> str:
+    """Return the 12 hex digits that name `stage` of `recipe`.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
+    node = STAGES[stage]
+    inputs = {name: fingerprint(name, recipe) for name in node.inputs}
+    return storage.fingerprint(
+        {"stage": stage, "version": node.version, "config": node.settings(recipe), "inputs": inputs}
+    )
+
+
+def artifact_root() -> Path:
+    """Return where artifacts live: `$LLAMA2_ARTIFACTS`, or `artifacts/` beside the library."""
+    if "LLAMA2_ARTIFACTS" in os.environ:
+        return Path(os.environ["LLAMA2_ARTIFACTS"])
+    home = Path(__file__).resolve().parents[1]
+    return (home if (home / "pyproject.toml").is_file() else Path.cwd()) / "artifacts"
+
+
+def artifact_path(stage: str, recipe: Recipe, root: Path | None = None) -> Path:
+    """Return the folder of a finished stage, whether or not it is there yet."""
+    return (root or artifact_root()) / stage / fingerprint(stage, recipe)
+
+
+def missing(stage: str, recipe: Recipe, root: Path | None = None) -> list[str]:
+    """Return the stages that must run before `stage` of `recipe` is there, in order."""
+    if artifact_path(stage, recipe, root).exists():
+        return []
+    names: list[str] = []
+    for name in STAGES[stage].inputs:
+        names += [other for other in missing(name, recipe, root) if other not in names]
+    return [*names, stage]
+
+
+def artifact(
+    stage: str,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    root: Path | None = None,
+    bar: bool = True,
+) -> Path:
+    """Return the finished folder of `stage`, after running what is missing.
+
+    Safe to call from several processes: one builds, the others wait. A damaged folder is set
+    aside with a message and built again. An interrupted stage goes on where it stopped.
+
+    Args:
+        stage: Name of a stage.
+        recipe: All settings.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        root: Where artifacts live; `artifact_root()` if left out.
+        bar: Whether to show progress.
+    """
+    root = root or artifact_root()
+    todo = missing(stage, recipe, root)
+    total = sum(STAGES[name].work(recipe) for name in todo)
+    with tqdm(total=total, disable=not bar or not todo, unit="step", leave=False) as progress:
+        return _ensure(stage, recipe, root, choose_device(device), progress)
+
+
+def _ensure(stage: str, recipe: Recipe, root: Path, device: torch.device, progress: tqdm) -> Path:
+    inputs = {name: _ensure(name, recipe, root, device, progress) for name in STAGES[stage].inputs}
+    name = fingerprint(stage, recipe)
+    final = root / stage / name
+    if _is_sound(final, stage, name):
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.parent / f".{name}.lock"):
+        if not _is_sound(final, stage, name):  # another process may have built it meanwhile
+            _build(stage, recipe, final, inputs, device, progress)
+    return final
+
+
+def _is_sound(final: Path, stage: str, name: str) -> bool:
+    """Check a folder; one that is damaged is set aside, with a message."""
+    try:
+        storage.read_sealed(final, stage, name)
+    except FileNotFoundError:
+        return False
+    except storage.DamagedArtifactError as error:
+        aside = storage.set_aside(final)
+        print(f"{error} Kept as {aside.name}; building it again.", file=sys.stderr)
+        return False
+    return True
+
+
+def _build(
+    stage: str,
+    recipe: Recipe,
+    final: Path,
+    inputs: dict[str, Path],
+    device: torch.device,
+    progress: tqdm,
+) -> None:
+    meta = {
+        "stage": stage,
+        "fingerprint": final.name,
+        "recipe": recipe.name,
+        "config": STAGES[stage].settings(recipe),
+        "inputs": {name: path.name for name, path in inputs.items()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "stage": STAGES[stage].version,
+        },
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    begin, shown = time.perf_counter(), 0
+    progress.set_description(stage)
+
+    def report(done: int, words: str) -> None:
+        nonlocal shown
+        progress.set_postfix_str(words, refresh=False)
+        progress.update(done - shown)
+        shown = done
+
+    with storage.staged_folder(final, meta) as staging:
+        STAGES[stage].run(Job(recipe, staging, inputs, device, report))
+        meta["wall_seconds"] = round(time.perf_counter() - begin, 2)
+    progress.update(STAGES[stage].work(recipe) - shown)
+
+
+def artifacts(
+    requests: Sequence[tuple[str, Recipe]],
+    *,
+    device: str = "auto",
+    root: Path | None = None,
+    bar: bool = True,
+    workers: int | None = None,
+) -> list[Path]:
+    """Return the folders of many small runs, training those that are missing side by side.
+
+    On a CPU every run gets one core: small models keep one core busy and waste the second. On
+    a GPU they run one after the other.
+    """
+    root = root or artifact_root()
+    chosen = choose_device(device)
+    for stage, recipe in requests:  # shared inputs first, so that no two workers build one
+        for name in STAGES[stage].inputs:
+            artifact(name, recipe, device=device, root=root, bar=bar)
+    absent = list(dict.fromkeys(r for r in requests if missing(*r, root)))
+    if chosen.type == "cuda" or len(absent) == 1:
+        for stage, recipe in absent:
+            artifact(stage, recipe, device=device, root=root, bar=bar)
+    elif absent:
+        _in_processes(absent, root, bar, workers or _n_cores())
+    return [
+        artifact(stage, recipe, device=device, root=root, bar=bar) for stage, recipe in requests
+    ]
+
+
+def _in_processes(
+    requests: Sequence[tuple[str, Recipe]], root: Path, bar: bool, workers: int
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    cost = {r: STAGES[r[0]].work(r[1]) * r[1].model.n_parameters for r in requests}
+    # Longest first, so that no core idles at the end.
+    ordered = sorted(requests, key=lambda r: -cost[r])
+    with (
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool,
+        tqdm(
+            total=len(requests), disable=not bar, unit="run", leave=False, desc="grid"
+        ) as progress,
+    ):
+        waiting = [pool.submit(_one_artifact, stage, recipe, root) for stage, recipe in ordered]
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                progress.update(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _n_cores() -> int:
+    # Linux tells what this process may use, which in a container is less than there is.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _one_artifact(stage: str, recipe: Recipe, root: Path) -> None:
+    artifact(stage, recipe, device="cpu", root=root, bar=False)
+
+
+def load(stage: str, recipe: Recipe, **options: Any) -> tuple[Transformer, Tokenizer]:
+    """Return the model and tokenizer of a stage that trains one, building what is missing."""
+    folder = artifact(stage, recipe, **options)
+    device = choose_device(options.get("device", "auto"))
+    return load_model(folder, device)[0], load_tokenizer(folder)
+
+
+STORY_STARTS = ("One morning", "Once there was", "It was a", "The", "In the evening")
+
+
+def write_samples(model: Transformer, tokenizer: Tokenizer, recipe: Recipe) -> str:
+    """Return ten generations for people to read: five stories and five answers."""
+    starts = [tokenizer.encode(text, bos=True) for text in STORY_STARTS]
+    room = min(96, recipe.model.max_seq_len - max(map(len, starts)))
+    stories = generate(
+        model, starts, max_new_tokens=room, temperature=0.7, top_p=0.9,
+        seed=recipe.pretrain.seed, stop_ids={tokenizer.eos_id},
+    )  # fmt: skip
+    lines = [
+        f"{text}{tokenizer.decode([*start, *done.ids])[len(text) :]}"
+        for text, start, done in zip(STORY_STARTS, starts, stories, strict=True)
+    ]
+    if recipe.corpus.data is None:
+        items = recall_items(make_world(recipe.corpus.world_seed))[::31][:5]
+        answers = recall_answers(model, tokenizer, items)
+        lines += [
+            f"{item.prompt} {answer}   [right: {item.answer}; {item.exposure}]"
+            for item, answer in zip(items, answers, strict=True)
+        ]
+    return "\n---\n".join(lines) + "\n"
+
+
+def recall(recipe: Recipe, **options: Any) -> dict[str, Any]:
+    """Return `fact_recall` of the pretrained model of `recipe` on its world."""
+    model, tokenizer = load("pretrain", recipe, **options)
+    world = make_world(recipe.corpus.world_seed)
+    return fact_recall(model, tokenizer, world, recall_items(world))

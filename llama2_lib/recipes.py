@@ -1,0 +1,100 @@
+"""Complete settings of a run, as functions: a recipe only changes numbers.
+
+A variant is `dataclasses.replace(nano(), ...)`; a new experiment is a new function here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.stages.corpus import CorpusConfig
+from llama2_lib.stages.pretrain import PretrainConfig
+from llama2_lib.text.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Every number of a chain, from text to a trained model."""
+
+    name: str
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    pretrain: PretrainConfig
+
+    def __post_init__(self) -> None:
+        if self.model.vocab_size != self.tokenizer.vocab_size:
+            raise ValueError(
+                f"model and tokenizer must have the same vocab_size; got {self.model.vocab_size} "
+                f"and {self.tokenizer.vocab_size}."
+            )
+
+
+def nano(seed: int = 0) -> Recipe:
+    """The default: about a million weights, trained in minutes on two CPU cores."""
+    return Recipe(
+        name="nano",
+        corpus=CorpusConfig(),
+        tokenizer=TokenizerConfig(vocab_size=1024),
+        model=ModelConfig(vocab_size=1024, dim=128, n_layers=4, n_heads=8, n_kv_heads=2),
+        pretrain=PretrainConfig(
+            steps=800, batch_size=16, seq_len=256, peak_lr=5e-3, warmup=40, seed=seed
+        ),
+    )
+
+
+def toy(seed: int = 0) -> Recipe:
+    """For unit tests: every stage in a few seconds; it learns little."""
+    return Recipe(
+        name="toy",
+        corpus=CorpusConfig(n_documents=600, n_validation=40),
+        tokenizer=TokenizerConfig(vocab_size=512),
+        model=ModelConfig(
+            vocab_size=512, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, multiple_of=8, max_seq_len=128
+        ),
+        pretrain=PretrainConfig(
+            steps=30, batch_size=4, seq_len=64, peak_lr=5e-3, warmup=3,
+            eval_every=10, save_every=5, seed=seed,
+        ),
+    )  # fmt: skip
+
+
+def grid(seed: int = 0) -> Recipe:
+    """One point of a grid: nano's texts, a model so small that one core trains it in seconds."""
+    recipe = nano(seed)
+    return replace(
+        recipe,
+        name="grid",
+        model=replace(recipe.model, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=256),
+        pretrain=PretrainConfig(
+            steps=300, batch_size=16, seq_len=128, peak_lr=1e-2, warmup=15,
+            eval_every=300, save_every=300, seed=seed,
+        ),
+    )  # fmt: skip
+
+
+def small(seed: int = 0) -> Recipe:
+    """For one GPU: 29 million weights, context 1,024, bf16, compiled."""
+    recipe = nano(seed)
+    return replace(
+        recipe,
+        name="small",
+        corpus=CorpusConfig(n_documents=400_000),
+        tokenizer=TokenizerConfig(vocab_size=1024),
+        model=ModelConfig(
+            vocab_size=1024, dim=512, n_layers=9, n_heads=8, n_kv_heads=2, multiple_of=256,
+            max_seq_len=1024,
+        ),
+        pretrain=PretrainConfig(
+            steps=1500, batch_size=64, seq_len=1024, peak_lr=2e-3, warmup=100,
+            precision="bf16", compile=True, save_every=500, seed=seed,
+        ),
+    )  # fmt: skip
+
+
+RECIPES: dict[str, Callable[[int], Recipe]] = {
+    "toy": toy,
+    "grid": grid,
+    "nano": nano,
+    "small": small,
+}

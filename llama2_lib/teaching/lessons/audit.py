@@ -1,0 +1,179 @@
+"""Are the notebooks what their sources give, and do the lessons keep the house rules?
+
+Nothing is executed here: outputs are nbval's business.
+"""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from nbformat import NotebookNode
+
+from llama2_lib.teaching.lessons.source import (
+    ignored,
+    marker_faults,
+    read_notebook,
+    read_source,
+    sources,
+    tags,
+    teacher,
+)
+
+LONGEST_CELL = 25  # lines, unless tagged `long`
+KNOWN_TAGS = {
+    "exercise", "hide-input", "long", "nbval-ignore-output", "nbval-skip", "raises-exception",
+    "skip-execution", "solution",
+}  # fmt: skip
+HEAD = {
+    "a title ('# ...')": r"\A# \S",
+    "'be able to explain'": r"able to explain",
+    "'Prerequisites'": r"prerequisites",
+    "'Paper sections'": r"paper sections?",
+    "'Minutes'": r"minutes",
+}
+FOOT = {
+    "'## What the paper reported, what we measured'": r"paper reported",
+    "'## Exercises'": r"exercises",
+    "'## Questions to think about'": r"questions",
+    "'## Next'": r"next",
+}
+EXERCISES = range(3, 7)
+FORBIDDEN = {
+    r"\b(interact|interactive|interactive_output|Output)\(": (
+        "uses an Output widget, which nbval cannot compare; use llama2_lib.widgets.Explorer"
+    ),
+    r"\bplt\.|import matplotlib\.pyplot": (
+        "uses pyplot, which keeps every figure; use llama2_lib.figures.new_figure and show"
+    ),
+    r";\s*\Z": "ends with a semicolon, which hides nothing under nbval; assign the value instead",
+}
+MACHINE = {
+    r" at 0x[0-9a-f]{6,}": "prints the address of an object",
+    r"(/home/|/Users/|/root/|/tmp/)\w": "prints a folder of one machine",
+}
+Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+
+
+def check(names: Names = (), /, *, folder: Path = Path("notebooks")) -> list[str]:
+    """Return one line for each way in which a notebook is stale, missing or against the rules."""
+    faults = []
+    for path in sources(folder, names):
+        written = folder / f"{path.stem}.ipynb"
+        found = lesson_faults(path) + notebook_faults(path, written)
+        faults += [f"{path.stem}: {fault}" for fault in found]
+    if not names:
+        known = {path.stem for path in sources(folder)}
+        orphans = [path for path in sorted(folder.glob("*.ipynb")) if path.stem not in known]
+        faults += [f"{path.stem}: no source src/{path.stem}.py" for path in orphans]
+    print(f"{len(faults)} faults in {folder}")
+    return faults
+
+
+def notebook_faults(source: Path, written: Path) -> list[str]:
+    """Compare a notebook with its source, and look for cells that nbval would pass over."""
+    if not written.exists():
+        return ["the notebook is missing; build it"]
+    notebook = read_notebook(written)
+    wanted = teacher(source)
+    if notebook.metadata.get("kernelspec") != wanted.metadata.kernelspec:
+        return ["the kernelspec is not python3; build it anew"]
+    if _bare(notebook) != _bare(wanted):
+        return ["stale: the notebook is not what its source gives; build it anew"]
+    faults = []
+    for cell in notebook.cells:
+        if cell.cell_type != "code" or not cell.source.strip() or "skip-execution" in tags(cell):
+            continue
+        if cell.execution_count is None:
+            faults.append(f"{cell.id} was never run, so nbval would compare nothing; build it anew")
+        failed = any(output.output_type == "error" for output in cell.outputs)
+        if failed and "raises-exception" not in tags(cell):
+            faults.append(f"{cell.id} holds an error and is not tagged raises-exception")
+        if not ignored(cell):
+            faults += [
+                f"{cell.id} {reason}; print something that is the same everywhere"
+                for pattern, reason in MACHINE.items()
+                if re.search(pattern, _printed(cell))
+            ]
+    return faults
+
+
+def lesson_faults(source: Path) -> list[str]:
+    """Check a source against the rules for a lesson: head, foot, headings, cells, tags."""
+    notebook = read_source(source)
+    faults = [fault for cell in notebook.cells for fault in marker_faults(cell)]
+    faults += [fault for cell in notebook.cells for fault in _cell_faults(cell)]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell, following in zip(code, [*code[1:], None], strict=True):
+        if ignored(cell) and (following is None or ignored(following)):
+            faults.append(
+                f"{cell.id}: its output is ignored; the next code cell must be a compared check"
+            )
+    return faults + _heading_faults(notebook, exercises=not source.stem.startswith("00"))
+
+
+def _cell_faults(cell: NotebookNode) -> list[str]:
+    faults = []
+    if unknown := tags(cell) - KNOWN_TAGS:
+        faults.append(f"{cell.id}: unknown tags {sorted(unknown)}; known: {sorted(KNOWN_TAGS)}")
+    if len({"nbval-skip", "skip-execution"} & tags(cell)) == 1:
+        faults.append(f"{cell.id}: nbval-skip and skip-execution go together")
+    if cell.cell_type != "code":
+        return faults
+    lines = len([line for line in cell.source.splitlines() if line.strip()])
+    lines -= len(re.findall(r"### (BEGIN|END) SOLUTION", cell.source))
+    if lines > LONGEST_CELL and "long" not in tags(cell):
+        faults.append(f"{cell.id}: {lines} lines; at most {LONGEST_CELL}, or tag it long")
+    faults += [
+        f"{cell.id} {reason}"
+        for pattern, reason in FORBIDDEN.items()
+        if re.search(pattern, cell.source)
+    ]
+    return faults
+
+
+def _heading_faults(notebook: NotebookNode, *, exercises: bool) -> list[str]:
+    first = notebook.cells[0]
+    head = first.source if first.cell_type == "markdown" else ""
+    faults = [
+        f"the first cell lacks {what}"
+        for what, pattern in HEAD.items()
+        if not re.search(pattern, head, re.IGNORECASE)
+    ]
+    headings = _headings(notebook)
+    levels = [level for level, _ in headings]
+    if levels.count(1) != 1:
+        faults.append(f"there must be one '# ' heading, the title; got {levels.count(1)}")
+    faults += [
+        f"heading {text!r} skips a level"
+        for (level, _), (deeper, text) in pairwise(headings)
+        if deeper > level + 1
+    ]
+    wanted = {k: v for k, v in FOOT.items() if exercises or "xercises" not in k}
+    sections = [text for level, text in headings if level == 2]
+    for (what, pattern), text in zip(
+        wanted.items(), ([""] * len(wanted) + sections)[-len(wanted) :], strict=True
+    ):
+        if not re.search(pattern, text, re.IGNORECASE):
+            faults.append(f"the last sections must have, in this order, {what}; got {text!r} there")
+    count = sum(level == 3 and text.startswith("Exercise") for level, text in headings)
+    if exercises and count not in EXERCISES:
+        faults.append(f"three to six '### Exercise' headings are needed; got {count}")
+    return faults
+
+
+def _headings(notebook: NotebookNode) -> list[tuple[int, str]]:
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return [(len(marks), words.strip()) for marks, words in re.findall(r"^(#+) (.+)$", text, re.M)]
+
+
+def _bare(notebook: NotebookNode) -> list[tuple[str, str, str, NotebookNode]]:
+    return [(cell.cell_type, cell.id, cell.source, cell.metadata) for cell in notebook.cells]
+
+
+def _printed(cell: NotebookNode) -> str:
+    parts = [output.get("text", "") for output in cell.outputs]
+    parts += [output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    return "\n".join(parts)

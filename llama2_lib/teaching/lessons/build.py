@@ -1,0 +1,169 @@
+"""Execute lessons and write them as normalised notebooks: a second build gives the same bytes."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import nbformat
+import tyro
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+from tqdm import tqdm
+from traitlets.config import Config
+
+from llama2_lib.storage import write_atomically
+from llama2_lib.teaching.lessons.source import blanked, ignored, read_notebook, sources, teacher
+
+CELL_TIMEOUT = 1200  # seconds; a lesson is planned for 90 in all
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+CELL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
+Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+
+
+def build(
+    names: Names = (),
+    /,
+    *,
+    folder: Path = Path("notebooks"),
+    out: Path | None = None,
+    fresh: bool = False,
+) -> list[str]:
+    """Write executed notebooks from `folder`/src into `out` (default: `folder` itself).
+
+    Rebuilt in place, a cell whose output is ignored keeps the stored one as long as its source
+    is the same, so that a second build changes nothing; `fresh` replaces those outputs as well.
+    Returns one line per lesson that failed; the other lessons are written all the same.
+    """
+    lessons = [(path, teacher(path)) for path in sources(folder, names)]
+    return _execute_all(lessons, out or folder, keep_ignored=out is None and not fresh)
+
+
+def student(
+    names: Names = (),
+    /,
+    *,
+    folder: Path = Path("notebooks"),
+    out: Path = Path("build/student"),
+    execute: bool = False,
+) -> list[str]:
+    """Write the copies with blanks; `execute` runs them too, so that nbval can compare them."""
+    copies = [(path, blanked(path)) for path in sources(folder, names)]
+    if execute:
+        return _execute_all(copies, out)
+    for path, notebook in copies:
+        _write(notebook, out / f"{path.stem}.ipynb")
+    print(f"{len(copies)} student copies in {out}")
+    return []
+
+
+def kernel_environment() -> dict[str, str]:
+    """Return the environment of a kernel that builds or tests a notebook.
+
+    One thread, so that sums are added in one order; this checkout's library, not another's.
+    """
+    here = str(Path(__file__).resolve().parents[3])
+    inherited = os.environ.get("PYTHONPATH")
+    return {
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([here, *([inherited] if inherited else [])]),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+
+
+def execute(notebook: NotebookNode, folder: Path, on_cell: Callable[..., object]) -> NotebookNode:
+    """Run all cells with `folder` as working directory and return the normalised notebook.
+
+    Raises:
+        CellExecutionError: A cell raised and is not tagged `raises-exception`.
+    """
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        coalesce_streams=True,
+        record_timing=False,
+        store_widget_state=False,
+        on_cell_executed=on_cell,
+        resources={"metadata": {"path": str(folder)}},
+        config=Config(KernelManager={"transport_encryption": "auto"}),
+    )
+    client.execute(env=kernel_environment())
+    return normalise(notebook)
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Remove in place what changes from run to run and means nothing to a reader.
+
+    Widget views go, for a stored one is dead: the picture or text beside it stays. Tracebacks
+    are cut to their last line, since they quote paths and line numbers of this machine.
+    """
+    notebook.metadata["language_info"] = nbformat.from_dict({"name": "python"})
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [kept for output in cell.outputs if (kept := _normal_output(output))]
+    return notebook
+
+
+def _normal_output(output: NotebookNode) -> NotebookNode | None:
+    if "text" in output:
+        output.text = CELL_FILE.sub("cell.py", output.text)
+    if output.output_type == "error":
+        output.traceback = [f"{output.ename}: {output.evalue}"]
+    if "data" in output:
+        output.data.pop(WIDGET_VIEW, None)
+        return output if output.data else None
+    return output
+
+
+def _keep_ignored_outputs(notebook: NotebookNode, written: Path) -> None:
+    if not written.exists():
+        return
+    before = {cell.id: cell for cell in read_notebook(written).cells}
+    for cell in notebook.cells:
+        old = before.get(cell.id)
+        if cell.cell_type == "code" and old and ignored(cell) and old.source == cell.source:
+            cell.outputs = old.get("outputs", [])
+
+
+def _execute_all(
+    lessons: Sequence[tuple[Path, NotebookNode]], out: Path, *, keep_ignored: bool = False
+) -> list[str]:
+    out.mkdir(parents=True, exist_ok=True)
+    faults = []
+    runnable = [sum(map(_runs, notebook.cells)) for _, notebook in lessons]
+    with tqdm(total=sum(runnable), unit="cell", dynamic_ncols=True) as progress:
+        for (path, notebook), cells in zip(lessons, runnable, strict=True):
+            progress.set_description(path.stem)
+            before = progress.n
+            try:
+                finished = execute(notebook, out, lambda **_: progress.update())
+                written = out / f"{path.stem}.ipynb"
+                if keep_ignored:
+                    _keep_ignored_outputs(finished, written)
+                _write(finished, written)
+            except CellExecutionError as error:
+                faults.append(f"{path.name}: {error}")
+            except (DeadKernelError, TimeoutError) as error:
+                faults.append(f"{path.name}: the kernel died or a cell ran too long: {error}")
+            progress.update(before + cells - progress.n)  # a lesson that stopped early
+    print(f"{len(lessons) - len(faults)} of {len(lessons)} notebooks executed into {out}")
+    return faults
+
+
+def _runs(cell: NotebookNode) -> bool:
+    skipped = "skip-execution" in cell.metadata.get("tags", [])
+    return cell.cell_type == "code" and bool(cell.source.strip()) and not skipped
+
+
+def _write(notebook: NotebookNode, path: Path) -> None:
+    nbformat.validate(notebook)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, nbformat.writes(notebook) + "\n")

@@ -1,0 +1,27 @@
+"""Run notebooks again and compare every output with the stored one: nbval, strict."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Notebooks = Annotated[tuple[Path, ...], tyro.conf.Positional]
+
+
+def compare(notebooks: Notebooks = (), /, *, folder: Path = Path("notebooks")) -> list[str]:
+    """Run nbval over the given .ipynb files, or over all of `folder`, in one pytest process.
+
+    Raises:
+        FileNotFoundError: There is no such notebook, or none at all.
+    """
+    files = [*notebooks] or sorted(folder.glob("*.ipynb"))
+    missing = [str(path) for path in files if not path.exists()]
+    if missing or not files:
+        raise FileNotFoundError(f"no notebook {missing or folder}; build it first.")
+    # The project's pytest options stay out: they type-check the library inside pytest's own
+    # process, where no notebook runs, and must be set up before the library is imported.
+    options = ["-o", "addopts=", "-p", "llama2_lib.teaching.nbval_glue", "--nbval", "-q"]
+    finished = subprocess.run([sys.executable, "-m", "pytest", *options, *map(str, files)])
+    return [f"nbval ended with status {finished.returncode}"] if finished.returncode else []

@@ -1,0 +1,111 @@
+"""Read a lesson's source; make the teacher's and the student's cells from it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+
+KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+KEPT_METADATA = {"tags", "slideshow", "jupyter"}
+BLOCK = re.compile(
+    r"^(?P<indent>[ \t]*)### BEGIN SOLUTION[^\n]*\n.*?^[ \t]*### END SOLUTION[^\n]*$", re.M | re.S
+)
+MARKER_LINE = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION[^\n]*\n?", re.M)
+STUB = "raise NotImplementedError  # your code here"
+
+
+def sources(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Return the sources of a folder of notebooks, in order, all of them or the named ones.
+
+    Raises:
+        FileNotFoundError: There is no such source, or none at all.
+    """
+    found = {path.stem: path for path in sorted((folder / "src").glob("*.py"))}
+    if not found:
+        raise FileNotFoundError(
+            f"{folder / 'src'} must hold the lessons (*.py); it holds none. Run from the root of "
+            "the checkout, or give the folder."
+        )
+    wanted = [Path(name).stem for name in names] or list(found)
+    for name in wanted:
+        if name not in found:
+            raise FileNotFoundError(f"no lesson {name!r} in {folder / 'src'}; there: {list(found)}")
+    return [found[name] for name in wanted]
+
+
+def tags(cell: NotebookNode) -> set[str]:
+    """Return the tags of a cell."""
+    return set(cell.metadata.get("tags", []))
+
+
+def ignored(cell: NotebookNode) -> bool:
+    """Return whether nbval passes over the outputs of a cell."""
+    marked = {"nbval-ignore-output", "nbval-skip"} & tags(cell)
+    return bool(marked) or "# NBVAL_IGNORE_OUTPUT" in cell.source
+
+
+def read_notebook(path: Path) -> NotebookNode:
+    """Read a notebook from disk."""
+    return cast(NotebookNode, nbformat.read(path, as_version=4))
+
+
+def read_source(path: Path) -> NotebookNode:
+    """Read a percent-format lesson: cells with fixed ids, markers still in, nothing executed."""
+    notebook = cast(NotebookNode, jupytext.read(path, fmt="py:percent"))
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": dict(KERNELSPEC), "language_info": {"name": "python"}}
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"{path.stem}-{index:03d}"[-64:]
+        kept = {key: value for key, value in cell.metadata.items() if key in KEPT_METADATA}
+        cell.metadata = nbformat.from_dict(kept)
+    return notebook
+
+
+def teacher(path: Path) -> NotebookNode:
+    """Return the lesson with its solutions, the marker lines gone."""
+    notebook = read_source(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = MARKER_LINE.sub("", cell.source).rstrip("\n")
+    return notebook
+
+
+def blanked(path: Path) -> NotebookNode:
+    """Return the lesson with a stub in place of each solution; cells tagged `solution` dropped.
+
+    Raises:
+        ValueError: A solution marker has no partner, or stands outside a function.
+    """
+    notebook = read_source(path)
+    faults = [fault for cell in notebook.cells for fault in marker_faults(cell)]
+    if faults:
+        raise ValueError(f"{path.name}: {'; '.join(faults)}")
+    notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = BLOCK.sub(lambda block: block["indent"] + STUB, cell.source)
+    return notebook
+
+
+def marker_faults(cell: NotebookNode) -> list[str]:
+    """Return what is wrong with the solution markers of a cell."""
+    if "SOLUTION" not in cell.source:
+        return []
+    left = BLOCK.sub("", cell.source)
+    if cell.cell_type != "code" or re.search(r"(BEGIN|END) SOLUTION", left):
+        return [
+            f"{cell.id}: half a solution marker; '### BEGIN SOLUTION' and '### END SOLUTION' go "
+            "in pairs, each on its own line of a code cell"
+        ]
+    if any(not block["indent"] for block in BLOCK.finditer(cell.source)):
+        return [
+            f"{cell.id}: a solution outside a function would raise in the student's copy; put it "
+            "into a function body"
+        ]
+    return []

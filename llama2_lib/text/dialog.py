@@ -1,0 +1,206 @@
+"""Messages to tokens: Meta's chat format, and which tokens of a dialog are targets.
+
+The format is that of `chat_completion` in Meta's `generation.py`. A system message is folded into
+the first user message. Every finished turn is encoded on its own, as one string between its own
+BOS and EOS, `[INST] user [/INST] answer `; the open last turn is `[INST] user [/INST]` after a
+BOS. The tags are ordinary text: only BOS and EOS are control tokens.
+
+The ids of a prompt are a prefix of the ids of the same dialog with its answer. This holds because
+a SentencePiece piece never runs from a letter into a following space (`split_by_whitespace`), so
+the space after `[/INST]` always begins the answer's first piece. `encode_example` checks it, since
+a tokenizer trained otherwise would put part of the answer into the prompt.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
+
+B_INST, E_INST = "[INST]", "[/INST]"
+B_SYS, E_SYS = "<<SYS>>\n", "\n<</SYS>>\n\n"
+TAGS = (B_INST, E_INST, B_SYS.strip(), E_SYS.strip())
+ROLES = ("system", "user", "assistant")
+
+
+class Message(TypedDict):
+    """One message: `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What this module needs of a tokenizer."""
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        """Return the ids of a text, between BOS and EOS where asked for."""
+        ...
+
+
+class _Turn(NamedTuple):
+    prompt: str
+    answer: str | None  # None: the turn is open
+
+    @property
+    def closed(self) -> str:
+        # Meta's trailing space belongs to the turn, so that EOS never follows a letter.
+        return f"{self.prompt} {self.answer} "
+
+
+def check_dialog(dialog: Sequence[Message]) -> None:
+    """Refuse a dialog that Meta's format cannot carry.
+
+    Roles go system? (user assistant)* user?, with at least one user message. User and assistant
+    messages hold text. An empty system message passes, as it does in Meta's code, and is folded
+    as an empty block; leave it out to have none. No message may contain a tag of the format: it
+    would be read as a turn border (prompt injection), whoever wrote it.
+
+    Raises:
+        ValueError: naming the message by its index.
+    """
+    if not dialog:
+        raise ValueError("a dialog needs at least one user message; got no message.")
+    for index, message in enumerate(dialog):
+        _check_message(index, message)
+    offset = int(dialog[0]["role"] == "system")
+    for index, message in enumerate(dialog[offset:]):
+        expected = ("user", "assistant")[index % 2]
+        if message["role"] != expected:
+            raise ValueError(
+                f"message {index + offset} must come from the {expected}; got "
+                f"{message['role']!r} ({_excerpt(message['content'])}). After an optional system "
+                "message, user and assistant alternate: merge consecutive messages of one role."
+            )
+    if len(dialog) == offset:
+        raise ValueError(
+            "a dialog needs a user message after the system message; got the system message "
+            "alone. Add the user's question: the system message is folded into it."
+        )
+
+
+def _check_message(index: int, message: Message) -> None:
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise ValueError(
+                f"message {index} must have the strings 'role' and 'content'; got "
+                f"{key}={message.get(key)!r}. Write {{'role': 'user', 'content': 'Hello'}}."
+            )
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise ValueError(
+            f"the role of message {index} must be one of {', '.join(ROLES)}; got {role!r}. "
+            "Rename it, or drop the message."
+        )
+    if role != "system" and not content.strip():
+        raise ValueError(
+            f"message {index} ({role}) must hold text; got {content!r}. "
+            "Drop the turn, or give it content."
+        )
+    tag = next((tag for tag in TAGS if tag in content), None)
+    if tag is not None:
+        raise ValueError(
+            f"content must not contain the format's tags {' '.join(TAGS)}; message {index} "
+            f"({role}) has {tag!r} ({_excerpt(content)}). Remove it: the tags are added here."
+        )
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"content must be valid Unicode; message {index} ({role}) has a lone surrogate at "
+            f"character {error.start}. Decode the text again with errors='replace'."
+        ) from error
+
+
+def _excerpt(text: str, longest: int = 40) -> str:
+    return repr(text if len(text) <= longest else text[: longest - 3] + "...")
+
+
+def _turns(dialog: Sequence[Message]) -> list[_Turn]:
+    check_dialog(dialog)
+    folded = [message["content"] for message in dialog]
+    if dialog[0]["role"] == "system":
+        # As in Meta's code the fold comes before the strip, so spaces inside it stay.
+        folded[:2] = [B_SYS + folded[0] + E_SYS + folded[1]]
+    prompts = [f"{B_INST} {text.strip()} {E_INST}" for text in folded[0::2]]
+    answers: list[str | None] = [text.strip() for text in folded[1::2]]
+    if len(answers) < len(prompts):
+        answers.append(None)
+    return [_Turn(*turn) for turn in zip(prompts, answers, strict=True)]
+
+
+def render(dialog: Sequence[Message]) -> str:
+    """Write a dialog, open or finished, in Meta's layout for people to read.
+
+    `<s>` and `</s>` stand for the control tokens. Do not encode this text: they would come out as
+    letters.
+
+    Raises:
+        ValueError: as in `check_dialog`.
+    """
+    return "".join(
+        f"<s>{turn.prompt}" if turn.answer is None else f"<s>{turn.closed}</s>"
+        for turn in _turns(dialog)
+    )
+
+
+def encode_prompt(dialog: Sequence[Message], tok: Encoder) -> list[int]:
+    """Return the ids that ask for the next answer, exactly as Meta's `chat_completion` does.
+
+    Raises:
+        ValueError: as in `check_dialog`, or the last message is not the user's.
+    """
+    turns = _turns(dialog)
+    if turns[-1].answer is not None:
+        raise ValueError(
+            "a prompt must end with a message of the user; got one of the assistant "
+            f"({_excerpt(turns[-1].answer)}). Use encode_example for a finished dialog."
+        )
+    ids = [token for turn in turns[:-1] for token in tok.encode(turn.closed, bos=True, eos=True)]
+    return ids + tok.encode(turns[-1].prompt, bos=True, eos=False)
+
+
+def encode_example(
+    dialog: Sequence[Message], tok: Encoder, loss_on: str = "all"
+) -> tuple[list[int], list[bool]]:
+    """Return the ids of a finished dialog and its loss mask: mask[t] marks that id t is a TARGET.
+
+    Targets are the pieces of the answers, the piece of Meta's trailing space, and EOS; never BOS,
+    tags, system or user text (paper section 3.1). The trailing space is a target because it stands
+    between the answer and EOS: a model that never learned to write it would never get to the place
+    where it learned to stop.
+
+    Args:
+        dialog: ends with a message of the assistant.
+        tok: the tokenizer.
+        loss_on: "all" for every answer (supervised fine-tuning), "last" for the last one only
+            (Ghost Attention, section 3.3).
+
+    Raises:
+        ValueError: as in `check_dialog`; the dialog is open; `loss_on` is neither word; or the
+            tokenizer merges across the border between prompt and answer.
+    """
+    if loss_on not in ("all", "last"):
+        raise ValueError(
+            f"loss_on must be 'all' or 'last'; got {loss_on!r}. Use 'last' to learn from the "
+            "last answer only."
+        )
+    turns = _turns(dialog)
+    if turns[-1].answer is None:
+        raise ValueError(
+            "an example must end with an answer of the assistant; got an open dialog that ends "
+            f"with the user ({_excerpt(dialog[-1]['content'])}). Use encode_prompt to ask for one."
+        )
+    ids: list[int] = []
+    loss_mask: list[bool] = []
+    for index, turn in enumerate(turns):
+        prompt = tok.encode(turn.prompt, bos=True, eos=False)
+        whole = tok.encode(turn.closed, bos=True, eos=True)
+        if whole[: len(prompt)] != prompt:
+            raise ValueError(
+                "the ids of a prompt must be a prefix of the ids of prompt and answer; in turn "
+                f"{index} the tokenizer merges across the end of {E_INST!r} and the answer. "
+                "Train it with split_by_whitespace=True, as TokenizerConfig does."
+            )
+        is_target = loss_on == "all" or index == len(turns) - 1
+        ids += whole
+        loss_mask += [False] * len(prompt) + [is_target] * (len(whole) - len(prompt))
+    return ids, loss_mask

@@ -1,0 +1,39 @@
+"""Documents from files: the door through which other text than the world's enters."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_documents(folder: Path) -> Iterator[str]:
+    """Yield the documents of a folder, files in order of name.
+
+    A `.txt` file is one document; a line of a `.jsonl` file is an object with a `text`.
+
+    Raises:
+        FileNotFoundError: The folder has no such files.
+        ValueError: A line cannot be read, or a document is empty.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".jsonl"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} must hold .txt or .jsonl files; none found.")
+    for path in paths:
+        if path.suffix == ".txt":
+            yield _checked(path.read_text(), str(path))
+            continue
+        with path.open() as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path} line {number}"
+                try:
+                    text = json.loads(line)["text"]
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(
+                        f'{where} must be an object with a "text"; got {line[:60]!r}.'
+                    ) from None
+                yield _checked(text, where)
+
+
+def _checked(text: str, where: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where} must hold text; it is empty. Delete it or fill it.")
+    return text

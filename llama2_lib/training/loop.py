@@ -1,0 +1,87 @@
+"""The one training loop: a generator that yields after every optimiser step.
+
+The stage owns the `for`: evaluation, sampling, logging, saving and early stopping stand there,
+in the order in which they happen.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from llama2_lib.objectives.terms import LossTerm
+
+Batch = TypeVar("Batch")
+
+
+class Step(NamedTuple):
+    """What one optimiser step did; plain numbers, ready for a log or a plot."""
+
+    index: int
+    loss: float
+    """Per counted item."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    count: int
+    """Counted items: tokens for a language model."""
+    metrics: dict[str, float]
+
+
+def optimize(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterator[Batch],
+    loss_fn: Callable[[nn.Module, Batch], LossTerm],
+    lr_at: Callable[[int], float],
+    *,
+    steps: range,
+    accumulate: int = 1,
+    clip_norm: float = 1.0,
+) -> Iterator[Step]:
+    """Take one optimiser step per item of `steps`, yielding after each.
+
+    Each step sums the gradients of `accumulate` micro-batches and divides once by what they
+    counted, so how the data is split into micro-batches changes nothing but memory. It ends
+    early when the batches run out; a partial step is not taken.
+
+    Raises:
+        FloatingPointError: The loss or gradient is not finite; the weights are untouched.
+    """
+    for index in steps:
+        micro_batches = list(islice(batches, accumulate))
+        if len(micro_batches) < accumulate:
+            return  # a partial step would be noisier than the rest
+        model.train()
+        terms = []
+        for micro_batch in micro_batches:
+            term = loss_fn(model, micro_batch)
+            term.total.backward()
+            terms.append(LossTerm(term.total.detach(), term.count, term.metrics))
+
+        count = torch.stack([term.count for term in terms]).sum()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, count.item())
+        loss = (torch.stack([term.total for term in terms]).sum() / count).item()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
+        if not (abs(loss) < float("inf") and grad_norm < float("inf")):
+            optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(
+                f"step {index}: loss and gradient must be finite; got loss={loss:.4g}, "
+                f"grad_norm={grad_norm:.4g}. The weights are those of the step before; try a "
+                "lower learning rate."
+            )
+        lr = lr_at(index)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        metrics = {
+            name: (sum(term.metrics[name] * term.count for term in terms) / count).item()
+            for name in terms[0].metrics
+        }
+        yield Step(index, loss, grad_norm, lr, int(count), metrics)

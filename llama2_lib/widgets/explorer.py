@@ -1,0 +1,127 @@
+"""Sliders above a picture: the picture and its caption follow the sliders."""
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+from llama2_lib.widgets.show import png
+
+FIGURE = (
+    '<figure style="margin:0">{image}'
+    '<figcaption role="status" aria-live="polite" style="line-height:1.5">{caption}</figcaption>'
+    "</figure>"
+)
+
+
+class Explorer(ipywidgets.VBox):
+    """Controls above a figure that is drawn anew when one of them changes.
+
+    Without a kernel (GitHub, the web site) the cell shows the first picture and its sentence.
+    No Output widget inside: what nbval compares is the sentence and the values.
+    """
+
+    def __init__(
+        self, draw: Callable[..., Figure], alt: str | Callable[..., str], **controls: Any
+    ) -> None:
+        """`draw(**values)` returns a Figure; `alt` is a format string or function of the values.
+
+        A control is a widget with a value, or ipywidgets' short form: `(0, 7)` gives a slider.
+        An error in `draw` or `alt` is raised here; later it is also shown in the caption.
+        """
+        self._draw, self._alt = draw, alt
+        self.controls = {name: _control(name, short) for name, short in controls.items()}
+        self.view = ipywidgets.HTML()  # not an Image widget: that one has no alt text
+        self.caption = self.picture = ""
+        children = [*self.controls.values(), self.view]
+        super().__init__(children, layout=ipywidgets.Layout(align_items="flex-start"))
+        self._redraw()
+        for control in self.controls.values():
+            control.observe(self._redraw, "value")
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The present value of each control."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def set(self, **values: Any) -> None:
+        """Move controls by code, as a test or the next cell does."""
+        for name, value in values.items():
+            self.controls[name].value = value
+
+    def _redraw(self, _change: Any = None) -> None:
+        values = self.values
+        try:
+            sentence = self._alt(**values) if callable(self._alt) else self._alt.format(**values)
+            self.picture, self.caption = png(self._draw(**values)), sentence
+        except Exception as error:
+            # keep the last picture, say what happened where the learner looks, and still raise
+            self.caption = f"No picture for {_spelled(values)}: {type(error).__name__}: {error}"
+            self._publish(failed=True)
+            raise
+        self._publish()
+
+    def _publish(self, *, failed: bool = False) -> None:
+        text = html.escape(self.caption)
+        image = (
+            f'<img alt="{text}" style="max-width:100%;opacity:{0.3 if failed else 1}" '
+            f'src="data:image/png;base64,{self.picture}">'
+        )
+        mark = '<strong style="color:#a00000">Error. </strong>' if failed else ""
+        self.view.value = FIGURE.format(image=image if self.picture else "", caption=mark + text)
+
+    def __repr__(self) -> str:
+        return f"Explorer({_spelled(self.values)}): {self.caption}"
+
+    # pyrefly: ignore[bad-override]
+    def _repr_mimebundle_(self, **_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data = dict(super()._repr_mimebundle_() or {})
+        data |= {"text/plain": repr(self), "image/png": self.picture}
+        return data, {"image/png": {"alt": self.caption}}
+
+
+class Stepper(Explorer):
+    """An Explorer over the whole numbers `first..last` with a play button."""
+
+    def __init__(
+        self,
+        draw: Callable[..., Figure],
+        alt: str | Callable[..., str],
+        *,
+        first: int = 0,
+        last: int,
+        step_name: str = "step",
+        interval_ms: int = 600,
+        **controls: Any,
+    ) -> None:
+        """`draw` receives the number under `step_name`, beside the other controls."""
+        slider = ipywidgets.IntSlider(first, first, last, description=step_name)
+        super().__init__(draw, alt, **{step_name: slider, **controls})
+        self.play = ipywidgets.Play(
+            value=first, min=first, max=last, interval=interval_ms, description=step_name
+        )
+        self.play.observe(lambda change: self.set(**{step_name: change["new"]}), "value")
+        slider.observe(lambda change: setattr(self.play, "value", change["new"]), "value")
+        self.children = (self.play, *self.children)
+
+
+def _control(name: str, short: Any) -> Any:
+    made = ipywidgets.interactive.widget_from_abbrev(short)
+    if not isinstance(made, ipywidgets.ValueWidget):
+        raise ValueError(
+            f"control {name!r} must be a widget with a value or a short form such as (0, 7); "
+            f"got {short!r}."
+        )
+    control: Any = made
+    control.description = control.description or name
+    if hasattr(control, "continuous_update"):
+        control.continuous_update = False  # one drawing per move, not one per pixel
+    if hasattr(control, "style"):
+        control.style = {"description_width": "initial"}
+    return control
+
+
+def _spelled(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())

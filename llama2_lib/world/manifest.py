@@ -1,0 +1,134 @@
+"""The manifest of `data/`: what the samples are made of, and a check that nothing drifted."""
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from llama2_lib.world.dialogs import dialogs
+from llama2_lib.world.documents import SHARES, documents
+from llama2_lib.world.facts import World, make_world
+from llama2_lib.world.lexicon import Lexicon
+
+WORLD_SEED = 0
+SAMPLES_PER_KIND = 2
+N_DIALOGS = 4
+N_COUNTED = 4_000
+
+
+def sample_texts(world: World) -> dict[str, str]:
+    """Return the committed excerpts by file name: the first documents of each kind."""
+    found: dict[str, list[str]] = {kind: [] for kind in SHARES}
+    for document in documents(world, world.seed):
+        texts = found[document.kind]
+        if len(texts) < SAMPLES_PER_KIND:
+            texts.append(document.text)
+        if all(len(texts) == SAMPLES_PER_KIND for texts in found.values()):
+            break
+    samples = {f"{kind}.txt": "\n\n".join(texts) + "\n" for kind, texts in found.items()}
+    chats = [
+        "\n".join(f"{message['role']}: {message['content']}" for message in dialog)
+        for dialog in dialogs(world, world.seed, N_DIALOGS)
+    ]
+    samples["dialogs.txt"] = "\n\n".join(chats) + "\n"
+    return samples
+
+
+def build_manifest(world: World) -> dict[str, object]:
+    """Describe the world: seed, counts, shares, and the sha256 of every file it rests on."""
+    n_documents, n_characters = Counter[str](), Counter[str]()
+    for document in documents(world, world.seed, N_COUNTED):
+        n_documents[document.kind] += 1
+        n_characters[document.kind] += len(document.text)
+    total = sum(n_characters.values())
+    return {
+        "world_seed": world.seed,
+        "counts": {
+            "people": len(world.people),
+            "facts": len(world.facts),
+            "events": len(world.events),
+        },
+        "document_shares": SHARES,
+        "counted_documents": N_COUNTED,
+        "counted_characters": total,
+        "character_shares": {kind: round(n_characters[kind] / total, 4) for kind in SHARES},
+        "mean_characters": {
+            kind: round(n_characters[kind] / n_documents[kind], 1) for kind in SHARES
+        },
+        "lexicon_sha256": {
+            path.name: _sha256(path.read_bytes()) for path in sorted(world.lexicon.folder.glob("*"))
+        },
+        "samples_sha256": {
+            name: _sha256(text.encode()) for name, text in sorted(sample_texts(world).items())
+        },
+    }
+
+
+def write(folder: Path) -> None:
+    """Write samples and manifest into a data folder that holds a lexicon."""
+    world = make_world(WORLD_SEED, Lexicon(folder / "lexicon"))
+    (folder / "samples").mkdir(exist_ok=True)
+    for name, text in sample_texts(world).items():
+        (folder / "samples" / name).write_text(text, encoding="utf-8", newline="\n")
+    (folder / "manifest.json").write_text(_as_json(build_manifest(world)), encoding="utf-8")
+
+
+def check(folder: Path) -> list[str]:
+    """Return what in a data folder differs from what the generators make now; empty: nothing.
+
+    Raises:
+        FileNotFoundError: If the folder has no manifest.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} must exist; run `python -m llama2_lib.world.manifest write`"
+        )
+    world = make_world(WORLD_SEED, Lexicon(folder / "lexicon"))
+    recorded, fresh = json.loads(path.read_text(encoding="utf-8")), build_manifest(world)
+    problems = []
+    for key in fresh.keys() | recorded.keys():
+        if fresh.get(key) != recorded.get(key):
+            problems.append(_difference(key, recorded.get(key), fresh.get(key)))
+    texts = sample_texts(world)
+    present = {path.name for path in (folder / "samples").glob("*")}
+    problems += [f"samples/{name} should not be there" for name in present - texts.keys()]
+    for name, text in texts.items():
+        sample = folder / "samples" / name
+        if not sample.is_file() or sample.read_bytes() != text.encode():
+            problems.append(f"samples/{name} is missing or differs from what is generated")
+    return sorted(problems)
+
+
+def _difference(key: str, recorded: object, fresh: object) -> str:
+    if isinstance(recorded, dict) and isinstance(fresh, dict):
+        names = sorted(n for n in recorded.keys() | fresh.keys() if recorded.get(n) != fresh.get(n))
+        return f"{key} differs for {', '.join(names)}"
+    return f"{key}: the manifest says {recorded}, the generators say {fresh}"
+
+
+def _as_json(manifest: dict[str, object]) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def main(arguments: list[str]) -> int:
+    """Run `write` or `check` on the `data/` of this checkout; 0: well, 1: differs, 2: misused."""
+    folder = Path(__file__).parents[2] / "data"
+    if arguments not in (["write"], ["check"]) or not folder.is_dir():
+        print("usage, in a checkout with data/: python -m llama2_lib.world.manifest write|check")
+        return 2
+    if arguments == ["write"]:
+        write(folder)
+        return 0
+    problems = check(folder)
+    print("\n".join(problems) or "data/ is what the generators make")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+import nbformat
+import pytest
+
+from llama2_lib.teaching.lessons import check
+from llama2_lib.teaching.lessons.audit import lesson_faults
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def forget_to_run(notebook):
+    code(notebook)[3].execution_count = None
+
+
+def strip(notebook):
+    for cell in code(notebook):
+        cell.execution_count, cell.outputs = None, []
+
+
+def change_kernel(notebook):
+    notebook.metadata.kernelspec.name = "conda-env-mine"
+
+
+def edit_by_hand(notebook):
+    code(notebook)[1].source += "\n# quick fix"
+
+
+def store_an_error(notebook):
+    error = nbformat.v4.new_output("error", ename="E", evalue="e", traceback=[])
+    code(notebook)[2].outputs.append(error)
+
+
+def print_an_address(notebook):
+    text = "<object object at 0x7f3a1c0b5d30>"
+    code(notebook)[2].outputs.append(nbformat.v4.new_output("stream", text=text))
+
+
+def print_a_folder(notebook):
+    text = "saved in /home/ann/course"
+    code(notebook)[2].outputs.append(nbformat.v4.new_output("stream", text=text))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (forget_to_run, "90_sample-007 was never run"),
+        (strip, "was never run"),
+        (change_kernel, "kernelspec"),
+        (edit_by_hand, "stale"),
+        (store_an_error, "not tagged raises-exception"),
+        (print_an_address, "address of an object"),
+        (print_a_folder, "folder of one machine"),
+    ],
+)
+def test_a_planted_fault_in_a_notebook_is_found(course, edit, change, fault):
+    edit(course / "90_sample.ipynb", change)
+    faults = check(folder=course)
+    assert faults
+    assert all(line.startswith("90_sample: ") for line in faults)
+    assert any(fault in line for line in faults)
+
+
+def test_stale_missing_and_orphaned_notebooks_are_found(course):
+    source = course / "src" / "90_sample.py"
+    source.write_text(source.read_text().replace("temperature=1.0", "temperature=2.0"))
+    assert "stale" in check(folder=course)[0]
+    source.rename(source.with_name("94_renamed.py"))
+    missing, orphan = check(folder=course)
+    assert missing.startswith("94_renamed: the notebook is missing")
+    assert orphan.startswith("90_sample: no source")
+
+
+LONG = "x = [\n" + "    0,\n" * 30 + "]\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("    ### END SOLUTION\n", "", "half a solution marker"),
+        ("    ### BEGIN SOLUTION\n", "", "half a solution marker"),
+        ("    ### ", "### ", "outside a function"),
+        ("scores = np.array", LONG + "scores = np.array", "lines; at most 25"),
+        ('tags=["raises-exception"]', 'tags=["raise-exception"]', "unknown tags"),
+        ('tags=["raises-exception"]', 'tags=["nbval-skip"]', "go together"),
+        ("# # Temperature\n", "# Temperature\n", "a title"),
+        ("be able to explain", "see", "'be able to explain'"),
+        ("Prerequisites", "Before", "'Prerequisites'"),
+        ("Paper sections", "Sections", "'Paper sections'"),
+        ("**Minutes:** 1", "Quick:", "'Minutes'"),
+        ("# ## Next\n", "# Next\n", "'## Next'"),
+        ("# ## Questions to think about\n", "# ## Thoughts\n", "'## Questions"),
+        ("# ### Exercise 3", "# Exercise 3", "three to six"),
+        ("# ## A softmax", "# ### A softmax", "skips a level"),
+        ("# ## A softmax", "# # A softmax", "one '# ' heading"),
+        ("Explorer(\n", "ipywidgets.interactive(\n", "Output widget"),
+        ("import numpy as np", "import matplotlib.pyplot as plt", "pyplot"),
+        ('start("90_sample")', 'start("90_sample");', "semicolon"),
+        ('print("three rounds done")', "# NBVAL_IGNORE_OUTPUT", "must be a compared check"),
+    ],
+)
+def test_a_planted_fault_in_a_source_is_found(write_lesson, sample, old, new, fault):
+    assert old in sample, "the plant did nothing: vacuous test"
+    folder = write_lesson(sample.replace(old, new))
+    faults = lesson_faults(folder / "src" / "91_trial.py")
+    assert any(fault in line for line in faults), faults
+
+
+def test_a_long_cell_may_be_tagged_and_a_comment_in_a_fence_is_no_heading(write_lesson, sample):
+    text = sample.replace('# %% tags=["solution"]', '# %% tags=["solution", "long"]\n' + LONG)
+    text = text.replace("# **Build.**", "# ```\n# # a comment\n# ```\n# **Build.**")
+    assert text.count("# ```") == 2
+    folder = write_lesson(text)
+    assert lesson_faults(folder / "src" / "91_trial.py") == []

@@ -1,0 +1,117 @@
+import json
+
+import nbformat
+import pytest
+
+from llama2_lib.teaching.lessons import build, check
+from llama2_lib.teaching.lessons.__main__ import main
+from llama2_lib.teaching.lessons.build import normalise
+
+
+def outputs(folder, name):
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def test_a_second_build_gives_the_same_bytes_and_a_changed_source_others(course):
+    written = course / "90_sample.ipynb"
+    first = written.read_bytes()
+    assert build(folder=course) == []
+    assert written.read_bytes() == first
+
+    source = course / "src" / "90_sample.py"
+    source.write_text(source.read_text().replace("2.0, 4.0])", "2.0, 3.0])"))
+    assert build(folder=course) == []
+    assert written.read_bytes() != first
+
+
+def test_an_ignored_output_is_kept_until_a_fresh_build(course):
+    ignored = "90_sample-012"
+    before = outputs(course, "90_sample")
+    assert "took" in before[ignored][0].text
+    assert build(folder=course, fresh=True) == []
+    after = outputs(course, "90_sample")
+    assert after.pop(ignored) != before.pop(ignored)
+    assert after == before
+
+
+def test_nothing_of_the_run_is_stored(course):
+    text = (course / "90_sample.ipynb").read_text()
+    for trace in ("widget-view", "widget-state", "iopub", str(course.parent), "a long loop: "):
+        assert trace not in text
+    notebook = json.loads(text)
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    explorer = notebook["cells"][8]["outputs"][0]["data"]
+    assert set(explorer) == {"image/png", "text/plain"}, "the still picture must stay"
+
+
+def test_progress_and_passing_text_leave_no_output(write_lesson):
+    folder = write_lesson(
+        "# %%\nimport sys\n"
+        "from llama2_lib.widgets import bar\n"
+        "from tqdm.auto import tqdm\n"
+        "from llama2_lib.widgets.progress import leave_no_bars, passing_text\n"
+        "# %%\n"
+        "with passing_text('preparing'):\n"
+        "    print('3/9 steps', file=sys.stderr)\n"
+        "    for i in bar(range(9)):\n"
+        "        if i == 3:\n"
+        "            break\n"
+        "# %%\n"
+        "for i in tqdm(range(3), desc='plain'):\n"
+        "    pass\n"
+        "# %%\n"
+        "leave_no_bars()\n"
+        "for i in tqdm(range(3), desc='quiet'):\n"
+        "    pass\n"
+        "# %%\n"
+        "print('kept', file=sys.stderr)\n"
+    )
+    assert build(folder=folder) == []
+    found = outputs(folder, "91_trial")
+    assert found["91_trial-001"] == []
+    assert "plain" in found["91_trial-002"][0].data["text/plain"], "tqdm alone leaves a text"
+    assert found["91_trial-003"] == []
+    assert found["91_trial-004"][0].text == "kept\n"
+
+
+def test_a_failing_lesson_is_named_and_the_others_are_written(write_lesson, capfd):
+    write_lesson("# %%\nprint(1)\n", name="92_sound")
+    folder = write_lesson("# %%\nprint(0)\n# %%\n1 / 0\n")
+    (fault,) = build(folder=folder)
+    assert fault.startswith("91_trial.py")
+    assert "ZeroDivisionError" in fault
+    assert not (folder / "91_trial.ipynb").exists()
+    assert (folder / "92_sound.ipynb").exists()
+    assert main(["build", "91_trial", "--folder", str(folder)]) == 1
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_another_folder_leaves_the_checkout_clean(write_lesson, tmp_path):
+    folder = write_lesson("# %%\nprint(1)\n")
+    assert build(folder=folder, out=tmp_path / "out") == []
+    assert (tmp_path / "out" / "91_trial.ipynb").exists()
+    assert not list(folder.glob("*.ipynb"))
+
+
+def test_a_traceback_is_cut_to_its_last_line():
+    lines = ["/home/someone/cell.py in <module>", "1 / 0"]
+    error = nbformat.v4.new_output(
+        "error", ename="ZeroDivisionError", evalue="division by zero", traceback=lines
+    )
+    cell = nbformat.v4.new_code_cell("1 / 0", outputs=[error])
+    normalise(nbformat.v4.new_notebook(cells=[cell]))
+    assert cell.outputs[0].traceback == ["ZeroDivisionError: division by zero"]
+
+
+def test_a_wrong_name_or_folder_is_one_line_and_status_2(course, tmp_path, capsys):
+    assert main(["check", "07_absent", "--folder", str(course)]) == 2
+    assert "07_absent" in capsys.readouterr().err
+    assert main(["check", "--folder", str(tmp_path / "nowhere")]) == 2
+    assert "root of the checkout" in capsys.readouterr().err
+    assert main(["check", "90_sample.ipynb", "--folder", str(course)]) == 0
+
+
+@pytest.mark.parametrize("names", [(), ("90_sample",)])
+def test_a_built_course_has_no_faults(course, names):
+    assert check(names, folder=course) == []

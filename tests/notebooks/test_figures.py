@@ -1,0 +1,107 @@
+import matplotlib
+import numpy as np
+import pytest
+
+from llama2_lib.figures import apply_theme, bars_with_intervals, heatmap, lines, new_figure, theme
+from llama2_lib.figures.theme import THEME
+
+
+def test_lines_draws_the_data_the_band_and_the_references():
+    x, y, low, high = [1, 2, 4], [3.0, 2.0, 1.5], [2.5, 1.5, 1.0], [3.5, 2.5, 2.0]
+    series = {"nano": (x, y, low, high), "small": (x, low)}
+    figure = lines(series, "step", "loss (nats)", reference={"ln V": 6.9}, xscale="log")
+    (axes,) = figure.axes
+    nano, small, reference = axes.lines
+    np.testing.assert_array_equal(nano.get_xydata(), np.column_stack([x, y]))
+    np.testing.assert_array_equal(small.get_ydata(), low)
+    np.testing.assert_array_equal(reference.get_ydata(), [6.9, 6.9])
+    (band,) = axes.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
+    assert {(1.0, 2.5), (1.0, 3.5), (4.0, 1.0), (4.0, 2.0)} <= corners
+    assert nano.get_color() != small.get_color()
+    assert nano.get_linestyle() != small.get_linestyle(), "not by colour alone"
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == (
+        "step", "loss (nats)", "log",
+    )  # fmt: skip
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["nano", "small", "ln V"]
+
+
+@pytest.mark.parametrize("arrays", [([1, 2],), ([1, 2], [1, 2, 3]), ([1], [1], [0])])
+def test_lines_refuses_series_that_do_not_fit(arrays):
+    with pytest.raises(ValueError, match="of one length"):
+        lines({"a": arrays}, "x", "y")
+
+
+def test_lines_refuses_an_axis_without_a_name():
+    with pytest.raises(ValueError, match="need a label"):
+        lines({"a": ([1], [1])}, "", "y")
+
+
+def test_bars_draw_heights_intervals_and_the_papers_values():
+    figure = bars_with_intervals(
+        ["SFT", "PPO", "RS"], [0.4, 0.6, 0.5], [0.3, 0.45, 0.5], [0.6, 0.7, 0.55], "win rate",
+        paper=[0.5, None, 0.6],
+    )  # fmt: skip
+    (axes,) = figure.axes
+    assert [patch.get_height() for patch in axes.patches] == [0.4, 0.6, 0.5]
+    (stems,) = axes.collections
+    ends = [segment[:, 1].tolist() for segment in stems.get_segments()]
+    np.testing.assert_allclose(ends, [[0.3, 0.6], [0.45, 0.7], [0.5, 0.55]], rtol=0, atol=1e-12)
+    diamonds = next(line for line in axes.lines if line.get_label() == "paper")
+    np.testing.assert_array_equal(diamonds.get_xydata(), [[0, 0.5], [2, 0.6]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["SFT", "PPO", "RS"]
+
+
+def test_bars_refuse_an_interval_without_its_value_and_unequal_lengths():
+    with pytest.raises(ValueError, match="inside its interval"):
+        bars_with_intervals(["a", "b"], [1, 2], [0, 2.5], [2, 3], "rate")
+    with pytest.raises(ValueError, match="one length"):
+        bars_with_intervals(["a", "b", "c"], [1, 2], [0, 1], [2, 3], "rate")
+
+
+def test_heatmap_draws_the_matrix_with_row_0_on_top():
+    values = np.array([[0.0, -2.0, 1.0], [3.0, 0.5, 0.25]])
+    figure = heatmap(
+        values, "key", "query", "weight", rows=["a", "b"], columns=list("xyz"), centre=0.0,
+        numbers="{:.2f}",
+    )  # fmt: skip
+    axes, colorbar = figure.axes
+    (image,) = axes.images
+    np.testing.assert_array_equal(image.get_array(), values)
+    assert axes.yaxis_inverted()
+    assert (image.norm.vmin, image.norm.vmax) == (-3.0, 3.0)
+    assert colorbar.get_ylabel() == "weight"
+    assert {text.get_text() for text in axes.texts} == {
+        "0.00", "-2.00", "1.00", "3.00", "0.50", "0.25",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="3 tick labels"):
+        heatmap(values, "key", "query", "weight", columns=["x", "y"])
+    with pytest.raises(ValueError, match="must be a matrix"):
+        heatmap(values[0], "key", "query", "weight")
+
+
+def test_the_theme_is_readable_and_ends_with_its_block():
+    before = matplotlib.rcParams["font.size"]
+    with theme():
+        assert matplotlib.rcParams["font.size"] >= 13
+        figure, axes = new_figure(6, 3, columns=2)
+    assert matplotlib.rcParams["font.size"] == before != 13
+    assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+    assert axes.shape == (2,)
+    assert {
+        axes[0].xaxis.label.get_size(),
+        axes[0].xaxis.get_major_ticks()[0].label1.get_size(),
+    } == {13.0}
+    sizes = [
+        value for name, value in THEME.items() if name.endswith("size") and "tick.m" not in name
+    ]
+    assert min(size for size in sizes if isinstance(size, int)) >= 13
+
+
+def test_applying_the_theme_lasts():
+    with matplotlib.rc_context():
+        apply_theme()
+        assert matplotlib.rcParams["image.cmap"] == "cividis"
+        colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+        assert colours == matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
+    assert matplotlib.rcParams["image.cmap"] == "viridis"

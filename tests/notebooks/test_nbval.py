@@ -1,0 +1,82 @@
+"""nbval must turn red on planted faults: a comparison that cannot fail compares nothing."""
+
+import nbformat
+import pytest
+
+from llama2_lib.teaching.lessons import build, compare
+
+LESSON = """\
+# %%
+import os
+import warnings
+
+# %%
+print("loss 1.25")
+
+# %%
+"a value"
+
+# %%
+warnings.warn("the file name of this cell differs each time", stacklevel=1)
+
+# %% tags=["raises-exception"]
+1 / 0
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "src").mkdir()
+    (folder / "src" / "93_small.py").write_text(LESSON)
+    assert build(folder=folder) == []
+    return folder / "93_small.ipynb"
+
+
+@pytest.fixture
+def plant(small, tmp_path):
+    def change(name, cell, **values):
+        notebook = nbformat.read(small, as_version=4)
+        notebook.cells[cell].update(values)
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        return tmp_path / f"{name}.ipynb"
+
+    return change
+
+
+def stream(text):
+    return [nbformat.v4.new_output("stream", text=text)]
+
+
+@pytest.mark.slow
+def test_a_sound_notebook_passes_and_each_planted_fault_is_red(small, plant, capfd):
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+    planted = (
+        plant("wrong_output", 1, outputs=stream("loss 1.24\n")),
+        plant("lost_output", 2, outputs=[]),
+        plant("other_source", 1, source="print('loss 1.26')"),
+        plant("other_error", 4, outputs=[error]),
+        plant("raises", 2, source="1 / 0"),
+        plant("unrun_with_output", 1, execution_count=None),
+        plant("dead_kernel", 1, source="os._exit(1)"),
+    )
+    assert compare((small, *planted)) != []
+    report = capfd.readouterr().out
+    failed = {line.split("::")[0] for line in report.splitlines() if line.startswith("FAILED")}
+    for path in planted:
+        assert any(path.name in line for line in failed), f"{path.name} passed\n{report}"
+    assert not any(small.name in line for line in failed), report
+    assert "the kernel died while it ran this cell" in report
+
+
+def test_a_stripped_notebook_passes_nbval_which_is_why_check_refuses_it(plant, capfd):
+    path = plant("stripped", 1, execution_count=None, outputs=[])
+    assert compare((path,)) == []
+    assert "5 passed" in capfd.readouterr().out
+
+
+def test_a_missing_notebook_is_an_error_and_not_a_pass(tmp_path):
+    with pytest.raises(FileNotFoundError, match="build it first"):
+        compare((tmp_path / "absent.ipynb",))
+    with pytest.raises(FileNotFoundError, match="build it first"):
+        compare(folder=tmp_path)

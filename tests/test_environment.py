@@ -1,0 +1,146 @@
+"""pyproject.toml, environment.yml and constraints.txt say the same; a wrong pin is found."""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from rattler import MatchSpec
+
+ROOT = Path(__file__).parents[1]
+FILES = ("pyproject.toml", "environment.yml", "constraints.txt")
+
+
+def ranges(lines: list[str]) -> dict[str, SpecifierSet]:
+    """Canonical name -> version range, of lines as pip reads them."""
+    requirements = [Requirement(line) for line in lines]
+    return {canonicalize_name(item.name): item.specifier for item in requirements}
+
+
+def project(folder: Path) -> dict:
+    return tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+
+
+def project_ranges(folder: Path) -> dict[str, SpecifierSet]:
+    table = project(folder)
+    extras = [line for extra in table["optional-dependencies"].values() for line in extra]
+    return ranges(table["dependencies"] + extras)
+
+
+def conda_entries(folder: Path) -> tuple[list[str], list[str]]:
+    """The specs that conda reads, and those under `pip:`."""
+    entries = yaml.safe_load((folder / "environment.yml").read_text())["dependencies"]
+    of_conda = [entry for entry in entries if isinstance(entry, str)]
+    of_pip = [line for entry in entries if isinstance(entry, dict) for line in entry["pip"]]
+    return of_conda, of_pip
+
+
+def pins(folder: Path) -> dict[str, SpecifierSet]:
+    lines = (folder / "constraints.txt").read_text().splitlines()
+    return ranges([line for line in lines if line and not line.startswith("#")])
+
+
+def exact_version(specifier: SpecifierSet) -> str | None:
+    """The version of `==1.2.3`; None for anything looser."""
+    clauses = list(specifier)
+    if len(clauses) == 1 and clauses[0].operator == "==" and "*" not in clauses[0].version:
+        return clauses[0].version
+    return None
+
+
+def problems(folder: Path) -> list[str]:
+    """Every disagreement between the three files, as sentences."""
+    found = []
+    wanted, pinned = project_ranges(folder), pins(folder)
+    conda, listed = conda_entries(folder)
+    listed = ranges(listed)
+    for name in sorted(wanted.keys() | listed.keys()):
+        if wanted.get(name) != listed.get(name):
+            found.append(
+                f"{name}: pyproject {wanted.get(name)}, environment.yml {listed.get(name)}"
+            )
+    for name, specifier in sorted(pinned.items()):
+        if exact_version(specifier) is None:
+            found.append(f"{name}: constraints.txt must pin exactly; it says {specifier}")
+    for name, specifier in sorted(wanted.items()):
+        version = exact_version(pinned[name]) if name in pinned else None
+        if version is None or not specifier.contains(version, prereleases=True):
+            found.append(f"{name}: pyproject {specifier}, constraints.txt {pinned.get(name)}")
+    for source, table in (("pyproject", wanted), ("environment.yml", listed)):
+        if table.get("torch") != pinned.get("torch"):
+            found.append(f"torch: {source} {table.get('torch')}, constraints {pinned.get('torch')}")
+    python = [spec.split("=", 1)[1] for spec in conda if spec.startswith("python=")]
+    supported = SpecifierSet(project(folder)["requires-python"])
+    if len(python) != 1 or f"{python[0].lstrip('=')}.0" not in supported:
+        found.append(f"python: pyproject {supported}, environment.yml {python}")
+    return found
+
+
+@pytest.fixture
+def copies(tmp_path):
+    for name in FILES:
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def replace_in(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path.name} should hold {old!r} once; the plant has gone stale"
+    path.write_text(text.replace(old, new))
+
+
+def test_the_three_files_agree():
+    assert problems(ROOT) == []
+    assert len(project_ranges(ROOT)) > 20, "too few requirements were read: vacuous test"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "package"),
+    [
+        ("constraints.txt", "torch==2.13.0", "torch==2.12.0", "torch"),
+        ("constraints.txt", "einops==0.8.2", "einops==0.1.0", "einops"),
+        ("constraints.txt", "nbval==", "nbval>=", "nbval"),
+        ("constraints.txt", "sentencepiece==", "another==", "sentencepiece"),
+        ("environment.yml", "torch==2.13.0", "torch==2.12.0", "torch"),
+        ("environment.yml", "      - tqdm>=4.67\n", "", "tqdm"),
+        ("environment.yml", "python=3.11", "python=3.9", "python"),
+        ("pyproject.toml", '"torch==2.13.0"', '"torch>=2.13.0"', "torch"),
+        ("pyproject.toml", '"scipy>=1.16"', '"scipy>=99"', "scipy"),
+    ],
+)
+def test_a_planted_wrong_pin_is_found(copies, name, old, new, package):
+    assert problems(copies) == []
+    replace_in(copies / name, old, new)
+    found = problems(copies)
+    assert found != []
+    assert all(sentence.startswith(f"{package}:") for sentence in found)
+
+
+def test_conda_reads_environment_yml():
+    document = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(document) == {"name", "channels", "dependencies"}
+    conda, _ = conda_entries(ROOT)
+    assert {str(MatchSpec(spec).name.normalized) for spec in conda} == {"python", "pip"}
+
+
+def test_a_broken_conda_spec_is_refused():
+    with pytest.raises(Exception, match="version"):
+        MatchSpec("python=>=3.11,,")
+
+
+def test_what_is_imported_here_is_what_is_pinned():
+    """The tests speak for the pins only when they ran with them."""
+    import torch
+
+    assert torch.__version__.split("+")[0] == exact_version(pins(ROOT)["torch"])
+
+
+def test_no_file_names_a_package_index():
+    for name in (*FILES, "Makefile"):
+        text = (ROOT / name).read_text()
+        assert "index-url" not in text, f"{name} names an index"
+        assert "://" not in text, f"{name} names a host"

@@ -1,0 +1,188 @@
+"""The chat format: golden strings, ids by hand, the loss mask, and what is refused."""
+
+import pytest
+
+from llama2_lib.text.dialog import TAGS, check_dialog, encode_example, encode_prompt, render
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def system(content):
+    return {"role": "system", "content": content}
+
+
+class Letters:
+    """One id per character: an authority in which ids can be read. BOS 1, EOS 2."""
+
+    def encode(self, text, bos=False, eos=False):
+        return [1] * bos + [10 + ord(letter) for letter in text] + [2] * eos
+
+
+class GreedyBorder(Letters):
+    """Merges `]` with the space after it, as pieces that may cross a space do."""
+
+    def encode(self, text, bos=False, eos=False):
+        return super().encode(text.replace("] ", "\u2423"), bos, eos)
+
+
+GOLDEN = {
+    "no system, open": ([user("Hi there")], "<s>[INST] Hi there [/INST]"),
+    "no system, closed": (
+        [user("Hi"), assistant("Hello.")],
+        "<s>[INST] Hi [/INST] Hello. </s>",
+    ),
+    "system": (
+        [system("Be brief."), user("Hi"), assistant("Hello.")],
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. </s>",
+    ),
+    "system, two turns, open": (
+        [system("Be brief."), user("Hi"), assistant("Hello."), user("Who are you?")],
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. </s>"
+        "<s>[INST] Who are you? [/INST]",
+    ),
+    "unicode": (
+        [user("¿Qué? 日本"), assistant("Sí 🙂")],
+        "<s>[INST] ¿Qué? 日本 [/INST] Sí 🙂 </s>",
+    ),
+    "outer spaces go": (
+        [user(" \n Hi \t"), assistant("\n Hello  you.  ")],
+        "<s>[INST] Hi [/INST] Hello  you. </s>",
+    ),
+    "spaces inside the fold stay": (
+        [system("  Be brief. "), user("  Hi  ")],
+        "<s>[INST] <<SYS>>\n  Be brief. \n<</SYS>>\n\n  Hi [/INST]",
+    ),
+    "an empty system message is an empty block": (
+        [system(""), user("Hi")],
+        "<s>[INST] <<SYS>>\n\n<</SYS>>\n\nHi [/INST]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_rendered_text_is_metas_layout(name):
+    dialog, expected = GOLDEN[name]
+    assert render(dialog) == expected
+
+
+def spelled(text):
+    """Turn golden text into ids with `Letters`, control tokens included."""
+    ids = []
+    for part in text.split("<s>")[1:]:
+        body, closed, _ = part.partition("</s>")
+        ids += Letters().encode(body, bos=True, eos=bool(closed))
+    return ids
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_ids_are_those_of_the_rendered_text(name):
+    dialog, expected = GOLDEN[name]
+    if dialog[-1]["role"] == "user":
+        assert encode_prompt(dialog, Letters()) == spelled(expected)
+    else:
+        assert encode_example(dialog, Letters())[0] == spelled(expected)
+
+
+def test_the_input_is_left_as_it_was():
+    dialog = [system("Be brief."), user("Hi"), assistant("Hello.")]
+    copy = [dict(message) for message in dialog]
+    encode_example(dialog, Letters())
+    assert dialog == copy
+
+
+def targets(dialog, loss_on):
+    ids, mask = encode_example(dialog, Letters(), loss_on=loss_on)
+    assert len(ids) == len(mask)
+    assert all(isinstance(value, bool) for value in mask)
+    chosen = [token for token, target in zip(ids, mask, strict=True) if target]
+    return "".join("</s>" if token == 2 else chr(token - 10) for token in chosen)
+
+
+def test_targets_are_the_answers_their_trailing_space_and_eos():
+    dialog = [system("S"), user("one"), assistant("first"), user("two"), assistant("second")]
+    assert targets(dialog, "all") == " first </s> second </s>"
+    assert targets(dialog, "last") == " second </s>"
+    assert targets(dialog[:3], "all") == targets(dialog[:3], "last") == " first </s>"
+
+
+def test_the_number_of_targets_is_that_of_the_answer_pieces_and_eos(chat_tokenizer):
+    answers = ["she likes plums", "44 + 7 = 51 é", "a baker"]
+    dialog = [message for text in answers for message in (user("what does he do"), assistant(text))]
+    ids, mask = encode_example(dialog, chat_tokenizer)
+    assert sum(mask) == sum(len(chat_tokenizer.encode(f"{text} ")) + 1 for text in answers)
+    assert not any(mask[t] for t, token in enumerate(ids) if token == chat_tokenizer.bos_id)
+    assert all(mask[t] for t, token in enumerate(ids) if token == chat_tokenizer.eos_id)
+    assert ids.count(chat_tokenizer.bos_id) == 3
+
+
+def test_real_pieces_of_one_example(chat_tokenizer):
+    ids, mask = encode_example([user("what does he do"), assistant("a baker")], chat_tokenizer)
+    pieces = [chat_tokenizer.piece(token) for token in ids]
+    assert [piece for piece, target in zip(pieces, mask, strict=True) if target] == [
+        "▁a", "▁baker", "▁", "</s>",
+    ]  # fmt: skip
+    assert pieces[0] == "<s>"
+    assert not mask[0]
+
+
+def test_a_tokenizer_that_merges_across_the_border_is_refused():
+    dialog = [user("Hi"), assistant("Hello.")]
+    assert encode_example(dialog, Letters())
+    with pytest.raises(ValueError, match=r"must be a prefix.*split_by_whitespace=True"):
+        encode_example(dialog, GreedyBorder())
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_tag_in_any_message_is_refused(tag, index):
+    dialog = [system("Be brief."), user("Hi"), assistant("Hello.")]
+    check_dialog(dialog)
+    dialog[index] = {**dialog[index], "content": f"before {tag} after"}
+    with pytest.raises(ValueError, match=rf"tags.*message {index} .*Remove it"):
+        check_dialog(dialog)
+
+
+REFUSED = {
+    "nothing": ([], "at least one user message; got no message"),
+    "system alone": ([system("Be brief.")], "Add the user's question"),
+    "assistant first": ([assistant("Hi")], "message 0 must come from the user; got 'assistant'"),
+    "two users": ([user("Hi"), user("there")], "message 1 must come from the assistant.*merge"),
+    "two users after system": (
+        [system("S"), user("Hi"), user("there")],
+        "message 2 must come from the assistant",
+    ),
+    "system later": ([user("Hi"), system("S")], "message 1 must come from the assistant"),
+    "empty user": ([user(" \n")], "message 0 \\(user\\) must hold text.*Drop the turn"),
+    "empty assistant": ([user("Hi"), assistant("")], "message 1 \\(assistant\\) must hold text"),
+    "unknown role": ([{"role": "bot", "content": "Hi"}], "must be one of.*got 'bot'"),
+    "no content": ([{"role": "user"}], "must have the strings 'role' and 'content'"),
+    "content is no string": ([{"role": "user", "content": 3}], "got content=3"),
+    "lone surrogate": ([user("Hi \ud800")], "valid Unicode.*character 3"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_dialog_is_refused_with_the_reason(name):
+    dialog, reason = REFUSED[name]
+    with pytest.raises(ValueError, match=reason):
+        check_dialog(dialog)
+    with pytest.raises(ValueError, match=reason):
+        render(dialog)
+
+
+def test_a_prompt_must_be_open_and_an_example_finished():
+    with pytest.raises(ValueError, match=r"must end with a message of the user.*encode_example"):
+        encode_prompt([user("Hi"), assistant("Hello.")], Letters())
+    with pytest.raises(ValueError, match=r"must end with an answer.*encode_prompt"):
+        encode_example([user("Hi")], Letters())
+
+
+def test_loss_on_takes_two_words():
+    with pytest.raises(ValueError, match="'all' or 'last'; got 'first'"):
+        encode_example([user("Hi"), assistant("Hello.")], Letters(), loss_on="first")
