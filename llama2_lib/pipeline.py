@@ -373,5 +373,4 @@ def write_samples(model: Transformer, tokenizer: Tokenizer, recipe: Recipe) -> s
 def recall(recipe: Recipe, **options: Any) -> dict[str, Any]:
     """Return `fact_recall` of the pretrained model of `recipe` on its world."""
     model, tokenizer = load("pretrain", recipe, **options)
-    world = make_world(recipe.corpus.world_seed)
-    return fact_recall(model, tokenizer, world, recall_items(world))
+    return fact_recall(model, tokenizer, recall_items(make_world(recipe.corpus.world_seed)))

@@ -38,7 +38,7 @@ def nano(seed: int = 0) -> Recipe:
         tokenizer=TokenizerConfig(vocab_size=1024),
         model=ModelConfig(vocab_size=1024, dim=128, n_layers=4, n_heads=8, n_kv_heads=2),
         pretrain=PretrainConfig(
-            steps=800, batch_size=16, seq_len=256, peak_lr=5e-3, warmup=40, seed=seed
+            steps=1000, batch_size=4, seq_len=512, peak_lr=4e-3, warmup=40, seed=seed
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Random numbers by name: every stream is derived from a seed and a path of names, never from a global state."""
+"""Random numbers by name: every stream comes from a seed and a path of names, never a global."""
 
 import hashlib
 import random

@@ -11,7 +11,6 @@ from llama2_lib.evaluation.statistics import Estimate, proportion
 from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.world import World
 from llama2_lib.world.questions import RecallItem, is_correct
 
 
@@ -116,7 +115,7 @@ def recall_answers(
 
 
 def fact_recall(
-    model: Transformer, tokenizer: Tokenizer, world: World, items: Sequence[RecallItem]
+    model: Transformer, tokenizer: Tokenizer, items: Sequence[RecallItem]
 ) -> dict[str, Estimate]:
     """Return the share of facts answered rightly, by how their question was met in training.
 
@@ -126,5 +125,5 @@ def fact_recall(
     answers = recall_answers(model, tokenizer, items)
     right: dict[str, list[bool]] = {}
     for item, answer in zip(items, answers, strict=True):
-        right.setdefault(item.exposure, []).append(is_correct(world, item, answer))
+        right.setdefault(item.exposure, []).append(is_correct(item, answer))
     return {name: proportion(sum(hits), len(hits)) for name, hits in sorted(right.items())}

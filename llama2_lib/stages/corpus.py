@@ -21,7 +21,7 @@ class CorpusConfig:
     """Which documents, and how many of them are kept for validation."""
 
     world_seed: int = 0
-    n_documents: int = 60_000
+    n_documents: int = 40_000
     """Training documents; all there are when they come from `data`."""
     n_validation: int = 1_000
     """Validation documents, none of which is a copy of a training document."""

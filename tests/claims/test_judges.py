@@ -180,6 +180,11 @@ def test_claim_6_is_refuted_by_one_wrong_number(key):
     assert CLAIMS[6].verdict([Measurement(values=values)]).outcome == NO
 
 
+def test_claim_6_is_refuted_by_another_ratio_than_the_papers():
+    values = dict(CLAIMS[6].measure(RECIPE, 0).values) | {"ratio/70B": 4.0, "heads/70B": 4.0}
+    assert CLAIMS[6].verdict([Measurement(values=values)]).outcome == NO
+
+
 def test_claim_6_is_refuted_by_a_cache_that_repeats_its_heads(monkeypatch):
     from llama2_lib.claims import attention
 

@@ -118,6 +118,7 @@ def test_equivalence_agrees_with_two_one_sided_tests():
     assert ours.holds
     assert not equivalent(a, b, margin=0.05).holds
     assert not equivalent([4.0, 4.1, 4.2], [3.0, 3.2, 3.1], margin=0.2).holds
+    assert not equivalent([3.0, 3.2, 3.1], [4.0, 4.1, 4.2], margin=0.2).holds
 
 
 @pytest.mark.parametrize("margin", [0.05, 0.1, 0.13, 0.15, 0.3])
@@ -148,6 +149,11 @@ def test_ordering_counts_rows_in_the_declared_order():
     np.testing.assert_allclose(result.p_value, expected, rtol=1e-9, atol=0)
 
 
+def test_few_rows_in_order_are_no_evidence_for_the_order():
+    rows = [[2.0, 1.0]] * 7 + [[1.0, 2.0]]
+    np.testing.assert_allclose(ordering(rows).p_value, 1 - 0.5**8, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("rows", [[], [[1.0]], [[1.0, 2.0], [1.0, 2.0, 3.0]]])
 def test_ordering_needs_rows_of_one_length(rows):
     with pytest.raises(ValueError, match="one row per seed"):
@@ -163,9 +169,10 @@ def test_bootstrap_is_seeded_and_near_the_t_interval_on_bell_shaped_values():
 
 
 def test_bootstrap_leans_to_the_long_tail():
+    # BCa leans by a factor of 1.9 here, the plain percentile interval by 1.2.
     values = np.random.default_rng(4).lognormal(0, 1, 40).tolist()
     estimate = bootstrap_mean(values, seed=0)
-    assert estimate.high - estimate.value > 1.2 * (estimate.value - estimate.low)
+    assert estimate.high - estimate.value > 1.6 * (estimate.value - estimate.low)
 
 
 def covered(estimate, truth):

@@ -35,12 +35,13 @@ def test_picture_and_caption_follow_the_slider():
 
 
 def test_a_still_picture_and_the_sentence_are_stored_beside_the_widget():
-    explorer = Explorer(draw, lambda top: f"{top} & more", top=(0, 4))
+    # longer than ipywidgets' own summary, which it would cut
+    explorer = Explorer(draw, lambda top: f"{top} & more" + 120 * ".", top=(0, 4))
     data, metadata = explorer._repr_mimebundle_()
     assert data["image/png"] == explorer.picture
-    assert data["text/plain"] == "Explorer(top=2): 2 & more"
-    assert metadata["image/png"]["alt"] == "2 & more"
-    assert 'alt="2 &amp; more"' in explorer.view.value
+    assert data["text/plain"] == "Explorer(top=2): 2 & more" + 120 * "."
+    assert metadata["image/png"]["alt"] == "2 & more" + 120 * "."
+    assert 'alt="2 &amp; more.' in explorer.view.value
     assert "application/vnd.jupyter.widget-view+json" in data
 
 

@@ -98,7 +98,8 @@ def test_counters_agree_with_the_labels_of_the_world(report):
 def test_all_pronoun_classes_occur_in_the_world(report):
     assert min(report.pronouns.values()) > 0.02
     assert report.pronouns["any person"] > report.pronouns["third person"]
-    assert report.pronouns["she"] + report.pronouns["he"] >= report.pronouns["gender"]
+    together = report.pronouns["she"] + report.pronouns["he"]
+    assert together >= report.pronouns["gender"] - 1e-12  # the same sum, rounded twice
 
 
 def test_an_empty_corpus_is_refused():

@@ -1,0 +1,246 @@
+"""Checks of attention, cached decoding and ragged generation, and the mistakes they recognise."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from llama2_lib import rng
+from llama2_lib.model.attention import grouped_query_attention
+from llama2_lib.model.cache import KVCache
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.generate import generate
+from llama2_lib.model.layers import apply_rotary
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.weights import build
+from llama2_lib.teaching.check import CheckFailed
+from llama2_lib.teaching.decoder import random_weights
+from llama2_lib.teaching.diagnosis import diagnose
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Decode = Callable[[Transformer, Tensor, int], Tensor]
+Greedy = Callable[[Transformer, Sequence[Sequence[int]], int], Sequence[Sequence[int]]]
+
+
+def _scaled(factor: Callable[[Tensor], float]) -> Attend:
+    """Return right attention whose scores are multiplied by `factor(q)` beforehand."""
+    return lambda q, k, v, visible: grouped_query_attention(q * factor(q), k, v, visible)
+
+
+def _seeing(change: Callable[[Tensor], Tensor]) -> Attend:
+    """Return right attention under another mask."""
+    return lambda q, k, v, visible: grouped_query_attention(q, k, v, change(visible))
+
+
+def _tiled(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    group = q.shape[2] // k.shape[2]
+    k, v = k.repeat(1, 1, group, 1), v.repeat(1, 1, group, 1)
+    return grouped_query_attention(q, k, v, visible)
+
+
+def _by_hand(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, *, axis: int = -1, masked: float = -torch.inf
+) -> Tensor:
+    group = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~visible[:, None], masked).softmax(axis)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+ATTENTION_MISTAKES: dict[str, Attend] = {
+    "the scores are not divided by sqrt(head_dim)": _scaled(lambda q: q.shape[-1] ** 0.5),
+    "the scores are divided by head_dim, not by its root": _scaled(lambda q: q.shape[-1] ** -0.5),
+    "the scores are divided by the root of the whole width, not of one head": _scaled(
+        lambda q: q.shape[2] ** -0.5
+    ),
+    "the mask is ignored, so a query sees the tokens after it": _seeing(torch.ones_like),
+    "the mask is off by one, so a query sees the token after it": _seeing(
+        lambda visible: visible | visible.roll(1, -1).tril(1)
+    ),
+    "the mask is upside down: a query sees what it should not": _seeing(torch.logical_not),
+    "hidden scores are set to 0, not to minus infinity": partial(_by_hand, masked=0.0),
+    "the softmax runs over the queries, not over the keys": partial(_by_hand, axis=-2),
+    "query head h reads key/value head h % kv_heads, not h // group (tiled, not repeated)": _tiled,
+}
+
+
+def attention(candidate: Attend) -> None:
+    """Check `candidate(q, k, v, visible)` on 6 query heads that share 3 key/value heads.
+
+    q is (batch, seq, heads, head_dim), k and v have fewer heads, visible is (batch, seq, seq).
+    """
+    _attention(candidate, kv_heads=3)
+
+
+def multi_head(candidate: Attend) -> None:
+    """Check `candidate(q, k, v, visible)` where every query head has a key/value head."""
+    _attention(candidate, kv_heads=6)
+
+
+def _attention(candidate: Attend, kv_heads: int) -> None:
+    generator = rng.generator(0, "check", "attention")
+    q = 1.5 * torch.randn(2, 5, 6, 4, generator=generator)
+    k, v = torch.randn(2, 2, 5, kv_heads, 4, generator=generator).unbind(0)
+    visible = torch.ones(2, 5, 5, dtype=torch.bool).tril()
+    expected = grouped_query_attention(q, k, v, visible)
+    wrong = {name: partial(f, q, k, v, visible) for name, f in ATTENTION_MISTAKES.items()}
+    diagnose(candidate(q, k, v, visible), expected, wrong)
+
+
+def _decode(
+    model: Transformer,
+    ids: Tensor,
+    n_prompt: int,
+    *,
+    position: Callable[[int], int] = lambda start: start,
+    slot: Callable[[int], int] = lambda start: start,
+    turned: bool = True,
+    reads_itself: bool = True,
+) -> Tensor:
+    """Return the logits of a prompt, then of one token at a time, as a flawed cache gives them."""
+    caches = KVCache(model.config, 1, ids.shape[1]).layers
+    logits = []
+    for start in [0, *range(n_prompt, ids.shape[1])]:
+        end = n_prompt if start == 0 else start + 1
+        h = model.tok_embeddings(ids[:, start:end])
+        at = position(start) if start else 0
+        rotation = model.rotation(h, start=at)
+        for layer, cache in zip(model.layers, caches, strict=True):
+            q, k, v = layer.attention.project(layer.attention_norm(h), rotation)
+            if not turned:
+                k = apply_rotary(k, rotation.conj())
+            k, v = (t.transpose(1, 2) for t in (k, v))
+            k, v = cache.extend(k, v, slot(start) if start else 0)
+            k, v = (t.transpose(1, 2) for t in (cache.k, cache.v))
+            visible = torch.ones(1, end - start, ids.shape[1], dtype=torch.bool).tril(start)
+            if start and not reads_itself:
+                visible[:, :, start] = False
+            mixed = grouped_query_attention(q, k, v, visible)
+            h = h + layer.attention.wo(mixed.flatten(-2))
+            h = h + layer.feed_forward(layer.ffn_norm(h))
+        logits.append(model.head(model.norm(h)))
+    return torch.cat(logits, dim=1)
+
+
+DECODE_MISTAKES: dict[str, Decode] = {
+    "positions begin at 0 again with every new token": partial(_decode, position=lambda start: 0),
+    "the position of a new token is one too high": partial(
+        _decode, position=lambda start: start + 1
+    ),
+    "a new key is written one slot too early, over the one before it": partial(
+        _decode, slot=lambda start: start - 1
+    ),
+    "keys enter the cache before they are rotated": partial(_decode, turned=False),
+    "a new token reads the cache before its own key is in it": partial(_decode, reads_itself=False),
+    "the cache forgets the prompt: a new token sees only itself": lambda model, ids, n: torch.cat(
+        [model(ids[:, :n]), *(model(ids[:, t : t + 1]) for t in range(n, ids.shape[1]))], dim=1
+    ),
+}
+
+
+def small_model(seed: int = 0) -> Transformer:
+    """Return an untrained model with 6 query heads on 3 key/value heads, and lively logits."""
+    config = ModelConfig(
+        vocab_size=53, dim=48, n_layers=3, n_heads=6, n_kv_heads=3, multiple_of=20, max_seq_len=64
+    )
+    return build(config, random_weights(config, seed))
+
+
+@torch.no_grad()
+def cached(candidate: Decode) -> None:
+    """Check `candidate(model, ids, n_prompt)`: the prompt at once, then one token at a time.
+
+    It must return the logits of every position, (1, seq, vocab), as `model(ids)` does, and send
+    every token through the model once.
+    """
+    model = small_model()
+    ids = torch.randint(53, (1, 11), generator=rng.generator(0, "check", "cached"))
+    expected, lengths = model(ids), []
+    hook = model.tok_embeddings.register_forward_hook(
+        lambda module, inputs, output: lengths.append(inputs[0].numel())
+    )
+    try:
+        actual = candidate(model, ids, 4)
+    finally:
+        hook.remove()
+    wrong = {name: partial(f, model, ids, 4) for name, f in DECODE_MISTAKES.items()}
+    diagnose(actual, expected, wrong, rtol=1e-3, atol=1e-4)
+    if lengths != [4, 1, 1, 1, 1, 1, 1, 1]:
+        raise CheckFailed(
+            f"the logits are right, but tokens went through the model in portions of {lengths}, "
+            "not the 4 of the prompt and then one at a time: the cache is not used."
+        )
+
+
+def _padded_greedy(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    n_new: int,
+    *,
+    left: bool = True,
+    masked: bool = True,
+    new_positions: bool = True,
+) -> list[list[int]]:
+    """Return greedy answers in one padded batch, without a cache, with flaws."""
+    width = max(map(len, prompts))
+    gaps = [width - len(prompt) for prompt in prompts]
+    rows = [[0] * gap + [*p] if left else [*p] + [0] * gap for p, gap in zip(prompts, gaps)]  # noqa: B905
+    ids, gap = torch.tensor(rows), torch.tensor(gaps)[:, None] * left
+    for _ in range(n_new):
+        at = torch.arange(ids.shape[1])
+        positions = (at - gap).clamp(min=0)
+        if not new_positions:
+            positions[:, width:] = at[width:]
+        visible = torch.ones(len(rows), len(at), len(at), dtype=torch.bool).tril()
+        if masked:
+            visible &= at >= gap[:, :, None]
+        visible |= torch.eye(len(at), dtype=torch.bool)
+        logits = model(ids, positions=positions, visible=visible)[:, -1]
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+    return ids[:, width:].tolist()
+
+
+def _cut_to_shortest(
+    model: Transformer, prompts: Sequence[Sequence[int]], n_new: int
+) -> list[list[int]]:
+    shortest = min(map(len, prompts))
+    return _padded_greedy(model, [prompt[:shortest] for prompt in prompts], n_new)
+
+
+GREEDY_MISTAKES: dict[str, Greedy] = {
+    "the padding is not masked, so prompts attend to it": partial(_padded_greedy, masked=False),
+    "short prompts are padded on the right, so the answer follows the padding": partial(
+        _padded_greedy, left=False, masked=False
+    ),
+    "the prompt's positions leave the padding out, those of new tokens count it": partial(
+        _padded_greedy, new_positions=False
+    ),
+    "longer prompts are cut to the length of the shortest": _cut_to_shortest,
+}
+
+
+@torch.no_grad()
+def greedy(candidate: Greedy) -> None:
+    """Check `candidate(model, prompts, n_new)`: the ids that are likeliest, one by one.
+
+    The prompts are ragged: lengths 3, 7 and 4. The answers must equal those of each prompt alone.
+    """
+    model = small_model()
+    generator = rng.generator(0, "check", "greedy")
+    prompts = [torch.randint(1, 53, (n,), generator=generator).tolist() for n in (3, 7, 4)]
+    done = [generate(model, [p], max_new_tokens=8, temperature=0.0)[0].ids for p in prompts]
+    actual = [list(map(int, row)) for row in candidate(model, prompts, 8)]
+    if actual == done:
+        return
+    for mistake, wrong in GREEDY_MISTAKES.items():
+        if actual == [list(row) for row in wrong(model, prompts, 8)]:
+            raise CheckFailed(f"some answers differ: it looks as if {mistake}.")
+    if [len(row) for row in actual] != [8, 8, 8]:
+        raise CheckFailed(
+            f"three answers of 8 ids are wanted, without the prompts; got lengths "
+            f"{[len(row) for row in actual]}."
+        )
+    rows = [row for row, (a, b) in enumerate(zip(actual, done, strict=True)) if a != b]
+    raise CheckFailed(f"the answers to prompts {rows} differ, like no mistake known here.")
