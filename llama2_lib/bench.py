@@ -6,9 +6,11 @@ in one run varies little. So each line is the median of at least five such ratio
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
 from llama2_lib.model.config import ModelConfig
@@ -16,8 +18,9 @@ from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.model.weights import to_hugging_face
 from llama2_lib.objectives.language import next_token_loss
+from llama2_lib.objectives.terms import LossTerm
 from llama2_lib.recipes import nano
-from llama2_lib.training.loop import optimize
+from llama2_lib.training.loop import Step, optimize
 from llama2_lib.training.schedule import adamw
 
 PROMPT, NEW = 16, 128
@@ -41,7 +44,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = Non
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
 
 
-def hugging_face_twin(model: Transformer) -> torch.nn.Module:
+def hugging_face_twin(model: Transformer) -> nn.Module:
     """Return `transformers`' Llama with the same weights.
 
     Raises:
@@ -72,25 +75,25 @@ def hugging_face_twin(model: Transformer) -> torch.nn.Module:
         )
     )
     twin.load_state_dict(to_hugging_face(model.state_dict(), c))
-    return twin.to(model.tok_embeddings.weight.device).eval()
+    return nn.Module.to(twin, model.tok_embeddings.weight.device).eval()
 
 
 def _training_steps(
-    model: torch.nn.Module,
-    logits: Callable[[torch.Tensor], torch.Tensor],
+    model: nn.Module,
+    logits: Callable[[Tensor], Tensor],
     config: ModelConfig,
     device: torch.device,
     precision: str,
-):
+) -> Iterator[Step]:
     """Endless optimiser steps on random tokens, the same for both sides."""
     shape = nano().pretrain
     ids = torch.randint(3, config.vocab_size, (shape.batch_size, shape.seq_len + 1), device=device)
 
-    def loss(_: torch.nn.Module, batch: torch.Tensor):
+    def loss(_: nn.Module, batch: Tensor) -> LossTerm:
         with autocast(device, precision):
             return next_token_loss(logits(batch[:, :-1]).float(), batch)
 
-    def batches():
+    def batches() -> Iterator[Tensor]:
         while True:
             yield ids
 
@@ -158,11 +161,11 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
     return 0
 
 
-def _ours(model: Transformer, ids: torch.Tensor, wanted: list[int]) -> None:
+def _ours(model: Transformer, ids: Tensor, wanted: list[int]) -> None:
     generate(model, ids.tolist(), max_new_tokens=wanted, temperature=0.0)
 
 
-def _theirs(twin: torch.nn.Module, ids: torch.Tensor, new: int) -> None:
+def _theirs(twin: Any, ids: Tensor, new: int) -> None:
     # `transformers` has no limit a row: rows that are done go on producing padding.
     twin.generate(
         ids,

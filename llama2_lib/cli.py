@@ -2,9 +2,10 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -207,16 +208,18 @@ def _chat(command: Chat) -> int:
 
 
 def _claims(command: Claims) -> int:
-    from llama2_lib import claims
+    from llama2_lib import claims, pipeline
     from llama2_lib.recipes import RECIPES
 
-    return claims.main(
-        command.ids,
-        RECIPES[command.recipe](0),
-        seeds=range(command.seeds),
-        write=command.write,
-        device=command.device,
-    )
+    recipe, seeds = RECIPES[command.recipe](0), range(command.seeds)
+    ids = command.ids or tuple(claims.CLAIMS)
+    chosen = {number: claims.CLAIMS[number] for number in ids if number in claims.CLAIMS}
+    pipeline.artifacts(claims.grid_requests(recipe, seeds, chosen), device=command.device)
+    results = claims.run_claims(ids, recipe, seeds)
+    print(claims.render_table(results))
+    if command.write is not None:
+        claims.write_ledger(results, command.write)
+    return 0
 
 
 def _bench(command: Bench) -> int:
@@ -226,7 +229,7 @@ def _bench(command: Bench) -> int:
     return run(pairs=command.pairs, device=command.device, precision=command.precision)
 
 
-_HANDLERS = {
+_HANDLERS: dict[type, Callable[[Any], int]] = {
     Doctor: _doctor,
     Course: _course,
     Run: _run,

@@ -1,5 +1,6 @@
 """The main job: train the chain and its small grids, execute the notebooks, say what was made."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -33,7 +34,10 @@ def run(*, device: str = "auto", notebooks: bool = True) -> int:
 def _notebooks() -> int:
     from llama2_lib.teaching import lessons
 
-    return lessons.build(out=Path("build/course"))
+    faults = lessons.build(out=Path("build/course"))
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return len(faults)
 
 
 def summary(folder: Path, n_grid: int, trained: float, total: float) -> str:

@@ -50,7 +50,8 @@ def toy(seed: int = 0) -> Recipe:
         corpus=CorpusConfig(n_documents=600, n_validation=40),
         tokenizer=TokenizerConfig(vocab_size=512),
         model=ModelConfig(
-            vocab_size=512, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, multiple_of=8, max_seq_len=128
+            vocab_size=512, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, multiple_of=8,
+            max_seq_len=128,
         ),
         pretrain=PretrainConfig(
             steps=30, batch_size=4, seq_len=64, peak_lr=5e-3, warmup=3,

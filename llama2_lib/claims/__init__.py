@@ -1,6 +1,6 @@
 """Floor 9: the paper's claims, declared before they are measured, and the ledger of verdicts."""
 
-from llama2_lib.claims.catalogue import CLAIMS
+from llama2_lib.claims.catalogue import CLAIMS, grid_requests
 from llama2_lib.claims.claim import (
     CannotShow,
     Claim,
@@ -23,6 +23,7 @@ __all__ = [
     "Threshold",
     "Trust",
     "Verdict",
+    "grid_requests",
     "read_ledger",
     "render_table",
     "run_claims",

@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 
+from llama2_lib.claims.attention_runs import (
+    measure_quality,
+    measure_throughput,
+    quality_requests,
+)
 from llama2_lib.claims.claim import (
     Check,
     Claim,
@@ -193,6 +198,8 @@ CLAIMS = (
             mismatch=0.01,
         ),
         judge=judge_quality,
+        measure=measure_quality,
+        requests=quality_requests,
     ),
     Claim(
         id=6,
@@ -228,5 +235,6 @@ CLAIMS = (
             small=0.25,
         ),
         judge=judge_throughput,
+        measure=measure_throughput,
     ),
 )

@@ -1,7 +1,8 @@
 """All claims that have been declared, by id."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from llama2_lib.claims import attention, corpus, pretraining
 from llama2_lib.claims.claim import Claim
@@ -23,3 +24,16 @@ def collect(*groups: tuple[Claim, ...]) -> Mapping[int, Claim]:
 
 
 CLAIMS = collect(pretraining.CLAIMS, corpus.CLAIMS, attention.CLAIMS)
+
+
+def grid_requests(
+    recipe: Any, seeds: Sequence[int] = range(3), claims: Mapping[int, Claim] = CLAIMS
+) -> list[tuple[str, Any]]:
+    """Return every run that some claim needs, each once: what `pipeline.artifacts` can train."""
+    needed = [
+        request
+        for claim in claims.values()
+        if claim.requests is not None
+        for request in claim.requests(recipe, seeds)
+    ]
+    return list(dict.fromkeys(needed))

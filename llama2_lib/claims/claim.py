@@ -113,6 +113,9 @@ class Claim:
     judge: Callable[[Sequence[Measurement], Threshold], Verdict]
     measure: Callable[[Any, int], Measurement] | None = None
     """`measure(recipe, seed)`. None: declared, not yet measured."""
+    requests: Callable[[Any, Sequence[int]], list[tuple[str, Any]]] | None = None
+    """`requests(recipe, seeds)`: the (stage, recipe) pairs that `measure` will ask the pipeline
+    for, so that they can be trained side by side beforehand. None: it trains nothing."""
     min_seeds: int = 3
     """With fewer the verdict is `inconclusive`; 1 for what does not depend on the seed."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -210,16 +211,15 @@ def _stop_table(
     stop_ids: Collection[int] | Sequence[Collection[int]], batch: int, vocab: int
 ) -> Tensor:
     """Return (batch, vocab), True where an id ends a row."""
-    per_row = list(stop_ids)
-    if not per_row or isinstance(per_row[0], int):
-        per_row = [stop_ids] * batch
+    given: list[Any] = list(stop_ids)
+    per_row = given if given and not isinstance(given[0], int) else [given] * batch
     if len(per_row) != batch:
         raise ValueError(
             f"stop_ids must be one collection or one a prompt; got {len(per_row)} for {batch}."
         )
     table = torch.zeros(batch, vocab, dtype=torch.bool)
     for row, ids in enumerate(per_row):
-        table[row, list(ids)] = True
+        table[row].index_fill_(0, torch.tensor(list(ids), dtype=torch.int64), True)
     return table
 
 

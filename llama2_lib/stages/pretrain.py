@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,13 +73,13 @@ class PretrainConfig:
         return self.steps * self.accumulate * self.batch_size * self.seq_len
 
 
-def packed_loss(isolate_documents: bool) -> Callable[[nn.Module, PackedBatch], LossTerm]:
+def packed_loss(isolate_documents: bool) -> Callable[[Callable[..., Any], PackedBatch], LossTerm]:
     """Return the loss of a packed batch, with documents that see each other or do not."""
 
-    def plain(model: nn.Module, batch: PackedBatch) -> LossTerm:
+    def plain(model: Callable[..., Any], batch: PackedBatch) -> LossTerm:
         return next_token_loss(model(batch.ids[:, :-1]), batch.ids)
 
-    def isolated(model: nn.Module, batch: PackedBatch) -> LossTerm:
+    def isolated(model: Callable[..., Any], batch: PackedBatch) -> LossTerm:
         positions, visible = isolate(batch.document[:, :-1])
         logits = model(batch.ids[:, :-1], positions=positions, visible=visible)
         targets = torch.zeros_like(batch.ids, dtype=torch.bool)
@@ -117,29 +118,21 @@ def pretrain(
     log = storage.MetricsLog(folder / "metrics.jsonl")
     log.keep_up_to(start)
 
-    loss_fn = packed_loss(config.isolate_documents)
     batches = train.packed.batches(
         seed=config.seed,
         batch_size=config.batch_size,
         seq_len=config.seq_len,
         start=start * config.accumulate,
     )
-    batches = (PackedBatch(*(t.to(device) for t in batch)) for batch in batches)
-    fast = torch.compile(model) if config.compile else model
     probe = [validation.document(i) for i in range(min(200, validation.packed.n_documents))]
-
-    def forward(_: nn.Module, batch: PackedBatch) -> LossTerm:
-        with autocast(device, config.precision):
-            return loss_fn(fast, batch)
-
     lr_at = warmup_then_cosine(
         peak=config.peak_lr, steps=config.steps, warmup=config.warmup, floor=config.floor
     )
     for step in optimize(
         model,
         optimizer,
-        batches,
-        forward,
+        (PackedBatch(*(t.to(device) for t in batch)) for batch in batches),
+        _forward(config, model, device),
         lr_at,
         steps=range(start, config.steps),
         accumulate=config.accumulate,
@@ -156,6 +149,20 @@ def pretrain(
     save_model(model, folder)
     clear_checkpoints(folder)
     return model.eval()
+
+
+def _forward(
+    config: PretrainConfig, model: Transformer, device: torch.device
+) -> Callable[[nn.Module, PackedBatch], LossTerm]:
+    """Return the loss function, in the precision and the compiled form asked for."""
+    loss_fn = packed_loss(config.isolate_documents)
+    fast: Callable[..., Any] = torch.compile(model) if config.compile else model
+
+    def forward(_: nn.Module, batch: PackedBatch) -> LossTerm:
+        with autocast(device, config.precision):
+            return loss_fn(fast, batch)
+
+    return forward
 
 
 def _logged(step: Step) -> dict[str, float]:

@@ -186,7 +186,9 @@ def _padded_greedy(
     """Return greedy answers in one padded batch, without a cache, with flaws."""
     width = max(map(len, prompts))
     gaps = [width - len(prompt) for prompt in prompts]
-    rows = [[0] * gap + [*p] if left else [*p] + [0] * gap for p, gap in zip(prompts, gaps)]  # noqa: B905
+    rows = [
+        [0] * gap + [*p] if left else [*p] + [0] * gap for p, gap in zip(prompts, gaps, strict=True)
+    ]
     ids, gap = torch.tensor(rows), torch.tensor(gaps)[:, None] * left
     for _ in range(n_new):
         at = torch.arange(ids.shape[1])

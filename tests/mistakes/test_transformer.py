@@ -108,7 +108,7 @@ def test_what_is_no_known_mistake_is_rejected_as_well():
         transformer.rms_norm(lambda x, gain, eps: x[..., 0])
     with pytest.raises(CheckFailed, match="a tensor must come back; got NoneType"):
         decoder.block(lambda *parts: None)
-    with pytest.raises(CheckFailed, match="dim 4096, .* must give 11008; got 4"):
+    with pytest.raises(CheckFailed, match=r"dim 4096, .* must give 11008; got 4"):
         transformer.hidden_width(lambda dim, multiple_of, multiplier: 4)
     with pytest.raises(CheckFailed, match="like no mistake known"):
         decoder.whole(lambda ids, weights, config: torch.zeros(2, 7, 23))

@@ -129,6 +129,14 @@ def test_stories_have_two_paragraphs_and_five_to_nine_sentences(sample, world):
         assert re.search(rf"\b({names})\b", first), text
 
 
+def test_the_friend_is_somebody_else(sample, world):
+    names = {person.name for person in world.people}
+    stories = [names & set(re.findall(r"\w+", text)) for text in by_kind(sample, "story")]
+    assert all(1 <= len(named) <= 2 for named in stories)
+    # in a few stories the pet helps, or nobody
+    assert sum(len(named) == 2 for named in stories) > 0.9 * len(stories)
+
+
 def test_stories_vary(sample):
     stories = by_kind(sample, "story")
     assert len(set(stories)) > 0.99 * len(stories)

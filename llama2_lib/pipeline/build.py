@@ -1,20 +1,14 @@
-"""The graph of stages and its cache: ask for an artifact, and what is missing is built first.
+"""Artifacts: finished folders, built when asked for, one after the other or side by side."""
 
-`artifacts/<stage>/<fingerprint>/` holds a finished stage. The fingerprint covers the stage, its
-version, its settings and its inputs' fingerprints, so a changed number never meets stale files.
-"""
-
-import dataclasses
 import multiprocessing
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -22,142 +16,15 @@ from tqdm.auto import tqdm
 
 from llama2_lib import storage
 from llama2_lib.device import choose_device
-from llama2_lib.evaluation.language import fact_recall, recall_answers
-from llama2_lib.model.generate import generate
+from llama2_lib.evaluation.language import fact_recall
+from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_model
+from llama2_lib.pipeline.graph import STAGES, Job, fingerprint
 from llama2_lib.recipes import Recipe
-from llama2_lib.stages import corpus as corpus_stage
-from llama2_lib.stages import tokenizer as tokenizer_stage
-from llama2_lib.stages.pretrain import Report, pretrain
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.questions import recall_items
-
-StageName = Literal["tokenizer", "corpus", "pretrain"]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a stage gets to do its work."""
-
-    recipe: Recipe
-    folder: Path
-    inputs: dict[str, Path]
-    device: torch.device
-    report: Report
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One node of the graph."""
-
-    version: int
-    """Raised by hand, with a line in CHANGELOG, when the same settings give another result."""
-    inputs: tuple[str, ...]
-    settings: Callable[[Recipe], dict[str, Any]]
-    """The part of a recipe that this stage depends on."""
-    work: Callable[[Recipe], int]
-    """Steps for the progress bar, each about as long as a pretraining step of that recipe."""
-    run: Callable[[Job], None]
-
-
-def _run_tokenizer(job: Job) -> None:
-    tokenizer_stage.run(job.recipe.tokenizer, job.recipe.corpus, job.folder)
-
-
-def _run_corpus(job: Job) -> None:
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
-    corpus_stage.build_corpus(job.recipe.corpus, tokenizer, job.folder)
-
-
-def _run_pretrain(job: Job) -> None:
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
-    model = pretrain(
-        job.recipe.pretrain,
-        job.recipe.model,
-        corpus_stage.load_corpus(job.inputs["corpus"], "train"),
-        corpus_stage.load_corpus(job.inputs["corpus"], "validation"),
-        job.folder,
-        job.device,
-        job.report,
-    )
-    storage.write_atomically(
-        job.folder / "tokenizer.model", (job.inputs["tokenizer"] / "tokenizer.model").read_bytes()
-    )
-    storage.write_atomically(
-        job.folder / "samples.txt", write_samples(model, tokenizer, job.recipe)
-    )
-
-
-STAGES: dict[str, Stage] = {
-    "tokenizer": Stage(
-        version=1,
-        inputs=(),
-        settings=lambda r: {
-            "tokenizer": dataclasses.asdict(r.tokenizer),
-            "corpus": _corpus_settings(r),
-            "n_documents": min(tokenizer_stage.N_DOCUMENTS, r.corpus.n_documents),
-        },
-        work=lambda r: 10,
-        run=_run_tokenizer,
-    ),
-    "corpus": Stage(
-        version=1,
-        inputs=("tokenizer",),
-        settings=lambda r: {
-            "corpus": _corpus_settings(r),
-            "n_documents": r.corpus.n_documents,
-            "n_validation": r.corpus.n_validation,
-        },
-        work=lambda r: 20,
-        run=_run_corpus,
-    ),
-    "pretrain": Stage(
-        version=1,
-        inputs=("tokenizer", "corpus"),
-        settings=lambda r: {
-            "model": r.model.to_json(),
-            "pretrain": dataclasses.asdict(r.pretrain),
-        },
-        work=lambda r: r.pretrain.steps,
-        run=_run_pretrain,
-    ),
-}
-
-
-def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
-    """What the texts depend on: the settings of the world, or the bytes of a folder."""
-    config = recipe.corpus
-    document: dict[str, Any] = {"world_seed": config.world_seed, "shares": config.shares}
-    if config.data is not None:
-        paths = sorted(p for p in Path(config.data).rglob("*") if p.suffix in (".txt", ".jsonl"))
-        document["data"] = [storage.file_sha256(path) for path in paths]
-    else:
-        document["lexicon"] = _lexicon_fingerprint()
-    return document
-
-
-def _lexicon_fingerprint() -> str:
-    from llama2_lib.world.lexicon import lexicon_folder
-
-    paths = sorted(lexicon_folder().glob("*.txt"))
-    return storage.fingerprint({path.name: storage.file_sha256(path) for path in paths})
-
-
-def fingerprint(stage: str, recipe: Recipe) -> str:
-    """Return the 12 hex digits that name `stage` of `recipe`.
-
-    Raises:
-        ValueError: There is no such stage.
-    """
-    if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
-    node = STAGES[stage]
-    inputs = {name: fingerprint(name, recipe) for name in node.inputs}
-    return storage.fingerprint(
-        {"stage": stage, "version": node.version, "config": node.settings(recipe), "inputs": inputs}
-    )
 
 
 def artifact_root() -> Path:
@@ -244,7 +111,7 @@ def _build(
     device: torch.device,
     progress: tqdm,
 ) -> None:
-    meta = {
+    meta: dict[str, Any] = {
         "stage": stage,
         "fingerprint": final.name,
         "recipe": recipe.name,
@@ -345,32 +212,7 @@ def load(stage: str, recipe: Recipe, **options: Any) -> tuple[Transformer, Token
     return load_model(folder, device)[0], load_tokenizer(folder)
 
 
-STORY_STARTS = ("One morning", "Once there was", "It was a", "The", "In the evening")
-
-
-def write_samples(model: Transformer, tokenizer: Tokenizer, recipe: Recipe) -> str:
-    """Return ten generations for people to read: five stories and five answers."""
-    starts = [tokenizer.encode(text, bos=True) for text in STORY_STARTS]
-    room = min(96, recipe.model.max_seq_len - max(map(len, starts)))
-    stories = generate(
-        model, starts, max_new_tokens=room, temperature=0.7, top_p=0.9,
-        seed=recipe.pretrain.seed, stop_ids={tokenizer.eos_id},
-    )  # fmt: skip
-    lines = [
-        f"{text}{tokenizer.decode([*start, *done.ids])[len(text) :]}"
-        for text, start, done in zip(STORY_STARTS, starts, stories, strict=True)
-    ]
-    if recipe.corpus.data is None:
-        items = recall_items(make_world(recipe.corpus.world_seed))[::31][:5]
-        answers = recall_answers(model, tokenizer, items)
-        lines += [
-            f"{item.prompt} {answer}   [right: {item.answer}; {item.exposure}]"
-            for item, answer in zip(items, answers, strict=True)
-        ]
-    return "\n---\n".join(lines) + "\n"
-
-
-def recall(recipe: Recipe, **options: Any) -> dict[str, Any]:
+def recall(recipe: Recipe, **options: Any) -> dict[str, Estimate]:
     """Return `fact_recall` of the pretrained model of `recipe` on its world."""
     model, tokenizer = load("pretrain", recipe, **options)
     return fact_recall(model, tokenizer, recall_items(make_world(recipe.corpus.world_seed)))

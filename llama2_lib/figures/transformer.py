@@ -1,0 +1,57 @@
+"""Pictures of a transformer's parts: turned pairs, shares of a whole."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from llama2_lib.figures.theme import label_axes, new_figure, theme
+
+
+@theme()
+def rotations(angles: ArrayLike, *, title: str = "") -> Figure:
+    """Draw one clock per rotary pair; its hand stands at the pair's angle, in radians.
+
+    Raises:
+        ValueError: `angles` is not a list of at least one number.
+    """
+    values = np.asarray(angles, dtype=float)
+    if values.ndim != 1 or values.size < 1:
+        raise ValueError(f"angles must be a list of numbers, one a pair; got shape {values.shape}.")
+    figure, axes = new_figure(1.75 * values.size, 2.6, columns=values.size, squeeze=False)
+    around = np.linspace(0, 2 * np.pi, 100)
+    for pair, (axis, angle) in enumerate(zip(axes[0], values, strict=True)):
+        axis.plot(np.cos(around), np.sin(around), color="0.75", lw=1)
+        axis.plot([0, np.cos(angle)], [0, np.sin(angle)], lw=3)
+        axis.plot(np.cos(angle), np.sin(angle), "o", color="black")
+        axis.set_aspect("equal")
+        axis.set_axis_off()
+        axis.set_title(f"pair {pair}\n{angle:.2f} rad", fontsize=13)
+    figure.suptitle(title, fontsize=14)
+    return figure
+
+
+@theme()
+def shares(
+    parts: Mapping[str, Sequence[float]], columns: Sequence[str], xlabel: str, *, title: str = ""
+) -> Figure:
+    """Draw one stacked bar per column, each scaled to 100 %.
+
+    Raises:
+        ValueError: A part does not have one number a column, or a number is negative.
+    """
+    table = np.array([list(numbers) for numbers in parts.values()], dtype=float)
+    if table.shape != (len(parts), len(columns)) or (table < 0).any():
+        raise ValueError(
+            f"each part needs {len(columns)} numbers of at least 0; got shape {table.shape}."
+        )
+    percent = 100 * table / table.sum(axis=0)
+    figure, axes = new_figure(8.0, 4.0)
+    bottom = np.zeros(len(columns))
+    for part, heights in zip(parts, percent, strict=True):
+        axes.bar(columns, heights, bottom=bottom, width=0.6, label=part)
+        bottom += heights
+    label_axes(axes, xlabel, "share of the weights (%)", title)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    return figure

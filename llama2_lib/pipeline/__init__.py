@@ -1,0 +1,33 @@
+"""The graph of stages and its cache: ask for an artifact, and what is missing is built first.
+
+`artifacts/<stage>/<fingerprint>/` holds a finished stage. The fingerprint covers the stage, its
+version, its settings and its inputs' fingerprints, so a changed number never meets stale files.
+"""
+
+from llama2_lib.pipeline.build import (
+    artifact,
+    artifact_path,
+    artifact_root,
+    artifacts,
+    load,
+    missing,
+    recall,
+)
+from llama2_lib.pipeline.graph import STAGES, Job, Stage, StageName, fingerprint
+from llama2_lib.pipeline.samples import write_samples
+
+__all__ = [
+    "STAGES",
+    "Job",
+    "Stage",
+    "StageName",
+    "artifact",
+    "artifact_path",
+    "artifact_root",
+    "artifacts",
+    "fingerprint",
+    "load",
+    "missing",
+    "recall",
+    "write_samples",
+]

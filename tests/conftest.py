@@ -1,0 +1,36 @@
+"""A small model in which every axis has a size of its own, shared by the tests of the floors."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.transformer import Transformer
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    """Vocabulary 53, width 48, 3 layers, 6 query heads of 8 on 2 key/value heads, FFN 140."""
+    return ModelConfig(
+        vocab_size=53, dim=48, n_layers=3, n_heads=6, n_kv_heads=2, multiple_of=20, max_seq_len=37
+    )
+
+
+@pytest.fixture
+def random_model(config) -> Callable[..., Transformer]:
+    """Build a model with weights of order 1, gains included, so that every part matters."""
+
+    def build(seed: int = 0, dtype=torch.float64, config: ModelConfig = config) -> Transformer:
+        model = Transformer(config).to(torch.float64)
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                noise = torch.randn(weight.shape, generator=source, dtype=torch.float64)
+                if weight.dim() == 1:
+                    weight.copy_(1 + 0.3 * noise)
+                else:
+                    weight.copy_(1.5 * noise / weight.shape[1] ** 0.5)
+        return model.to(dtype).eval()
+
+    return build
