@@ -4,6 +4,7 @@ Absolute times vary from machine to machine and minute to minute; the ratio of t
 in one run varies little. So each line is the median of at least five such ratios.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llama2_lib import rng
 from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
@@ -144,8 +146,7 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
         ("ragged 64", 64, True),
     ):
         ids = torch.randint(3, config.vocab_size, (batch, PROMPT), device=where)
-        # Ragged answers: half the rows want an eighth of the tokens, as answers of a chat do.
-        wanted = [NEW // 8 if ragged and row % 2 else NEW for row in range(batch)]
+        wanted = _answer_lengths(batch) if ragged else [NEW] * batch
         times = []
         for _ in range(max(5, pairs) + 1):
             with autocast(where, precision):
@@ -159,6 +160,14 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
     _length_curve(ours, where, precision)
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
     return 0
+
+
+def _answer_lengths(batch: int) -> list[int]:
+    """Return the lengths of answers that end with chance 1/32 at every token, as chat answers
+    roughly do, and at the limit."""
+    source = rng.random_source(0, "bench", "ragged")
+    lengths = (int(math.log(1.0 - source.random()) / math.log(1 - 1 / 32)) for _ in range(batch))
+    return [min(NEW, 1 + length) for length in lengths]
 
 
 def _ours(model: Transformer, ids: Tensor, wanted: list[int]) -> None:

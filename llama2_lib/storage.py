@@ -55,7 +55,8 @@ def staged_folder(final: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a hidden sibling of `final` to write into; seal and rename it on a clean exit.
 
     On one file system a rename is atomic, so `final` exists only when it is complete. The
-    staging folder keeps its contents when the block fails, so that a stage can resume from it.
+    staging folder keeps its contents when the block fails, so that a stage can resume from it;
+    only hidden files go, which a killed write or removal left behind.
 
     Raises:
         FileExistsError: `final` is already there.
@@ -64,6 +65,8 @@ def staged_folder(final: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
         raise FileExistsError(f"{final} exists already; artifacts are never overwritten.")
     staging = final.with_name(f".{final.name}.partial")
     staging.mkdir(parents=True, exist_ok=True)
+    for leftover in list(staging.glob(".*")):
+        remove(leftover)
     yield staging
     seal(staging, meta)
     staging.rename(final)
@@ -136,9 +139,15 @@ def set_aside(folder: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder; it is no error if it is gone already."""
+    """Delete a file or a folder; it is no error if it is gone already.
+
+    A folder is renamed first, so that a crash leaves it whole or hidden, never half of it.
+    """
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        doomed = path.with_name(f".{path.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 

@@ -1,6 +1,8 @@
-"""A small model in which every axis has a size of its own, shared by the tests of the floors."""
+"""Shared by the tests of the floors: a small model in which every axis has a size of its own,
+and the finished artifacts of the recipe `toy`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,3 +36,26 @@ def random_model(config) -> Callable[..., Transformer]:
         return model.to(dtype).eval()
 
     return build
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Run on one thread, as two runs must whose bits are compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory) -> Path:
+    """Finished artifacts of the recipe `toy`, made once; copy them before you damage them."""
+    from llama2_lib import pipeline
+    from llama2_lib.recipes import toy
+
+    root = tmp_path_factory.mktemp("toy")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pipeline.artifact("pretrain", toy(), device="cpu", root=root, bar=False)
+    torch.set_num_threads(threads)
+    return root

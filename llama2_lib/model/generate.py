@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from llama2_lib import rng
 from llama2_lib.model.cache import KVCache
+from llama2_lib.model.decode import STACK_LIMIT, Decoder
+from llama2_lib.model.sampling import sample
 from llama2_lib.model.transformer import Transformer
 
 
@@ -23,49 +24,6 @@ class Completion:
     """Of each id, in nats, under the distribution it was sampled from."""
     finished: bool
     """Whether a stop id ended it, rather than `max_new_tokens`."""
-
-
-def nucleus(
-    probabilities: Float[Tensor, "batch vocab"], top_p: float
-) -> Float[Tensor, "batch vocab"]:
-    """Keep the smallest set of tokens whose mass reaches `top_p`, and renormalise.
-
-    The token that crosses the threshold stays, so at least one always does.
-    """
-    if top_p >= 1.0:
-        return probabilities
-    ordered, order = probabilities.sort(dim=-1, descending=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p, 0.0)
-    kept = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    return kept / kept.sum(dim=-1, keepdim=True)
-
-
-def sample(
-    logits: Float[Tensor, "batch vocab"],
-    uniform: Float[Tensor, " batch"],
-    temperature: float,
-    top_p: float,
-) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Return one id a row and its log-probability under the distribution sampled from.
-
-    Sampling inverts the cumulative distribution at `uniform`, so a row's draw depends on that
-    row alone. At temperature 0 the largest logit is taken, and its log-probability is the
-    model's own, at temperature 1.
-    """
-    if temperature == 0.0:
-        best = logits.argmax(dim=-1)
-        chosen = logits.gather(-1, best[:, None])[:, 0]
-        return best, chosen - logits.logsumexp(dim=-1)
-    probabilities = nucleus((logits / temperature).softmax(dim=-1), top_p)
-    cumulative = probabilities.double().cumsum(dim=-1)
-    target = uniform.double() * cumulative[:, -1]
-    ids = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-    # A uniform draw just below 1 may round up to the full mass: step back to a token that has
-    # some probability.
-    last = cumulative.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(dim=-1)
-    ids = torch.minimum(ids, last)
-    return ids, probabilities.gather(-1, ids[:, None])[:, 0].log()
 
 
 @torch.inference_mode()
@@ -103,40 +61,69 @@ def generate(
     limits = [max_new_tokens] * batch if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(model, prompts, limits, temperature, top_p)
     device, longest = model.tok_embeddings.weight.device, max(limits)
-    limit = torch.tensor(limits, device=device)
-    uniform = _uniforms(seed, batch, longest).to(device)
-    stops = _stop_table(stop_ids, batch, vocab).to(device)
-    ids = torch.zeros(batch, longest, dtype=torch.int64, device=device)
-    logprobs = torch.zeros(batch, longest, device=device)
-
-    logits, state = _prefill(model, prompts, longest)
-    rows = torch.arange(batch, device=device)  # rows of the answer that are still being written
+    table = _stop_table(stop_ids, batch, vocab).to(device)
+    # What belongs to the rows still being written; `rows` are their numbers in the answer.
+    rows = torch.arange(batch, device=device)
+    limit, stops = torch.tensor(limits, device=device), table
+    draws = _uniforms(seed, batch, longest if temperature else 1).to(device)
     alive = torch.ones(batch, dtype=torch.bool, device=device)
+    written = _Answers(batch, longest, model.tok_embeddings.weight)
     # Asking a GPU whether all rows are done makes the CPU wait for it, so it is asked less often.
     ask_every = 1 if device.type == "cpu" else 8
+
+    logits, state = _prefill(model, prompts, longest)
     for step in range(longest):
-        token, logprob = sample(logits, uniform[rows, step], temperature, top_p)
-        ids[rows, step], logprobs[rows, step] = token, logprob
-        alive = alive & ~stops[rows, token] & (limit[rows] > step + 1)
+        uniform = draws[:, step if temperature else 0]
+        token, logprob = sample(logits, uniform, temperature, top_p)
+        written.append(token, logprob)
+        if step + 1 == longest:
+            break
+        alive = alive & ~stops.gather(1, token[:, None])[:, 0] & (limit > step + 1)
         if (step + 1) % ask_every == 0:
             n_alive = int(alive.sum())
             if n_alive == 0:
                 break
             if n_alive <= 0.875 * len(rows):  # copying the cache must pay for itself
+                written.flush(rows)
                 keep = alive.nonzero()[:, 0]
-                rows, token, alive = rows[keep], token[keep], alive[keep]
+                rows, token, alive, limit, stops, draws = (
+                    t[keep] for t in (rows, token, alive, limit, stops, draws)
+                )
                 state.keep_rows(keep)
-        if step + 1 < longest:
-            logits = state.decode(model, token)
-    return _completions(ids.cpu(), logprobs.cpu(), stops.cpu(), limit.cpu())
+        logits = state.decode(token)
+    written.flush(rows)
+    return _completions(written, table, torch.tensor(limits))
+
+
+class _Answers:
+    """Ids and log-probabilities of all rows, written in blocks of steps with the same rows."""
+
+    def __init__(self, batch: int, steps: int, weight: Tensor):
+        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.ids = torch.zeros(batch, steps, dtype=torch.int64, device=weight.device)
+        self.logprobs = torch.zeros(batch, steps, dtype=exact, device=weight.device)
+        self.begin = 0
+        self.block: list[tuple[Tensor, Tensor]] = []
+
+    def append(self, token: Tensor, logprob: Tensor) -> None:
+        self.block.append((token, logprob))
+
+    def flush(self, rows: Tensor) -> None:
+        end = self.begin + len(self.block)
+        tokens, logprobs = zip(*self.block, strict=True)
+        self.ids[rows, self.begin : end] = torch.stack(tokens, dim=1)
+        self.logprobs[rows, self.begin : end] = torch.stack(logprobs, dim=1).to(self.logprobs.dtype)
+        self.begin, self.block = end, []
 
 
 class _State:
     """The cache of the rows in the batch, and where their left padding ends."""
 
-    def __init__(self, cache: KVCache, padding: Tensor | None):
-        self.cache, self.padding = cache, padding
-        self.slots = torch.arange(cache.max_len, device=cache.layers[0].k.device)
+    def __init__(self, model: Transformer, cache: KVCache, padding: Tensor | None):
+        self.model, self.cache, self.padding = model, cache, padding
+        self.slots = torch.arange(cache.max_len, device=model.tok_embeddings.weight.device)
+        small = model.config.n_parameters <= STACK_LIMIT
+        self.decoder = Decoder(model) if small else None
 
     def visible(self, queries: int) -> Tensor | None:
         """True where one of the next `queries` tokens may look; None if that is all before it."""
@@ -150,26 +137,28 @@ class _State:
         return (real & (keys <= own[:, None])) | (keys == own[:, None])
 
     def positions(self, queries: int) -> Tensor | None:
+        """Rotary positions of the next `queries` tokens; None if they just count on."""
         if self.padding is None:
             return None
         own = self.slots[self.cache.length : self.cache.length + queries]
         return (own[None] - self.padding[:, None]).clamp(min=0)
 
-    def advance(self, model: Transformer, ids: Tensor) -> Tensor:
-        """Return the logits after the last of `ids`."""
-        queries = ids.shape[1]
-        hidden = model.hidden(
-            ids,
-            positions=self.positions(queries),
-            visible=self.visible(queries),
-            cache=self.cache,
+    def read(self, ids: Tensor) -> Tensor:
+        """Return the logits after the last of `ids` (batch, queries)."""
+        n = ids.shape[1]
+        hidden = self.model.hidden(
+            ids, positions=self.positions(n), visible=self.visible(n), cache=self.cache
         )
-        return model.head(hidden[:, -1])
+        return self.model.head(hidden[:, -1])
 
-    def decode(self, model: Transformer, token: Tensor) -> Tensor:
-        return self.advance(model, token[:, None])
+    def decode(self, token: Tensor) -> Tensor:
+        """Return the logits after one more token a row."""
+        if self.decoder is None:
+            return self.read(token[:, None])
+        return self.decoder.step(token, self.positions(1), self.visible(1), self.cache)
 
     def keep_rows(self, keep: Tensor) -> None:
+        """Drop all other rows."""
         self.cache.keep_rows(keep)
         if self.padding is not None:
             self.padding = self.padding[keep]
@@ -192,8 +181,8 @@ def _prefill(
         if torch.is_autocast_enabled(device.type)
         else model.tok_embeddings.weight.dtype,
     )
-    state = _State(cache, padding if bool(padding.any()) else None)
-    return state.advance(model, ids), state
+    state = _State(model, cache, padding if bool(padding.any()) else None)
+    return state.read(ids), state
 
 
 def _uniforms(seed: int | Sequence[int], batch: int, steps: int) -> Tensor:
@@ -219,12 +208,16 @@ def _stop_table(
         )
     table = torch.zeros(batch, vocab, dtype=torch.bool)
     for row, ids in enumerate(per_row):
+        bad = [index for index in ids if not 0 <= index < vocab]
+        if bad:
+            raise ValueError(f"stop_ids must lie in 0...{vocab - 1}; got {bad[0]}.")
         table[row].index_fill_(0, torch.tensor(list(ids), dtype=torch.int64), True)
     return table
 
 
-def _completions(ids: Tensor, logprobs: Tensor, stops: Tensor, limit: Tensor) -> list[Completion]:
+def _completions(written: _Answers, stops: Tensor, limit: Tensor) -> list[Completion]:
     """Cut every row after its first stop id, or at its limit."""
+    ids, logprobs, stops = written.ids.cpu(), written.logprobs.cpu(), stops.cpu()
     hit = stops.gather(1, ids) & (torch.arange(ids.shape[1]) < limit[:, None])
     finished = hit.any(dim=1)
     length = torch.where(finished, hit.int().argmax(dim=1) + 1, limit)
@@ -248,8 +241,10 @@ def _check(
         )
     if min(limits) < 1:
         raise ValueError(f"max_new_tokens must be at least 1; got {min(limits)}.")
-    if not temperature >= 0.0:
-        raise ValueError(f"temperature must be 0 (greedy) or positive; got {temperature}.")
+    if not 0.0 <= temperature < float("inf"):
+        raise ValueError(
+            f"temperature must be 0 (greedy) or positive and finite; got {temperature}."
+        )
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p must lie in (0, 1]; got {top_p}.")
     for index, prompt in enumerate(prompts):

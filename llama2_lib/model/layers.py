@@ -34,9 +34,13 @@ def rotary_table(
     Not a buffer of the model: `model.to(torch.bfloat16)` would round it, or drop its
     imaginary part.
     """
-    pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
-    angle = torch.outer(torch.arange(n_positions, dtype=torch.float64), theta ** (-pair / head_dim))
-    return torch.polar(torch.ones_like(angle), angle).to(device, dtype)
+    # A table first made while generating serves training later, so it must not be an inference
+    # tensor, which autograd refuses.
+    with torch.inference_mode(False):
+        pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
+        speed = theta ** (-pair / head_dim)
+        angle = torch.outer(torch.arange(n_positions, dtype=torch.float64), speed)
+        return torch.polar(torch.ones_like(angle), angle).to(device, dtype)
 
 
 def apply_rotary(

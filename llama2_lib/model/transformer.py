@@ -62,7 +62,7 @@ class Transformer(nn.Module):
             cache: Keys and values of the tokens before these; extended in place.
 
         Raises:
-            ValueError: The sequence does not fit `max_seq_len`.
+            ValueError: The sequence does not fit `max_seq_len`, or the cache.
         """
         return self.head(self.hidden(ids, positions=positions, visible=visible, cache=cache))
 
@@ -82,7 +82,9 @@ class Transformer(nn.Module):
         """Return the hidden states after the final norm: what `head` and value heads read."""
         start = cache.length if cache is not None else 0
         end = start + ids.shape[1]
-        limit = self.config.max_seq_len if cache is None else cache.max_len
+        limit = self.config.max_seq_len
+        if cache is not None:
+            limit = min(limit, cache.max_len)
         if end > limit:
             raise ValueError(
                 f"a sequence must fit {limit} tokens; got {end}. Shorten it, or use a model with "
@@ -106,7 +108,10 @@ class Transformer(nn.Module):
         positions: Int[Tensor, "batch seq"] | None = None,
         start: int = 0,
     ) -> Complex[Tensor, "#batch seq pairs"]:
-        """Return the rotary factors of `positions`, or of `start, start + 1, ...`."""
+        """Return the rotary factors of `positions`, or of `start, start + 1, ...`.
+
+        Length, precision and device are those of the hidden states `h`.
+        """
         config = self.config
         dtype = torch.complex128 if h.dtype == torch.float64 else torch.complex64
         table = rotary_table(

@@ -62,6 +62,10 @@ def load_model(
         document = json.loads(config_path.read_text())
     except ValueError as error:
         raise ValueError(f"{config_path} must be JSON; it cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"{config_path} must describe a Llama 2; it holds no fields but {str(document)[:60]!r}."
+        )
     config = _config(document, config_path)
     weights = _read_shards(folder)
     if "model_type" in document:
@@ -109,6 +113,11 @@ def from_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[s
         if meta_name is None or not name.endswith(".weight"):
             raise ValueError(f"{name} is not a weight of a Llama 2 without biases; cannot load it.")
         if meta_name in ("attention.wq", "attention.wk"):
+            if len(tensor) % config.head_dim:
+                raise ValueError(
+                    f"{name} must hold heads of {config.head_dim} rows; the file has "
+                    f"{len(tensor)} rows. Do config.json and the weights belong together?"
+                )
             tensor = rearrange(
                 tensor, "(head half pair) dim -> (head pair half) dim",
                 half=2, pair=config.head_dim // 2,
@@ -144,10 +153,14 @@ def _config(document: dict[str, Any], path: Path) -> ModelConfig:
             raise ValueError(f"model_type must be llama; got {document['model_type']!r}.")
         rope = document.get("rope_parameters") or {}
         scaling = document.get("rope_scaling") or {}
-        if {rope.get("rope_type", "default"), scaling.get("type", "default")} != {"default"}:
+        # Both spellings have been written into either place.
+        kinds = {place.get(key) for place in (rope, scaling) for key in ("rope_type", "type")}
+        if kinds - {None, "default"}:
             raise ValueError("scaled rotary positions are not Llama 2's; cannot load them.")
         if document.get("tie_word_embeddings", False):
             raise ValueError("Llama 2 has separate input and output tables; these are tied.")
+        if document.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"hidden_act must be silu; got {document['hidden_act']!r}.")
         dim, hidden = document["hidden_size"], document["intermediate_size"]
         return ModelConfig(
             vocab_size=document["vocab_size"],
@@ -170,7 +183,12 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     """Read every safetensors file that the folder names, or the only one it has."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"{index} must map weights to files; it cannot be read. Fetch it again."
+            ) from None
     else:
         names = ["model.safetensors"]
     weights: dict[str, Tensor] = {}

@@ -1,5 +1,6 @@
 """Artifacts: finished folders, built when asked for, one after the other or side by side."""
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -31,7 +32,7 @@ def artifact_root() -> Path:
     """Return where artifacts live: `$LLAMA2_ARTIFACTS`, or `artifacts/` beside the library."""
     if "LLAMA2_ARTIFACTS" in os.environ:
         return Path(os.environ["LLAMA2_ARTIFACTS"])
-    home = Path(__file__).resolve().parents[1]
+    home = Path(__file__).resolve().parents[2]
     return (home if (home / "pyproject.toml").is_file() else Path.cwd()) / "artifacts"
 
 
@@ -81,7 +82,8 @@ def _ensure(stage: str, recipe: Recipe, root: Path, device: torch.device, progre
     inputs = {name: _ensure(name, recipe, root, device, progress) for name in STAGES[stage].inputs}
     name = fingerprint(stage, recipe)
     final = root / stage / name
-    if _is_sound(final, stage, name):
+    with contextlib.suppress(FileNotFoundError, storage.DamagedArtifactError):
+        storage.read_sealed(final, stage, name)
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(final.parent / f".{name}.lock"):
@@ -91,7 +93,7 @@ def _ensure(stage: str, recipe: Recipe, root: Path, device: torch.device, progre
 
 
 def _is_sound(final: Path, stage: str, name: str) -> bool:
-    """Check a folder; one that is damaged is set aside, with a message."""
+    """Check a folder; one that is damaged is set aside, with a message. Needs the lock."""
     try:
         storage.read_sealed(final, stage, name)
     except FileNotFoundError:

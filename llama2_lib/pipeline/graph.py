@@ -116,6 +116,7 @@ def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
     if config.data is not None:
         paths = sorted(p for p in Path(config.data).rglob("*") if p.suffix in (".txt", ".jsonl"))
         document["data"] = [storage.file_sha256(path) for path in paths]
+        document["n_validation"] = config.n_validation  # the first documents are kept out
     else:
         document["lexicon"] = _lexicon_fingerprint()
     return document

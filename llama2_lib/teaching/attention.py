@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from llama2_lib.model.cache import KVCache
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
 from llama2_lib.model.layers import apply_rotary
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import Transformer, TransformerBlock
 from llama2_lib.model.weights import build
 from llama2_lib.teaching.check import CheckFailed
 from llama2_lib.teaching.decoder import random_weights
@@ -107,12 +108,13 @@ def _decode(
         h = model.tok_embeddings(ids[:, start:end])
         at = position(start) if start else 0
         rotation = model.rotation(h, start=at)
-        for layer, cache in zip(model.layers, caches, strict=True):
+        for block, cache in zip(model.layers, caches, strict=True):
+            layer = cast(TransformerBlock, block)
             q, k, v = layer.attention.project(layer.attention_norm(h), rotation)
             if not turned:
                 k = apply_rotary(k, rotation.conj())
             k, v = (t.transpose(1, 2) for t in (k, v))
-            k, v = cache.extend(k, v, slot(start) if start else 0)
+            cache.extend(k, v, slot(start) if start else 0)
             k, v = (t.transpose(1, 2) for t in (cache.k, cache.v))
             visible = torch.ones(1, end - start, ids.shape[1], dtype=torch.bool).tril(start)
             if start and not reads_itself:

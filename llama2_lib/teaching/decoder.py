@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,7 @@ def _stack(step: Step) -> Whole:
         h = model.tok_embeddings(ids)
         rotation = model.rotation(h)
         for layer in model.layers:
-            h = step(layer, h, rotation)
+            h = step(cast(TransformerBlock, layer), h, rotation)
         return model.head(model.norm(h))
 
     return run

@@ -57,7 +57,9 @@ def test_weights_sum_to_1_and_nothing_comes_from_what_is_hidden():
     q, k, _, visible = inputs()
     weights = attention_weights(q, k, visible)
     assert weights.shape == (2, 6, 5, 7)
-    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=1e-14
+    )
     hidden = ~visible.expand(2, 5, 7)[:, None].expand_as(weights)
     assert (weights[hidden] == 0).all()
     assert (weights[~hidden] > 0).all()

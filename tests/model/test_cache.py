@@ -1,5 +1,7 @@
 """Cached computation is uncached computation, however the tokens arrive."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -23,9 +25,7 @@ def run(model, ids, cuts, max_len=31):
     dtype = model.output.weight.dtype
     cache = KVCache(model.config, len(ids), max_len, dtype=dtype)
     edges = [0, *cuts, ids.shape[1]]
-    logits = [
-        model(ids[:, a:b], cache=cache) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    logits = [model(ids[:, a:b], cache=cache) for a, b in pairwise(edges)]
     assert cache.length == ids.shape[1]
     return torch.cat(logits, dim=1)
 

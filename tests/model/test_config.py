@@ -96,6 +96,7 @@ def test_the_fields_survive_json(config):
         *(({name: bad}, f"^{name} must be positive; got {bad}") for bad in (0.0, float("nan"))
           for name in ("ffn_dim_multiplier", "rope_theta", "norm_eps")),
         ({"dim": 50}, r"multiple of 2 \* n_heads.*dim=50, n_heads=6.*Nearest: dim=48"),
+        ({"dim": 54}, r"multiple of 2 \* n_heads.*dim=54"),  # heads of 9: half a pair is left
         ({"dim": 55}, r"Nearest: dim=60"),
         ({"dim": 5}, r"Nearest: dim=12"),
         ({"n_kv_heads": 4}, "multiple of n_kv_heads.*got 6 and 4"),

@@ -55,7 +55,8 @@ def test_the_table_holds_the_angles_of_the_formula():
 
 def test_far_positions_keep_their_angle_in_single_precision():
     single, double = (
-        rotary_table(8, 4096, 10_000.0, dtype)[4000] for dtype in (torch.complex64, torch.complex128)
+        rotary_table(8, 4096, 10_000.0, dtype)[4000]
+        for dtype in (torch.complex64, torch.complex128)
     )
     # An angle of 4000 computed in fp32 would be off by up to 1e-4.
     torch.testing.assert_close(single.to(torch.complex128), double, rtol=0, atol=1e-7)
@@ -77,7 +78,9 @@ def test_a_score_depends_on_the_distance_only():
     table = rotary_table(8, 64, 10_000.0, torch.complex128)
 
     def score(i, j):
-        return (apply_rotary(q, table[None, i, None]) * apply_rotary(k, table[None, j, None])).sum(-1)
+        return (apply_rotary(q, table[None, i, None]) * apply_rotary(k, table[None, j, None])).sum(
+            -1
+        )
 
     for distance in (0, 1, 7):
         near = score(distance, 0)

@@ -7,13 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llama2_lib.model.weights import (
-    build,
-    from_hugging_face,
-    load_model,
-    save_model,
-    to_hugging_face,
-)
+from llama2_lib.model.weights import load_model, save_model, to_hugging_face
 
 HF = {
     "model_type": "llama", "vocab_size": 53, "hidden_size": 48, "intermediate_size": 140,
@@ -132,34 +126,18 @@ def test_any_stored_feed_forward_width_is_met(foreign, random_model, config, hid
 
 
 @pytest.mark.parametrize(
-    "stored", [{"rope_theta": 500.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}]
-)  # fmt: skip
+    "stored",
+    [
+        {"rope_theta": 500.0},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ],
+)
 def test_the_base_of_the_rotation_is_read(foreign, model, stored):
     rewrite(foreign, **stored)
     loaded, found = load_model(foreign)
     assert found.rope_theta == 500.0
     with torch.no_grad():
         assert (loaded(IDS) - model(IDS)).abs().max() > 1e-2
-
-
-def test_names_and_rotary_pairs_are_translated_both_ways(model, config):
-    ours = model.state_dict()
-    theirs = to_hugging_face(ours, config)
-    assert "model.layers.2.self_attn.k_proj.weight" in theirs
-    q = ours["layers.1.attention.wq.weight"]
-    moved = theirs["model.layers.1.self_attn.q_proj.weight"]
-    # Rows 0 1 2 3 ... of a head of 8 come from 0 2 4 6 1 3 5 7.
-    torch.testing.assert_close(moved[8:16], q[[8, 10, 12, 14, 9, 11, 13, 15]], rtol=0, atol=0)
-    torch.testing.assert_close(
-        theirs["model.layers.1.self_attn.v_proj.weight"],
-        ours["layers.1.attention.wv.weight"],
-        rtol=0,
-        atol=0,
-    )
-    back = from_hugging_face(theirs, config)
-    assert back.keys() == ours.keys()
-    for name, weight in ours.items():
-        torch.testing.assert_close(back[name], weight, rtol=0, atol=0)
 
 
 def test_constants_of_old_exports_are_passed_over(foreign, model):
@@ -276,9 +254,7 @@ def test_an_unscaled_rotation_may_be_spelled_out(foreign, model):
     same(load_model(foreign)[0], model)
 
 
-@pytest.mark.parametrize(
-    ("folder", "field"), [("ours", "vocab_size"), ("foreign", "vocab_size")]
-)
+@pytest.mark.parametrize(("folder", "field"), [("ours", "vocab_size"), ("foreign", "vocab_size")])
 def test_a_vocabulary_that_does_not_fit_is_refused(request, folder, field):
     folder = request.getfixturevalue(folder)
     rewrite(folder, **{field: 54})
@@ -288,13 +264,13 @@ def test_a_vocabulary_that_does_not_fit_is_refused(request, folder, field):
 
 
 @pytest.mark.parametrize("changes", [
-    {"hidden_size": 60}, {"num_attention_heads": 3}, {"num_hidden_layers": 4},
+    {"hidden_size": 60}, {"num_attention_heads": 12}, {"num_hidden_layers": 4},
     {"num_hidden_layers": 2}, {"hidden_size": 96, "intermediate_size": 200},
     {"hidden_size": 84},
 ])  # fmt: skip
 def test_weights_of_another_shape_are_refused(foreign, changes):
     rewrite(foreign, **changes)
-    with pytest.raises(ValueError, match="must have shape .*belong together"):
+    with pytest.raises(ValueError, match=r"must (have shape|hold heads) .*belong together"):
         load_model(foreign)
 
 
@@ -307,12 +283,3 @@ def test_a_weight_that_is_not_llamas_is_refused(foreign, name):
     save_file(weights | {name: torch.ones(48)}, foreign / "model.safetensors")
     with pytest.raises(ValueError, match="is not a weight of a Llama 2 without biases"):
         load_model(foreign)
-
-
-def test_exactly_the_weights_asked_for_are_taken(model, config):
-    weights = dict(model.state_dict())
-    with pytest.raises(ValueError, match=r"weight extra must have shape None; .*\(2, 3\)"):
-        build(config, weights | {"extra": torch.ones(2, 3)})
-    del weights["norm.weight"]
-    with pytest.raises(ValueError, match=r"weight norm.weight must have shape \(48,\); .*None"):
-        build(config, weights)

@@ -1,0 +1,321 @@
+"""Checks of byte-pair encoding, encoding and decoding, and the mistakes they recognise.
+
+SentencePiece is the authority: every check trains or asks a real model on a little of the world's
+text, and names the mistake that gives the learner's answer.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from llama2_lib.teaching.check import CheckFailed
+from llama2_lib.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from llama2_lib.world import documents, make_world
+
+SPACE = "\u2581"
+N_MERGES = 60
+FIRST_MERGE = 259  # after three control ids and 256 bytes
+
+Words = Mapping[str, int]
+Learn = Callable[[Words, int], Sequence[str]]
+Allows = Callable[[str], bool]
+Segment = Callable[[str, Sequence[str]], Sequence[str]]
+Encode = Callable[[str, Tokenizer], Sequence[int]]
+Decode = Callable[[Sequence[str]], str]
+
+
+def lines_of(texts: Iterable[str]) -> list[str]:
+    """Cut texts at newlines, as the tokenizer's training does."""
+    return [line for text in texts for line in text.split("\n") if line]
+
+
+def words_of(texts: Iterable[str]) -> Counter[str]:
+    """Count the words of texts, each with the U+2581 that stands for the space before it."""
+    return Counter(f"{SPACE}{word}" for line in lines_of(texts) for word in line.split(" "))
+
+
+@cache
+def _little_text() -> tuple[str, ...]:
+    return tuple(document.text for document in documents(make_world(0), 0, 80))
+
+
+@cache
+def little_tokenizer() -> Tokenizer:
+    """Return SentencePiece trained on a little of the world, with `N_MERGES` merges."""
+    n_characters = len({character for word in words_of(_little_text()) for character in word})
+    config = TokenizerConfig(vocab_size=FIRST_MERGE + N_MERGES + n_characters)
+    with tempfile.TemporaryDirectory() as folder:
+        return load_tokenizer(train_tokenizer(_little_text(), config, Path(folder) / "t.model"))
+
+
+def merges_of(tokenizer: Tokenizer) -> list[str]:
+    """Return the merged pieces of a tokenizer with bytes, in the order they were learned."""
+    every = (tokenizer.piece(index) for index in range(FIRST_MERGE, tokenizer.vocab_size))
+    return [piece for piece in every if len(piece) > 1]
+
+
+def _recognise(
+    got: Any, expected: Any, mistakes: Mapping[str, Callable[[], Any]], where: str
+) -> None:
+    if got == expected:
+        return
+    for name, wrong in mistakes.items():
+        if got == wrong():
+            raise CheckFailed(f"{where}; it looks as if {name}.")
+    raise CheckFailed(f"{where}.")
+
+
+def _compare(
+    candidate: Callable[[str], Any],
+    right: Callable[[str], Any],
+    mistakes: Mapping[str, Callable[[str], Any]],
+    texts: Sequence[str],
+) -> None:
+    """Compare the answers to all texts: two mistakes may agree on one of them."""
+    got, expected = ([f(text) for text in texts] for f in (candidate, right))
+    pairs = zip(texts, got, expected, strict=True)
+    first = next((p for p in pairs if p[1] != p[2]), (texts[0], got[0], expected[0]))
+    where = f"{_short(first[0], 40)} must give {_short(first[2])}, not {_short(first[1])}"
+    wrong = {name: partial(lambda f: [f(t) for t in texts], f) for name, f in mistakes.items()}
+    _recognise(got, expected, wrong, where)
+
+
+def _short(value: object, longest: int = 90) -> str:
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def _first_difference(got: Sequence[str], expected: Sequence[str]) -> str:
+    if len(got) != len(expected):
+        return f"{len(expected)} pieces must come back, got {len(got)}"
+    pairs = zip(got, expected, strict=True)
+    at = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+    return "" if at is None else f"merge {at} is {got[at]!r}, SentencePiece has {expected[at]!r}"
+
+
+def _allowed(
+    piece: str, *, digits: bool = True, scripts: bool = True, spaces: bool = True, longest: int = 16
+) -> bool:
+    body = piece.removeprefix(SPACE) if spaces else piece.replace(SPACE, "")
+    if SPACE in body and body.strip(SPACE):
+        return False
+    if digits and len(piece) > 1 and any(character.isdigit() for character in piece):
+        return False
+    kinds = {character.isalpha() for character in body}
+    return len(piece) <= longest and (not scripts or len(kinds) <= 1)
+
+
+ALLOWS_MISTAKES: dict[str, Allows] = {
+    "digits may join": partial(_allowed, digits=False),
+    "letters and signs may join": partial(_allowed, scripts=False),
+    "a piece may run across a space": partial(_allowed, spaces=False),
+    "there is no limit of 16 characters": partial(_allowed, longest=10**6),
+    "everything is allowed": lambda piece: True,
+}
+_CANDIDATES = (
+    *("the", f"{SPACE}the", "?", '."', f'{SPACE}"', "12", f"{SPACE}7", "a1", "INST]", "e."),
+    *(f"of{SPACE}the", f"e{SPACE}", f"{SPACE}[", "x" * 16, "x" * 17, f"{SPACE}{'x' * 16}"),
+)
+
+
+def allows(candidate: Allows) -> None:
+    """Check `candidate(piece)`, which says whether a merge may make this piece."""
+    got = [bool(candidate(piece)) for piece in _CANDIDATES]
+    expected = [_allowed(piece) for piece in _CANDIDATES]
+    mistakes = {
+        name: partial(lambda rule: [rule(p) for p in _CANDIDATES], rule)
+        for name, rule in ALLOWS_MISTAKES.items()
+    }
+    wrong = [p for p, ours, right in zip(_CANDIDATES, got, expected, strict=True) if ours != right]
+    _recognise(got, expected, mistakes, f"wrong about {', '.join(wrong)}")
+
+
+def _merged(word: Sequence[str], left: str, right: str) -> tuple[str, ...]:
+    merged: list[str] = []
+    for piece in word:
+        # the border keeps a fresh merge from being the left half of the next one
+        if merged and merged[-1] == left and piece == right:
+            merged[-1:] = [left + right, ""]
+        else:
+            merged.append(piece)
+    return tuple(piece for piece in merged if piece)
+
+
+def _learn(
+    words: Words,
+    n: int,
+    *,
+    weighted: bool = True,
+    rewrites: bool = True,
+    once: bool = True,
+    tie: Callable[[str], Any] = lambda piece: (len(piece), piece),
+    allowed: Allows = _allowed,
+) -> list[str]:
+    corpus = [(tuple(word), number if weighted else 1) for word, number in words.items()]
+    pieces: list[str] = []
+    while len(pieces) < n:
+        counts = Counter[tuple[str, str]]()
+        for word, number in corpus:
+            for pair in pairwise(word):
+                counts[pair] += number
+        order = sorted(counts, key=lambda p: (-counts[p], tie("".join(p))))
+        possible = (p for p in order if not (once and "".join(p) in pieces) and allowed("".join(p)))
+        pair = next(possible, None)
+        if pair is None:
+            break
+        left, right = pair
+        pieces.append(left + right)
+        if rewrites:
+            corpus = [(_merged(word, left, right), number) for word, number in corpus]
+    return pieces
+
+
+LEARN_MISTAKES: dict[str, Learn] = {
+    "every distinct word counts once, however often it occurs": partial(_learn, weighted=False),
+    "the words are not rewritten after a merge": partial(_learn, rewrites=False),
+    "the same piece is learned twice, from other halves": partial(_learn, once=False),
+    "ties go to the longer piece": partial(_learn, tie=lambda piece: (-len(piece), piece)),
+    "ties go to the pair that was seen first": partial(_learn, tie=lambda piece: 0),
+    "digits may join": partial(_learn, allowed=partial(_allowed, digits=False)),
+    "letters and signs may join": partial(_learn, allowed=partial(_allowed, scripts=False)),
+}
+
+
+def learns(candidate: Learn) -> None:
+    """Check `candidate(words, n)`: `words` counts words as `words_of` does, pieces come back."""
+    words = words_of(_little_text())
+    expected = merges_of(little_tokenizer())
+    got = list(candidate(words, N_MERGES))
+    mistakes = {name: partial(wrong, words, N_MERGES) for name, wrong in LEARN_MISTAKES.items()}
+    _recognise(got, expected, mistakes, _first_difference(got, expected))
+
+
+def _segment(
+    text: str, pieces: Sequence[str], *, prefix: str = SPACE, best: bool = True
+) -> list[str]:
+    rank = {piece: index for index, piece in enumerate(pieces)}
+    parts = list(prefix + text.replace(" ", SPACE))
+    while True:
+        pairs = [(rank[a + b], i) for i, (a, b) in enumerate(pairwise(parts))
+                 if a + b in rank]  # fmt: skip
+        if not pairs:
+            return parts
+        at = min(pairs)[1] if best else pairs[0][1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+def _longest_match(text: str, pieces: Sequence[str]) -> list[str]:
+    rest, parts = SPACE + text.replace(" ", SPACE), []
+    while rest:
+        fitting = [piece for piece in pieces if rest.startswith(piece)]
+        parts.append(max(fitting, key=len, default=rest[0]))
+        rest = rest[len(parts[-1]) :]
+    return parts
+
+
+SEGMENT_MISTAKES: dict[str, Segment] = {
+    "the longest piece is taken from the left, not the earliest merge first": _longest_match,
+    "pairs merge in reading order, not in the order they were learned": partial(
+        _segment, best=False
+    ),
+    "no space is put before the text": partial(_segment, prefix=""),
+    "spaces stay spaces instead of becoming U+2581": lambda text, pieces: [
+        part.replace("\0", " ") for part in _segment(text.replace(" ", "\0"), pieces)
+    ],
+}
+
+
+def segments(candidate: Segment) -> None:
+    """Check `candidate(text, pieces)`: `pieces` in the order they were learned, parts come back."""
+    tokenizer = little_tokenizer()
+    merges = merges_of(tokenizer)
+    texts = list(dict.fromkeys(lines_of(_little_text())))[:60]
+    _compare(
+        lambda text: list(candidate(text, merges)),
+        tokenizer.pieces,
+        {n: partial(lambda f, text: f(text, merges), f) for n, f in SEGMENT_MISTAKES.items()},
+        texts,
+    )
+
+
+def _ids(
+    text: str, tokenizer: Tokenizer, *, prefix: str = SPACE, unknown: bool = False
+) -> list[int]:
+    ids: list[int] = []
+    for piece in _segment(text, merges_of(tokenizer), prefix=prefix):
+        index = tokenizer.processor.piece_to_id(piece)
+        known = index != tokenizer.unk_id
+        as_bytes = [tokenizer.unk_id] if unknown else [3 + byte for byte in piece.encode()]
+        ids += [index] if known else as_bytes
+    return ids
+
+
+ENCODE_MISTAKES: dict[str, Encode] = {
+    "BOS is added twice": lambda text, tok: [tok.bos_id, tok.bos_id, *_ids(text, tok)],
+    "BOS is missing": _ids,
+    "EOS is added to an open text": lambda text, tok: [tok.bos_id, *_ids(text, tok), tok.eos_id],
+    "an unknown character becomes <unk>, not its bytes": lambda text, tok: [
+        tok.bos_id, *_ids(text, tok, unknown=True)
+    ],
+    "no space is put before the text": lambda text, tok: [
+        tok.bos_id, *_ids(text, tok, prefix="")
+    ],
+}  # fmt: skip
+_TEXTS = ("Mara was a cook.", "7 + 45 = 52", "na\u00efve \U0001f642", "\u4f60\u597d!")
+
+
+def encodes(candidate: Encode) -> None:
+    """Check `candidate(text, tokenizer)`: BOS and the ids of an open text come back."""
+    tokenizer = little_tokenizer()
+    _compare(
+        lambda text: list(candidate(text, tokenizer)),
+        lambda text: tokenizer.encode(text, bos=True),
+        {n: partial(lambda f, text: f(text, tokenizer), f) for n, f in ENCODE_MISTAKES.items()},
+        _TEXTS,
+    )
+
+
+def _decode(
+    pieces: Sequence[str],
+    *,
+    space: str = " ",
+    strip: int = 1,
+    between: str = "",
+    spelled: bool = False,
+    alone: bool = False,
+) -> str:
+    raw: list[bytes] = []
+    for piece in pieces:
+        is_byte = not spelled and len(piece) == 6 and piece.startswith("<0x")
+        raw.append(bytes([int(piece[3:5], 16)]) if is_byte else piece.encode())
+    if alone:
+        text = between.join(part.decode(errors="replace") for part in raw)
+    else:
+        text = between.encode().join(raw).decode(errors="replace")
+    text = text.replace(SPACE, space)
+    return text[strip:] if text.startswith(" ") else text
+
+
+DECODE_MISTAKES: dict[str, Decode] = {
+    "the space that was put before the text stays": partial(_decode, strip=0),
+    "spaces are lost": partial(_decode, space=""),
+    "U+2581 is not turned back into a space": partial(_decode, space=SPACE),
+    "a space is put between pieces": lambda pieces: _decode(pieces, space="", between=" "),
+    "bytes are spelled out by name": partial(_decode, spelled=True),
+    "every byte is decoded alone, though a character may need four": partial(_decode, alone=True),
+}
+
+
+def decodes(candidate: Decode) -> None:
+    """Check `candidate(pieces)`: the text that SentencePiece's pieces spell comes back."""
+    pieces = little_tokenizer().pieces
+    _compare(
+        lambda text: candidate(pieces(text)),
+        lambda text: text,
+        {n: partial(lambda f, text: f(pieces(text)), f) for n, f in DECODE_MISTAKES.items()},
+        _TEXTS,
+    )

@@ -1,0 +1,215 @@
+"""Loss per document, intervals of ratios, and recall of facts on models whose answers are known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from llama2_lib.evaluation import language
+from llama2_lib.evaluation.language import (
+    document_nats,
+    fact_recall,
+    perplexity,
+    ratio_interval,
+    recall_answers,
+)
+from llama2_lib.evaluation.statistics import Estimate
+from llama2_lib.model.generate import Completion
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.world import make_world
+from llama2_lib.world.questions import recall_items
+
+LENGTHS = [9, 2, 14, 5, 5, 30, 3]
+
+
+@pytest.fixture
+def documents():
+    source = torch.Generator().manual_seed(2)
+    return [torch.randint(0, 53, (n,), generator=source).tolist() for n in LENGTHS]
+
+
+def by_hand(model, document):
+    """Sum the surprise of one token after the other, each from the whole text before it."""
+    total = 0.0
+    for end in range(1, len(document)):
+        logits = model(torch.tensor([document[:end]]))[0, -1]
+        total -= logits.log_softmax(-1)[document[end]].item()
+    return total
+
+
+def test_it_is_the_loop_over_tokens(random_model, documents):
+    model = random_model()
+    result = document_nats(model, documents)
+    expected = [by_hand(model, document) for document in documents]
+    np.testing.assert_allclose(result.nats, expected, rtol=1e-10, atol=1e-10)
+    assert result.tokens.tolist() == [n - 1 for n in LENGTHS]
+    assert len(set(result.nats.round(3))) == len(LENGTHS)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 45, 100_000])
+def test_batching_changes_nothing(random_model, documents, batch_tokens, monkeypatch):
+    model, shapes = random_model(), []
+    expected = document_nats(model, documents).nats
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda ids: shapes.append(ids.shape) or forward(ids))
+    result = document_nats(model, documents, batch_tokens=batch_tokens)
+    np.testing.assert_allclose(result.nats, expected, rtol=1e-10, atol=1e-10)
+    assert len(shapes) == {1: 7, 20: 4, 45: 3, 100_000: 1}[batch_tokens]
+    assert all(rows == 1 or rows * (seq + 1) <= batch_tokens for rows, seq in shapes)
+
+
+def test_long_documents_are_scored_on_their_beginning(random_model, documents):
+    model = random_model()
+    result = document_nats(model, documents, max_len=8)
+    beginnings = document_nats(model, [document[:9] for document in documents])
+    np.testing.assert_allclose(result.nats, beginnings.nats, rtol=1e-10, atol=1e-10)
+    assert result.tokens.tolist() == [min(n - 1, 8) for n in LENGTHS]
+    context = model.config.max_seq_len
+    longer = [list(range(2, 52))]
+    assert document_nats(model, longer).tokens.tolist() == [context]
+    assert document_nats(model, longer, max_len=1000).tokens.tolist() == [context]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_models_mode_is_restored(random_model, documents, training):
+    model, seen = random_model().train(training), []
+    model.layers[0].register_forward_hook(lambda layer, *_: seen.append(layer.training))
+    document_nats(model, documents)
+    assert model.training is training
+    assert seen == [False]
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_a_document_of_one_token_is_refused(random_model):
+    with pytest.raises(ValueError, match="document 1 has less"):
+        document_nats(random_model(), [[1, 2], [1], [1, 2, 3]])
+
+
+def test_the_ratio_is_of_sums_and_not_the_mean_of_ratios():
+    nats, tokens = np.array([10.0, 2.0, 9.0]), np.array([2, 4, 9])
+    result = ratio_interval(nats, tokens)
+    assert result.value == pytest.approx(21 / 15, rel=1e-12, abs=0)
+    assert result.value != pytest.approx((nats / tokens).mean(), rel=1e-3, abs=0)
+    assert result.n == 3
+    assert 0.5 <= result.low <= result.value <= result.high <= 5.0
+    assert result == ratio_interval(nats, tokens, seed=0)
+    many = np.arange(40.0), np.arange(40) % 7 + 1
+    assert ratio_interval(*many, seed=0).low != ratio_interval(*many, seed=1).low
+
+
+def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
+    source = np.random.default_rng(5)
+    covered = 0
+    for trial in range(200):
+        tokens = source.integers(5, 60, 80)
+        nats = 2.5 * tokens + source.normal(0.0, 8.0, 80)
+        result = ratio_interval(nats, tokens, seed=trial)
+        covered += result.low <= 2.5 <= result.high
+        assert 0 < result.high - result.low < 0.25
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_perplexity_is_the_exponential_of_a_loss():
+    result = perplexity(Estimate(value=math.log(8), low=math.log(4), high=math.log(16), n=7))
+    assert (result.value, result.low, result.high) == pytest.approx((8, 4, 16), rel=1e-12, abs=0)
+    assert result.n == 7
+
+
+class Letters(Tokenizer):
+    """A tokenizer of single characters."""
+
+    def __init__(self):
+        self.bos_id, self.eos_id = 1, 2
+
+    def encode(self, text, bos=False, eos=False):
+        return [1] * bos + [ord(c) for c in text] + [2] * eos
+
+    def decode(self, ids):
+        return "".join(chr(i) for i in ids if i > 2)
+
+
+@pytest.fixture
+def items():
+    return recall_items(make_world(0))
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """Return a function that makes `generate` answer each question by a rule."""
+
+    def use(rule, items):
+        answers = {item.prompt: rule(item) for item in items}
+        calls = []
+
+        def generate(model, prompts, **options):
+            calls.append((len(prompts), options))
+            texts = [answers[Letters().decode(prompt)] for prompt in prompts]
+            return [Completion([ord(c) for c in t], [0.0] * len(t), True) for t in texts]
+
+        monkeypatch.setattr(language, "generate", generate)
+        return calls
+
+    return use
+
+
+def other_value(item):
+    return next(value for value in item.choices if value.lower() != item.answer.lower())
+
+
+RULES = {
+    "right": (lambda item: f" It is {item.answer}.\n", 1.0),
+    "wrong": (lambda item: f" It is {other_value(item)}.\n", 0.0),
+    "right and wrong": (lambda item: f" {item.answer} or {other_value(item)}.\n", 0.0),
+    "right on the second line": (lambda item: f" Well.\n{item.answer}\n", 0.0),
+    "silent": (lambda item: "", 0.0),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_recall_counts_right_answers_only(answering, items, rule, random_model):
+    answer, share = RULES[rule]
+    answering(answer, items)
+    result = fact_recall(random_model(), Letters(), items)
+    counts = {name: sum(item.exposure == name for item in items) for name in result}
+    assert list(result) == ["never asked", "seen form", "unseen form"]
+    for name, estimate in result.items():
+        assert (estimate.value, estimate.n) == (share, counts[name])
+        assert 0.0 <= estimate.low < estimate.high <= 1.0
+
+
+def test_recall_tells_the_exposures_apart(answering, items, random_model):
+    def only_seen(item):
+        return RULES["right" if item.exposure == "seen form" else "wrong"][0](item)
+
+    answering(only_seen, items)
+    result = fact_recall(random_model(), Letters(), items)
+    assert {name: e.value for name, e in result.items()} == {
+        "never asked": 0.0, "seen form": 1.0, "unseen form": 0.0,
+    }  # fmt: skip
+
+
+def test_answers_are_greedy_first_lines_in_the_order_of_the_questions(
+    answering, items, random_model
+):
+    many = [*items, *items][:300]
+    calls = answering(lambda item: f" {item.answer} ", items)
+    answers = recall_answers(random_model(), Letters(), many, max_new_tokens=7)
+    assert answers == [item.answer for item in many]
+    assert [rows for rows, _ in calls] == [128, 128, 44]
+    assert all(options["temperature"] == 0.0 for _, options in calls)
+    assert all(options["stop_ids"] == {2, ord("\n")} for _, options in calls)
+    assert all(options["max_new_tokens"] == 7 for _, options in calls)
+
+
+def test_an_untrained_model_recalls_next_to_nothing(toy_root, items):
+    from llama2_lib import pipeline
+    from llama2_lib.model.transformer import Transformer, initialise
+    from llama2_lib.recipes import toy
+    from llama2_lib.text.tokenizer import load_tokenizer
+
+    folder = pipeline.artifact_path("tokenizer", toy(), toy_root)
+    model = initialise(Transformer(toy().model), 0).eval()
+    result = fact_recall(model, load_tokenizer(folder), items)
+    assert sum(e.value * e.n for e in result.values()) <= 3
+    assert sum(e.n for e in result.values()) == len(items) == 270

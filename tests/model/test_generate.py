@@ -1,0 +1,297 @@
+"""Batched generation: rows are independent, stop when they should, and report true numbers."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import binomtest, chisquare
+
+from llama2_lib.model.decode import Decoder
+from llama2_lib.model.generate import Completion, generate
+
+PROMPTS = [[1, 7, 9, 30, 2, 17], [1], [1, 44, 5], [1, 8, 9, 10]]
+
+
+@pytest.fixture
+def model(random_model):
+    """A model that is neither certain nor indifferent, so that draws matter."""
+    model = random_model(dtype=torch.float32)
+    model.output.weight.data.mul_(0.5)
+    return model
+
+
+@torch.no_grad()
+def greedy(model, prompt, n):
+    """The definition: the whole sequence again for every token, and the largest logit."""
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@torch.no_grad()
+def teacher_forced(model, prompt, ids, temperature):
+    """Log-probability of each of `ids` after `prompt`, in one pass."""
+    logits = model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+
+@pytest.fixture
+def decoded(model, monkeypatch):
+    """The (rows, columns) of every forward pass and decoding step, noted while generating."""
+    shapes, hidden, step = [], model.hidden, Decoder.step
+
+    def counting(ids, **rest):
+        shapes.append(tuple(ids.shape))
+        return hidden(ids, **rest)
+
+    def counting_step(self, token, *rest):
+        shapes.append((len(token), 1))
+        return step(self, token, *rest)
+
+    model.hidden = counting
+    monkeypatch.setattr(Decoder, "step", counting_step)
+    return shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_greedy_tokens_of_a_ragged_batch_are_those_of_the_definition(random_model, dtype):
+    model = random_model(dtype=dtype)
+    found = generate(model, PROMPTS, max_new_tokens=12, temperature=0)
+    wanted = [greedy(model, prompt, 12) for prompt in PROMPTS]
+    assert [c.ids for c in found] == wanted
+    assert len({tuple(ids) for ids in wanted}) == 4, "all rows say the same: vacuous test"
+    assert not any(c.finished for c in found)
+
+
+def test_greedy_ignores_seed_and_nucleus(model):
+    runs = [
+        generate(model, PROMPTS, max_new_tokens=6, temperature=0, top_p=p, seed=seed)
+        for p, seed in [(1.0, 0), (0.3, 1)]
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_the_same_seed_gives_the_same_tokens(model):
+    first, again, other = (
+        generate(model, PROMPTS, max_new_tokens=9, seed=seed) for seed in (5, 5, 6)
+    )
+    assert first == again
+    assert all(a.ids != b.ids for a, b in zip(first, other, strict=True))
+
+
+def test_generating_leaves_the_global_stream_alone(model):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    generate(model, PROMPTS, max_new_tokens=3)
+    torch.testing.assert_close(torch.rand(3), wanted, rtol=0, atol=0)
+
+
+def test_a_row_does_not_depend_on_its_companions(model):
+    seeds, limits = [11, 12, 13, 14], [9, 12, 5, 20]
+    together = generate(model, PROMPTS, max_new_tokens=limits, top_p=0.95, seed=seeds)
+    for prompt, seed, limit, row in zip(PROMPTS, seeds, limits, together, strict=True):
+        (alone,) = generate(model, [prompt], max_new_tokens=limit, top_p=0.95, seed=[seed])
+        assert alone.ids == row.ids
+        torch.testing.assert_close(
+            torch.tensor(alone.logprobs), torch.tensor(row.logprobs), rtol=0, atol=1e-5
+        )
+    shuffled = generate(
+        model, PROMPTS[::-1], max_new_tokens=limits[::-1], top_p=0.95, seed=seeds[::-1]
+    )
+    assert [c.ids for c in shuffled] == [c.ids for c in together[::-1]]
+
+
+def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
+    found = generate(model, [PROMPTS[0]] * 40, max_new_tokens=2)
+    firsts = [c.ids[0] for c in found]
+    # By construction: no token has so much mass that 40 equal draws could happen.
+    with torch.no_grad():
+        largest = model(torch.tensor([PROMPTS[0]]))[0, -1].softmax(-1).max().item()
+    assert largest**39 < 1e-6
+    assert len(set(firsts)) > 3
+    # One draw for all rows would copy the second token too.
+    assert len({c.ids[1] - c.ids[0] for c in found}) > 3
+
+
+def test_nothing_follows_a_stop_id(model):
+    free = generate(model, PROMPTS, max_new_tokens=15, seed=2)
+    stop = {free[0].ids[4], free[2].ids[2]}
+    stopped = generate(model, PROMPTS, max_new_tokens=15, seed=2, stop_ids=stop)
+    for before, after in zip(free, stopped, strict=True):
+        hits = [i for i, token in enumerate(before.ids) if token in stop]
+        length = hits[0] + 1 if hits else 15
+        assert after.ids == before.ids[:length]
+        assert len(after.logprobs) == length
+        assert after.finished == bool(hits)
+        assert not stop & set(after.ids[:-1])
+    assert sum(c.finished for c in stopped) >= 2
+    assert len({len(c.ids) for c in stopped}) > 1, "all rows end together: vacuous test"
+
+
+def test_a_stop_id_in_the_prompt_stops_nothing(model):
+    (found,) = generate(model, [[1, 7, 9]], max_new_tokens=3, temperature=0, stop_ids={1, 7})
+    assert found.ids == greedy(model, [1, 7, 9], 3)[: len(found.ids)]
+    assert len(found.ids) == 3
+
+
+def test_a_stop_id_at_the_limit_counts_as_an_end(model):
+    free = greedy(model, PROMPTS[0], 4)
+    stop = free[-1]
+    at = free.index(stop) + 1
+    (found,) = generate(model, PROMPTS[:1], max_new_tokens=at, temperature=0, stop_ids=[stop])
+    assert found == Completion(free[:at], found.logprobs, True)
+    if at > 1:
+        (cut,) = generate(model, PROMPTS[:1], max_new_tokens=at - 1, temperature=0, stop_ids=[stop])
+        assert (cut.ids, cut.finished) == (free[: at - 1], False)
+
+
+def test_rows_have_limits_and_stop_ids_of_their_own(model):
+    limits = [3, 8, 1, 6]
+    free = [greedy(model, prompt, n) for prompt, n in zip(PROMPTS, limits, strict=True)]
+    found = generate(model, PROMPTS, max_new_tokens=limits, temperature=0)
+    assert [c.ids for c in found] == free
+    stops = [(), {free[1][2]}, [], {free[3][1], free[1][0]}]
+    found = generate(model, PROMPTS, max_new_tokens=limits, temperature=0, stop_ids=stops)
+    for row, (ids, stop) in enumerate(zip(free, stops, strict=True)):
+        hits = [i for i, token in enumerate(ids) if token in stop]
+        assert found[row].ids == ids[: hits[0] + 1 if hits else None]
+        assert found[row].finished == bool(hits)
+    assert [c.finished for c in found] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_returned_log_probabilities_are_true(random_model, dtype, atol, temperature):
+    model = random_model(dtype=dtype)
+    found = generate(model, PROMPTS, max_new_tokens=[9, 12, 5, 20], temperature=temperature)
+    for prompt, completion in zip(PROMPTS, found, strict=True):
+        wanted = teacher_forced(model, prompt, completion.ids, temperature)
+        returned = torch.tensor(completion.logprobs, dtype=dtype)
+        torch.testing.assert_close(returned, wanted, rtol=0, atol=atol)
+        elsewhere = teacher_forced(model, prompt, completion.ids, 1.1 * temperature)
+        assert (returned - elsewhere).abs().max() > 1e-2, "temperature has no effect: vacuous test"
+
+
+def test_greedy_log_probabilities_are_those_of_temperature_1(model):
+    for prompt, found in zip(
+        PROMPTS, generate(model, PROMPTS, max_new_tokens=5, temperature=0), strict=True
+    ):
+        wanted = teacher_forced(model, prompt, found.ids, 1.0)
+        torch.testing.assert_close(torch.tensor(found.logprobs), wanted, rtol=0, atol=1e-4)
+
+
+def test_log_probabilities_in_the_nucleus_are_renormalised(model):
+    found = generate(model, PROMPTS[:1] * 8, max_new_tokens=6, temperature=0.9, top_p=0.8)
+    for c in found:
+        free = teacher_forced(model, PROMPTS[0], c.ids, 0.9)
+        gain = torch.tensor(c.logprobs) - free  # log of 1 / mass of the nucleus
+        assert (gain >= -1e-4).all()
+        assert (gain <= math.log(1 / 0.8) + 1e-4).all()
+    assert max(gain) > 1e-2, "the nucleus kept everything: vacuous test"
+
+
+def test_a_step_samples_the_softmax_of_its_logits(model):
+    """The whole path at once, seeds included: first and second token against the model."""
+    n = 4000
+    found = generate(model, [PROMPTS[2]] * n, max_new_tokens=2, temperature=1.3)
+    first = torch.tensor([c.ids[0] for c in found])
+    with torch.no_grad():
+        wanted = (model(torch.tensor([PROMPTS[2]]))[0, -1] / 1.3).softmax(-1).double()
+    counts = torch.bincount(first, minlength=53)
+    order = wanted.argsort(descending=True)
+    pooled = torch.cat([counts[order[:12]], counts[order[12:]].sum()[None]])
+    expected = torch.cat([wanted[order[:12]], wanted[order[12:]].sum()[None]])
+    assert n * expected.min() > 20, "too few for the test"
+    assert chisquare(pooled, n * expected / expected.sum()).pvalue > 1e-3
+    assert chisquare(pooled, n * expected.roll(1) / expected.sum()).pvalue < 1e-6
+
+
+def test_every_step_draws_anew(model):
+    """A model without an opinion: all tokens are equally likely, whatever came before."""
+    model.output.weight.data.zero_()
+    found = generate(model, [[1]] * 200, max_new_tokens=20, seed=8)
+    ids = torch.tensor([c.ids for c in found])
+    assert chisquare(torch.bincount(ids.flatten(), minlength=53)).pvalue > 1e-3
+    equal = int((ids[:, 1:] == ids[:, :-1]).sum())
+    assert binomtest(equal, 200 * 19, 1 / 53).pvalue > 1e-3
+    nats = torch.tensor([c.logprobs for c in found])
+    assert (nats + math.log(53)).abs().max() < 1e-5
+
+
+def test_finished_rows_leave_the_batch(model, decoded):
+    prompts = [[1, token, 3] for token in range(10, 18)]
+    limits = [1, 1, 2, 3, 5, 8, 8, 8]
+    found = generate(model, prompts, max_new_tokens=limits, seed=1)
+    assert [len(c.ids) for c in found] == limits
+    assert decoded[0] == (8, 3)
+    rows = [shape[0] for shape in decoded[1:]]
+    assert rows == [6, 5, 4, 4, 3, 3, 3]
+    assert {shape[1] for shape in decoded[1:]} == {1}, "the cache is not used"
+
+
+def test_rows_that_stop_leave_too_and_the_rest_go_on_unchanged(model, decoded):
+    free = generate(model, PROMPTS, max_new_tokens=15, seed=2)
+    decoded.clear()
+    stop = {free[0].ids[1]}
+    stopped = generate(model, PROMPTS, max_new_tokens=15, seed=2, stop_ids=stop)
+    assert sum(rows for rows, _ in decoded[1:]) == sum(len(c.ids) - 1 for c in stopped)
+    assert sum(len(c.ids) for c in stopped) < 60
+    longest = max(len(c.ids) for c in stopped)
+    assert len(decoded) == longest, "a step was computed that nobody reads"
+
+
+def test_few_finished_rows_wait_for_more(model, decoded):
+    """Copying the cache must pay for itself: one of nine rows is not enough."""
+    prompts = [[1, token] for token in range(10, 19)]
+    limits = [2, *[6] * 8]
+    found = generate(model, prompts, max_new_tokens=limits, temperature=0)
+    assert [rows for rows, _ in decoded] == [9] * 6
+    assert [c.ids for c in found] == [
+        greedy(model, p, n) for p, n in zip(prompts, limits, strict=True)
+    ]
+
+
+def test_prompt_and_answer_may_fill_the_context_exactly(model):
+    (found,) = generate(model, [[1] * 30], max_new_tokens=7, temperature=0)
+    assert found.ids == greedy(model, [1] * 30, 7)
+
+
+def test_generating_works_in_mixed_precision(model):
+    exact = generate(model, PROMPTS, max_new_tokens=1, temperature=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = generate(model, PROMPTS, max_new_tokens=5, temperature=0)
+    half = generate(model.bfloat16(), PROMPTS, max_new_tokens=5, temperature=0)
+    for row, wanted in enumerate(exact):
+        for found in (mixed, half):
+            assert len(found[row].ids) == 5
+            assert abs(found[row].logprobs[0] - wanted.logprobs[0]) < 0.3
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"prompts": []}, "needs at least one prompt; got none"),
+    ({"prompts": [[1], []]}, "prompt 1 is empty; begin it with the BOS id"),
+    ({"prompts": [[1], [4, 53]]}, r"prompt 1 must lie in 0\.\.\.52; got 4\.\.\.53.*tokenizer"),
+    ({"prompts": [[-1, 4]]}, r"ids of prompt 0 must lie in 0\.\.\.52; got -1\.\.\.4"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
+    ({"max_new_tokens": [3, -2]}, "max_new_tokens must be at least 1; got -2"),
+    ({"max_new_tokens": [3]}, "max_new_tokens must be one number or one a prompt; got 1 for 2"),
+    ({"max_new_tokens": 35}, "must fit 37 tokens; the longest prompt leaves 34 of the 35 asked"),
+    ({"prompts": [[1], [2] * 40]}, "the longest prompt leaves 0 of the 3 asked"),
+    ({"temperature": -0.1}, r"temperature must be 0 \(greedy\) or positive and finite; got -0.1"),
+    ({"temperature": math.nan}, "temperature must be .*got nan"),
+    ({"temperature": math.inf}, "temperature must be .*got inf"),
+    ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]; got 0.0"),
+    ({"top_p": 1.1}, r"top_p must lie in \(0, 1\]; got 1.1"),
+    ({"top_p": math.nan}, "top_p must lie in .*got nan"),
+    ({"seed": [1, 2, 3]}, "seed must be one number or one a prompt; got 3 for 2"),
+    ({"stop_ids": [[1], [2], [3]]}, "stop_ids must be one collection or one a prompt; got 3 for 2"),
+    ({"stop_ids": [-1]}, r"stop_ids must lie in 0\.\.\.52; got -1"),
+    ({"stop_ids": [[], [2, 53]]}, r"stop_ids must lie in 0\.\.\.52; got 53"),
+])  # fmt: skip
+def test_an_argument_out_of_range_is_refused(model, changes, message):
+    arguments = {"prompts": [[1, 7], [1, 8, 9]], "max_new_tokens": 3} | changes
+    prompts = arguments.pop("prompts")
+    with pytest.raises(ValueError, match=message):
+        generate(model, prompts, **arguments)

@@ -1,0 +1,132 @@
+"""Killed by SIGKILL at any moment and started again, a run ends with the same bits."""
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+
+from llama2_lib import pipeline
+from llama2_lib.recipes import toy
+from llama2_lib.storage import read_metrics
+
+KILLED = -9
+SLOW_START = 0.05  # of a run: before that a child has not begun to train
+
+
+def finished(recipe, root):
+    """Everything that must be the same: every file but the seal, which holds times."""
+    folder = pipeline.artifact_path("pretrain", recipe, root)
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.name != "meta.json"
+    }
+
+
+def short(seed=0):
+    """Toy in six steps that saves after two and four: few operations, each of them a place to die.
+
+    The second checkpoint replaces the first, and the last is cleared.
+    """
+    recipe = toy(seed)
+    return replace(recipe, pretrain=replace(recipe.pretrain, steps=6, save_every=2, eval_every=3))
+
+
+def run(start_build, recipe, root, **options):
+    process = start_build(recipe, root, **options)
+    process.join(60)
+    return process.exitcode
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(fresh_root, start_build):
+    assert run(start_build, toy(), fresh_root("warm")) == 0  # the first one is slower
+    whole = fresh_root("whole")
+    begin = time.perf_counter()
+    assert run(start_build, toy(), whole) == 0
+    duration = time.perf_counter() - begin
+    expected = finished(toy(), whole)
+    rows = read_metrics(pipeline.artifact_path("pretrain", toy(), whole) / "metrics.jsonl")
+    assert len(rows) == 30 + 3
+
+    source = random.Random(0)
+    kills = resumed = rounds = 0
+    stop = time.perf_counter() + 60
+    while kills < 24:
+        assert time.perf_counter() < stop, f"{kills} kills in a minute; the machine is too slow"
+        root, rounds = fresh_root(f"try{rounds}"), rounds + 1
+        folder = pipeline.artifact_path("pretrain", toy(), root)
+        while not folder.exists() and time.perf_counter() < stop:
+            process = start_build(toy(), root)
+            process.join(source.uniform(SLOW_START, 1.0) * duration)
+            process.kill()
+            process.join()
+            kills += process.exitcode == KILLED
+            partial = folder.with_name(f".{folder.name}.partial")
+            resumed += process.exitcode == KILLED and any(partial.glob("step-*"))
+            assert process.exitcode in (0, KILLED)
+        assert run(start_build, toy(), root) == 0  # builds only if the minute is over
+        assert finished(toy(), root) == expected, f"round {rounds}"
+    assert resumed >= 5, "hardly a run was killed after its first checkpoint: vacuous test"
+
+
+@pytest.mark.slow
+def test_killed_before_each_of_its_file_operations_a_run_ends_with_the_same_bits(
+    fresh_root, start_build
+):
+    whole = fresh_root("whole")
+    assert run(start_build, short(), whole) == 0
+    expected = finished(short(), whole)
+    operations = int((whole / "builds.operations").read_text())
+    assert operations > 30
+    for deadline in range(operations):
+        root = fresh_root(f"at{deadline}")
+        assert run(start_build, short(), root, deadline=deadline) == KILLED
+        assert run(start_build, short(), root) == 0, f"killed before operation {deadline}"
+        assert finished(short(), root) == expected, f"killed before operation {deadline}"
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_bits(fresh_root, start_build):
+    roots = [fresh_root(f"seed{seed}") for seed in range(2)]
+    for seed, root in enumerate(roots):
+        assert run(start_build, short(seed), root) == 0
+    first, second = (finished(short(seed), root) for seed, root in enumerate(roots))
+    assert first.keys() == second.keys()
+    same = {name for name in first if first[name] == second[name]}
+    assert same == {"config.json", "tokenizer.model"}
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_ask_for_one_artifact_one_builds_and_both_get_it(
+    fresh_root, fork_server, start_build
+):
+    root, barrier = fresh_root(), fork_server.Barrier(2)
+    both = [start_build(toy(), root, barrier=barrier) for _ in range(2)]
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len((root / "builds").read_text().splitlines()) == 1
+    assert len(finished(toy(), root)) == 5
+
+
+@pytest.mark.slow
+def test_two_processes_that_meet_a_damaged_artifact_rebuild_it_once(
+    fresh_root, fork_server, start_build
+):
+    for trial in range(4):
+        root, barrier = fresh_root(f"try{trial}"), fork_server.Barrier(2)
+        assert run(start_build, short(), root) == 0
+        expected = finished(short(), root)
+        folder = pipeline.artifact_path("pretrain", short(), root)
+        (folder / "model.safetensors").write_bytes(b"damaged")
+        both = [start_build(short(), root, barrier=barrier) for _ in range(2)]
+        for process in both:
+            process.join(60)
+        assert [process.exitcode for process in both] == [0, 0]
+        assert len((root / "builds").read_text().splitlines()) == 2  # the first, and one again
+        assert finished(short(), root) == expected
+        kept = [path for path in folder.parent.iterdir() if "damaged" in path.name]
+        assert len(kept) == 1
+        assert (kept[0] / "model.safetensors").read_bytes() == b"damaged"

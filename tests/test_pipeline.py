@@ -1,0 +1,259 @@
+"""The cache: what a fingerprint covers, and what happens to a folder that is not sound."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import torch
+from tqdm.auto import tqdm
+
+from llama2_lib import pipeline
+from llama2_lib.pipeline import graph
+from llama2_lib.recipes import RECIPES, grid, nano, toy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).parents[1]
+ALL = {"tokenizer", "corpus", "pretrain"}
+
+
+def prints(recipe):
+    return {stage: pipeline.fingerprint(stage, recipe) for stage in pipeline.STAGES}
+
+
+def changed(recipe, other):
+    """Stages whose fingerprints differ."""
+    a, b = prints(recipe), prints(other)
+    return {stage for stage in a if a[stage] != b[stage]}
+
+
+# For every setting of toy: another value, and the stages that depend on it.
+CHANGES = {
+    "corpus": {
+        "world_seed": (1, ALL),
+        "n_documents": (601, ALL),
+        "n_validation": (41, {"corpus", "pretrain"}),
+        "shares": ((("story", 1.0),), ALL),
+        "data": ("a folder", ALL),
+    },
+    "tokenizer": {"split_digits": (False, ALL), "byte_fallback": (False, ALL)},
+    "model": {
+        "dim": (48, {"pretrain"}),
+        "n_layers": (3, {"pretrain"}),
+        "n_heads": (2, {"pretrain"}),
+        "n_kv_heads": (1, {"pretrain"}),
+        "multiple_of": (16, {"pretrain"}),
+        "ffn_dim_multiplier": (1.3, {"pretrain"}),
+        "max_seq_len": (256, {"pretrain"}),
+        "rope_theta": (500.0, {"pretrain"}),
+        "norm_eps": (1e-6, {"pretrain"}),
+    },
+    "pretrain": {
+        "steps": (31, {"pretrain"}),
+        "batch_size": (5, {"pretrain"}),
+        "seq_len": (65, {"pretrain"}),
+        "accumulate": (2, {"pretrain"}),
+        "peak_lr": (4e-3, {"pretrain"}),
+        "warmup": (4, {"pretrain"}),
+        "floor": (0.2, {"pretrain"}),
+        "weight_decay": (0.0, {"pretrain"}),
+        "clip_norm": (0.5, {"pretrain"}),
+        "isolate_documents": (True, {"pretrain"}),
+        "precision": ("bf16", {"pretrain"}),
+        "compile": (True, {"pretrain"}),
+        "eval_every": (11, {"pretrain"}),
+        "save_every": (6, {"pretrain"}),
+        "seed": (1, {"pretrain"}),
+    },
+}
+CASES = [(part, name) for part, settings in CHANGES.items() for name in settings]
+
+
+@pytest.mark.parametrize(("part", "name"), CASES, ids=[f"{p}.{n}" for p, n in CASES])
+def test_a_setting_changes_the_stages_that_depend_on_it(part, name):
+    value, stages = CHANGES[part][name]
+    config = getattr(toy(), part)
+    assert getattr(config, name) != value
+    other = replace(toy(), **{part: replace(config, **{name: value})})
+    assert changed(toy(), other) == stages
+
+
+def test_the_size_of_the_vocabulary_changes_all():
+    other = replace(
+        toy(),
+        tokenizer=replace(toy().tokenizer, vocab_size=600),
+        model=replace(toy().model, vocab_size=600),
+    )
+    assert changed(toy(), other) == ALL
+
+
+def test_no_setting_was_forgotten_above():
+    for part in dataclasses.fields(toy()):
+        value = getattr(toy(), part.name)
+        if dataclasses.is_dataclass(value):
+            names = {field.name for field in dataclasses.fields(value)} - {"vocab_size"}
+            assert set(CHANGES[part.name]) == names
+
+
+def test_the_name_of_a_recipe_changes_nothing():
+    assert changed(toy(), replace(toy(), name="other")) == set()
+    assert changed(toy(), toy()) == set()
+
+
+def test_grids_share_the_texts_of_nano():
+    assert changed(grid(), nano()) == {"pretrain"}
+    assert changed(grid(), grid(3)) == {"pretrain"}
+
+
+def test_the_tokenizer_depends_on_the_documents_it_reads_only():
+    many = replace(nano(), corpus=replace(nano().corpus, n_documents=50_000))
+    assert changed(nano(), many) == {"corpus", "pretrain"}
+
+
+def test_a_new_version_of_a_stage_changes_it_and_those_above(monkeypatch):
+    before = prints(toy())
+    node = pipeline.STAGES["corpus"]
+    monkeypatch.setitem(pipeline.STAGES, "corpus", replace(node, version=node.version + 1))
+    after = prints(toy())
+    assert {stage for stage in ALL if before[stage] != after[stage]} == {"corpus", "pretrain"}
+
+
+def test_an_edited_word_of_the_lexicon_changes_all(tmp_path, monkeypatch):
+    before = prints(toy())
+    lexicon = copytree(graph.lexicon_folder(), tmp_path / "lexicon")
+    monkeypatch.setattr(graph, "lexicon_folder", lambda: lexicon)
+    assert prints(toy()) == before
+    path = sorted(lexicon.glob("*.txt"))[0]
+    path.write_text(path.read_text() + "# a remark\n")
+    assert not set(prints(toy()).values()) & set(before.values())
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.txt").write_text(f"text number {i}")
+    return folder
+
+
+def on(folder, **settings):
+    return replace(toy(), corpus=replace(toy().corpus, data=str(folder), **settings))
+
+
+def test_texts_of_a_folder_count_by_their_bytes_and_not_by_where_they_lie(texts, tmp_path):
+    before = prints(on(texts))
+    moved = copytree(texts, tmp_path / "elsewhere")
+    assert prints(on(moved)) == before
+    (moved / "3.txt").write_text("text number three")
+    assert not set(prints(on(moved)).values()) & set(before.values())
+    (texts / "5.jsonl").write_text('{"text": "one more"}\n')
+    assert not set(prints(on(texts)).values()) & set(before.values())
+
+
+def test_texts_kept_for_validation_are_kept_from_the_tokenizer(texts):
+    assert changed(on(texts, n_validation=1), on(texts, n_validation=2)) == ALL
+
+
+def test_fingerprints_are_the_same_in_another_process():
+    code = (
+        "import json; from llama2_lib import pipeline; from llama2_lib.recipes import toy; "
+        "print(json.dumps({s: pipeline.fingerprint(s, toy()) for s in pipeline.STAGES}))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": "12", "PYTHONPATH": "."},
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    assert json.loads(output) == prints(toy())
+
+
+@pytest.mark.parametrize("stage", ["sft", "Pretrain", ""])
+def test_an_unknown_stage_is_refused(stage):
+    with pytest.raises(ValueError, match="stage must be one of tokenizer, corpus, pretrain; got"):
+        pipeline.fingerprint(stage, toy())
+
+
+def test_a_recipe_whose_tokenizer_does_not_fit_its_model_is_refused():
+    with pytest.raises(ValueError, match="same vocab_size; got 512 and 600"):
+        replace(toy(), tokenizer=replace(toy().tokenizer, vocab_size=600))
+
+
+def test_recipes_are_found_by_their_names():
+    for name, recipe in RECIPES.items():
+        assert recipe(3).name == name
+        assert recipe(3).pretrain.seed == 3
+        assert recipe(3) != recipe(4)
+    assert toy().model.n_parameters <= 100_000
+    assert 500_000 <= nano().model.n_parameters <= 1_200_000
+    assert 25e6 <= RECIPES["small"](0).model.n_parameters <= 110e6
+
+
+def test_artifacts_live_beside_the_library_or_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLAMA2_ARTIFACTS", raising=False)
+    assert pipeline.artifact_root() == ROOT / "artifacts"
+    monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "other"))
+    assert pipeline.artifact_root() == tmp_path / "other"
+    name = pipeline.fingerprint("corpus", toy())
+    assert pipeline.artifact_path("corpus", toy()) == tmp_path / "other" / "corpus" / name
+
+
+def test_missing_stages_are_listed_in_the_order_in_which_they_run(toy_root, tmp_path):
+    assert pipeline.missing("pretrain", toy(), tmp_path) == ["tokenizer", "corpus", "pretrain"]
+    assert pipeline.missing("corpus", toy(), tmp_path) == ["tokenizer", "corpus"]
+    assert pipeline.missing("pretrain", toy(1), toy_root) == ["pretrain"]
+    assert pipeline.missing("pretrain", toy(), toy_root) == []
+
+
+def test_a_finished_artifact_says_how_it_was_made(toy_root):
+    folder = pipeline.artifact_path("pretrain", toy(), toy_root)
+    meta = json.loads((folder / "meta.json").read_text())
+    assert (meta["stage"], meta["fingerprint"], meta["recipe"]) == ("pretrain", folder.name, "toy")
+    assert meta["config"]["pretrain"] == dataclasses.asdict(toy().pretrain)
+    assert meta["inputs"] == {s: pipeline.fingerprint(s, toy()) for s in ("tokenizer", "corpus")}
+    assert meta["versions"]["torch"] == torch.__version__
+    assert (meta["device"], meta["threads"]) == ("cpu", 1)
+    assert 0 < meta["wall_seconds"] < 300
+    assert sorted(meta["files"]) == [
+        "config.json", "metrics.jsonl", "model.safetensors", "samples.txt", "tokenizer.model",
+    ]  # fmt: skip
+    assert (folder / "samples.txt").read_text().count("\n---\n") == 9
+
+
+def test_what_is_there_is_not_built_again(toy_root, monkeypatch):
+    def fail(job):
+        raise AssertionError("it was built again")
+
+    for stage, node in pipeline.STAGES.items():
+        monkeypatch.setitem(pipeline.STAGES, stage, replace(node, run=fail))
+    folder = pipeline.artifact("pretrain", toy(), root=toy_root)
+    assert folder == pipeline.artifact_path("pretrain", toy(), toy_root)
+    model, tokenizer = pipeline.load("pretrain", toy(), root=toy_root, device="cpu")
+    assert (model.config, tokenizer.vocab_size) == (toy().model, 512)
+    assert not model.training
+    counts = {name: share.n for name, share in pipeline.recall(toy(), root=toy_root).items()}
+    assert counts == {"never asked": 30, "seen form": 120, "unseen form": 120}
+
+
+def test_the_bar_names_the_stages_and_reaches_its_end(tmp_path, monkeypatch):
+    shown, ended = [], []
+
+    class Bar(tqdm):
+        def set_description(self, desc=None, refresh=True):
+            shown.append(desc)
+
+        def close(self):
+            ended.append((self.disable, self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(pipeline.build, "tqdm", Bar)
+    pipeline.artifact("corpus", toy(), root=tmp_path, device="cpu")
+    assert shown == ["tokenizer", "corpus"]
+    assert ended[0] == (False, 30, 30)
+    ended.clear()
+    pipeline.artifact("corpus", toy(), root=tmp_path, device="cpu")
+    assert ended[0][0], "a bar is shown though there is nothing to do"

@@ -1,0 +1,215 @@
+"""SentencePiece with the paper's settings: bytes, digits, control ids, errors."""
+
+import random
+
+import pytest
+import sentencepiece
+
+from llama2_lib.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+
+SENTENCE = "the quick brown fox jumps over a lazy dog while twenty more wait in 1987 or 2024"
+WORDS = SENTENCE.split()
+
+
+def texts(n=400, seed=3):
+    source = random.Random(seed)
+    return ["\n".join(" ".join(source.choices(WORDS, k=9)) for _ in range(2)) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train_tokenizer(texts(), TokenizerConfig(vocab_size=340), folder / "tokenizer.model")
+
+
+@pytest.fixture(scope="module")
+def tok(path) -> Tokenizer:
+    return load_tokenizer(path)
+
+
+TEXTS = [
+    "", " ", "   ", "the fox", " the fox ", "The  fox", "\n", "a\nb\r\n\tc", "\0", "\x85\u2028",
+    "gr\u00fc\u00dfe", "e\u0301 \u00e9", "\u4f60\u597d", "\U0001f98a\u200d\U0001f33f",
+    "\ufb01\u2460\uff21",
+    "<s>", "</s>", "<unk>", "<0x0A>", "[INST] x [/INST]", "\ufeffx", "\ufffd", "1987", "x12.50y",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=ascii)
+def test_any_text_comes_back(tok, text):
+    ids = tok.encode(text)
+    assert tok.decode(ids) == text
+    assert all(3 <= index < 340 for index in ids), "control ids never come from text"
+
+
+def test_the_ids_and_sizes_are_metas(tok):
+    assert (tok.unk_id, tok.bos_id, tok.eos_id) == (0, 1, 2)
+    assert tok.processor.pad_id() == -1
+    assert tok.vocab_size == tok.n_words == 340
+    assert [tok.piece(index) for index in (0, 1, 2, 3, 258)] == [
+        "<unk>", "<s>", "</s>", "<0x00>", "<0xFF>",
+    ]  # fmt: skip
+
+
+def test_a_text_begins_with_a_space_that_decoding_takes_away(tok):
+    assert tok.pieces("the")[0].startswith("\u2581")
+    assert tok.pieces("the") != tok.pieces(" the")
+    assert tok.decode(tok.encode(" the")) == " the"
+
+
+def test_control_ids_stand_where_they_are_asked_for(tok):
+    plain = tok.encode("the fox")
+    assert tok.encode("the fox", bos=True) == [1, *plain]
+    assert tok.encode("the fox", eos=True) == [*plain, 2]
+    assert tok.encode("the fox", bos=True, eos=True) == [1, *plain, 2]
+    assert tok.encode("", bos=True, eos=True) == [1, 2]
+    assert tok.decode([1, *plain, 2]) == "the fox"
+
+
+def test_unknown_characters_become_their_bytes(tok):
+    wanted = [f"<0x{byte:02X}>" for byte in "\u4f60\U0001f98a".encode()]
+    assert tok.pieces("\u4f60\U0001f98a")[1:] == wanted
+    assert tok.encode("\n")[1:] == [3 + 10]
+
+
+def test_without_bytes_they_become_unknown(tmp_path):
+    config = TokenizerConfig(vocab_size=90, byte_fallback=False)
+    bare = load_tokenizer(train_tokenizer(texts(), config, tmp_path / "t.model"))
+    assert bare.unk_id in bare.encode("\u4f60")
+    assert bare.unk_id not in bare.encode("the fox")
+
+
+def test_every_digit_is_a_piece_of_its_own(tok):
+    assert [p.lstrip("\u2581") for p in tok.pieces("2024") if p != "\u2581"] == list("2024")
+    for index in range(tok.vocab_size):
+        piece = tok.piece(index)
+        if index >= 259:
+            assert not (any(c.isdigit() for c in piece) and len(piece) > 1), piece
+
+
+def test_without_splitting_a_year_is_one_piece(tmp_path):
+    config = TokenizerConfig(vocab_size=340, split_digits=False)
+    whole = load_tokenizer(train_tokenizer(texts(), config, tmp_path / "t.model"))
+    assert whole.pieces("2024") == ["\u25812024"]
+
+
+def test_pieces_stay_within_words_and_scripts(tok):
+    learned = [tok.piece(index) for index in range(259, tok.vocab_size)]
+    assert all("\u2581" not in piece.lstrip("\u2581") for piece in learned)
+    assert max(map(len, learned)) <= 16
+    assert "\u2581the" in learned
+    assert not any("\n" in piece for piece in learned)
+
+
+def test_pieces_stay_apart_even_where_joining_would_pay(tmp_path):
+    """A text of one line over and over: nothing but the rules keeps its parts from merging."""
+    line = "so it goes \u0434\u0430yes donaudampfschifffahrtsgesellschaft"
+    varied = [line.replace("so", word) for word in WORDS for _ in range(50)]
+    config = TokenizerConfig(vocab_size=370)
+    tok = load_tokenizer(train_tokenizer(varied, config, tmp_path / "t.model"))
+    learned = [tok.piece(index) for index in range(259, 370)]
+    assert all("\u2581" not in piece[1:] for piece in learned)
+    assert not any("\u0430y" in piece for piece in learned)
+    assert any(len(piece) > 10 for piece in learned)
+    assert max(map(len, learned)) <= 16
+
+
+def test_runs_of_spaces_are_pieces_and_numbers_keep_to_themselves(tmp_path):
+    varied = [f"{word}        x87b model87b" for word in WORDS for _ in range(50)]
+    config = TokenizerConfig(vocab_size=330, split_digits=False)
+    tok = load_tokenizer(train_tokenizer(varied, config, tmp_path / "t.model"))
+    learned = [tok.piece(index) for index in range(259, 330)]
+    assert "\u2581\u2581\u2581\u2581" in learned
+    assert "87" in learned
+    letters = [p for p in learned if any(c.isdigit() for c in p) and any(c.isalpha() for c in p)]
+    assert letters == []
+
+
+def test_characters_are_not_normalised(tok):
+    assert tok.encode("\ufb01") != tok.encode("fi")
+    assert tok.encode("\u00e9") != tok.encode("e\u0301")
+    assert tok.encode("a  b") != tok.encode("a b")
+
+
+def test_many_texts_at_once_are_the_same_one_by_one(tok):
+    assert tok.encode_batch(TEXTS) == [tok.encode(text) for text in TEXTS]
+    assert tok.encode_batch(tuple(TEXTS[:3])) == [tok.encode(text) for text in TEXTS[:3]]
+    assert tok.encode_batch([]) == []
+
+
+def test_pieces_and_ids_belong_together(tok):
+    for text in ("the lazy fox waits", "\u4f60 1987"):
+        assert [tok.piece(index) for index in tok.encode(text)] == tok.pieces(text)
+
+
+def test_training_depends_on_texts_and_settings_only(path, tmp_path):
+    config = TokenizerConfig(vocab_size=340)
+    again = train_tokenizer(iter(texts()), config, tmp_path / "again.model")
+    lines = [line for text in texts() for line in text.split("\n")]
+    cut = train_tokenizer(lines, config, tmp_path / "cut.model")
+    assert again == tmp_path / "again.model"
+    assert path.read_bytes() == again.read_bytes() == cut.read_bytes()
+    # The same counts of other words: the vocabulary must follow the text.
+    other = train_tokenizer((t[::-1] for t in texts()), config, tmp_path / "other.model")
+    assert other.read_bytes() != path.read_bytes()
+
+
+def test_a_larger_vocabulary_writes_shorter(tok, tmp_path):
+    small = load_tokenizer(
+        train_tokenizer(texts(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
+    )
+    sample = " ".join(WORDS)
+    assert len(tok.encode(sample)) < len(small.encode(sample)) < len(sample)
+
+
+def test_a_file_and_its_folder_load_alike(path, tok):
+    for place in (path.parent, str(path), str(path.parent)):
+        assert load_tokenizer(place).pieces("the lazy fox") == tok.pieces("the lazy fox")
+
+
+@pytest.mark.parametrize(
+    ("size", "bytes_", "least"), [(259, True, 259), (0, True, 259), (3, False, 3)]
+)
+def test_a_vocabulary_too_small_for_the_fixed_pieces_is_refused(size, bytes_, least):
+    with pytest.raises(ValueError, match=rf"must exceed {least}, .*; got {size}\. 512"):
+        TokenizerConfig(vocab_size=size, byte_fallback=bytes_)
+    assert TokenizerConfig(vocab_size=least + 1, byte_fallback=bytes_).vocab_size == least + 1
+
+
+@pytest.mark.parametrize("given", [["ab"], [], ["", "\n"]])
+def test_too_little_text_is_refused(tmp_path, given):
+    with pytest.raises(
+        ValueError, match=r"must supply 300 pieces; .* Lower vocab_size or give more"
+    ):
+        train_tokenizer(given, TokenizerConfig(vocab_size=300), tmp_path / "t.model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"\.model file; .*none\.model does not exist"):
+        load_tokenizer(tmp_path / "none.model")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model does not exist"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(path, tmp_path):
+    whole = path.read_bytes()
+    for name, content in {"text": b"not a model", "cut": whole[: len(whole) // 2]}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} must be a SentencePiece model; it cannot"):
+            load_tokenizer(tmp_path / name)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "t.model").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"t\.model must (be a SentencePiece|define BOS)"):
+        load_tokenizer(tmp_path / "t.model")
+
+
+def test_a_tokenizer_without_control_ids_is_refused(tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts()), model_prefix=str(tmp_path / "t"), vocab_size=60,
+        model_type="bpe", bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="must define BOS and EOS ids; got -1 and "):
+        load_tokenizer(tmp_path / "t.model")
