@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,29 @@ def test_help_does_not_wait_for_torch():
     assert result.stdout.splitlines()[-1] == "[]"
     for command in ("doctor", "course", "run", "show", "chat", "claims", "bench"):
         assert command in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("steps", "kib", "name"),
+    [("30", 190, "step-0000005"), ("30", 300, "step-0000005"), ("2", 190, "model.safetensors")],
+    ids=["weights of a checkpoint", "optimiser of a checkpoint", "finished weights"],
+)
+def test_a_full_disk_costs_one_line_and_can_be_gone_on_from(
+    root, capsys, monkeypatch, steps, kib, name
+):
+    """No file may grow beyond a limit, which is how a full disk looks to a program."""
+    arguments = ["run", "pretrain", "--recipe", "toy", "--seed", "1", "--device", "cpu"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, hard))
+    try:
+        line = fails([*arguments, "--steps", steps], capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert name in line
+    assert "could not be written" in line
+    assert "Free some disk space" in line
+    assert main([*arguments, "--steps", steps]) == 0
+    assert (Path(capsys.readouterr().out.strip()) / "meta.json").is_file()
 
 
 def test_the_module_is_the_command(tmp_path):

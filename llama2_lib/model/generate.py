@@ -39,8 +39,7 @@ def generate(
 ) -> list[Completion]:
     """Continue each prompt by up to `max_new_tokens` tokens.
 
-    Prompts may differ in length. A row that has met one of its stop ids, or its limit, leaves
-    the batch.
+    Prompts may differ in length. A row that has met a stop id, or its limit, leaves the batch.
     What a row samples depends on its prompt and its seed, not on its companions.
 
     Args:
@@ -55,8 +54,6 @@ def generate(
     Raises:
         ValueError: An argument is out of range, or prompt and answer exceed the context.
     """
-    if not prompts:
-        raise ValueError("generate needs at least one prompt; got none.")
     batch, vocab = len(prompts), model.config.vocab_size
     limits = [max_new_tokens] * batch if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(model, prompts, limits, temperature, top_p)
@@ -68,13 +65,10 @@ def generate(
     draws = _uniforms(seed, batch, longest if temperature else 1).to(device)
     alive = torch.ones(batch, dtype=torch.bool, device=device)
     written = _Answers(batch, longest, model.tok_embeddings.weight)
-    # Asking a GPU whether all rows are done makes the CPU wait for it, so it is asked less often.
-    ask_every = 1 if device.type == "cpu" else 8
-
+    ask_every = 1 if device.type == "cpu" else 8  # asking makes the CPU wait for a GPU
     logits, state = _prefill(model, prompts, longest)
     for step in range(longest):
-        uniform = draws[:, step if temperature else 0]
-        token, logprob = sample(logits, uniform, temperature, top_p)
+        token, logprob = sample(logits, draws[:, step if temperature else 0], temperature, top_p)
         written.append(token, logprob)
         if step + 1 == longest:
             break
@@ -234,6 +228,8 @@ def _check(
     temperature: float,
     top_p: float,
 ) -> None:
+    if not prompts:
+        raise ValueError("generate needs at least one prompt; got none.")
     if len(limits) != len(prompts):
         raise ValueError(
             f"max_new_tokens must be one number or one a prompt; got {len(limits)} for "

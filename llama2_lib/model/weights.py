@@ -35,9 +35,18 @@ HF_NAMES = {
 
 
 def save_model(model: Transformer, folder: Path) -> None:
-    """Write `config.json` (Meta's field names) and `model.safetensors` into `folder`."""
+    """Write `config.json` (Meta's field names) and `model.safetensors` into `folder`.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+    """
     weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    try:
+        save_file(weights, folder / "model.safetensors")
+    except SafetensorError as error:
+        raise OSError(
+            f"{folder / 'model.safetensors'} could not be written: {error}. Free some disk space."
+        ) from None
     (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Checks of byte-pair encoding, encoding and decoding, and the mistakes they recognise.
+"""Checks of byte-pair encoding, and the mistakes they recognise.
 
 SentencePiece is the authority: every check trains or asks a real model on a little of the world's
 text, and names the mistake that gives the learner's answer.
@@ -24,8 +24,6 @@ Words = Mapping[str, int]
 Learn = Callable[[Words, int], Sequence[str]]
 Allows = Callable[[str], bool]
 Segment = Callable[[str, Sequence[str]], Sequence[str]]
-Encode = Callable[[str, Tokenizer], Sequence[int]]
-Decode = Callable[[Sequence[str]], str]
 
 
 def lines_of(texts: Iterable[str]) -> list[str]:
@@ -151,7 +149,6 @@ def _learn(
     *,
     weighted: bool = True,
     rewrites: bool = True,
-    once: bool = True,
     tie: Callable[[str], Any] = lambda piece: (len(piece), piece),
     allowed: Allows = _allowed,
 ) -> list[str]:
@@ -163,7 +160,7 @@ def _learn(
             for pair in pairwise(word):
                 counts[pair] += number
         order = sorted(counts, key=lambda p: (-counts[p], tie("".join(p))))
-        possible = (p for p in order if not (once and "".join(p) in pieces) and allowed("".join(p)))
+        possible = (p for p in order if "".join(p) not in pieces and allowed("".join(p)))
         pair = next(possible, None)
         if pair is None:
             break
@@ -177,7 +174,6 @@ def _learn(
 LEARN_MISTAKES: dict[str, Learn] = {
     "every distinct word counts once, however often it occurs": partial(_learn, weighted=False),
     "the words are not rewritten after a merge": partial(_learn, rewrites=False),
-    "the same piece is learned twice, from other halves": partial(_learn, once=False),
     "ties go to the longer piece": partial(_learn, tie=lambda piece: (-len(piece), piece)),
     "ties go to the pair that was seen first": partial(_learn, tie=lambda piece: 0),
     "digits may join": partial(_learn, allowed=partial(_allowed, digits=False)),
@@ -194,9 +190,7 @@ def learns(candidate: Learn) -> None:
     _recognise(got, expected, mistakes, _first_difference(got, expected))
 
 
-def _segment(
-    text: str, pieces: Sequence[str], *, prefix: str = SPACE, best: bool = True
-) -> list[str]:
+def _segment(text: str, pieces: Sequence[str], *, prefix: str = SPACE) -> list[str]:
     rank = {piece: index for index, piece in enumerate(pieces)}
     parts = list(prefix + text.replace(" ", SPACE))
     while True:
@@ -204,7 +198,7 @@ def _segment(
                  if a + b in rank]  # fmt: skip
         if not pairs:
             return parts
-        at = min(pairs)[1] if best else pairs[0][1]
+        at = min(pairs)[1]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
 
 
@@ -219,9 +213,6 @@ def _longest_match(text: str, pieces: Sequence[str]) -> list[str]:
 
 SEGMENT_MISTAKES: dict[str, Segment] = {
     "the longest piece is taken from the left, not the earliest merge first": _longest_match,
-    "pairs merge in reading order, not in the order they were learned": partial(
-        _segment, best=False
-    ),
     "no space is put before the text": partial(_segment, prefix=""),
     "spaces stay spaces instead of becoming U+2581": lambda text, pieces: [
         part.replace("\0", " ") for part in _segment(text.replace(" ", "\0"), pieces)
@@ -239,83 +230,4 @@ def segments(candidate: Segment) -> None:
         tokenizer.pieces,
         {n: partial(lambda f, text: f(text, merges), f) for n, f in SEGMENT_MISTAKES.items()},
         texts,
-    )
-
-
-def _ids(
-    text: str, tokenizer: Tokenizer, *, prefix: str = SPACE, unknown: bool = False
-) -> list[int]:
-    ids: list[int] = []
-    for piece in _segment(text, merges_of(tokenizer), prefix=prefix):
-        index = tokenizer.processor.piece_to_id(piece)
-        known = index != tokenizer.unk_id
-        as_bytes = [tokenizer.unk_id] if unknown else [3 + byte for byte in piece.encode()]
-        ids += [index] if known else as_bytes
-    return ids
-
-
-ENCODE_MISTAKES: dict[str, Encode] = {
-    "BOS is added twice": lambda text, tok: [tok.bos_id, tok.bos_id, *_ids(text, tok)],
-    "BOS is missing": _ids,
-    "EOS is added to an open text": lambda text, tok: [tok.bos_id, *_ids(text, tok), tok.eos_id],
-    "an unknown character becomes <unk>, not its bytes": lambda text, tok: [
-        tok.bos_id, *_ids(text, tok, unknown=True)
-    ],
-    "no space is put before the text": lambda text, tok: [
-        tok.bos_id, *_ids(text, tok, prefix="")
-    ],
-}  # fmt: skip
-_TEXTS = ("Mara was a cook.", "7 + 45 = 52", "na\u00efve \U0001f642", "\u4f60\u597d!")
-
-
-def encodes(candidate: Encode) -> None:
-    """Check `candidate(text, tokenizer)`: BOS and the ids of an open text come back."""
-    tokenizer = little_tokenizer()
-    _compare(
-        lambda text: list(candidate(text, tokenizer)),
-        lambda text: tokenizer.encode(text, bos=True),
-        {n: partial(lambda f, text: f(text, tokenizer), f) for n, f in ENCODE_MISTAKES.items()},
-        _TEXTS,
-    )
-
-
-def _decode(
-    pieces: Sequence[str],
-    *,
-    space: str = " ",
-    strip: int = 1,
-    between: str = "",
-    spelled: bool = False,
-    alone: bool = False,
-) -> str:
-    raw: list[bytes] = []
-    for piece in pieces:
-        is_byte = not spelled and len(piece) == 6 and piece.startswith("<0x")
-        raw.append(bytes([int(piece[3:5], 16)]) if is_byte else piece.encode())
-    if alone:
-        text = between.join(part.decode(errors="replace") for part in raw)
-    else:
-        text = between.encode().join(raw).decode(errors="replace")
-    text = text.replace(SPACE, space)
-    return text[strip:] if text.startswith(" ") else text
-
-
-DECODE_MISTAKES: dict[str, Decode] = {
-    "the space that was put before the text stays": partial(_decode, strip=0),
-    "spaces are lost": partial(_decode, space=""),
-    "U+2581 is not turned back into a space": partial(_decode, space=SPACE),
-    "a space is put between pieces": lambda pieces: _decode(pieces, space="", between=" "),
-    "bytes are spelled out by name": partial(_decode, spelled=True),
-    "every byte is decoded alone, though a character may need four": partial(_decode, alone=True),
-}
-
-
-def decodes(candidate: Decode) -> None:
-    """Check `candidate(pieces)`: the text that SentencePiece's pieces spell comes back."""
-    pieces = little_tokenizer().pieces
-    _compare(
-        lambda text: candidate(pieces(text)),
-        lambda text: text,
-        {n: partial(lambda f, text: f(pieces(text)), f) for n, f in DECODE_MISTAKES.items()},
-        _TEXTS,
     )

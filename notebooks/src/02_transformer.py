@@ -170,12 +170,17 @@ def draw_clocks(position):
     return rotations(position * speeds, title=f"position {position}")
 
 
-show(draw_clocks(3), alt="At position 3 pair 0 has turned by 3 radians, pair 1 by 0.3, the last by 0.003.")
+show(
+    draw_clocks(3),
+    alt="At position 3 pair 0 has turned by 3 radians, pair 1 by 0.3, the last by 0.003.",
+)
 Stepper(
     draw_clocks,
-    lambda position: f"At position {position} the four pairs stand at "
-    + ", ".join(f"{position * speed:.2f}" for speed in speeds.tolist())
-    + " radians.",
+    lambda position: (
+        f"At position {position} the four pairs stand at "
+        + ", ".join(f"{position * speed:.2f}" for speed in speeds.tolist())
+        + " radians."
+    ),
     last=20,
     step_name="position",
 )
@@ -258,10 +263,20 @@ def layout_scores(wq, wk, rotary):
 
 neighbours = layout_scores(meta[name + "wq.weight"], meta[name + "wk.weight"], my_rotary)
 name = "model.layers.0.self_attn."
-halves = layout_scores(hugging_face[name + "q_proj.weight"], hugging_face[name + "k_proj.weight"], rotary_halves)
-mixed_up = layout_scores(hugging_face[name + "q_proj.weight"], hugging_face[name + "k_proj.weight"], my_rotary)
-print("halves with converted weights = neighbours with Meta's:", torch.allclose(neighbours, halves, rtol=1e-4, atol=1e-4))
-print("neighbours with converted weights, the usual bug:      ", torch.allclose(neighbours, mixed_up, rtol=1e-4, atol=1e-4))
+halves = layout_scores(
+    hugging_face[name + "q_proj.weight"], hugging_face[name + "k_proj.weight"], rotary_halves
+)
+mixed_up = layout_scores(
+    hugging_face[name + "q_proj.weight"], hugging_face[name + "k_proj.weight"], my_rotary
+)
+print(
+    "halves with converted weights = neighbours with Meta's:",
+    torch.allclose(neighbours, halves, rtol=1e-4, atol=1e-4),
+)
+print(
+    "neighbours with converted weights, the usual bug:      ",
+    torch.allclose(neighbours, mixed_up, rtol=1e-4, atol=1e-4),
+)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## SwiGLU
@@ -334,7 +349,9 @@ def _():
 
 
 for size, c in FAMILY.items():
-    print(f"{size:>4s}: dim {c.dim}, width {my_hidden_width(c.dim, c.multiple_of, c.ffn_dim_multiplier)}")
+    print(
+        f"{size:>4s}: dim {c.dim}, width {my_hidden_width(c.dim, c.multiple_of, c.ffn_dim_multiplier)}"
+    )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Causal attention
@@ -409,7 +426,9 @@ def draw_sharp(head_dim, divided):
 
 Explorer(
     draw_sharp,
-    lambda head_dim, divided: f"At head_dim {head_dim}, {'divided' if divided else 'not divided'}, the largest weight is {float(sharp(head_dim, divided).max()):.2f}.",
+    lambda head_dim, divided: (
+        f"At head_dim {head_dim}, {'divided' if divided else 'not divided'}, the largest weight is {float(sharp(head_dim, divided).max()):.2f}."
+    ),
     head_dim=[128, 4, 16, 256],
     divided=True,
 )
@@ -425,7 +444,9 @@ with expect_failure(CheckFailed):
         lambda q, k, v, visible: my_attention(q, k, v, visible | visible.roll(1, -1).tril(1))
     )
 with expect_failure(CheckFailed):
-    attention.multi_head(lambda q, k, v, visible: my_attention(q * q.shape[-1] ** 0.5, k, v, visible))
+    attention.multi_head(
+        lambda q, k, v, visible: my_attention(q * q.shape[-1] ** 0.5, k, v, visible)
+    )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The block
@@ -472,12 +493,16 @@ for wrong in (post_norm_block, bare_block):
 # (mean cosine of their angle; 1 means all the same), and how large the **gradient** of the loss is at the entrance of each block.
 
 
-# %%
+# %% tags=["long"]
 def follow(arrange, depth=24):
     deep = dataclasses.replace(config, n_layers=depth)
     model = build(deep, decoder.random_weights(deep))
     ids = torch.randint(90, (8, 13), generator=rng.generator(0, "deep"))
-    h = my_rms_norm(model.tok_embeddings(ids[:, :-1]), torch.ones(48), 1e-5).detach().requires_grad_()
+    h = (
+        my_rms_norm(model.tok_embeddings(ids[:, :-1]), torch.ones(48), 1e-5)
+        .detach()
+        .requires_grad_()
+    )
     rotation, stream = model.rotation(h), []
     for layer in model.layers:
         stream.append(h)
@@ -494,7 +519,11 @@ def follow(arrange, depth=24):
     return {"alike": alike, "gradient": gradient / gradient[-1]}
 
 
-arrangements = {"pre-norm (Llama 2)": my_block, "post-norm": post_norm_block, "no residual paths": bare_block}
+arrangements = {
+    "pre-norm (Llama 2)": my_block,
+    "post-norm": post_norm_block,
+    "no residual paths": bare_block,
+}
 followed = {name: follow(arrange) for name, arrange in arrangements.items()}
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
@@ -577,7 +606,9 @@ def _():
 
 model = build(config, weights)
 ids = torch.randint(90, (3, 20), generator=rng.generator(0, "ids"))
-difference = (my_transformer(ids, weights, config) - model(ids)).abs().max() / model(ids).abs().max()
+difference = (my_transformer(ids, weights, config) - model(ids)).abs().max() / model(
+    ids
+).abs().max()
 print("largest difference to the library, relative, below 1e-5:", bool(difference < 1e-5))
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -637,7 +668,9 @@ def first_loss(vocab_size, std=0.02):
 
 for vocab_size in (90, 1024, 32_000):
     loss, expected = first_loss(vocab_size), math.log(vocab_size)
-    print(f"V = {vocab_size:6d}: ln V = {expected:5.2f}, measured within 1 %: {abs(loss / expected - 1) < 0.01}")
+    print(
+        f"V = {vocab_size:6d}: ln V = {expected:5.2f}, measured within 1 %: {abs(loss / expected - 1) < 0.01}"
+    )
 
 # %% [markdown]
 # **See.** If the output weights are too large, the untrained model is confident, and wrong. Training must then first unlearn that.
@@ -703,7 +736,10 @@ for size, c in FAMILY.items():
         f"{c.n_kv_heads:>9d} {c.hidden_dim:>6d}"
     )
 rounded = {size: sum(count(c).values()) / 1e9 for size, c in FAMILY.items()}
-print("all within 4 % of their names:", all(abs(rounded[s] / float(s[:-1]) - 1) < 0.04 for s in rounded))
+print(
+    "all within 4 % of their names:",
+    all(abs(rounded[s] / float(s[:-1]) - 1) < 0.04 for s in rounded),
+)
 
 # %% [markdown]
 # **See.** Where do the weights sit?
@@ -735,7 +771,9 @@ def draw_memory(size, number):
 
 Explorer(
     draw_memory,
-    lambda size, number: f"{size} in {number} takes {memory(size, number):.1f} GiB of weights; an 80 GB card holds 74.5 GiB.",
+    lambda size, number: (
+        f"{size} in {number} takes {memory(size, number):.1f} GiB of weights; an 80 GB card holds 74.5 GiB."
+    ),
     size=["7B", "13B", "34B", "70B"],
     number=["fp16 / bf16", "fp32", "int8"],
 )
@@ -772,7 +810,9 @@ def _():
     back = unrotate(my_rotary(x, at, 100.0), at, 100.0)
     assert back.shape == x.shape, "the shape must stay"
     assert torch.allclose(back, x, rtol=0, atol=1e-12), "turning there and back must change nothing"
-    assert not torch.allclose(unrotate(x, at, 100.0), x, rtol=0, atol=1e-3), "it must turn something"
+    assert not torch.allclose(unrotate(x, at, 100.0), x, rtol=0, atol=1e-3), (
+        "it must turn something"
+    )
 
 
 # %% [markdown]
@@ -789,7 +829,12 @@ def widest(budget):
     while True:
         wider, heads = dim + 64, (dim + 64) // 64
         c = ModelConfig(
-            vocab_size=32_000, dim=wider, n_layers=12, n_heads=heads, n_kv_heads=heads, multiple_of=64
+            vocab_size=32_000,
+            dim=wider,
+            n_layers=12,
+            n_heads=heads,
+            n_kv_heads=heads,
+            multiple_of=64,
         )
         if c.n_parameters > budget:
             return dim
@@ -799,7 +844,9 @@ def widest(budget):
 
 @check("widest")
 def _():
-    assert widest(100_000_000) == 576, "100 million weights: check the vocabulary; there are two tables of it"
+    assert widest(100_000_000) == 576, (
+        "100 million weights: check the vocabulary; there are two tables of it"
+    )
     assert widest(1_000_000_000) == 2368
     assert widest(5_000_000) == 64
 
@@ -839,7 +886,9 @@ def _():
 
 # %% tags=["exercise"]
 weights_from_a_colleague = dict(weights)
-weights_from_a_colleague["layers.1.attention.wv.weight"] = weights["layers.1.attention.wv.weight"].T.contiguous()
+weights_from_a_colleague["layers.1.attention.wv.weight"] = weights[
+    "layers.1.attention.wv.weight"
+].T.contiguous()
 
 
 def culprit(good, bad, ids):
@@ -857,8 +906,12 @@ def culprit(good, bad, ids):
 @check("culprit")
 def _():
     with torch.no_grad():
-        assert culprit(model, build(config, weights_from_a_colleague), ids) == 1, "look at the output of each block"
-        swapped = dict(weights) | {"layers.2.ffn_norm.weight": weights["layers.2.ffn_norm.weight"].flip(0)}
+        assert culprit(model, build(config, weights_from_a_colleague), ids) == 1, (
+            "look at the output of each block"
+        )
+        swapped = dict(weights) | {
+            "layers.2.ffn_norm.weight": weights["layers.2.ffn_norm.weight"].flip(0)
+        }
         assert culprit(model, build(config, swapped), ids) == 2, "it must work for other bugs too"
 
 

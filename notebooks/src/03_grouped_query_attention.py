@@ -86,6 +86,7 @@ def _():
 # %% [markdown]
 # **See.** Who reads whom, for 8 query heads. Move the slider through the three kinds.
 
+
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 def draw_groups(n_kv_heads):
     reads = torch.zeros(8, n_kv_heads)
@@ -135,7 +136,11 @@ def as_multi_head(model):
     wide = {}
     for name, w in model.state_dict().items():
         if name.endswith(("wk.weight", "wv.weight")):
-            w = w.unflatten(0, (c.n_kv_heads, c.head_dim)).repeat_interleave(group, dim=0).flatten(0, 1)
+            w = (
+                w.unflatten(0, (c.n_kv_heads, c.head_dim))
+                .repeat_interleave(group, dim=0)
+                .flatten(0, 1)
+            )
         wide[name] = w
     return build(dataclasses.replace(c, n_kv_heads=c.n_heads), wide)
 
@@ -225,7 +230,9 @@ def draw_cache(step):
 
 
 def cache_words(step):
-    return f"After {step} new tokens {len(prompt) + step} slots hold a key; the rest are still zero."
+    return (
+        f"After {step} new tokens {len(prompt) + step} slots hold a key; the rest are still zero."
+    )
 
 
 show(draw_cache(3), alt=cache_words(3))
@@ -335,12 +342,15 @@ def _():
     prompts = [tokenizer.encode(text, bos=True) for text in questions]
     ours = my_greedy(model, prompts, 12)
     library = generate(model, prompts, max_new_tokens=12, temperature=0.0)
-    assert ours == [without_cache(model, prompt, 12) for prompt in prompts], "cache and no cache differ"
+    assert ours == [without_cache(model, prompt, 12) for prompt in prompts], (
+        "cache and no cache differ"
+    )
     assert ours == [done.ids for done in library], "ours and the library differ"
 
 
 # %% [markdown]
 # **See** the mask of a ragged batch: one prompt of 6 tokens, the other padded to it. Rows look, columns are looked at.
+
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 def draw_mask(length):
@@ -471,7 +481,9 @@ print("verdict:", claim.verdict([measurement]).outcome, "| paper:", claim.paper_
 print("fp16, KiB a token    as it is      if it were MHA      4,096 tokens, GiB")
 for size, c in FAMILY.items():
     mha = dataclasses.replace(c, n_kv_heads=c.n_heads)
-    print(f"{size:>12s} {cache_bytes(c) / 1024:>15.0f} {cache_bytes(mha) / 1024:>19.0f} {4096 * cache_bytes(c) / 2**30:>22.2f}")
+    print(
+        f"{size:>12s} {cache_bytes(c) / 1024:>15.0f} {cache_bytes(mha) / 1024:>19.0f} {4096 * cache_bytes(c) / 2**30:>22.2f}"
+    )
 
 # %% [markdown]
 # **See.** Memory against the number of conversations that are served at once, each with 4,096 tokens. Where is the cache larger than the weights?
@@ -558,7 +570,9 @@ for kind, row in TABLE_18.items():
     print(f"{kind}: mean of 11 tasks {sum(row) / 11:.2f}")
 for other in ("MHA", "MQA"):
     gap = paired_difference(TABLE_18["GQA"], TABLE_18[other])
-    print(f"GQA minus {other}: {gap.estimate.value:+.2f}, 95 % interval {gap.estimate.low:+.2f} to {gap.estimate.high:+.2f}, p = {gap.p_value:.2f}")
+    print(
+        f"GQA minus {other}: {gap.estimate.value:+.2f}, 95 % interval {gap.estimate.low:+.2f} to {gap.estimate.high:+.2f}, p = {gap.p_value:.2f}"
+    )
 
 # %% [markdown]
 # Both intervals include 0. One run of each model on eleven tasks cannot tell the three apart; "comparable" is what it shows, and the order of GQA and MQA is within the noise of the tasks.
@@ -571,7 +585,9 @@ def same_size(c, n_kv_heads):
     saved = 2 * c.dim * c.head_dim * (c.n_kv_heads - n_kv_heads)  # a layer: wk and wv
     width = c.hidden_dim + round(saved / (3 * c.dim))  # three matrices of dim x width
     rule = int(2 * 4 * c.dim / 3)  # what Meta's rule starts from
-    return dataclasses.replace(c, n_kv_heads=n_kv_heads, multiple_of=1, ffn_dim_multiplier=(width + 0.5) / rule)
+    return dataclasses.replace(
+        c, n_kv_heads=n_kv_heads, multiple_of=1, ffn_dim_multiplier=(width + 0.5) / rule
+    )
 
 
 @check("three models of one size")
@@ -602,7 +618,9 @@ figure = bars_with_intervals(
 )  # fmt: skip
 show(figure, alt="Validation loss of the three kinds, with intervals over three seeds.")
 for name, estimate in verdict.estimates.items():
-    print(f"{name:10s} {estimate.value:+.3f}  95 % interval {estimate.low:+.3f} to {estimate.high:+.3f} nats")
+    print(
+        f"{name:10s} {estimate.value:+.3f}  95 % interval {estimate.low:+.3f} to {estimate.high:+.3f} nats"
+    )
 print("paper:", claim.paper_value)
 print("verdict:", verdict.outcome, "|", verdict.reason)
 
@@ -641,9 +659,13 @@ maps = torch.stack(maps)  # (layers, heads, queries, keys)
 @check("the maps")
 def _():
     assert maps.shape == (config.n_layers, config.n_heads, len(tokens), len(tokens))
-    assert torch.allclose(maps.sum(-1), torch.ones(maps.shape[:3]), rtol=0, atol=1e-5), "rows must sum to 1"
+    assert torch.allclose(maps.sum(-1), torch.ones(maps.shape[:3]), rtol=0, atol=1e-5), (
+        "rows must sum to 1"
+    )
     assert float(maps.triu(1).abs().max()) == 0.0, "nothing may be seen of the future"
-    assert torch.allclose(model.head(model.norm(h)), model(torch.tensor([tokens])), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(
+        model.head(model.norm(h)), model(torch.tensor([tokens])), rtol=1e-3, atol=1e-3
+    )
 
 
 # %% tags=["hide-input"]
@@ -694,7 +716,9 @@ def _():
     assert fits(FAMILY["7B"], 4096, 80) == 30, "7B on one card of 80 GB: 30 conversations"
     assert fits(LLAMA2_70B, 4096, 80) == 0, "the weights of 70B alone do not fit on one card"
     assert fits(LLAMA2_70B, 4096, 160) == 16
-    assert fits(dataclasses.replace(LLAMA2_70B, n_kv_heads=64), 4096, 160) == 0, "as MHA it is larger, too"
+    assert fits(dataclasses.replace(LLAMA2_70B, n_kv_heads=64), 4096, 160) == 0, (
+        "as MHA it is larger, too"
+    )
 
 
 # %% [markdown]
@@ -754,9 +778,13 @@ def _():
     wide = multi_head.layers[0].attention.wk.weight
     pooled = pool_heads(wide, config.n_kv_heads, config.head_dim)
     assert pooled.shape == narrow.shape, f"the shape must be {tuple(narrow.shape)}"
-    assert torch.allclose(pooled, narrow, rtol=1e-5, atol=1e-6), "the mean of equal heads is that head"
+    assert torch.allclose(pooled, narrow, rtol=1e-5, atol=1e-6), (
+        "the mean of equal heads is that head"
+    )
     noise = torch.randn(8 * 4, 3, generator=rng.generator(0, "pool"))
-    assert torch.allclose(pool_heads(noise, 2, 4)[0], noise[[0, 4, 8, 12]].mean(0), rtol=1e-5, atol=1e-6), "neighbours form a group"
+    assert torch.allclose(
+        pool_heads(noise, 2, 4)[0], noise[[0, 4, 8, 12]].mean(0), rtol=1e-5, atol=1e-6
+    ), "neighbours form a group"
 
 
 # %% [markdown]
@@ -780,11 +808,15 @@ def chunked(model, ids, chunk):
 def _():
     ids = torch.randint(53, (1, 11), generator=rng.generator(0, "chunked"))
     small, portions = attention.small_model(), []
-    hook = small.tok_embeddings.register_forward_hook(lambda m, x, y: portions.append(x[0].shape[1]))
+    hook = small.tok_embeddings.register_forward_hook(
+        lambda m, x, y: portions.append(x[0].shape[1])
+    )
     logits = chunked(small, ids, 4)
     hook.remove()
     assert portions == [4, 4, 3], f"chunks of 4, 4 and 3 tokens are wanted; got {portions}"
-    assert torch.allclose(logits, small(ids), rtol=1e-3, atol=1e-4), "the logits must be those of one pass"
+    assert torch.allclose(logits, small(ids), rtol=1e-3, atol=1e-4), (
+        "the logits must be those of one pass"
+    )
 
 
 # %% [markdown]

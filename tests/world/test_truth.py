@@ -79,8 +79,8 @@ def test_every_stated_fact_is_true(world, sample):
                 name = next((who for _, _, who in found), None)
                 assert document.kind == "facts" or subject in (None, name), document
                 subject = name
-            assert found, sentence
-            assert allowed(world, found, subject), sentence
+            assert found, f"not understood: {sentence}"
+            assert allowed(world, found, subject), f"untrue: {sentence}"
             stated[subject] += 1
     assert len(stated) == 30
 
