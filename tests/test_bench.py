@@ -94,14 +94,14 @@ def best_of_two(what, floors, capsys, pattern):
     return best
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_training_step_reaches_its_ratio(capsys):
     pattern = r"^(ratio) +([\d.]+)  \(median of pairs; more is better\)$"
     best = best_of_two("train", TRAIN, capsys, pattern)
     assert all(best[name] >= floor for name, floor in TRAIN.items()), best
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_generation_reaches_its_ratios(capsys):
     pattern = r"^(batch 1|batch 64|ragged 64) +\d+ +\d+ +([\d.]+)$"
     best = best_of_two("generate", GENERATE, capsys, pattern)

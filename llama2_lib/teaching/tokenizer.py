@@ -17,7 +17,7 @@ from llama2_lib.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from llama2_lib.world import documents, make_world
 
 SPACE = "\u2581"
-N_MERGES = 60
+N_MERGES = 120
 FIRST_MERGE = 259  # after three control ids and 256 bytes
 
 Words = Mapping[str, int]
@@ -38,7 +38,7 @@ def words_of(texts: Iterable[str]) -> Counter[str]:
 
 @cache
 def _little_text() -> tuple[str, ...]:
-    return tuple(document.text for document in documents(make_world(0), 0, 80))
+    return tuple(document.text for document in documents(make_world(0), 0, 120))
 
 
 @cache
