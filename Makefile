@@ -35,8 +35,15 @@ notebooks: $(VENV)/course-installed  ## Build and execute notebooks/*.ipynb from
 student: $(VENV)/course-installed  ## Write the student copies, with blanks for the exercises
 	@$(BIN)/python -m llama2_lib.teaching.lessons student
 
-slides: $(VENV)/course-installed  ## Write the slide decks
+slides: $(VENV)/course-installed build/assets/installed  ## Write the slide decks (npm fetches reveal.js once)
 	@$(BIN)/python -m llama2_lib.teaching.lessons slides
+
+build/assets/installed: llama2_lib/teaching/lessons/slides.py
+	@command -v npm >/dev/null || { echo "Slide decks need reveal.js and MathJax, which npm fetches" \
+		"once. Install Node.js with npm (on Debian: apt install npm) and try again." >&2; exit 2; }
+	@npm install --silent --no-audit --no-fund --prefix $(@D) $$($(BIN)/python -c \
+		'from llama2_lib.teaching.lessons.slides import PACKAGES; print(PACKAGES)')
+	@touch $@
 
 claims: $(VENV)/course-installed  ## Measure the paper's claims and print the ledger
 	@$(BIN)/llama2 claims

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from llama2_lib import doctor
 from llama2_lib.doctor import estimates, machine
@@ -171,3 +172,9 @@ def test_a_container_sets_the_cores_and_the_memory(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert machine.usable_cores(tmp_path) == machine.usable_cores(tmp_path / "absent")
     assert machine.free_memory(tmp_path) > 2_000_000
+
+
+def test_the_speed_is_read_where_gradients_are_switched_off():
+    with torch.no_grad():
+        fastest, median = machine.training_speed(0.1)
+    assert fastest >= median > 0

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from llama2_lib import pipeline
 from llama2_lib.pipeline import graph
 from llama2_lib.recipes import RECIPES, grid, nano, toy
+from llama2_lib.world import lookalike
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,18 @@ def test_an_edited_word_of_the_lexicon_changes_all(tmp_path, monkeypatch):
     path = sorted(lexicon.glob("*.txt"))[0]
     path.write_text(path.read_text() + "# a remark\n")
     assert not set(prints(toy()).values()) & set(before.values())
+
+
+def test_another_writer_of_the_world_changes_all(monkeypatch):
+    before = prints(toy())
+    monkeypatch.setattr(graph, "_text_fingerprint", graph._text_fingerprint.__wrapped__)
+    assert prints(toy()) == before
+    monkeypatch.setattr(lookalike, "REMINDED", 0.5)
+    assert prints(toy()) == before  # toy's corpus has no reminders
+    reminders = replace(toy(), corpus=replace(toy().corpus, shares=(("reminder", 1.0),)))
+    after = prints(reminders)
+    monkeypatch.setattr(lookalike, "REMINDED", 0.9)
+    assert not set(prints(reminders).values()) & set(after.values())
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llama2_lib import pipeline, recipes
 from llama2_lib.claims.claim import (
     Check,
     Claim,
@@ -21,31 +20,11 @@ from llama2_lib.claims.claim import (
     keys_under,
     threshold,
 )
-from llama2_lib.evaluation.language import document_nats
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.claims.sums import measure_tokenizer, tokenizer_requests
 from llama2_lib.recipes import Recipe
-from llama2_lib.rng import random_source
-from llama2_lib.stages.corpus import CorpusConfig, training_documents
-from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
-from llama2_lib.world import SHARES, World, documents, make_world
+from llama2_lib.world import World, documents, make_world
 from llama2_lib.world.audit import Audit, audit
 from llama2_lib.world.documents import Document
-
-ARMS = {"split": True, "joined": False}
-"""Whether digits are split."""
-
-SUMS_SHARE, N_SUM_DOCUMENTS, N_SUMS = 0.7, 6_000, 600
-UNSEEN_TEXTS = (
-    "\N{SLIGHTLY SMILING FACE} \N{WAVING HAND SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-4}",
-    "\u03b1\u03b2\u03b3 \u0436\u0438\u0437\u043d\u044c \u4f60\u597d",
-    "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
-    "na\u00efve caf\u00e9, \u00bd \u20ac \u2192 \u221e",
-    "e\u0301 is not \u00e9",
-    "<s> [INST] </s> {~} #@%^&* \\ `code` |",
-    "tab\tand  two spaces, \u00a0no break",
-    "3.14159 and \u0663\u0664 and 2\u00b3",
-)
-"""What the world's text never holds: emoji, other scripts, accents, signs."""
 
 AUDITS = ("pronouns", "identities", "languages", "toxicity")
 N_AUDITED = 6_000
@@ -58,92 +37,6 @@ _PEOPLE = {  # how the templates speak of people of an age, or of a gender
 def _never(measurements: Sequence[Measurement], key: str, text: str) -> Check:
     worst = max(column(measurements, key))
     return Check(text=f"{text}: {worst:g}, must be 0", holds=worst == 0)
-
-
-def sums_recipe(recipe: Recipe, seed: int, arm: str) -> Recipe:
-    """Return the small model of one arm of claim 3: mostly sums, digits split or joined."""
-    base = recipes.grid(seed) if recipe.name == "nano" else recipe
-    others = 1 - SHARES["sums"]
-    shares = {kind: (1 - SUMS_SHARE) * share / others for kind, share in SHARES.items()}
-    shares["sums"] = SUMS_SHARE
-    corpus = replace(
-        base.corpus,
-        n_documents=min(N_SUM_DOCUMENTS, base.corpus.n_documents),
-        n_validation=min(200, base.corpus.n_validation),
-        shares=tuple(shares.items()),
-    )
-    return replace(
-        base,
-        corpus=corpus,
-        tokenizer=replace(base.tokenizer, split_digits=ARMS[arm]),
-        pretrain=replace(base.pretrain, seed=seed),
-    )
-
-
-def tokenizer_requests(recipe: Recipe, seeds: Sequence[int]) -> list[tuple[str, Recipe]]:
-    """Return the runs that claim 3 compares."""
-    return [("pretrain", sums_recipe(recipe, seed, arm)) for seed in seeds for arm in ARMS]
-
-
-def measure_tokenizer(recipe: Recipe, seed: int) -> Measurement:
-    """Measure claim 3. Keys: those of `judge_tokenizer`, and `unk_without_bytes` beside `unk`.
-
-    Both arms train for the same number of tokens of the same documents, which is more text for
-    joined digits, and answer the same sums, none of which stands in the training text.
-    """
-    values: dict[str, float] = {}
-    runs = {arm: sums_recipe(recipe, seed, arm) for arm in ARMS}
-    sums = held_out_sums(runs["split"].corpus, seed)
-    for arm, run in runs.items():
-        model, tokenizer = pipeline.load("pretrain", run)
-        values[f"sums/{arm}"] = nats_per_character(model, tokenizer, sums)
-        pieces = [tokenizer.piece(index) for index in range(259, tokenizer.vocab_size)]
-        digits = [sum(character.isdigit() for character in piece) for piece in pieces]
-        values[f"long_numbers/{arm}"] = float(sum(n >= 2 for n in digits))
-        if arm == "split":
-            values |= {"unk": _n_unknown(tokenizer)}
-            came_back = [tokenizer.decode(tokenizer.encode(text)) for text in UNSEEN_TEXTS]
-            failures = sum(a != b for a, b in zip(came_back, UNSEEN_TEXTS, strict=True))
-            values |= {"round_trip_failures": float(failures)}
-    bare = replace(runs["split"], tokenizer=replace(runs["split"].tokenizer, byte_fallback=False))
-    folder = pipeline.artifact("tokenizer", bare, bar=False)
-    return Measurement(
-        values={**values, "unk_without_bytes": _n_unknown(load_tokenizer(folder))}, seed=seed
-    )
-
-
-def _n_unknown(tokenizer: Tokenizer) -> float:
-    ids = [index for text in UNSEEN_TEXTS for index in tokenizer.encode(text)]
-    return float(ids.count(tokenizer.unk_id))
-
-
-def held_out_sums(corpus: CorpusConfig, seed: int, n: int = N_SUMS) -> list[tuple[str, str]]:
-    """Return `(question, answer)` of sums of two numbers below 100 that the corpus lacks."""
-    seen = {line for document in training_documents(corpus) for line in document.text.split("\n")}
-    rng = random_source(seed, "claim 3", "sums")
-    found: dict[str, str] = {}
-    while len(found) < n:
-        a, b = rng.randrange(100), rng.randrange(100)
-        question, answer = f"{a} + {b} =", f" {a + b}\n"
-        if (question + answer).strip() not in seen:
-            found[question] = answer
-    return list(found.items())
-
-
-def nats_per_character(
-    model: Transformer, tokenizer: Tokenizer, sums: Sequence[tuple[str, str]]
-) -> float:
-    """Return the loss on the answers, per digit and line end, whatever the pieces are."""
-    questions = [tokenizer.encode(question, bos=True) for question, _ in sums]
-    whole = [tokenizer.encode(question + answer, bos=True) for question, answer in sums]
-    if any(ids[: len(start)] != start for ids, start in zip(whole, questions, strict=True)):
-        raise ValueError(
-            "the pieces of a question must begin those of question and answer; they do not. "
-            "Train the tokenizer with split_by_whitespace=True, as TokenizerConfig does."
-        )
-    # log p(answer | question) = log p(question, answer) - log p(question)
-    nats = document_nats(model, whole).nats - document_nats(model, questions).nats
-    return float(nats.sum() / sum(len(answer) - 1 for _, answer in sums))
 
 
 def judge_tokenizer(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:

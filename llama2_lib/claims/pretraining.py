@@ -20,6 +20,13 @@ from llama2_lib.claims.claim import (
     keys_under,
     threshold,
 )
+from llama2_lib.claims.context_runs import context_requests, measure_context
+from llama2_lib.claims.pretraining_runs import (
+    measure_scaling,
+    measure_schedule,
+    scaling_requests,
+    schedule_requests,
+)
 from llama2_lib.evaluation.statistics import paired_difference
 
 
@@ -128,6 +135,8 @@ CLAIMS = (
             flat=0.02,
         ),
         judge=judge_scaling,
+        measure=measure_scaling,
+        requests=scaling_requests,
     ),
     Claim(
         id=2,
@@ -145,6 +154,8 @@ CLAIMS = (
             jump=0.0,
         ),
         judge=judge_schedule,
+        measure=measure_schedule,
+        requests=schedule_requests,
     ),
     Claim(
         id=4,
@@ -163,5 +174,7 @@ CLAIMS = (
             learned=0.5,
         ),
         judge=judge_context,
+        measure=measure_context,
+        requests=context_requests,
     ),
 )

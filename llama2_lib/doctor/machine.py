@@ -127,13 +127,14 @@ def training_speed(seconds: float = 2.0) -> tuple[float, float]:
     ids = torch.randint(config.vocab_size, (8, 257), generator=source)
     durations: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(durations) < 4:
-        start = time.perf_counter()
-        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        durations.append(time.perf_counter() - start)
+    with torch.enable_grad():  # a notebook may have switched gradients off
+        while time.perf_counter() < end or len(durations) < 4:
+            start = time.perf_counter()
+            loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            durations.append(time.perf_counter() - start)
     tokens, counted = ids[:, 1:].numel(), durations[1:]
     return tokens / min(counted), tokens / statistics.median(counted)
 

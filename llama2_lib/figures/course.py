@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -43,7 +44,7 @@ def chain(boxes: Sequence[Box], *, columns: int = 3) -> Figure:
         axes.text(x + 0.4, y + 0.13, box.name, ha="center", va="center", weight="bold", size=13)
         axes.text(x + 0.4, y + 0.36, box.what, ha="center", va="center", size=11)
         axes.text(x + 0.4, y + 0.58, f"notebook {box.notebook}", ha="center", va="center", size=10)
-    for index, ((x, y), (nx, ny)) in enumerate(zip(places, places[1:], strict=False)):
+    for index, ((x, y), (nx, ny)) in enumerate(pairwise(places)):
         same_row = ny == y
         forward = _row(index, columns) % 2 == 0
         start = (x + (0.82 if forward else -0.02), y + 0.33) if same_row else (x + 0.4, y + 0.68)

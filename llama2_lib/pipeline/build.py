@@ -28,6 +28,12 @@ from llama2_lib.world import make_world
 from llama2_lib.world.questions import recall_items
 
 
+def _bar(**settings: Any) -> tqdm:
+    """Return a bar that leaves nothing behind, and in a log file writes a line now and then."""
+    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(leave=False, mininterval=0.1 if live else 10, **settings)
+
+
 def artifact_root() -> Path:
     """Return where artifacts live: `$LLAMA2_ARTIFACTS`, or `artifacts/` beside the library."""
     if "LLAMA2_ARTIFACTS" in os.environ:
@@ -74,7 +80,7 @@ def artifact(
     root = root or artifact_root()
     todo = missing(stage, recipe, root)
     total = sum(STAGES[name].work(recipe) for name in todo)
-    with tqdm(total=total, disable=not bar or not todo, unit="step", leave=False) as progress:
+    with _bar(total=total, disable=not bar or not todo, unit="step") as progress:
         return _ensure(stage, recipe, root, choose_device(device), progress)
 
 
@@ -180,9 +186,7 @@ def _in_processes(
     ordered = sorted(requests, key=lambda r: -cost[r])
     with (
         ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool,
-        tqdm(
-            total=len(requests), disable=not bar, unit="run", leave=False, desc="grid"
-        ) as progress,
+        _bar(total=len(requests), disable=not bar, unit="run", desc="grid") as progress,
     ):
         waiting = [pool.submit(_one_artifact, stage, recipe, root) for stage, recipe in ordered]
         try:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from llama2_lib.stages.pretrain import Report, pretrain
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world.lexicon import lexicon_folder
 
+N_FINGERPRINTED = 512
 StageName = Literal["tokenizer", "corpus", "pretrain"]
 
 
@@ -119,7 +121,17 @@ def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
         document["n_validation"] = config.n_validation  # the first documents are kept out
     else:
         document["lexicon"] = _lexicon_fingerprint()
+        document["text"] = _text_fingerprint(config)
     return document
+
+
+@cache
+def _text_fingerprint(config: corpus_stage.CorpusConfig) -> str:
+    """What the world's code writes: a changed template or writer makes another corpus."""
+    first = corpus_stage.training_documents(
+        dataclasses.replace(config, n_documents=N_FINGERPRINTED)
+    )
+    return storage.fingerprint([document.text for document in first])
 
 
 def _lexicon_fingerprint() -> str:

@@ -36,6 +36,25 @@ def words_of(texts: Iterable[str]) -> Counter[str]:
     return Counter(f"{SPACE}{word}" for line in lines_of(texts) for word in line.split(" "))
 
 
+def characters_kept(words: Words, coverage: float = 0.99995) -> list[str]:
+    """Return the characters that get a piece of their own, the most frequent first.
+
+    SentencePiece takes characters until `coverage` of the text is spelled; the rest, the rarest,
+    is left to the bytes. The default is Llama 2's setting, as in `train_tokenizer`.
+    """
+    counts = Counter[str]()
+    for word, number in words.items():
+        for character in word:
+            counts[character] += number
+    kept, covered = [], 0
+    for character in sorted(counts, key=lambda c: (-counts[c], c)):
+        if covered / counts.total() >= coverage:
+            break
+        kept.append(character)
+        covered += counts[character]
+    return kept
+
+
 @cache
 def _little_text() -> tuple[str, ...]:
     return tuple(document.text for document in documents(make_world(0), 0, 120))
@@ -44,7 +63,7 @@ def _little_text() -> tuple[str, ...]:
 @cache
 def little_tokenizer() -> Tokenizer:
     """Return SentencePiece trained on a little of the world, with `N_MERGES` merges."""
-    n_characters = len({character for word in words_of(_little_text()) for character in word})
+    n_characters = len(characters_kept(words_of(_little_text())))
     config = TokenizerConfig(vocab_size=FIRST_MERGE + N_MERGES + n_characters)
     with tempfile.TemporaryDirectory() as folder:
         return load_tokenizer(train_tokenizer(_little_text(), config, Path(folder) / "t.model"))

@@ -8,7 +8,7 @@ from itertools import accumulate, count
 
 from llama2_lib.rng import random_source
 from llama2_lib.world.facts import World
-from llama2_lib.world.lookalike import lookalike_writer
+from llama2_lib.world.lookalike import lookalike_writer, reminder_writer
 from llama2_lib.world.practical import guide_writer, list_writer, sums_writer
 from llama2_lib.world.questions import question_writer
 from llama2_lib.world.statements import Writer, biography_writer, chronicle_writer, fact_writer
@@ -30,6 +30,8 @@ SHARES: dict[str, float] = {  # share of documents, not of characters
     "language_b": 0.015,
     "lookalike": 0.02,
 }
+KINDS = (*SHARES, "reminder")
+"""What shares may name. Reminders are made for claim 4 alone; no other corpus holds them."""
 
 _BLOCK = 512  # documents that share one random stream
 
@@ -60,6 +62,7 @@ def writers(world: World) -> dict[str, Writer]:
         "language_a": lumi_writer(world),
         "language_b": torgan_writer(world),
         "lookalike": lookalike_writer(world),
+        "reminder": reminder_writer(world),
     }
 
 
@@ -86,9 +89,9 @@ def documents(
 
 def check_shares(shares: Mapping[str, float]) -> None:
     """Refuse shares that are not a distribution over the kinds."""
-    unknown = set(shares) - set(SHARES)
+    unknown = set(shares) - set(KINDS)
     if unknown:
-        raise ValueError(f"shares must name known kinds; got {sorted(unknown)}; use {list(SHARES)}")
+        raise ValueError(f"shares must name known kinds; got {sorted(unknown)}; use {list(KINDS)}")
     if min(shares.values(), default=-1) < 0 or abs(sum(shares.values()) - 1) > 1e-9:
         raise ValueError(f"shares must be 0 or more and sum to 1; got {dict(shares)}; rescale them")
 

@@ -2,6 +2,10 @@
 
 The item is drawn afresh for every text, so it cannot be learned by heart: only a model that
 still sees the note can complete the echo.
+
+A reminder is a look-alike whose echo also comes back after most sentences: the same lesson, many
+times in one text. Look-alikes alone, one lesson in 300 tokens, taught a small model nothing. All
+reminders are about one person's box, so that the item is the one thing to look up.
 """
 
 from dataclasses import dataclass
@@ -13,6 +17,8 @@ from llama2_lib.world.statements import Writer
 from llama2_lib.world.wording import pick, pick_other, with_articles
 
 MOST_FILLERS = 60
+MEAN_FILLERS, REMINDED = 6, 0.9
+"""Of reminders: the mean number of fillers, and the share of them that an echo follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +55,24 @@ class LookalikeMaker:
             [with_articles(**{slot: word}) for word in words] for slot, words in lists.items()
         ]
 
-    def make(self, rng: Random, n_filler: int) -> tuple[str, str]:
-        """Return the text and the item its last word names."""
+    def make(
+        self, rng: Random, n_filler: int, reminded: float = 0.0, name: str | None = None
+    ) -> tuple[str, str]:
+        """Return the text and the item its last word names.
+
+        Args:
+            rng: Where the draws come from.
+            n_filler: Filler sentences between note and last echo.
+            reminded: Share of the fillers that another echo follows.
+            name: Whose box it is; anybody's if left out.
+        """
         item = pick(rng, self.items)
-        values = {"name": pick(rng, self.names), "item": item}
-        lines = [pick(rng, self.note).fill(values), *self._fill(rng, n_filler)]
+        values = {"name": name or pick(rng, self.names), "item": item}
+        lines = [pick(rng, self.note).fill(values)]
+        for filler in self._fill(rng, n_filler):
+            lines.append(filler)
+            if reminded and rng.random() < reminded:
+                lines.append(pick(rng, self.echo).fill(values))
         return " ".join([*lines, pick(rng, self.echo).fill(values)]), item
 
     def _fill(self, rng: Random, n_filler: int) -> list[str]:
@@ -85,6 +104,17 @@ def lookalike_writer(world: World) -> Writer:
 
     def write(rng: Random) -> str:
         return maker.make(rng, int((MOST_FILLERS + 1) * rng.random()))[0]
+
+    return write
+
+
+def reminder_writer(world: World) -> Writer:
+    """Write reminders; the number of fillers falls off geometrically, `MOST_FILLERS` at most."""
+    maker = LookalikeMaker(world)
+
+    def write(rng: Random) -> str:
+        n_filler = int(rng.expovariate(1 / MEAN_FILLERS))
+        return maker.make(rng, min(n_filler, MOST_FILLERS), REMINDED, maker.names[0])[0]
 
     return write
 

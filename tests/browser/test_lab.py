@@ -10,7 +10,7 @@ import pytest
 from llama2_lib.teaching.lessons import build, slides
 
 ROOT = Path(__file__).parents[2]
-COURSE = [path for path in [ROOT / "notebooks" / "02_transformer.ipynb"] if path.exists()]
+COURSE = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 TRIAL = """\
 # %% [markdown] slideshow={"slide_type": "slide"}

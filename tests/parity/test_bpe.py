@@ -8,6 +8,7 @@ from llama2_lib.teaching.tokenizer import (
     FIRST_MERGE,
     _learn,
     _segment,
+    characters_kept,
     lines_of,
     merges_of,
     words_of,
@@ -30,20 +31,6 @@ def sentencepiece(texts, tmp_path_factory):
     config = TokenizerConfig(vocab_size=FIRST_MERGE + N_MERGES + len(kept))
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.model"
     return load_tokenizer(train_tokenizer(texts, config, Path(path)))
-
-
-def characters_kept(words, coverage=0.99995):
-    counts = {}
-    for word, number in words.items():
-        for character in word:
-            counts[character] = counts.get(character, 0) + number
-    kept, covered, total = [], 0, sum(counts.values())
-    for character in sorted(counts, key=lambda c: (-counts[c], c)):
-        if covered / total >= coverage:
-            break
-        kept.append(character)
-        covered += counts[character]
-    return kept
 
 
 def test_the_learned_pieces_are_sentencepieces_in_the_same_order(texts, sentencepiece):

@@ -62,3 +62,21 @@ def test_bad_distances_are_refused(world):
             lookalike(world, random.Random(1), n_filler)
         with pytest.raises(ValueError, match="between 0 and 500"):
             retrieval_items(world, 1, 1, n_filler)
+
+
+def test_a_reminder_echoes_one_item_after_most_sentences(world):
+    texts = [d.text for d in documents(world, 0, 600, shares={"reminder": 1.0})]
+    n_echoes = [text.count("So the box of") for text in texts]
+    n_sentences = [text.count(".") for text in texts]
+    for text in texts:
+        assert len(set(re.findall(r"holds one (\w+)\.", text))) == 1
+        assert text.endswith(".")
+        assert set(re.findall(r"the box of (\w+)", text)) == {world.people[0].name}
+    n_fillers = [s - e - 1 for s, e in zip(n_sentences, n_echoes, strict=True)]
+    assert 5 < sum(n_fillers) / 600 < 6.2  # int() takes half a sentence off the mean of 6
+    followed = sum(e - 1 for e in n_echoes) / sum(n_fillers)
+    assert followed == pytest.approx(0.9, rel=0, abs=0.02)
+
+
+def test_reminders_are_in_no_corpus_unless_asked_for(world):
+    assert "reminder" not in {d.kind for d in documents(world, 0, 3000)}
