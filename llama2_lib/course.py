@@ -1,10 +1,13 @@
 """The main job: train the chain and its small grids, execute the notebooks, say what was made."""
 
+import json
 import sys
 import time
 from pathlib import Path
 
-from llama2_lib import claims, pipeline
+import torch
+
+from llama2_lib import claims, pipeline, storage
 from llama2_lib.recipes import nano
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import load_tokenizer
@@ -32,12 +35,36 @@ def run(*, device: str = "auto", notebooks: bool = True) -> int:
 
 
 def _notebooks() -> int:
+    """Execute the notebooks that were not yet, or from another lesson, library or model."""
     from llama2_lib.teaching import lessons
+    from llama2_lib.teaching.lessons.source import sources
 
-    faults = lessons.build(out=Path("build/course"))
+    out = Path("build/course")
+    record = out / "made_from.json"
+    before = json.loads(record.read_text()) if record.is_file() else {}
+    now = {path.stem: _made_from(path) for path in sources(Path("notebooks"))}
+    todo = [name for name in now if before.get(name) != now[name] or not _written(out, name)]
+    print(f"notebooks: {len(now)}, {len(todo)} to execute", flush=True)
+    if not todo:
+        return 0
+    faults = lessons.build(tuple(todo), out=out)
     for fault in faults:
         print(fault, file=sys.stderr)
+    done = {name: now[name] for name in now if not any(f.startswith(name) for f in faults)}
+    storage.write_atomically(record, json.dumps(done, indent=2) + "\n")
     return len(faults)
+
+
+def _written(out: Path, name: str) -> bool:
+    return (out / f"{name}.ipynb").is_file()
+
+
+def _made_from(lesson: Path) -> str:
+    """Return a fingerprint of all that the outputs of a notebook depend on."""
+    library = Path(__file__).parent
+    code = {str(p.relative_to(library)): storage.file_sha256(p) for p in library.rglob("*.py")}
+    model = pipeline.fingerprint("pretrain", nano())
+    return storage.fingerprint([storage.file_sha256(lesson), code, model, torch.__version__])
 
 
 def summary(folder: Path, n_grid: int, trained: float, total: float) -> str:

@@ -54,18 +54,54 @@ def test_a_second_call_finds_everything(root, capsys):
     assert "grids: 1 small models, 0 to train" in capsys.readouterr().out
 
 
-def test_it_returns_how_many_notebooks_failed_and_names_them(root, capsys, monkeypatch):
-    built = []
+@pytest.fixture
+def two_lessons(root, tmp_path, monkeypatch):
+    """A checkout with two lessons, and a build that writes them and notes what was asked."""
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "notebooks" / "src"
+    source.mkdir(parents=True)
+    for name in ("01_data", "03_attention"):
+        (source / f"{name}.py").write_text(f"# %% [markdown]\n# # {name}\n")
+    asked, faults = [], []
 
-    def build(*, out):
-        built.append(out)
-        return ["01_data: cell 3 raised", "03_attention: cell 1 raised"]
+    def build(names, *, out):
+        asked.append(names)
+        out.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if not any(fault.startswith(name) for fault in faults):
+                (out / f"{name}.ipynb").write_text("{}")
+        return list(faults)
 
     monkeypatch.setattr(lessons, "build", build)
-    assert course.run(device="cpu") == 2
+    return source, asked, faults
+
+
+def test_it_returns_how_many_notebooks_failed_and_names_them(two_lessons, capsys):
+    _, asked, faults = two_lessons
+    faults += ["03_attention.ipynb: cell 1 raised"]
+    assert course.run(device="cpu") == 1
     captured = capsys.readouterr()
-    assert "01_data: cell 3 raised" in captured.err
+    assert "03_attention.ipynb: cell 1 raised" in captured.err
+    assert "notebooks: 2, 2 to execute" in captured.out
     assert "made " in captured.out, "the summary is printed all the same"
-    assert [path.name for path in built] == ["course"]
     course.run(device="cpu", notebooks=False)
-    assert len(built) == 1
+    assert len(asked) == 1
+    faults.clear()
+    assert course.run(device="cpu") == 0
+    assert asked[1:] == [("03_attention",)], "only the one that failed"
+
+
+def test_a_notebook_is_executed_again_when_what_it_is_made_from_changes(two_lessons, monkeypatch):
+    source, asked, _ = two_lessons
+    course.run(device="cpu")
+    course.run(device="cpu")
+    assert asked == [("01_data", "03_attention")]
+    (source / "01_data.py").write_text("# %% [markdown]\n# # Another title\n")
+    course.run(device="cpu")
+    assert asked[1:] == [("01_data",)]
+    (source.parents[1] / "build" / "course" / "03_attention.ipynb").unlink()
+    course.run(device="cpu")
+    assert asked[2:] == [("03_attention",)]
+    monkeypatch.setattr(course.torch, "__version__", "2.99.0")
+    course.run(device="cpu")
+    assert asked[3:] == [("01_data", "03_attention")]
