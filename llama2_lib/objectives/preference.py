@@ -1,0 +1,90 @@
+"""Losses of the reward models (paper section 3.2.2, appendix A.3.3 and A.3.4)."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from llama2_lib.objectives.terms import LossTerm
+
+GRADES = (
+    "significantly better",
+    "better",
+    "slightly better",
+    "negligibly better or unsure",
+)
+"""How much better the chosen answer is, as the paper's annotators say it."""
+
+MARGINS: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {
+        "none": (0.0, 0.0, 0.0, 0.0),
+        "small": (1.0, 2 / 3, 1 / 3, 0.0),
+        "large": (3.0, 2.0, 1.0, 0.0),
+    }
+)
+"""Margin of each grade, by schedule (paper table 27)."""
+
+
+def margins(grades: Sequence[str], schedule: str) -> Float[Tensor, " pairs"]:
+    """Return m(r) of equation 2 for each pair.
+
+    Raises:
+        ValueError: A grade or the schedule is unknown.
+    """
+    if schedule not in MARGINS:
+        raise ValueError(f"the margin schedule must be one of {[*MARGINS]}; got {schedule!r}.")
+    table = dict(zip(GRADES, MARGINS[schedule], strict=True))
+    unknown = sorted(set(grades) - set(table))
+    if unknown:
+        raise ValueError(f"a grade must be one of {GRADES}; got {unknown}.")
+    return torch.tensor([table[grade] for grade in grades])
+
+
+def ranking_loss(
+    chosen: Float[Tensor, " pairs"],
+    rejected: Float[Tensor, " pairs"],
+    margin: Float[Tensor, " pairs"] | None = None,
+) -> LossTerm:
+    """Binary ranking loss, -log sigmoid(r_chosen - r_rejected - m) (paper equations 1 and 2).
+
+    The margin belongs to training. Evaluate without it, or models trained with different
+    margins cannot be compared.
+
+    Args:
+        chosen: Raw scores of the preferred answers.
+        rejected: Raw scores of the others.
+        margin: m(r) of each pair; 0 if left out.
+    """
+    gap = chosen - rejected
+    # logsigmoid and not log(sigmoid): the latter is -inf from a gap of -104 on in fp32.
+    loss = -F.logsigmoid(gap if margin is None else gap - margin.to(gap))
+    metrics = {"accuracy": pairwise_accuracy(chosen, rejected), "gap": gap.detach().mean()}
+    return LossTerm(loss.sum(), loss.new_tensor(len(loss)), metrics)
+
+
+def pairwise_accuracy(
+    chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"]
+) -> Float[Tensor, ""]:
+    """Return the share of pairs in which the chosen answer scores higher; a tie counts half."""
+    gap = (chosen - rejected).detach()
+    return ((gap > 0).to(gap.dtype) + 0.5 * (gap == 0).to(gap.dtype)).mean()
+
+
+def safety_auxiliary_loss(
+    scores: Float[Tensor, " answers"], is_safe: Bool[Tensor, " answers"]
+) -> LossTerm:
+    """Cross-entropy of each answer's own score against its safety label.
+
+    OUR reconstruction. The paper reports what an auxiliary safety loss gains (table 29: 73.0 to
+    90.4 % of unsafe answers below 0.5) but not its formula. It is needed: a ranking loss does not
+    change when a constant is added to all scores, so without an absolute term the threshold of
+    0.15 in section 3.2.3 has no meaning.
+    """
+    loss = F.binary_cross_entropy_with_logits(scores, is_safe.to(scores), reduction="none")
+    unsafe = ~is_safe
+    recall = (unsafe & (scores < 0)).sum() / unsafe.sum().clamp(min=1)
+    metrics = {"unsafe_recall": recall.detach().to(scores.dtype)}
+    return LossTerm(loss.sum(), loss.new_tensor(len(loss)), metrics)
