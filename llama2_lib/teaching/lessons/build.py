@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -139,7 +140,10 @@ def _execute_all(
     out.mkdir(parents=True, exist_ok=True)
     faults = []
     runnable = [sum(map(_runs, notebook.cells)) for _, notebook in lessons]
-    with tqdm(total=sum(runnable), unit="cell", dynamic_ncols=True) as progress:
+    patience = 0.1 if sys.stderr.isatty() else 10  # seconds between lines; fewer in a log
+    with tqdm(
+        total=sum(runnable), unit="cell", dynamic_ncols=True, mininterval=patience
+    ) as progress:
         for (path, notebook), cells in zip(lessons, runnable, strict=True):
             progress.set_description(path.stem)
             before = progress.n
