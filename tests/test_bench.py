@@ -96,7 +96,7 @@ def best_of_two(what, floors, capsys, pattern):
 
 @pytest.mark.timing
 def test_a_training_step_reaches_its_ratio(capsys):
-    pattern = r"^(ratio) +([\d.]+)  \(median of pairs; more is better\)$"
+    pattern = r"^(ratio) +([\d.]+)  \(fused; median of pairs; more is better\)$"
     best = best_of_two("train", TRAIN, capsys, pattern)
     assert all(best[name] >= floor for name, floor in TRAIN.items()), best
 
