@@ -1,0 +1,82 @@
+"""A scalar in place of the next-token logits: reward models and value functions (section 3.2.2).
+
+The paper replaces the head for next-token prediction by a regression head that gives one number,
+and keeps everything else of the chat checkpoint.
+"""
+
+import copy
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from llama2_lib import rng
+from llama2_lib.model.transformer import Transformer
+
+
+class ScalarModel(nn.Module):
+    """A transformer that gives one number for every position.
+
+    As a reward model it is read at the last token of an answer (`score`), as a value function
+    at every token (`forward`).
+    """
+
+    def __init__(self, backbone: Transformer):
+        super().__init__()
+        self.config = backbone.config
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.config.dim, 1)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        *,
+        positions: Int[Tensor, "batch seq"] | None = None,
+        visible: Bool[Tensor, "#batch seq keys"] | None = None,
+    ) -> Float[Tensor, "batch seq"]:
+        """Return the number at every position; arguments as those of `Transformer`."""
+        hidden = self.backbone.hidden(ids, positions=positions, visible=visible)
+        numbers = self.head(hidden)[..., 0]
+        return numbers if numbers.dtype == torch.float64 else numbers.float()
+
+    def score(
+        self, ids: Int[Tensor, "batch seq"], lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the raw score of each row, read at its last real token.
+
+        Args:
+            ids: Prompts with answers, padded on the right with anything.
+            lengths: Real tokens of each row. They are given and not found by looking for a
+                padding id, which may be a real token too.
+
+        Raises:
+            ValueError: A length is not in 1...seq.
+        """
+        if bool(((lengths < 1) | (lengths > ids.shape[1])).any()):
+            raise ValueError(
+                f"lengths must lie in 1...{ids.shape[1]}; got {lengths.min().item()} to "
+                f"{lengths.max().item()}. Is a row empty, or was the batch cut?"
+            )
+        # Padding stands on the right, where causal attention never looks.
+        return self(ids).gather(1, lengths[:, None] - 1)[:, 0]
+
+
+def scalar_model(model: Transformer, *, seed: int | None = None) -> ScalarModel:
+    """Return a scalar model that starts from a copy of `model`, whose output layer is not used.
+
+    Args:
+        model: A chat checkpoint; it stays as it is.
+        seed: Draws the head from a normal with standard deviation 1 / sqrt(dim + 1), as is
+            common; the paper does not say. Left out, the head is zero, and so is every score.
+    """
+    scalar = ScalarModel(copy.deepcopy(model))
+    scalar.backbone.output.weight.requires_grad_(False)
+    with torch.no_grad():
+        nn.init.zeros_(scalar.head.weight)
+        nn.init.zeros_(scalar.head.bias)
+        if seed is not None:
+            noise = torch.randn(
+                scalar.head.weight.shape, generator=rng.generator(seed, "scalar head")
+            )
+            scalar.head.weight.copy_(noise * (model.config.dim + 1) ** -0.5)
+    return scalar.to(model.tok_embeddings.weight)

@@ -1,0 +1,90 @@
+"""Scalar heads: which token is read, and that nothing else matters (invariants 26, 31, 32, 57)."""
+
+import math
+
+import pytest
+import torch
+
+from llama2_lib.model.heads import scalar_model
+from llama2_lib.objectives.preference import ranking_loss
+
+LENGTHS = torch.tensor([4, 7, 1])
+
+
+@pytest.fixture
+def model(random_model):
+    return random_model().eval()
+
+
+@pytest.fixture
+def ids(model):
+    source = torch.Generator().manual_seed(0)
+    return torch.randint(3, model.config.vocab_size, (3, 7), generator=source)
+
+
+def close(a, b, atol=1e-10):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def test_the_score_is_read_at_the_last_real_token(model, ids, monkeypatch):
+    scalar = scalar_model(model, seed=1)
+    numbers = torch.arange(7.0).expand(3, 7)
+    monkeypatch.setattr(type(scalar), "forward", lambda self, ids: numbers)
+    assert scalar.score(ids, LENGTHS).tolist() == [3.0, 6.0, 0.0]
+
+
+@torch.no_grad()
+def test_padding_and_companions_do_not_matter_and_real_tokens_do(model, ids):
+    scalar = scalar_model(model, seed=1)
+    scores = scalar.score(ids, LENGTHS)
+    for row, length in enumerate(LENGTHS.tolist()):
+        close(scalar.score(ids[row : row + 1, :length], LENGTHS[row : row + 1]), scores[[row]])
+    padded = torch.cat([ids, torch.zeros(3, 5, dtype=torch.int64)], dim=1)
+    close(scalar.score(padded, LENGTHS), scores)
+    behind = ids.clone()
+    behind[0, 4:], behind[2, 1:] = 2, 1  # other padding, an EOS among it
+    close(scalar.score(behind, LENGTHS), scores)
+    longer = LENGTHS + torch.tensor([1, 0, 0])
+    assert (scalar.score(ids, longer) - scores)[0].abs() > 1e-3
+
+
+@torch.no_grad()
+def test_a_zero_head_scores_zero_and_costs_ln_2(model, ids):
+    scalar = scalar_model(model)
+    scores = scalar.score(ids, LENGTHS)
+    assert scores.count_nonzero() == 0
+    assert abs(ranking_loss(scores, scores.flip(0)).total.item() / 3 - math.log(2)) < 1e-12
+    assert scalar_model(model, seed=1).score(ids, LENGTHS).abs().min() > 1e-4
+
+
+def test_the_chat_model_is_copied_and_its_output_layer_rests(model, ids):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    scalar = scalar_model(model, seed=1)
+    scalar.score(ids, LENGTHS).sum().backward()
+    assert scalar.backbone.output.weight.grad is None
+    assert scalar.head.weight.grad.abs().max() > 0
+    assert scalar.backbone.tok_embeddings.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        for p in scalar.parameters():
+            p.add_(1.0)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+        assert p.grad is None
+    assert scalar.backbone.norm.weight.data_ptr() != model.norm.weight.data_ptr()
+
+
+def test_two_passes_in_training_mode_agree(model, ids):
+    scalar = scalar_model(model, seed=1).train()
+    assert torch.equal(scalar(ids), scalar(ids))
+
+
+def test_the_head_depends_on_the_seed(model):
+    one, same, other = (scalar_model(model, seed=s).head.weight for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("lengths", [[4, 0, 1], [4, 8, 1]])
+def test_lengths_that_fit_no_row_are_refused(model, ids, lengths):
+    with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.\.7"):
+        scalar_model(model).score(ids, torch.tensor(lengths))
