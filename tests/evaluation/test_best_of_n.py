@@ -1,0 +1,108 @@
+"""Best of N: invariants 40 to 42 and the bandit counterpart, by enumeration."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama2_lib.evaluation.best_of_n import best_of_n, best_of_n_interval, best_of_n_kl
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def by_enumeration(proxy, value, n):
+    total = 0.0
+    subsets = list(itertools.combinations(range(len(proxy)), n))
+    for subset in subsets:
+        best = max(subset, key=lambda i: (proxy[i], -i))  # the earliest of equals
+        total += value[best]
+    return total / len(subsets)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_it_is_the_mean_over_all_subsets(ties):
+    proxy, value = draw(3, 6), draw(3, 6, seed=1)
+    if ties:
+        proxy = proxy.round(0)
+        assert len(np.unique(proxy[0])) < 6
+    got = best_of_n(proxy, value)
+    for row, n in itertools.product(range(3), range(1, 7)):
+        assert abs(got[row, n - 1] - by_enumeration(proxy[row], value[row], n)) < 1e-12
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12))
+def test_the_expected_maximum_starts_at_the_mean_ends_at_the_maximum_and_never_falls(scores):
+    curve = best_of_n(np.array([scores]))[0]
+    assert abs(curve[0] - np.mean(scores)) < 1e-9
+    assert abs(curve[-1] - max(scores)) < 1e-9
+    assert (np.diff(curve) > -1e-9).all()
+
+
+def test_maxima_of_normal_numbers_are_those_of_the_tables():
+    curve = best_of_n(draw(4000, 100)).mean(axis=0)
+    known = {2: 0.5642, 4: 1.0294, 8: 1.4236, 16: 1.7660, 32: 2.0697, 64: 2.3437, 100: 2.5076}
+    for n, wanted in known.items():
+        assert abs(curve[n - 1] - wanted) < 0.025, n  # three standard errors of 4000 prompts
+
+
+def test_a_useless_proxy_gains_nothing_and_a_wrong_one_loses():
+    value = draw(2000, 16)
+    assert abs(best_of_n(draw(2000, 16, seed=1), value)[:, -1].mean()) < 0.1
+    assert best_of_n(-value, value)[:, -1].mean() < -1.6
+    assert best_of_n(value)[:, -1].mean() > 1.6
+
+
+def test_the_order_of_samples_and_prompts_does_not_matter():
+    proxy, value = draw(4, 7), draw(4, 7, seed=1)
+    wanted = best_of_n(proxy, value)
+    samples, prompts = np.random.default_rng(2).permutation(7), [2, 0, 3, 1]
+    got = best_of_n(proxy[prompts][:, samples], value[prompts][:, samples])
+    np.testing.assert_allclose(got, wanted[prompts], rtol=0, atol=1e-12)
+
+
+def test_the_divergence_is_that_of_an_enumerated_policy():
+    for n in (1, 2, 3, 5):
+        # A policy of 400 equally likely answers, all of different score.
+        p = np.full(400, 1 / 400)
+        below = np.arange(1, 401) / 400
+        best = below**n - (below - 1 / 400) ** n
+        exact = (best * np.log(best / p)).sum()
+        assert exact <= best_of_n_kl(n) + 1e-12
+        assert abs(exact - best_of_n_kl(n)) < 0.01
+        # Equal scores bring best-of-N nearer to the policy: the formula is an upper bound.
+        pairs = best.reshape(200, 2).sum(axis=1)
+        assert (pairs * np.log(pairs * 200)).sum() <= exact + 1e-12
+
+
+def test_with_two_answers_the_better_one_comes_unless_all_miss_it():
+    hits = np.random.default_rng(0).random((20_000, 8)) < 0.3
+    curve = best_of_n(hits.astype(float)).mean(axis=0)
+    for n in (1, 3, 8):
+        assert abs(curve[n - 1] - (1 - 0.7**n)) < 0.01
+
+
+def test_the_interval_is_over_prompts():
+    proxy = draw(200, 8)
+    estimate = best_of_n_interval(proxy, n=4)
+    assert estimate.n == 200
+    assert estimate.low < best_of_n(proxy)[:, 3].mean() < estimate.high
+    assert math.isclose(estimate.value, best_of_n(proxy)[:, 3].mean(), rel_tol=0, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: best_of_n(np.zeros((2, 3)), np.zeros((2, 4))), "one number a sample"),
+        (lambda: best_of_n(np.zeros((2, 0))), "at least one sample"),
+        (lambda: best_of_n_interval(np.zeros((2, 3)), n=4), "n must lie in 1...3"),
+        (lambda: best_of_n_kl(0), "at least 1"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
