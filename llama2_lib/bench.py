@@ -76,12 +76,12 @@ def hugging_face_twin(model: Transformer, attention: str = "sdpa") -> nn.Module:
             max_position_embeddings=c.max_seq_len,
             rms_norm_eps=c.norm_eps,
             tie_word_embeddings=False,
-            attn_implementation=attention,
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
         )
     )
+    twin.set_attn_implementation(attention)
     twin.load_state_dict(to_hugging_face(model.state_dict(), c))
     return nn.Module.to(twin, model.tok_embeddings.weight.device).eval()
 
