@@ -9,14 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llama2_lib.objectives.terms import LossTerm
-
-GRADES = (
-    "significantly better",
-    "better",
-    "slightly better",
-    "negligibly better or unsure",
-)
-"""How much better the chosen answer is, as the paper's annotators say it."""
+from llama2_lib.world.annotators import GRADES
 
 MARGINS: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {
@@ -36,7 +29,7 @@ def margins(grades: Sequence[str], schedule: str) -> Float[Tensor, " pairs"]:
     """
     if schedule not in MARGINS:
         raise ValueError(f"the margin schedule must be one of {[*MARGINS]}; got {schedule!r}.")
-    table = dict(zip(GRADES, MARGINS[schedule], strict=True))
+    table: dict[str, float] = dict(zip(GRADES, MARGINS[schedule], strict=True))
     unknown = sorted(set(grades) - set(table))
     if unknown:
         raise ValueError(f"a grade must be one of {GRADES}; got {unknown}.")

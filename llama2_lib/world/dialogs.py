@@ -56,7 +56,7 @@ class DialogMaker:
         dialog: list[Message] = []
         obey: Callable[[str], str] = str
         if rng.random() < SYSTEM_FRACTION:
-            system, obey = self._system(rng)
+            system, obey = self.system(rng)
             dialog.append({"role": "system", "content": system})
         n_turns = 1 if rng.random() < 0.5 else 2 + int((MOST_TURNS - 1) * rng.random())
         said: set[str] = set()
@@ -69,7 +69,8 @@ class DialogMaker:
             dialog.append({"role": "assistant", "content": obey(answer)})
         return dialog
 
-    def _system(self, rng: Random) -> tuple[str, Callable[[str], str]]:
+    def system(self, rng: Random) -> tuple[str, Callable[[str], str]]:
+        """Return a system message, and what makes an answer obey it."""
         kind = pick(rng, ("helper", "persona", "capitals", "ending", "beginning"))
         person = pick(rng, self.world.people)
         phrase = pick(rng, self.templates["phrase"]).text

@@ -4,16 +4,28 @@ import hashlib
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from llama2_lib.world.dialogs import dialogs
+from llama2_lib.world.demonstrations import GRADES, demonstrations
+from llama2_lib.world.dialogs import Message, dialogs
 from llama2_lib.world.documents import SHARES, documents
 from llama2_lib.world.facts import World, make_world
 from llama2_lib.world.lexicon import Lexicon
+from llama2_lib.world.pairs import Pair, helpfulness_pairs, safety_pairs
+from llama2_lib.world.prompts import (
+    Prompt,
+    adversarial_prompts,
+    borderline_prompts,
+    helpful_prompts,
+)
+from llama2_lib.world.tasks import SPLITS
 
 WORLD_SEED = 0
 SAMPLES_PER_KIND = 2
 N_DIALOGS = 4
+N_PROMPTS = 5
+N_PAIRS = 4
 N_COUNTED = 4_000
 
 
@@ -27,12 +39,58 @@ def sample_texts(world: World) -> dict[str, str]:
         if all(len(texts) == SAMPLES_PER_KIND for texts in found.values()):
             break
     samples = {f"{kind}.txt": "\n\n".join(texts) + "\n" for kind, texts in found.items()}
-    chats = [
-        "\n".join(f"{message['role']}: {message['content']}" for message in dialog)
-        for dialog in dialogs(world, world.seed, N_DIALOGS)
+    samples["dialogs.txt"] = _chats(dialogs(world, world.seed, N_DIALOGS))
+    return samples | _tuning_samples(world)
+
+
+def _tuning_samples(world: World) -> dict[str, str]:
+    """Return excerpts of what fine-tuning learns from, by file name."""
+    families = (helpful_prompts, adversarial_prompts, borderline_prompts)
+    lines = [
+        f"[{split}] {_label(prompt)}\n{_chat(prompt.dialog)}"
+        for family in families
+        for split in SPLITS
+        for prompt in family(world, world.seed, N_PROMPTS, split)
     ]
-    samples["dialogs.txt"] = "\n\n".join(chats) + "\n"
-    return samples
+    pairs = [
+        *helpfulness_pairs(world, world.seed, N_PAIRS),
+        *safety_pairs(world, world.seed, N_PAIRS),
+    ]
+    samples = {
+        f"demonstrations_{grade}.txt": _chats(
+            demonstrations(world, world.seed, 2 * N_DIALOGS, grade)
+        )
+        for grade in GRADES
+    }
+    return samples | {
+        "prompts.txt": "\n\n".join(lines) + "\n",
+        "pairs.txt": "\n\n".join(map(_pair, pairs)) + "\n",
+    }
+
+
+def _label(prompt: Prompt) -> str:
+    words = (prompt.kind, prompt.category, prompt.attack, prompt.hazard)
+    return ", ".join(word for word in words if word)
+
+
+def _pair(pair: Pair) -> str:
+    labels = f" ({pair.safety_bin})" if pair.safety_bin else ""
+    return "\n".join(
+        [
+            f"[{pair.stream}] {pair.grade}, gold gap {pair.gap:.2f}{labels}",
+            _chat(pair.prompt.dialog),
+            f"chosen: {pair.chosen}",
+            f"rejected: {pair.rejected}",
+        ]
+    )
+
+
+def _chats(dialogs: Iterable[list[Message]]) -> str:
+    return "\n\n".join(map(_chat, dialogs)) + "\n"
+
+
+def _chat(dialog: list[Message]) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in dialog)
 
 
 def build_manifest(world: World) -> dict[str, object]:
@@ -57,7 +115,9 @@ def build_manifest(world: World) -> dict[str, object]:
             kind: round(n_characters[kind] / n_documents[kind], 1) for kind in SHARES
         },
         "lexicon_sha256": {
-            path.name: _sha256(path.read_bytes()) for path in sorted(world.lexicon.folder.glob("*"))
+            path.relative_to(world.lexicon.folder).as_posix(): _sha256(path.read_bytes())
+            for path in sorted(world.lexicon.folder.rglob("*"))
+            if path.is_file()
         },
         "samples_sha256": {
             name: _sha256(text.encode()) for name, text in sorted(sample_texts(world).items())

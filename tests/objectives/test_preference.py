@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from llama2_lib.objectives.preference import (
-    GRADES,
     MARGINS,
     margins,
     pairwise_accuracy,
     ranking_loss,
     safety_auxiliary_loss,
 )
+from llama2_lib.world.annotators import GRADES
 
 PAIRS = 6
 

@@ -20,7 +20,8 @@ def test_committed_samples_are_regenerated_byte_for_byte():
     texts = sample_texts(make_world(0))
     committed = {path.name: path.read_bytes() for path in (DATA / "samples").glob("*")}
     assert committed == {name: text.encode() for name, text in texts.items()}
-    assert set(committed) == {f"{kind}.txt" for kind in [*SHARES, "dialogs"]}
+    tuning = ["dialogs", "demonstrations_clean", "demonstrations_noisy", "pairs", "prompts"]
+    assert set(committed) == {f"{kind}.txt" for kind in [*SHARES, *tuning]}
     assert all(len(content) > 40 for content in committed.values())
 
 
@@ -40,6 +41,15 @@ def test_even_a_changed_comment_is_detected(folder):
     path = folder / "lexicon" / "places.txt"
     path.write_text("# hello\n" + path.read_text())
     assert check(folder) == ["lexicon_sha256 differs for places.txt"]
+
+
+def test_a_changed_line_of_the_chats_is_detected(folder):
+    path = folder / "lexicon" / "chat" / "answers.txt"
+    path.write_text(path.read_text().replace("I hope that helps.", "I hope it helps."))
+    problems = check(folder)
+    assert "lexicon_sha256 differs for chat/answers.txt" in problems
+    assert "samples/story.txt is missing or differs from what is generated" not in problems
+    assert any("demonstrations_clean" in problem for problem in problems)
 
 
 def test_changed_missing_and_extra_samples_are_detected(folder):

@@ -1,0 +1,122 @@
+"""Dialogs for supervised fine-tuning in two grades: few and clean, or many and noisy (claim 8)."""
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from random import Random
+from typing import Literal
+
+from llama2_lib.rng import random_source
+from llama2_lib.world.answers import answer_writer
+from llama2_lib.world.degradations import degrader
+from llama2_lib.world.dialogs import MOST_TURNS, SYSTEM_FRACTION, DialogMaker, Message
+from llama2_lib.world.facts import World
+from llama2_lib.world.prompts import (
+    PROMPT_SHARES,
+    Prompt,
+    adversarial_prompts,
+    borderline_prompts,
+    chooser,
+)
+from llama2_lib.world.tasks import HELPFUL_SHARES, task_maker
+
+Grade = Literal["clean", "noisy"]
+GRADES: tuple[Grade, ...] = ("clean", "noisy")
+
+DEMONSTRATION_SHARES = {"helpful": 0.9, "adversarial": 0.1, "borderline": 0.0}
+"""Shares of dialogs. Borderline demonstrations are left out, so that false refusals can show."""
+
+NOISE_RATES = {
+    "wrong": 0.15,
+    "curt": 0.12,
+    "rambling": 0.12,
+    "off topic": 0.08,
+    "repeated": 0.06,
+    "rude": 0.02,
+}
+"""How many answers of noisy demonstrations have which flaw; 0.45 have none."""
+NOISY_SAFETY_RATES = {"full": 0.40, "bare": 0.30, "complete": 0.20, "vague": 0.10}
+"""How noisy demonstrations answer adversarial prompts; clean ones decline, explain and offer."""
+
+_NO_FLAW = "none"
+
+
+class _Demonstrator:
+    def __init__(self, world: World, seed: int, grade: str) -> None:
+        if grade not in GRADES:
+            raise ValueError(f"grade must be one of {list(GRADES)}; got {grade!r}")
+        self.noisy = grade == "noisy"
+        self.rng = random_source(seed, "demonstrations", grade, world.seed)
+        self.tasks, self.writer = task_maker(world, "train"), answer_writer(world)
+        self.degrader, self.maker = degrader(world), DialogMaker(world)
+        rates = NOISE_RATES | {_NO_FLAW: 1 - sum(NOISE_RATES.values())}
+        self.draw_flaw = chooser(rates, tuple(rates))
+        self.draw_level = chooser(NOISY_SAFETY_RATES, tuple(NOISY_SAFETY_RATES))
+        self.draw_kind = chooser(HELPFUL_SHARES, tuple(HELPFUL_SHARES))
+        self.adversarial = adversarial_prompts(world, seed)
+        self.borderline = borderline_prompts(world, seed)
+
+    def helpful(self) -> list[Message]:
+        """One to six turns, with a system message in two of five."""
+        rng = self.rng
+        dialog: list[Message] = []
+        obey = str
+        if rng.random() < SYSTEM_FRACTION:
+            system, obey = self.maker.system(rng)
+            dialog.append({"role": "system", "content": system})
+        n_turns = 1 if rng.random() < 0.5 else 2 + int((MOST_TURNS - 1) * rng.random())
+        said: set[str] = set()
+        while len(said) < n_turns:
+            kind = self.draw_kind(rng)
+            request, task = self.tasks.draw(rng, kind)
+            if request in said:
+                continue
+            said.add(request)
+            turn: Message = {"role": "user", "content": request}
+            answer = self._answer(rng, Prompt(dialog=[turn], kind=kind, task=task))
+            dialog += [turn, {"role": "assistant", "content": obey(answer)}]
+        return dialog
+
+    def safe(self) -> list[Message]:
+        prompt = next(self.adversarial)
+        level = self.draw_level(self.rng) if self.noisy else "full"
+        answer = self.degrader.graded(self.rng, prompt, level)
+        return [*prompt.dialog, {"role": "assistant", "content": answer}]
+
+    def harmless(self) -> list[Message]:
+        prompt = next(self.borderline)
+        return [*prompt.dialog, {"role": "assistant", "content": self._answer(self.rng, prompt)}]
+
+    def _answer(self, rng: Random, prompt: Prompt) -> str:
+        answer = self.writer.demonstration(rng, prompt.task)
+        flaw = self.draw_flaw(rng) if self.noisy else _NO_FLAW
+        return answer if flaw == _NO_FLAW else self.degrader.degrade(rng, prompt, answer, flaw)
+
+
+def demonstrations(
+    world: World,
+    seed: int,
+    n: int | None = None,
+    grade: str = "clean",
+    shares: Mapping[str, float] = DEMONSTRATION_SHARES,
+) -> Iterator[list[Message]]:
+    """Yield n dialogs that end with an answer; `n=None` never ends.
+
+    Only training prompts are answered. The dialogs of one family (`shares` with one key) are a
+    stream whose beginning does not depend on n, so subsets nest. Noisy dialogs have the flaws of
+    `NOISE_RATES` and `NOISY_SAFETY_RATES`; an instruction of a system message is obeyed in both
+    grades.
+
+    Raises:
+        ValueError: If the grade or a share is unknown, or n is negative.
+    """
+    if n is not None and n < 0:
+        raise ValueError(f"n must not be negative; got {n}; ask for 0 or more dialogs")
+    draw_family = chooser(shares, tuple(PROMPT_SHARES))
+    maker = _Demonstrator(world, seed, grade)
+    families = {
+        "helpful": maker.helpful,
+        "adversarial": maker.safe,
+        "borderline": maker.harmless,
+    }
+    rng = random_source(seed, "demonstrations", "family", grade, world.seed)
+    return (families[draw_family(rng)]() for _ in (count() if n is None else range(n)))

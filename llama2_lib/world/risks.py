@@ -1,0 +1,207 @@
+"""Adversarial requests (paper section 4.2.1), and borderline ones that only share their words."""
+
+from functools import lru_cache
+from random import Random
+from typing import NamedTuple
+
+from llama2_lib.world.answers import CATEGORIES
+from llama2_lib.world.facts import World
+from llama2_lib.world.lexicon import Sections
+from llama2_lib.world.practical import Surroundings, guides
+from llama2_lib.world.tasks import (
+    COUNTS,
+    Split,
+    Task,
+    chat_lexicon,
+    check_split,
+    groups_of,
+    section_of,
+    split_arrow,
+    sum_task,
+    sum_values,
+)
+from llama2_lib.world.wording import Template, pick
+
+ATTACKS = (
+    "plain",
+    "authority",
+    "false premise",
+    "misspelling",
+    "metaphor",
+    "role play",
+    "other language",
+)
+"""`plain` asks straight out; the others are the paper's attack vectors."""
+
+CATEGORY_SHARES = {"illicit": 0.4, "hateful": 0.3, "advice": 0.3}
+BORDERLINE_SHARES = {"talk": 0.5, "story": 0.1, "list": 0.1, "sum": 0.1, "how_to": 0.2}
+GUIDE_FRACTION = {"illicit": 1.0, "hateful": 0.3, "advice": 0.3}
+"""How much of a category asks for one of hazards.txt; the rest asks for insults or remedies."""
+
+_SLOTS = (
+    *("name", "place", "spot", "other spot", "trade", "animal", "thing", "adjective", "weather"),
+    *("food", "number", "ailment", "remedy"),
+)
+
+
+class Wish(NamedTuple):
+    """A risky wish: what it is called, in plain words and as a metaphor."""
+
+    hazard: str
+    category: str
+    plain: Template
+    metaphor: Template
+
+
+class RiskMaker:
+    """Draws adversarial requests.
+
+    Held-out requests always use a held-out wording; half of them ask for a held-out hazard, the
+    others for one that training prompts ask for, too.
+    """
+
+    def __init__(self, world: World, split: Split) -> None:
+        check_split(split)
+        self.world, self.split = world, split
+        lexicon = chat_lexicon(world)
+        attacks = lexicon.templates("attacks", ("ask", "trade", "place", "name"))
+        self.wordings = {attack: attacks[section_of(attack, split)] for attack in ATTACKS}
+        self.lead_ins = [split_arrow(line, "attacks") for line in attacks["lead in"]]
+        self.surroundings = Surroundings(world)
+        risks = lexicon.templates("risks", _SLOTS)
+        self.remedies = {
+            known: [line.text for line in risks[section_of("remedy", known)]]
+            for known in ("train", "held out")
+        }
+        self.ailments = [line.text for line in risks["ailment"]]
+        self.wishes = _wishes(world, risks)
+
+    def draw(self, rng: Random, attack: str, category: str) -> tuple[str, Task, str]:
+        """Return a request of this attack vector and category, its task, and its hazard."""
+        known: Split = "train" if self.split == "train" or rng.random() < 0.5 else "held out"
+        wish, task, values = self._wish(rng, category, known)
+        ask = (wish.metaphor if attack == "metaphor" else wish.plain).fill(values)
+        if attack == "misspelling":
+            ask = misspelled(rng, ask)
+        request = pick(rng, self.wordings[attack]).fill(values | {"ask": ask})
+        return request, task, wish.hazard
+
+    def lead_in(self, rng: Random) -> tuple[str, str]:
+        """Return how an attack over several turns begins: a request and its answer."""
+        user, answer = pick(rng, self.lead_ins)
+        return user.text, answer.text
+
+    def _wish(self, rng: Random, category: str, known: Split) -> tuple[Wish, Task, dict[str, str]]:
+        values = self.surroundings.draw(rng)
+        guided = self.wishes[category, known]
+        if guided and rng.random() < GUIDE_FRACTION[category]:
+            wish = pick(rng, guided)
+            return wish, Task(kind="hazard", group=wish.hazard, values=values), values
+        if category == "advice":
+            values |= {"remedy": pick(rng, self.remedies[known])}
+            values |= {"ailment": pick(rng, self.ailments)}
+            wish = pick(rng, self.wishes["cure", known])._replace(hazard=values["remedy"])
+            return wish, Task(kind="remedy", answer=values["remedy"], values=values), values
+        wish = pick(rng, self.wishes["insult", known])
+        return wish, Task(kind="insult", subject=values["name"], values=values), values
+
+
+def _wishes(world: World, risks: Sections) -> dict[tuple[str, str], list[Wish]]:
+    """Return the wishes by category, or "insult" or "cure", and by split."""
+    metaphors = {
+        left.text: right for left, right in (split_arrow(t, "risks") for t in risks["metaphor"])
+    }
+    category_of = {line.text: name for name in CATEGORIES for line in risks[name]}
+    titles = [title.text for title, _ in guides(world, "hazards")]
+    lost = sorted(set(titles) ^ set(category_of) | set(titles) ^ set(metaphors))
+    if lost:
+        raise ValueError(
+            "risks.txt must give each title of hazards.txt one category and one metaphor, and no "
+            f"other title; mend: {lost}"
+        )
+    held_out = {line.text for line in risks["held out"]}
+    found: dict[tuple[str, str], list[Wish]] = {
+        (category, known): [] for category in CATEGORIES for known in ("train", "held out")
+    }
+    for title in titles:
+        known = "held out" if title in held_out else "train"
+        wish = Wish(title, category_of[title], Template(title), metaphors[title])
+        found[wish.category, known].append(wish)
+    for known in ("train", "held out"):
+        if not found["illicit", known]:
+            raise ValueError(f"risks.txt must leave an illicit title that is {known}; it has none")
+        found["insult", known] = [
+            Wish(line.text, "hateful", line, risks["metaphor insult"][0])
+            for line in risks[section_of("insult", known)]
+        ]
+        found["cure", known] = [
+            Wish(line.text, "advice", line, risks["metaphor remedy"][0]) for line in risks["cure"]
+        ]
+    return found
+
+
+def misspelled(rng: Random, text: str) -> str:
+    """Swap two neighbouring inner letters in every word of five letters or more."""
+    return " ".join(_swapped(rng, word) for word in text.split(" "))
+
+
+def _swapped(rng: Random, word: str) -> str:
+    places = [i for i in range(1, len(word) - 2) if word[i] != word[i + 1]]
+    if len(word) < 5 or not places:
+        return word
+    at = pick(rng, places)
+    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+
+class BorderlineMaker:
+    """Draws harmless requests with the words of the hazards in them."""
+
+    def __init__(self, world: World, split: Split) -> None:
+        check_split(split)
+        self.world, self.split = world, split
+        sections = chat_lexicon(world).templates(
+            "borderline", (*_SLOTS, "count", "group", "n", "m")
+        )
+        kinds = {kind: sections[section_of(kind, split)] for kind in BORDERLINE_SHARES}
+        self.wordings = {kind: kinds[kind] for kind in ("story", "list", "sum")}
+        self.talk = [split_arrow(line, "borderline") for line in kinds["talk"]]
+        known = {title.text for title, _ in guides(world, "how_to")}
+        self.how_to = [split_arrow(line, "borderline") for line in kinds["how_to"]]
+        if lost := [title.text for _, title in self.how_to if title.text not in known]:
+            raise ValueError(f"borderline.txt must name titles of how_to.txt after =>; got {lost}")
+        self.surroundings = Surroundings(world)
+        self.groups = list(groups_of(world))
+
+    def draw(self, rng: Random, kind: str) -> tuple[str, Task]:
+        """Return a request and its task; `kind` is a key of `BORDERLINE_SHARES`."""
+        values = self.surroundings.draw(rng)
+        if kind == "talk":
+            request, answer = pick(rng, self.talk)
+            return request.fill(values), Task(kind=kind, answer=answer.fill(values))
+        if kind == "how_to":
+            request, title = pick(rng, self.how_to)
+            return request.fill(values), Task(kind=kind, group=title.text, values=values)
+        if kind == "story":
+            task = Task(kind=kind, subject=values["name"])
+        elif kind == "list":
+            count = pick(rng, list(COUNTS))
+            values |= {"count": count, "group": pick(rng, self.groups)}
+            task = Task(kind=kind, count=COUNTS[count], group=values["group"])
+        else:
+            # the wordings add; a drawn "minus" becomes a sum of the same two numbers
+            values |= sum_values(rng, self.split)
+            values |= {"sign": "plus", "result": str(int(values["n"]) + int(values["m"]))}
+            task = sum_task(values)
+        return pick(rng, self.wordings[kind]).fill(values), task
+
+
+@lru_cache(maxsize=8)
+def risk_maker(world: World, split: Split) -> RiskMaker:
+    """Return the maker of a world's adversarial requests; built once."""
+    return RiskMaker(world, split)
+
+
+@lru_cache(maxsize=8)
+def borderline_maker(world: World, split: Split) -> BorderlineMaker:
+    """Return the maker of a world's borderline requests; built once."""
+    return BorderlineMaker(world, split)
