@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 RecipeName = Literal["toy", "grid", "nano", "small"]
-StageName = Literal["tokenizer", "corpus", "pretrain"]
+StageName = Literal["tokenizer", "corpus", "pretrain", "sft"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Run:
     recipe: RecipeName = "nano"
     seed: int = 0
     steps: int | None = None
-    """Train for so many optimiser steps instead; changes the fingerprint."""
+    """Pretrain for so many optimiser steps instead; changes the fingerprint."""
     data: Path | None = None
     """A folder of .txt and .jsonl files to train on instead of the world."""
     device: str = "auto"
@@ -53,8 +53,10 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Give the pretrained model a beginning, and read how it goes on. Ctrl-D ends."""
+    """Talk to the fine-tuned model, or give the pretrained one a beginning. Ctrl-D ends."""
 
+    stage: Literal["sft", "pretrain"] = "sft"
+    """Whose model: sft answers, pretrain goes on with your text."""
     recipe: RecipeName = "nano"
     seed: int = 0
     temperature: float = 0.7
@@ -172,12 +174,16 @@ def _show(command: Show) -> int:
 
 def _chat(command: Chat) -> int:
     from llama2_lib import pipeline
-    from llama2_lib.model.generate import generate
     from llama2_lib.recipes import RECIPES
 
     recipe = RECIPES[command.recipe](command.seed)
-    model, tokenizer = pipeline.load("pretrain", recipe, device=command.device)
-    print("This model only continues text. Try 'One morning', or 'Question: ...'. Ctrl-D ends.")
+    loaded = pipeline.load(command.stage, recipe, device=command.device)
+    if command.stage == "pretrain":
+        print("This model only continues text. Try 'One morning', or 'Question: ...'. Ctrl-D ends.")
+        reply = _continuation(command, *loaded)
+    else:
+        print("Ask what you like. An empty line begins a new dialog. Ctrl-D ends.")
+        reply = _conversation(command, *loaded)
     turn = 0
     while True:
         try:
@@ -185,26 +191,65 @@ def _chat(command: Chat) -> int:
         except EOFError:
             print()
             return 0
-        if not text.strip():
-            continue
-        if text.startswith("Question:"):
-            text += "\nAnswer:"
-        prompt = tokenizer.encode(text, bos=True)
         try:
-            [done] = generate(
-                model,
-                [prompt],
-                max_new_tokens=command.max_new_tokens,
-                temperature=command.temperature,
-                top_p=command.top_p,
-                seed=turn,
-                stop_ids={tokenizer.eos_id},
-            )
+            said = reply(text, turn)
         except ValueError as error:
             print(f"llama2: {error}", file=sys.stderr)
             continue
-        print(tokenizer.decode([*prompt, *done.ids]))
-        turn += 1
+        if said is not None:
+            print(said)
+            turn += 1
+
+
+def _continuation(command: Chat, model: Any, tokenizer: Any) -> Callable[[str, int], str | None]:
+    from llama2_lib.model.generate import generate
+
+    def reply(text: str, turn: int) -> str | None:
+        if not text.strip():
+            return None
+        if text.startswith("Question:"):
+            text += "\nAnswer:"
+        prompt = tokenizer.encode(text, bos=True)
+        [done] = generate(
+            model,
+            [prompt],
+            max_new_tokens=command.max_new_tokens,
+            temperature=command.temperature,
+            top_p=command.top_p,
+            seed=turn,
+            stop_ids={tokenizer.eos_id},
+        )
+        return tokenizer.decode([*prompt, *done.ids])
+
+    return reply
+
+
+def _conversation(command: Chat, model: Any, tokenizer: Any) -> Callable[[str, int], str | None]:
+    from llama2_lib.evaluation.chat import answer
+    from llama2_lib.text.dialog import Message
+
+    dialog: list[Message] = []
+
+    def reply(text: str, turn: int) -> str | None:
+        if not text.strip():
+            dialog.clear()
+            return None
+        asked: list[Message] = [*dialog, {"role": "user", "content": text}]
+        [said] = answer(
+            model,
+            tokenizer,
+            [asked],
+            max_new_tokens=command.max_new_tokens,
+            temperature=command.temperature,
+            top_p=command.top_p,
+            seed=turn,
+        )
+        # Format and context cannot carry a silent answer, so that turn is forgotten.
+        if said.text:
+            dialog[:] = [*asked, {"role": "assistant", "content": said.text}]
+        return said.text or "(no answer)"
+
+    return reply
 
 
 def _claims(command: Claims) -> int:

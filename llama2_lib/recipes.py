@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.stages.corpus import CorpusConfig
 from llama2_lib.stages.pretrain import PretrainConfig
+from llama2_lib.stages.sft import SftConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
 
 
@@ -21,6 +22,7 @@ class Recipe:
     tokenizer: TokenizerConfig
     model: ModelConfig
     pretrain: PretrainConfig
+    sft: SftConfig
 
     def __post_init__(self) -> None:
         if self.model.vocab_size != self.tokenizer.vocab_size:
@@ -40,6 +42,7 @@ def nano(seed: int = 0) -> Recipe:
         pretrain=PretrainConfig(
             steps=1000, batch_size=4, seq_len=512, peak_lr=4e-3, warmup=40, seed=seed
         ),
+        sft=SftConfig(n_dialogs=4000, batch_size=4, seq_len=512, seed=seed),
     )
 
 
@@ -57,6 +60,10 @@ def toy(seed: int = 0) -> Recipe:
             steps=30, batch_size=4, seq_len=64, peak_lr=5e-3, warmup=3,
             eval_every=10, save_every=5, seed=seed,
         ),
+        sft=SftConfig(
+            n_dialogs=60, n_validation=12, batch_size=4, seq_len=128, peak_lr=3e-3, warmup=2,
+            eval_every=10, save_every=5, seed=seed,
+        ),
     )  # fmt: skip
 
 
@@ -69,6 +76,10 @@ def grid(seed: int = 0) -> Recipe:
         model=replace(recipe.model, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=256),
         pretrain=PretrainConfig(
             steps=300, batch_size=16, seq_len=128, peak_lr=1e-2, warmup=15,
+            eval_every=300, save_every=300, seed=seed,
+        ),
+        sft=SftConfig(
+            n_dialogs=1000, batch_size=8, seq_len=256, peak_lr=3e-3,
             eval_every=300, save_every=300, seed=seed,
         ),
     )  # fmt: skip
@@ -88,6 +99,10 @@ def small(seed: int = 0) -> Recipe:
         ),
         pretrain=PretrainConfig(
             steps=1500, batch_size=64, seq_len=1024, peak_lr=2e-3, warmup=100,
+            precision="bf16", compile=True, save_every=500, seed=seed,
+        ),
+        sft=SftConfig(
+            n_dialogs=27_540, batch_size=16, seq_len=1024, peak_lr=1e-3, warmup=20,
             precision="bf16", compile=True, save_every=500, seed=seed,
         ),
     )  # fmt: skip

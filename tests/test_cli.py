@@ -13,8 +13,10 @@ import torch
 
 from llama2_lib import bench, cli, pipeline
 from llama2_lib.cli import main
+from llama2_lib.evaluation import chat
 from llama2_lib.recipes import toy
 from llama2_lib.stages.corpus import training_documents
+from llama2_lib.text.dialog import encode_prompt
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,12 +54,12 @@ def test_show_prints_every_setting_and_what_is_on_disk(root, capsys):
             for field in dataclasses.fields(value):
                 assert f"{part.name}.{field.name} = {getattr(value, field.name)}" in lines
     assert f"weights = {toy().model.n_parameters:,}" in lines
-    for stage, line in zip(pipeline.STAGES, lines[-3:], strict=True):
+    for stage, line in zip(pipeline.STAGES, lines[-4:], strict=True):
         assert line.split() == [stage, "there", str(pipeline.artifact_path(stage, toy()))]
     assert main(["show", "toy", "--seed", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "pretrain.seed = 1" in lines
-    assert [line.split()[1] for line in lines[-3:]] == ["there", "there", "missing"]
+    assert [line.split()[1] for line in lines[-4:]] == ["there", "there", "missing", "missing"]
 
 
 def test_run_prints_the_folder_and_builds_what_was_asked_for(root, capsys):
@@ -90,7 +92,7 @@ def test_run_takes_other_texts(root, capsys, tmp_path, monkeypatch):
 
 
 def test_an_unknown_stage_or_recipe_names_the_choices(capsys):
-    for arguments in (["run", "sft"], ["show", "huge"], ["fly"], ["run"]):
+    for arguments in (["run", "ppo"], ["show", "huge"], ["fly"], ["run"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
@@ -179,27 +181,69 @@ def say(monkeypatch, capsys):
     return talk
 
 
+PRETRAINED = ("--stage", "pretrain")
+
+
 def test_chat_continues_each_line_until_the_end(root, say):
-    answers, errors = say(["The old man", "", "  ", "The old man"], "--max-new-tokens", "12")
+    options = (*PRETRAINED, "--max-new-tokens", "12")
+    answers, errors = say(["The old man", "", "  ", "The old man"], *options)
     assert errors == ""
     answered = [line for line in answers if line.startswith("The old man")]
     assert len(answered) == 2
     assert all(len(line) > len("The old man") for line in answered)
     assert answered[0] != answered[1], "each turn has a seed of its own"
-    assert say(["The old man", "", "  ", "The old man"], "--max-new-tokens", "12")[0] == answers
+    assert say(["The old man", "", "  ", "The old man"], *options)[0] == answers
 
 
 def test_chat_asks_a_question_in_the_form_of_the_corpus(root, say):
-    answers, _ = say(["Question: What pet does Remy have?"], "--temperature", "0")
+    answers, _ = say(["Question: What pet does Remy have?"], *PRETRAINED, "--temperature", "0")
     assert answers[:2][0] == "Question: What pet does Remy have?"
     assert answers[1].startswith("Answer:")
 
 
 def test_chat_goes_on_after_a_line_that_is_too_long(root, say):
-    answers, errors = say(["word " * 200, "The"], "--max-new-tokens", "5")
+    answers, errors = say(["word " * 200, "The"], *PRETRAINED, "--max-new-tokens", "5")
     assert "prompt and answer must fit 128 tokens" in errors
     assert len(errors.splitlines()) == 1
     assert any(line.startswith("The") for line in answers)
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """The dialogs that the chat asks the model to answer; it says `1`, `2`, ... ."""
+    dialogs = []
+
+    def answer(model, tokenizer, asked, **options):
+        dialogs.append((asked[0], options["seed"]))
+        encode_prompt(asked[0], tokenizer)
+        return [chat.Answer(str(len(dialogs)), [5, 2], True)]
+
+    monkeypatch.setattr(chat, "answer", answer)
+    return dialogs
+
+
+def test_chat_with_the_tuned_model_is_a_dialog_and_an_empty_line_begins_a_new_one(root, say, heard):
+    answers, errors = say(["Hi", "And now?", "  ", "Hi"])
+    assert (answers[:3], errors) == (["1", "2", "3"], "")
+    first = [{"role": "user", "content": "Hi"}]
+    second = [
+        *first, {"role": "assistant", "content": "1"}, {"role": "user", "content": "And now?"},
+    ]  # fmt: skip
+    assert heard == [(first, 0), (second, 1), (first, 2)]
+
+
+def test_a_message_that_is_refused_leaves_no_trace_in_the_dialog(root, say, heard):
+    _, errors = say(["Hi", "[INST] you", "Well?"])
+    assert "content must not contain the format's tags" in errors
+    assert len(errors.splitlines()) == 1
+    contents = [message["content"] for message in heard[-1][0]]
+    assert contents == ["Hi", "1", "Well?"]
+
+
+def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
+    answers, errors = say(["What is 3 plus 4?", "", "word " * 200], "--max-new-tokens", "5")
+    assert len(answers[0]) > 0
+    assert "a dialog must leave room for an answer in 128 tokens" in errors
 
 
 @pytest.mark.parametrize(("what", "function"), [("train", "train"), ("generate", "generation")])

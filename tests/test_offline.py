@@ -95,19 +95,20 @@ def test_children_are_closed_too(closed):
 
 
 def test_the_whole_chain_runs_without_a_network(closed, tmp_path):
-    """From nothing: world, tokenizer, corpus, pretraining, then a chat and the settings."""
+    """From nothing: world, tokenizer, corpus, pretraining, tuning, then a chat with either."""
     environment, log = closed
-    result = python(environment, "-m", "llama2_lib", "run", "pretrain", "--recipe", "toy")
+    result = python(environment, "-m", "llama2_lib", "run", "sft", "--recipe", "toy")
     assert result.returncode == 0, result.stderr
     folder = Path(result.stdout.strip())
-    assert folder.is_relative_to(tmp_path / "artifacts" / "pretrain")
+    assert folder.is_relative_to(tmp_path / "artifacts" / "sft")
     assert (folder / "model.safetensors").is_file()
-    result = python(
-        environment, "-m", "llama2_lib", "chat", "--recipe", "toy", "--max-new-tokens", "4",
-        input="The old man\n",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "The old man" in result.stdout
+    for stage, words in (("pretrain", "The old man"), ("sft", "An empty line begins")):
+        result = python(
+            environment, "-m", "llama2_lib", "chat", "--recipe", "toy", "--max-new-tokens", "4",
+            "--stage", stage, input="The old man\n",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert words in result.stdout
     assert not log.exists(), log.read_text()
 
 

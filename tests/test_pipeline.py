@@ -19,7 +19,8 @@ from llama2_lib.world import lookalike
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
-ALL = {"tokenizer", "corpus", "pretrain"}
+ALL = {"tokenizer", "corpus", "pretrain", "sft"}
+MODEL = {"pretrain", "sft"}
 
 
 def prints(recipe):
@@ -37,38 +38,57 @@ CHANGES = {
     "corpus": {
         "world_seed": (1, ALL),
         "n_documents": (601, ALL),
-        "n_validation": (41, {"corpus", "pretrain"}),
+        "n_validation": (41, ALL - {"tokenizer"}),
         "shares": ((("story", 1.0),), ALL),
         "data": ("a folder", ALL),
     },
     "tokenizer": {"split_digits": (False, ALL), "byte_fallback": (False, ALL)},
     "model": {
-        "dim": (48, {"pretrain"}),
-        "n_layers": (3, {"pretrain"}),
-        "n_heads": (2, {"pretrain"}),
-        "n_kv_heads": (1, {"pretrain"}),
-        "multiple_of": (16, {"pretrain"}),
-        "ffn_dim_multiplier": (1.3, {"pretrain"}),
-        "max_seq_len": (256, {"pretrain"}),
-        "rope_theta": (500.0, {"pretrain"}),
-        "norm_eps": (1e-6, {"pretrain"}),
+        "dim": (48, MODEL),
+        "n_layers": (3, MODEL),
+        "n_heads": (2, MODEL),
+        "n_kv_heads": (1, MODEL),
+        "multiple_of": (16, MODEL),
+        "ffn_dim_multiplier": (1.3, MODEL),
+        "max_seq_len": (256, MODEL),
+        "rope_theta": (500.0, MODEL),
+        "norm_eps": (1e-6, MODEL),
     },
     "pretrain": {
-        "steps": (31, {"pretrain"}),
-        "batch_size": (5, {"pretrain"}),
-        "seq_len": (65, {"pretrain"}),
-        "accumulate": (2, {"pretrain"}),
-        "peak_lr": (4e-3, {"pretrain"}),
-        "warmup": (4, {"pretrain"}),
-        "floor": (0.2, {"pretrain"}),
-        "weight_decay": (0.0, {"pretrain"}),
-        "clip_norm": (0.5, {"pretrain"}),
-        "isolate_documents": (True, {"pretrain"}),
-        "precision": ("bf16", {"pretrain"}),
-        "compile": (True, {"pretrain"}),
-        "eval_every": (11, {"pretrain"}),
-        "save_every": (6, {"pretrain"}),
-        "seed": (1, {"pretrain"}),
+        "steps": (31, MODEL),
+        "batch_size": (5, MODEL),
+        "seq_len": (65, MODEL),
+        "accumulate": (2, MODEL),
+        "peak_lr": (4e-3, MODEL),
+        "warmup": (4, MODEL),
+        "floor": (0.2, MODEL),
+        "weight_decay": (0.0, MODEL),
+        "clip_norm": (0.5, MODEL),
+        "isolate_documents": (True, MODEL),
+        "precision": ("bf16", MODEL),
+        "compile": (True, MODEL),
+        "eval_every": (11, MODEL),
+        "save_every": (6, MODEL),
+        "seed": (1, MODEL),
+    },
+    "sft": {
+        "n_dialogs": (61, {"sft"}),
+        "batch_size": (5, {"sft"}),
+        "seq_len": (65, {"sft"}),
+        "n_validation": (13, {"sft"}),
+        "grade": ("noisy", {"sft"}),
+        "epochs": (3, {"sft"}),
+        "peak_lr": (4e-3, {"sft"}),
+        "warmup": (4, {"sft"}),
+        "floor": (0.2, {"sft"}),
+        "weight_decay": (0.0, {"sft"}),
+        "clip_norm": (0.5, {"sft"}),
+        "isolate_documents": (False, {"sft"}),
+        "precision": ("bf16", {"sft"}),
+        "compile": (True, {"sft"}),
+        "eval_every": (11, {"sft"}),
+        "save_every": (6, {"sft"}),
+        "seed": (1, {"sft"}),
     },
 }
 CASES = [(part, name) for part, settings in CHANGES.items() for name in settings]
@@ -106,13 +126,13 @@ def test_the_name_of_a_recipe_changes_nothing():
 
 
 def test_grids_share_the_texts_of_nano():
-    assert changed(grid(), nano()) == {"pretrain"}
-    assert changed(grid(), grid(3)) == {"pretrain"}
+    assert changed(grid(), nano()) == MODEL
+    assert changed(grid(), grid(3)) == MODEL
 
 
 def test_the_tokenizer_depends_on_the_documents_it_reads_only():
     many = replace(nano(), corpus=replace(nano().corpus, n_documents=50_000))
-    assert changed(nano(), many) == {"corpus", "pretrain"}
+    assert changed(nano(), many) == ALL - {"tokenizer"}
 
 
 def test_a_new_version_of_a_stage_changes_it_and_those_above(monkeypatch):
@@ -120,7 +140,7 @@ def test_a_new_version_of_a_stage_changes_it_and_those_above(monkeypatch):
     node = pipeline.STAGES["corpus"]
     monkeypatch.setitem(pipeline.STAGES, "corpus", replace(node, version=node.version + 1))
     after = prints(toy())
-    assert {stage for stage in ALL if before[stage] != after[stage]} == {"corpus", "pretrain"}
+    assert {stage for stage in ALL if before[stage] != after[stage]} == ALL - {"tokenizer"}
 
 
 def test_an_edited_word_of_the_lexicon_changes_all(tmp_path, monkeypatch):
@@ -131,6 +151,25 @@ def test_an_edited_word_of_the_lexicon_changes_all(tmp_path, monkeypatch):
     path = sorted(lexicon.glob("*.txt"))[0]
     path.write_text(path.read_text() + "# a remark\n")
     assert not set(prints(toy()).values()) & set(before.values())
+
+
+def test_an_edited_word_of_the_chat_changes_the_tuning_only(tmp_path, monkeypatch):
+    before = prints(toy())
+    lexicon = copytree(graph.lexicon_folder(), tmp_path / "lexicon")
+    monkeypatch.setattr(graph, "lexicon_folder", lambda: lexicon)
+    path = sorted((lexicon / "chat").glob("*.txt"))[0]
+    path.write_text(path.read_text() + "# a remark\n")
+    after = prints(toy())
+    assert {stage for stage in ALL if before[stage] != after[stage]} == {"sft"}
+
+
+def test_another_writer_of_dialogs_changes_the_tuning_only(monkeypatch):
+    before = prints(toy())
+    monkeypatch.setattr(graph, "_dialogs_fingerprint", graph._dialogs_fingerprint.__wrapped__)
+    assert prints(toy()) == before
+    monkeypatch.setattr(graph, "training_dialogs", lambda config, seed: [["another dialog"]])
+    after = prints(toy())
+    assert {stage for stage in ALL if before[stage] != after[stage]} == {"sft"}
 
 
 def test_another_writer_of_the_world_changes_all(monkeypatch):
@@ -184,9 +223,11 @@ def test_fingerprints_are_the_same_in_another_process():
     assert json.loads(output) == prints(toy())
 
 
-@pytest.mark.parametrize("stage", ["sft", "Pretrain", ""])
+@pytest.mark.parametrize("stage", ["ppo", "Pretrain", ""])
 def test_an_unknown_stage_is_refused(stage):
-    with pytest.raises(ValueError, match="stage must be one of tokenizer, corpus, pretrain; got"):
+    with pytest.raises(
+        ValueError, match="stage must be one of tokenizer, corpus, pretrain, sft; got"
+    ):
         pipeline.fingerprint(stage, toy())
 
 

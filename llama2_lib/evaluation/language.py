@@ -29,6 +29,7 @@ def document_nats(
     model: Transformer,
     documents: Sequence[Sequence[int]],
     *,
+    targets: Sequence[Sequence[bool]] | None = None,
     max_len: int | None = None,
     batch_tokens: int = 8192,
 ) -> DocumentNats:
@@ -37,6 +38,8 @@ def document_nats(
     Args:
         model: A language model; its mode is restored afterwards.
         documents: Ids, BOS first; at least two each.
+        targets: For each document a loss mask, True where a token is scored; all but the first
+            token when left out.
         max_len: Longer documents are scored on their first `max_len` tokens.
         batch_tokens: Bound on rows times length of a batch.
 
@@ -51,6 +54,9 @@ def document_nats(
     model.eval()
     device = model.tok_embeddings.weight.device
     cut = [list(document[:limit]) for document in documents]
+    marks = [[True] * len(ids) for ids in cut]
+    if targets is not None:
+        marks = [list(mask[:limit]) for mask in targets]
     order = sorted(range(len(cut)), key=lambda index: len(cut[index]))
     nats = np.zeros(len(cut))
     begin = 0
@@ -61,19 +67,19 @@ def document_nats(
         rows = order[begin:end]
         longest = len(cut[rows[-1]])
         ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        real = torch.zeros(len(rows), longest, dtype=torch.bool)
+        scored = torch.zeros(len(rows), longest, dtype=torch.bool)
         for row, index in enumerate(rows):
             ids[row, : len(cut[index])] = torch.tensor(cut[index])
-            real[row, : len(cut[index])] = True
-        ids, real = ids.to(device), real.to(device)
+            scored[row, : len(cut[index])] = torch.tensor(marks[index])
+        ids, scored = ids.to(device), scored.to(device)
         # Padding stands on the right, where causal attention never looks.
         logits = model(ids[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        loss = loss.view(len(rows), -1).double().masked_fill(~real[:, 1:], 0.0)
+        loss = loss.view(len(rows), -1).double().masked_fill(~scored[:, 1:], 0.0)
         nats[rows] = loss.sum(dim=1).cpu().numpy()
         begin = end
     model.train(was_training)
-    return DocumentNats(nats, np.array([len(document) - 1 for document in cut]))
+    return DocumentNats(nats, np.array([sum(mask[1:]) for mask in marks]))
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Estimate:

@@ -7,7 +7,7 @@ with a message; their readers belong to the notebook on scaling out.
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
+
+Model = TypeVar("Model", Transformer, ScalarModel)
 
 HF_NAMES = {
     "model.embed_tokens": "tok_embeddings",
@@ -34,7 +37,7 @@ HF_NAMES = {
 }
 
 
-def save_model(model: Transformer, folder: Path) -> None:
+def save_model(model: Transformer | ScalarModel, folder: Path) -> None:
     """Write `config.json` (Meta's field names) and `model.safetensors` into `folder`.
 
     Raises:
@@ -64,22 +67,26 @@ def load_model(
         ValueError: The configuration is no Llama 2, or the weights do not fit it.
     """
     folder = Path(path)
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise FileNotFoundError(f"{folder} must hold a config.json.{_what_is_it(folder)}")
-    try:
-        document = json.loads(config_path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{config_path} must be JSON; it cannot be read: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(
-            f"{config_path} must describe a Llama 2; it holds no fields but {str(document)[:60]!r}."
-        )
-    config = _config(document, config_path)
+    document = _read_document(folder)
+    config = _config(document, folder / "config.json")
     weights = _read_shards(folder)
     if "model_type" in document:
         weights = from_hugging_face(weights, config)
     return build(config, weights, device), config
+
+
+def load_scalar_model(path: Path | str, device: torch.device | str = "cpu") -> ScalarModel:
+    """Load a reward model or value function from a finished artifact of this course.
+
+    Raises:
+        FileNotFoundError: The folder, its `config.json` or its weights are missing.
+        ValueError: The weights are not those of a scalar model of that configuration.
+    """
+    folder = Path(path)
+    config = _config(_read_document(folder), folder / "config.json")
+    with torch.device("meta"):
+        model = ScalarModel(Transformer(config))
+    return _filled(model, _read_shards(folder), device)
 
 
 def build(
@@ -92,6 +99,10 @@ def build(
     """
     with torch.device("meta"):
         model = Transformer(config)
+    return _filled(model, weights, device)
+
+
+def _filled(model: Model, weights: dict[str, Tensor], device: torch.device | str) -> Model:
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
@@ -151,6 +162,21 @@ def to_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[str
             )  # fmt: skip
         renamed[f"{'model.' if prefix else ''}{prefix}{names[meta_name]}.weight"] = tensor
     return renamed
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise FileNotFoundError(f"{folder} must hold a config.json.{_what_is_it(folder)}")
+    try:
+        document = json.loads(config_path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{config_path} must be JSON; it cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"{config_path} must describe a Llama 2; it holds no fields but {str(document)[:60]!r}."
+        )
+    return document
 
 
 def _config(document: dict[str, Any], path: Path) -> ModelConfig:

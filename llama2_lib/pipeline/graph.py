@@ -10,16 +10,26 @@ from typing import Any, Literal
 import torch
 
 from llama2_lib import storage
-from llama2_lib.pipeline.samples import write_samples
+from llama2_lib.model.weights import load_model
+from llama2_lib.pipeline.samples import write_answers, write_samples
 from llama2_lib.recipes import Recipe
 from llama2_lib.stages import corpus as corpus_stage
 from llama2_lib.stages import tokenizer as tokenizer_stage
-from llama2_lib.stages.pretrain import Report, pretrain
+from llama2_lib.stages.fit import Report
+from llama2_lib.stages.pretrain import pretrain
+from llama2_lib.stages.sft import (
+    SftConfig,
+    estimated_steps,
+    examples,
+    sft,
+    training_dialogs,
+    validation_dialogs,
+)
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world.lexicon import lexicon_folder
 
 N_FINGERPRINTED = 512
-StageName = Literal["tokenizer", "corpus", "pretrain"]
+StageName = Literal["tokenizer", "corpus", "pretrain", "sft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +77,32 @@ def _run_pretrain(job: Job) -> None:
         job.device,
         job.report,
     )
+    _write_beside(job, write_samples(model, tokenizer, job.recipe))
+
+
+def _run_sft(job: Job) -> None:
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    config, world_seed = job.recipe.sft, job.recipe.corpus.world_seed
+    train = training_dialogs(config, world_seed)
+    validation = validation_dialogs(config, world_seed, train)
+    model = sft(
+        config,
+        load_model(job.inputs["pretrain"], job.device)[0],
+        examples(train, tokenizer),
+        examples(validation, tokenizer),
+        job.folder,
+        job.device,
+        job.report,
+    )
+    _write_beside(job, write_answers(model, tokenizer, validation, job.recipe))
+
+
+def _write_beside(job: Job, samples: str) -> None:
+    """Put the tokenizer and the samples beside a trained model."""
     storage.write_atomically(
         job.folder / "tokenizer.model", (job.inputs["tokenizer"] / "tokenizer.model").read_bytes()
     )
-    storage.write_atomically(
-        job.folder / "samples.txt", write_samples(model, tokenizer, job.recipe)
-    )
+    storage.write_atomically(job.folder / "samples.txt", samples)
 
 
 STAGES: dict[str, Stage] = {
@@ -108,6 +138,18 @@ STAGES: dict[str, Stage] = {
         work=lambda r: r.pretrain.steps,
         run=_run_pretrain,
     ),
+    "sft": Stage(
+        version=1,
+        inputs=("tokenizer", "pretrain"),
+        settings=lambda r: {
+            "sft": dataclasses.asdict(r.sft),
+            "world_seed": r.corpus.world_seed,
+            "lexicon": _lexicon_fingerprint("**/*.txt"),
+            "dialogs": _dialogs_fingerprint(r.sft, r.corpus.world_seed),
+        },
+        work=lambda r: estimated_steps(r.sft),
+        run=_run_sft,
+    ),
 }
 
 
@@ -134,8 +176,16 @@ def _text_fingerprint(config: corpus_stage.CorpusConfig) -> str:
     return storage.fingerprint([document.text for document in first])
 
 
-def _lexicon_fingerprint() -> str:
-    paths = sorted(lexicon_folder().glob("*.txt"))
+@cache
+def _dialogs_fingerprint(config: SftConfig, world_seed: int) -> str:
+    """What the world's code says in dialogs."""
+    few = dataclasses.replace(config, n_dialogs=N_FINGERPRINTED)
+    return storage.fingerprint(training_dialogs(few, world_seed))
+
+
+def _lexicon_fingerprint(pattern: str = "*.txt") -> str:
+    """What the word lists hold; those of the chat lie in a folder of their own."""
+    paths = sorted(lexicon_folder().glob(pattern))
     return storage.fingerprint({path.name: storage.file_sha256(path) for path in paths})
 
 

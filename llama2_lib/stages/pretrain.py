@@ -1,29 +1,21 @@
 """Pretraining from scratch (paper section 2.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from llama2_lib import storage
-from llama2_lib.device import autocast
 from llama2_lib.evaluation.language import document_nats
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.model.weights import save_model
 from llama2_lib.objectives.language import masked_loss, next_token_loss
 from llama2_lib.objectives.terms import LossTerm
 from llama2_lib.stages.corpus import CorpusSplit
+from llama2_lib.stages.fit import Report, fit
 from llama2_lib.training.batches import PackedBatch, isolate
-from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
-from llama2_lib.training.loop import Step, optimize
-from llama2_lib.training.schedule import adamw, warmup_then_cosine
-
-Report = Callable[[int, str], None]
-"""Called after every step with the steps done and a few words for the progress bar."""
+from llama2_lib.training.schedule import warmup_then_cosine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,63 +105,25 @@ def pretrain(
             f"{model_config.max_seq_len}."
         )
     model = initialise(Transformer(model_config), config.seed).to(device)
-    optimizer = adamw(model, weight_decay=config.weight_decay)
-    start = load_checkpoint(folder, model, optimizer)
-    log = storage.MetricsLog(folder / "metrics.jsonl")
-    log.keep_up_to(start)
-
-    batches = train.packed.batches(
-        seed=config.seed,
-        batch_size=config.batch_size,
-        seq_len=config.seq_len,
-        start=start * config.accumulate,
-    )
     probe = [validation.document(i) for i in range(min(200, validation.packed.n_documents))]
-    lr_at = warmup_then_cosine(
-        peak=config.peak_lr, steps=config.steps, warmup=config.warmup, floor=config.floor
-    )
-    for step in optimize(
+
+    def batches(start: int) -> Iterator[PackedBatch]:
+        return train.packed.batches(
+            seed=config.seed, batch_size=config.batch_size, seq_len=config.seq_len, start=start
+        )
+
+    def measure(model: Transformer) -> dict[str, float]:
+        nats = document_nats(model, probe, max_len=config.seq_len)
+        return {"validation_loss": nats.nats.sum() / nats.tokens.sum()}
+
+    return fit(
+        config,
         model,
-        optimizer,
-        (PackedBatch(*(t.to(device) for t in batch)) for batch in batches),
-        _forward(config, model, device),
-        lr_at,
-        steps=range(start, config.steps),
+        batches,
+        packed_loss(config.isolate_documents),
+        measure,
+        folder,
+        report,
+        steps=config.steps,
         accumulate=config.accumulate,
-        clip_norm=config.clip_norm,
-    ):
-        done = step.index + 1
-        log.write(done, **_logged(step))
-        if done % config.eval_every == 0 or done == config.steps:
-            nats = document_nats(model, probe, max_len=config.seq_len)
-            log.write(done, validation_loss=nats.nats.sum() / nats.tokens.sum())
-        if done % config.save_every == 0 and done < config.steps:
-            save_checkpoint(folder, done, model, optimizer)
-        report(done, f"loss {step.loss:.3f}")
-    save_model(model, folder)
-    clear_checkpoints(folder)
-    return model.eval()
-
-
-def _forward(
-    config: PretrainConfig, model: Transformer, device: torch.device
-) -> Callable[[nn.Module, PackedBatch], LossTerm]:
-    """Return the loss function, in the precision and the compiled form asked for."""
-    loss_fn = packed_loss(config.isolate_documents)
-    fast: Callable[..., Any] = torch.compile(model) if config.compile else model
-
-    def forward(_: nn.Module, batch: PackedBatch) -> LossTerm:
-        with autocast(device, config.precision):
-            return loss_fn(fast, batch)
-
-    return forward
-
-
-def _logged(step: Step) -> dict[str, float]:
-    return {
-        "loss": step.loss,
-        "grad_norm": step.grad_norm,
-        "lr": step.lr,
-        "tokens": step.count,
-        **step.metrics,
-    }
+    )

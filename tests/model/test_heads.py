@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llama2_lib.model.heads import scalar_model
+from llama2_lib.model.weights import load_model, load_scalar_model, save_model
 from llama2_lib.objectives.preference import ranking_loss
 
 LENGTHS = torch.tensor([4, 7, 1])
@@ -88,3 +89,15 @@ def test_the_head_depends_on_the_seed(model):
 def test_lengths_that_fit_no_row_are_refused(model, ids, lengths):
     with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.\.7"):
         scalar_model(model).score(ids, torch.tensor(lengths))
+
+
+def test_a_saved_scalar_model_comes_back_and_a_chat_model_is_not_one(model, ids, tmp_path):
+    scalar = scalar_model(model, seed=1)
+    save_model(scalar, tmp_path)
+    again = load_scalar_model(tmp_path)
+    assert torch.equal(again.score(ids, LENGTHS), scalar.eval().score(ids, LENGTHS))
+    with pytest.raises(ValueError, match=r"weight backbone\.layers"):
+        load_model(tmp_path)
+    save_model(model, tmp_path)
+    with pytest.raises(ValueError, match=r"weight backbone\.layers"):
+        load_scalar_model(tmp_path)

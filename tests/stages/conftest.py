@@ -24,13 +24,13 @@ def fork_server():
 
 @pytest.fixture
 def start_build(fork_server):
-    """Start a process that builds `pretrain` of a recipe; see victim.py."""
+    """Start a process that builds a stage of a recipe; see victim.py."""
     script = str(Path(__file__).with_name("victim.py"))
 
-    def start(recipe, root, *, deadline=None, barrier=None):
+    def start(recipe, root, *, stage="pretrain", deadline=None, barrier=None):
         given = {
-            "recipe": recipe, "root": root, "deadline": deadline, "barrier": barrier,
-            "builds": root / "builds",
+            "stage": stage, "recipe": recipe, "root": root, "deadline": deadline,
+            "barrier": barrier, "builds": root / "builds",
         }  # fmt: skip
         process = fork_server.Process(
             target=runpy.run_path, args=(script,), kwargs={"init_globals": {"given": given}}
@@ -43,10 +43,10 @@ def start_build(fork_server):
 
 @pytest.fixture
 def fresh_root(toy_root, tmp_path):
-    """Return a function that makes a root with toy's tokenizer and corpus, but no model."""
+    """Return a function that makes a root with some of toy's stages, at first without a model."""
 
-    def make(name="root"):
-        for stage in ("tokenizer", "corpus"):
+    def make(name="root", stages=("tokenizer", "corpus")):
+        for stage in stages:
             folder = pipeline.artifact_path(stage, toy(), toy_root)
             copytree(folder, tmp_path / name / stage / folder.name)
         return tmp_path / name

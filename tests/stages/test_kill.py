@@ -14,9 +14,9 @@ KILLED = -9
 SLOW_START = 0.05  # of a run: before that a child has not begun to train
 
 
-def finished(recipe, root):
+def finished(recipe, root, stage="pretrain"):
     """Everything that must be the same: every file but the seal, which holds times."""
-    folder = pipeline.artifact_path("pretrain", recipe, root)
+    folder = pipeline.artifact_path(stage, recipe, root)
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -85,6 +85,28 @@ def test_killed_before_each_of_its_file_operations_a_run_ends_with_the_same_bits
         assert run(start_build, short(), root, deadline=deadline) == KILLED
         assert run(start_build, short(), root) == 0, f"killed before operation {deadline}"
         assert finished(short(), root) == expected, f"killed before operation {deadline}"
+
+
+@pytest.mark.slow
+def test_fine_tuning_killed_before_its_file_operations_ends_with_the_same_bits(
+    fresh_root, start_build
+):
+    """Every second operation, since the loop and its files are those of pretraining."""
+    recipe = replace(toy(), sft=replace(toy().sft, n_dialogs=20, save_every=2, eval_every=3))
+    inputs = ("tokenizer", "corpus", "pretrain")
+    whole = fresh_root("whole", inputs)
+    assert run(start_build, recipe, whole, stage="sft") == 0
+    expected = finished(recipe, whole, "sft")
+    operations = int((whole / "builds.operations").read_text())
+    assert operations > 30
+    resumed = 0
+    for deadline in range(0, operations, 2):
+        root = fresh_root(f"at{deadline}", inputs)
+        assert run(start_build, recipe, root, stage="sft", deadline=deadline) == KILLED
+        resumed += any(root.glob("sft/.*.partial/step-*"))
+        assert run(start_build, recipe, root, stage="sft") == 0, f"killed before {deadline}"
+        assert finished(recipe, root, "sft") == expected, f"killed before operation {deadline}"
+    assert resumed >= 5, "hardly a run was killed after its first checkpoint: vacuous test"
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Run in a process of its own: build an artifact, and die by SIGKILL where the test says.
 
-The test hands over `given`: the recipe, the root, the number of the file operation before which
-to die (None: live on), a barrier to wait at (or None), and a file in which builds are counted.
+The test hands over `given`: the stage, the recipe, the root, the number of the file operation
+before which to die (None: live on), a barrier to wait at (or None), and a file in which builds
+are counted.
 """
 
 import dataclasses
@@ -36,11 +37,12 @@ def announce(job: pipeline.Job) -> None:
     train(job)
 
 
-train = pipeline.STAGES["pretrain"].run
-pipeline.STAGES["pretrain"] = dataclasses.replace(pipeline.STAGES["pretrain"], run=announce)
+stage = given["stage"]
+train = pipeline.STAGES[stage].run
+pipeline.STAGES[stage] = dataclasses.replace(pipeline.STAGES[stage], run=announce)
 if given["barrier"] is not None:
     given["barrier"].wait(60)
 sys.addaudithook(watch)
-pipeline.artifact("pretrain", given["recipe"], device="cpu", root=given["root"], bar=False)
+pipeline.artifact(stage, given["recipe"], device="cpu", root=given["root"], bar=False)
 watching = False
 given["builds"].with_suffix(".operations").write_text(str(operations))

@@ -1,0 +1,167 @@
+"""Training of reward models: the mix, the encoding, the two losses, and that they learn."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.heads import scalar_model
+from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.stages.reward import (
+    OWN_SHARE,
+    RewardConfig,
+    encode_pairs,
+    pair_loss,
+    scores_of,
+    train_reward,
+    training_pairs,
+    world_pairs,
+)
+from llama2_lib.storage import read_metrics
+from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from llama2_lib.training.pair_batches import EncodedPair, collate
+from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import dialogs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+VOCAB = 512
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    texts = [m["content"] for d in dialogs(make_world(0), 0, 400) for m in d]
+    path = tmp_path_factory.mktemp("tok") / "tokenizer.model"
+    return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), path))
+
+
+@pytest.fixture
+def chat():
+    config = ModelConfig(
+        vocab_size=VOCAB, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, multiple_of=8,
+        max_seq_len=256,
+    )  # fmt: skip
+    return initialise(Transformer(config), 0).eval()
+
+
+def config(**changes):
+    return replace(RewardConfig(stream="helpfulness", n_pairs=64, batch_size=8), **changes)
+
+
+@pytest.mark.parametrize("stream", ["helpfulness", "safety"])
+def test_the_mix_is_the_papers(stream):
+    pairs = training_pairs(config(stream=stream, n_pairs=200), world_seed=0)
+    own = [pair for pair in pairs if pair.stream == stream]
+    assert len(pairs) == 200
+    assert len(own) == round(200 * OWN_SHARE[stream])
+    assert {pair.stream for pair in pairs} == {"helpfulness", "safety"}
+
+
+def test_training_and_held_out_pairs_share_no_prompt():
+    train = world_pairs("helpfulness", 0, 0, 400, "train")
+    held_out = world_pairs("helpfulness", 0, 0, 200, "held out")
+    assert not {p.prompt.request for p in train} & {p.prompt.request for p in held_out}
+
+
+def test_both_answers_share_the_prompt_and_end_with_eos(tokenizer):
+    pairs = world_pairs("safety", 0, 0, 20, "train")
+    for pair, encoded in zip(pairs, encode_pairs(pairs, tokenizer, "large"), strict=True):
+        assert encoded.chosen[-1] == encoded.rejected[-1] == tokenizer.eos_id
+        n_turns = sum(message["role"] == "user" for message in pair.prompt.dialog)
+        assert encoded.chosen.count(tokenizer.bos_id) == n_turns
+        assert pair.chosen.split("\n")[-1][-8:] in tokenizer.decode(encoded.chosen)
+        assert encoded.margin in (0.0, 1.0, 2.0, 3.0)
+        assert encoded.safe == {
+            "safe, unsafe": (True, False), "both safe": (True, True), "both unsafe": (False, False),
+        }[pair.safety_bin]  # fmt: skip
+    helpful = encode_pairs(world_pairs("helpfulness", 0, 0, 3, "train"), tokenizer, "none")
+    assert [(pair.safe, pair.margin) for pair in helpful] == [(None, 0.0)] * 3
+
+
+def test_excluded_pairs_are_refused(tokenizer):
+    pair = replace(world_pairs("safety", 0, 0, 1, "train")[0], safety_bin="unsafe, safe")
+    with pytest.raises(ValueError, match="are excluded from training"):
+        encode_pairs([pair], tokenizer, "small")
+
+
+BATCH = collate(
+    [
+        EncodedPair([1, 5, 6, 2], [1, 5, 2], 0.5, (True, False)),
+        EncodedPair([1, 7, 2], [1, 7, 8, 9, 2], 1.0, None),
+    ]
+)
+
+
+def numbers(ids):
+    return torch.arange(ids.numel(), dtype=torch.float64).view(ids.shape) / 10
+
+
+def test_the_loss_reads_the_last_tokens_and_adds_the_safety_term():
+    # Row r of five columns holds 0.5 r + 0.1 t at t: scores at t = 3, 2, 2, 4.
+    chosen, rejected = [0.3, 0.7], [1.2, 1.9]
+    gaps = [c - r - m for c, r, m in zip(chosen, rejected, (0.5, 1.0), strict=True)]
+    ranking = sum(math.log(1 + math.exp(-gap)) for gap in gaps)
+    plain = pair_loss(0.0)(numbers, BATCH)
+    assert abs(plain.total.item() - ranking) < 1e-12
+    assert plain.count.item() == 2
+    safety = (math.log(1 + math.exp(-0.3)) + math.log(1 + math.exp(1.2))) / 2  # two labels
+    both = pair_loss(0.7)(numbers, BATCH)
+    assert abs(both.total.item() - (ranking + 0.7 * safety * 2)) < 1e-12
+    assert both.count.item() == 2
+
+
+def test_scores_do_not_depend_on_the_batch(tokenizer, chat):
+    model = scalar_model(chat, seed=1).eval()
+    pairs = encode_pairs(world_pairs("helpfulness", 0, 0, 9, "train"), tokenizer, "none")
+    pairs = [p for p in pairs if max(map(len, p[:2])) <= 256]
+    for one, many in zip(scores_of(model, pairs, 1), scores_of(model, pairs, 4), strict=True):
+        np.testing.assert_allclose(one, many, rtol=0, atol=1e-5)
+        assert len(np.unique(one)) == len(pairs)
+
+
+def test_a_model_learns_32_pairs_by_heart(tokenizer, chat, tmp_path):
+    pairs = encode_pairs(world_pairs("helpfulness", 0, 0, 90, "train"), tokenizer, "none")
+    pairs = [p for p in pairs if max(map(len, p[:2])) <= 120][:32]
+    assert len(pairs) == 32
+    settings = config(peak_lr=1e-2, warmup=5, eval_every=1000, save_every=1000)
+    model = train_reward(settings, chat, pairs * 40, pairs, tmp_path, CPU)
+    chosen, rejected = scores_of(model, pairs)
+    assert (chosen > rejected).all()
+    before = read_metrics(tmp_path / "metrics.jsonl")[0]["validation_accuracy"]
+    assert before < 0.8
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[0]["pairs"] == 32 * 40
+    assert rows[-1]["validation_accuracy"] == 1.0
+
+
+def test_the_chat_model_is_left_alone_and_the_seed_decides(tokenizer, chat, tmp_path):
+    before = {name: p.clone() for name, p in chat.named_parameters()}
+    pairs = encode_pairs(world_pairs("safety", 0, 0, 24, "train"), tokenizer, "small")
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        settings = config(stream="safety", seed=seed, warmup=1)
+        model = train_reward(settings, chat, pairs, pairs, tmp_path / name, CPU)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not torch.equal(found[0]["head.weight"], found[2]["head.weight"])
+    assert all(torch.equal(p, before[name]) for name, p in chat.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_pairs": 0}, "n_pairs must be at least 1"),
+        ({"stream": "style"}, "stream must be one of"),
+        ({"margin": "huge"}, "margin must be one of"),
+        ({"precision": "fp8"}, "precision must be fp32 or bf16"),
+        ({"safety_weight": -1.0}, "safety_weight must be 0 or more"),
+        ({"peak_lr": 0.0}, "need peak > 0"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
