@@ -2,6 +2,7 @@
 
 import shutil
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,22 @@ def test_no_file_names_a_package_index():
         text = (ROOT / name).read_text()
         assert "index-url" not in text, f"{name} names an index"
         assert "://" not in text, f"{name} names a host"
+
+
+def too_new(requires_python: dict[str, str], oldest: str) -> list[str]:
+    """Packages that the oldest Python we promise cannot install."""
+    return [name for name, spec in requires_python.items() if oldest not in SpecifierSet(spec)]
+
+
+def test_every_pin_installs_on_the_oldest_python_that_is_promised():
+    oldest = project(ROOT)["requires-python"].removeprefix(">=") + ".0"
+    installed = {canonicalize_name(item.name): item for item in distributions()}
+    needs = {
+        name: installed[name].metadata["Requires-Python"] or ""
+        for name in pins(ROOT)
+        if name in installed
+    }
+    assert len(needs) > 100, "the pins are those of this environment"
+    assert too_new(needs, oldest) == []
+    # a package that left the first releases of Python 3.11 behind
+    assert too_new(needs | {"soupsieve": ">=3.11.5"}, oldest) == ["soupsieve"]
