@@ -1,0 +1,281 @@
+"""Checks of the parts of a reward model, and the mistakes they recognise (paper section 3.2.2)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llama2_lib import rng
+from llama2_lib.objectives.preference import MARGINS
+from llama2_lib.objectives.preference import margins as right_margins
+from llama2_lib.teaching.check import CheckFailed
+from llama2_lib.teaching.diagnosis import diagnose
+from llama2_lib.teaching.gradient import value_and_gradient
+from llama2_lib.world.annotators import GRADES
+
+Ranking = Callable[[Tensor, Tensor, Tensor], Tensor]
+Margins = Callable[[Sequence[str], str], Tensor]
+Accuracy = Callable[[Tensor, Tensor, Tensor], Tensor]
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _ranked(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    return F.softplus(rejected - chosen + margin).mean()
+
+
+RANKING_MISTAKES: dict[str, Ranking] = {
+    "the logarithm of a sigmoid is taken, which is -inf where a pair is most wrong; use logsigmoid "
+    "or softplus": lambda c, r, m: -(c - r - m).sigmoid().log().mean(),
+    "a small number is added inside the logarithm, which hides the gradient where a pair is most "
+    "wrong; use logsigmoid": lambda c, r, m: -((c - r - m).sigmoid() + 1e-8).log().mean(),
+    "the margin is added to the gap; subtract it, so that clear pairs must lie further apart": (
+        lambda c, r, m: _ranked(c, r, -m)
+    ),
+    "the margin is not used": lambda c, r, m: _ranked(c, r),
+    "the margin is added to the loss, where it moves no gradient; it belongs inside the sigmoid": (
+        lambda c, r, m: _ranked(c, r) + m.mean()
+    ),
+    "the margin multiplies the loss, so pairs with margin 0 teach nothing; subtract it from the "
+    "gap": lambda c, r, m: (m * F.softplus(r - c)).mean(),
+    "chosen and rejected are exchanged": lambda c, r, m: _ranked(r, c, m),
+    "the sign is wrong: this is the log-likelihood, and training would lower it": (
+        lambda c, r, m: -_ranked(c, r, m)
+    ),
+    "the losses are summed, not averaged over the pairs": lambda c, r, m: _ranked(c, r, m) * len(c),
+    "the sum is divided by the answers; divide by the pairs, of which there are half as many": (
+        lambda c, r, m: _ranked(c, r, m) / 2
+    ),
+    "the scores pass through a sigmoid before the loss, so no gap exceeds 1; use raw scores": (
+        lambda c, r, m: _ranked(c.sigmoid(), r.sigmoid(), m)
+    ),
+    "the loss is 1 - sigmoid, without a logarithm; it stops teaching where a pair is most wrong": (
+        lambda c, r, m: (r - c + m).sigmoid().mean()
+    ),
+    "this is a hinge, max(0, margin - gap); equation 2 has a logsigmoid": lambda c, r, m: (
+        (r - c + m).relu().mean()
+    ),
+    "the gaps are averaged before the logsigmoid, so a clear pair hides a wrong one": (
+        lambda c, r, m: -F.logsigmoid((c - r - m).mean())
+    ),
+    "the rejected scores are detached, so only the chosen answers are moved": lambda c, r, m: (
+        _ranked(c, r.detach(), m)
+    ),
+}
+
+
+def ranking_loss(candidate: Ranking) -> None:
+    """Check `candidate(chosen, rejected, margin)`: the mean over pairs of equation 2, and its
+    gradient, also where scores are far apart."""
+    near = 2 * torch.randn(2, 5, generator=rng.generator(0, "check", "ranking"))
+    far = torch.tensor([[-150.0, 90.0], [120.0, -60.0]])
+    margin = torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0])
+
+    def run(loss: Ranking) -> Tensor:
+        parts = [(near, margin), (far, margin[:2])]
+        return torch.cat(
+            [value_and_gradient(lambda s, m=m: loss(s[0], s[1], m), at) for at, m in parts]
+        )
+
+    wrong = {name: partial(run, f) for name, f in RANKING_MISTAKES.items()}
+    diagnose(run(candidate), run(_ranked), wrong)
+
+
+def _looked_up(
+    grades: Sequence[str],
+    schedule: str,
+    *,
+    tables: Mapping[str, Sequence[float]] = MARGINS,
+    lenient: str = "",
+) -> Tensor:
+    """Look margins up; `lenient` is "grade" or "schedule", of which unknown ones get 0."""
+    if lenient == "schedule":
+        tables = {schedule: (0.0, 0.0, 0.0, 0.0), **tables}
+    table: dict[str, float] = dict(zip(GRADES, tables[schedule], strict=True))
+    return torch.tensor([table.get(g, 0.0) if lenient == "grade" else table[g] for g in grades])
+
+
+MARGIN_MISTAKES: dict[str, Margins] = {
+    "the order is upside down: the clearest grade has the largest margin": partial(
+        _looked_up, tables={name: row[::-1] for name, row in MARGINS.items()}
+    ),
+    "the schedules small and large are exchanged": partial(
+        _looked_up, tables={**MARGINS, "small": MARGINS["large"], "large": MARGINS["small"]}
+    ),
+    "the schedule is not looked at: the margins are always the large ones": partial(
+        _looked_up, tables=dict.fromkeys(MARGINS, MARGINS["large"])
+    ),
+    "the margins are whole numbers, so 2/3 and 1/3 became 0; keep floats": partial(
+        _looked_up, tables={**MARGINS, "small": (1.0, 0.0, 0.0, 0.0)}
+    ),
+    "every margin is one step too large; pairs that are hardly better have none": partial(
+        _looked_up,
+        tables={**MARGINS, "small": (4 / 3, 1.0, 2 / 3, 1 / 3), "large": (4.0, 3.0, 2.0, 1.0)},
+    ),
+    "an unknown grade gets the margin 0 in silence; raise a ValueError": partial(
+        _looked_up, lenient="grade"
+    ),
+    "an unknown schedule counts as none in silence; raise a ValueError": partial(
+        _looked_up, lenient="schedule"
+    ),
+}
+
+
+def _refuses(function: Margins, grades: Sequence[str], schedule: str) -> float:
+    try:
+        function(grades, schedule)
+    except (ValueError, KeyError):
+        return 1.0
+    return 0.0
+
+
+def margins(candidate: Margins) -> None:
+    """Check `candidate(grades, schedule)`: m(r) of each pair for the schedules none, small and
+    large (table 27). What it does not know must be refused."""
+    grades = [GRADES[index] for index in (2, 0, 3, 1, 1, 0)]
+
+    def run(function: Margins) -> Tensor:
+        rows = [torch.as_tensor(function(grades, schedule)).float() for schedule in MARGINS]
+        if any(row.shape != (len(grades),) for row in rows):
+            raise CheckFailed(f"{len(grades)} margins must come back, one a pair.")
+        cases = [([*grades, "much better"], "large"), (grades, "huge")]
+        return torch.cat([*rows, torch.tensor([_refuses(function, *case) for case in cases])])
+
+    wrong = {name: partial(run, f) for name, f in MARGIN_MISTAKES.items()}
+    diagnose(run(candidate), run(right_margins), wrong)
+
+
+def _accuracy(chosen: Tensor, rejected: Tensor, margin: Tensor | float, *, tie: float) -> Tensor:
+    gap = chosen - rejected - margin
+    return ((gap > 0) + tie * (gap == 0)).mean()
+
+
+ACCURACY_MISTAKES: dict[str, Accuracy] = {
+    "a tie counts as a hit; count it half, or a model of zeros is perfect": lambda c, r, m: (
+        _accuracy(c, r, 0.0, tie=1.0)
+    ),
+    "a tie counts as a miss; count it half, or a model of zeros is worse than a coin": (
+        lambda c, r, m: _accuracy(c, r, 0.0, tie=0.0)
+    ),
+    "ties are left out of the pairs; count each half": lambda c, r, m: (
+        (c > r).sum() / (c != r).sum()
+    ),
+    "the margin enters; it belongs to training only, or models with different margins cannot be "
+    "compared": lambda c, r, m: _accuracy(c, r, m, tie=0.5),
+    "chosen and rejected are exchanged": lambda c, r, m: _accuracy(r, c, 0.0, tie=0.5),
+    "the mean probability is taken; count pairs in the right order": lambda c, r, m: (
+        (c - r).sigmoid().mean()
+    ),
+    "each chosen score is compared with 0; only the order within a pair has a meaning": (
+        lambda c, r, m: (c > 0).float().mean()
+    ),
+    "single answers are counted, above 0 or below; compare the two answers of a pair": (
+        lambda c, r, m: torch.cat([c > 0, r < 0]).float().mean()
+    ),
+    "hits are counted, not their share": lambda c, r, m: _accuracy(c, r, 0.0, tie=0.5) * len(c),
+    "the share is in percent; give a number between 0 and 1": lambda c, r, m: (
+        100 * _accuracy(c, r, 0.0, tie=0.5)
+    ),
+}
+
+
+def pair_accuracy(candidate: Accuracy) -> None:
+    """Check `candidate(chosen, rejected, margin)`: the share of pairs in the right order.
+
+    The margin is what a batch carries; evaluation must not use it.
+    """
+    chosen = torch.tensor([2.0, -0.5, 1.0, 0.5, -3.0, 1.5, 0.25, -1.0, 2.5, 0.75, -0.25])
+    rejected = torch.tensor([0.5, -1.0, 1.0, 1.5, -4.5, 1.5, 0.0, 0.5, 1.0, 0.75, -2.0])
+    margin = torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0, 0.0, 1 / 3, 2.0, 1.0, 0.0, 3.0])
+    wrong = {name: partial(f, chosen, rejected, margin) for name, f in ACCURACY_MISTAKES.items()}
+    actual = torch.as_tensor(candidate(chosen, rejected, margin))
+    diagnose(actual, _accuracy(chosen, rejected, 0.0, tie=0.5), wrong)
+
+
+PAD = 2
+"""The id that ends an answer as well, as in many tokenizers."""
+
+
+def _read(values: Tensor, at: Tensor) -> Tensor:
+    return values[torch.arange(len(values)), at]
+
+
+def _inside(values: Tensor, lengths: Tensor) -> Tensor:
+    return torch.arange(values.shape[1]) < lengths[:, None]
+
+
+SCORE_MISTAKES: dict[str, Score] = {
+    "the last column is read, which is a pad in shorter rows; read at length - 1": (
+        lambda values, ids, lengths: values[:, -1]
+    ),
+    "the place `length` is read, the first pad; counting starts at 0, so read at length - 1": (
+        lambda values, ids, lengths: _read(values, lengths.clamp(max=values.shape[1] - 1))
+    ),
+    "the place length - 2 is read, the token before the last": lambda values, ids, lengths: _read(
+        values, lengths - 2
+    ),
+    "the first pad is searched by its id, which also stands inside a prompt and is missing in a "
+    "full row; use the lengths": lambda values, ids, lengths: _read(
+        values, (ids == PAD).int().argmax(1) - 1
+    ),
+    "the last token that is not the padding id is searched, and EOS has the same id; use the "
+    "lengths": lambda values, ids, lengths: _read(
+        values, (torch.arange(ids.shape[1]) * (ids != PAD)).argmax(1)
+    ),
+    "the first token is read, which has seen nothing of the answer": lambda values, ids, lengths: (
+        values[:, 0]
+    ),
+    "the mean over the tokens is taken; read the last real one": lambda values, ids, lengths: (
+        (values * _inside(values, lengths)).sum(1) / lengths
+    ),
+    "the mean over all columns is taken, pads included": lambda values, ids, lengths: values.mean(
+        1
+    ),
+    "the values of the tokens are summed, so long answers score more": (
+        lambda values, ids, lengths: (values * _inside(values, lengths)).sum(1)
+    ),
+    "the largest value of the row is taken": lambda values, ids, lengths: values.masked_fill(
+        ~_inside(values, lengths), -torch.inf
+    ).amax(1),
+    "the score passes through a sigmoid; keep it raw": lambda values, ids, lengths: _read(
+        values, lengths - 1
+    ).sigmoid(),
+    "the batch's mean is taken off, so a score depends on who else is in the batch": (
+        lambda values, ids, lengths: _read(values, lengths - 1) - _read(values, lengths - 1).mean()
+    ),
+    "the lengths belong to other rows; keep rows and lengths in one order": (
+        lambda values, ids, lengths: _read(values, lengths.flip(0) - 1)
+    ),
+}
+
+
+def last_token_score(candidate: Score) -> None:
+    """Check `candidate(values, ids, lengths)`: each row's value at its last real token.
+
+    Rows are padded on the right with the id of EOS. Each row is tried alone and in the batch.
+    """
+    lengths = torch.tensor([5, 7, 3, 6])
+    ids = torch.tensor(
+        [[8, 2, 9, 5, 2, 2, 2], [4, 6, 8, 7, 3, 5, 2], [9, 4, 7, 2, 2, 2, 2], [5, 4, 6, 8, 9, 2, 2]]
+    )
+    values = torch.randn(4, 7, generator=rng.generator(0, "check", "last token"))
+
+    def run(score: Score) -> Tensor:
+        alone = [
+            score(values[row : row + 1, :n], ids[row : row + 1, :n], lengths[row : row + 1])
+            for row, n in enumerate(lengths.tolist())
+        ]
+        return torch.cat([score(values, ids, lengths), *alone])
+
+    wrong = {name: partial(run, f) for name, f in SCORE_MISTAKES.items()}
+    try:
+        actual = run(candidate)
+    except (IndexError, RuntimeError) as error:
+        if "out of" not in str(error):
+            raise
+        raise CheckFailed(
+            "a place beyond a row was read; the last of n tokens stands at n - 1 "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    diagnose(actual, run(lambda values, ids, lengths: _read(values, lengths - 1)), wrong)
