@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 RecipeName = Literal["toy", "grid", "nano", "small"]
-StageName = Literal["tokenizer", "corpus", "pretrain", "sft"]
+ModelName = Literal[
+    "pretrain", "sft", "rejection_v1", "rejection_v2", "rejection_v3", "rejection_v4", "ppo"
+]
+StageName = (
+    Literal["tokenizer", "corpus"]
+    | ModelName
+    | Literal["rewards_v1", "rewards_v2", "rewards_v3", "rewards_v4", "rewards_v5"]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +60,12 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Talk to the fine-tuned model, or give the pretrained one a beginning. Ctrl-D ends."""
+    """Talk to a chat model, or give the pretrained one a beginning. Ctrl-D ends."""
 
-    stage: Literal["sft", "pretrain"] = "sft"
-    """Whose model: sft answers, pretrain goes on with your text."""
+    stage: ModelName = "sft"
+    """Whose model: pretrain goes on with your text, all others answer."""
+    compare: bool = False
+    """Let all versions answer side by side, from the base model to the last."""
     recipe: RecipeName = "nano"
     seed: int = 0
     temperature: float = 0.7
@@ -173,83 +182,18 @@ def _show(command: Show) -> int:
 
 
 def _chat(command: Chat) -> int:
-    from llama2_lib import pipeline
+    from llama2_lib import chat
     from llama2_lib.recipes import RECIPES
 
     recipe = RECIPES[command.recipe](command.seed)
-    loaded = pipeline.load(command.stage, recipe, device=command.device)
-    if command.stage == "pretrain":
-        print("This model only continues text. Try 'One morning', or 'Question: ...'. Ctrl-D ends.")
-        reply = _continuation(command, *loaded)
-    else:
-        print("Ask what you like. An empty line begins a new dialog. Ctrl-D ends.")
-        reply = _conversation(command, *loaded)
-    turn = 0
-    while True:
-        try:
-            text = input("> ")
-        except EOFError:
-            print()
-            return 0
-        try:
-            said = reply(text, turn)
-        except ValueError as error:
-            print(f"llama2: {error}", file=sys.stderr)
-            continue
-        if said is not None:
-            print(said)
-            turn += 1
-
-
-def _continuation(command: Chat, model: Any, tokenizer: Any) -> Callable[[str, int], str | None]:
-    from llama2_lib.model.generate import generate
-
-    def reply(text: str, turn: int) -> str | None:
-        if not text.strip():
-            return None
-        if text.startswith("Question:"):
-            text += "\nAnswer:"
-        prompt = tokenizer.encode(text, bos=True)
-        [done] = generate(
-            model,
-            [prompt],
-            max_new_tokens=command.max_new_tokens,
-            temperature=command.temperature,
-            top_p=command.top_p,
-            seed=turn,
-            stop_ids={tokenizer.eos_id},
-        )
-        return tokenizer.decode([*prompt, *done.ids])
-
-    return reply
-
-
-def _conversation(command: Chat, model: Any, tokenizer: Any) -> Callable[[str, int], str | None]:
-    from llama2_lib.evaluation.chat import answer
-    from llama2_lib.text.dialog import Message
-
-    dialog: list[Message] = []
-
-    def reply(text: str, turn: int) -> str | None:
-        if not text.strip():
-            dialog.clear()
-            return None
-        asked: list[Message] = [*dialog, {"role": "user", "content": text}]
-        [said] = answer(
-            model,
-            tokenizer,
-            [asked],
-            max_new_tokens=command.max_new_tokens,
-            temperature=command.temperature,
-            top_p=command.top_p,
-            seed=turn,
-        )
-        # Format and context cannot carry a silent answer, so that turn is forgotten.
-        if said.text:
-            dialog[:] = [*asked, {"role": "assistant", "content": said.text}]
-        return said.text or "(no answer)"
-
-    return reply
+    manner = chat.Manner(
+        temperature=command.temperature,
+        top_p=command.top_p,
+        max_new_tokens=command.max_new_tokens,
+    )
+    if command.compare:
+        return chat.compare(recipe, manner, command.device)
+    return chat.talk(command.stage, recipe, manner, command.device)
 
 
 def _claims(command: Claims) -> int:

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import torch
 
-from llama2_lib import claims, pipeline, storage
+from llama2_lib import claims, pipeline, rng, storage
+from llama2_lib.evaluation.preference import improvement, marks_of
 from llama2_lib.recipes import nano
+from llama2_lib.stages.asked import ask
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import load_tokenizer
+from llama2_lib.world import make_world
+
+LAST = "ppo"
+"""The stage at the end of the chain; all others are built on the way."""
+N_MARKED = 300
 
 
 def run(*, device: str = "auto", notebooks: bool = True) -> int:
@@ -21,8 +28,9 @@ def run(*, device: str = "auto", notebooks: bool = True) -> int:
     """
     begin = time.perf_counter()
     recipe = nano()
-    todo = pipeline.missing("pretrain", recipe)
+    todo = pipeline.missing(LAST, recipe)
     print(f"chain: {', '.join(todo) + ' to build' if todo else 'all on disk'}", flush=True)
+    pipeline.artifact(LAST, recipe, device=device)
     folder = pipeline.artifact("pretrain", recipe, device=device)
     grids = claims.grid_requests(recipe)
     absent = [request for request in grids if pipeline.missing(*request)]
@@ -63,7 +71,7 @@ def _made_from(lesson: Path) -> str:
     """Return a fingerprint of all that the outputs of a notebook depend on."""
     library = Path(__file__).parent
     code = {str(p.relative_to(library)): storage.file_sha256(p) for p in library.rglob("*.py")}
-    model = pipeline.fingerprint("pretrain", nano())
+    model = pipeline.fingerprint(LAST, nano())
     return storage.fingerprint([storage.file_sha256(lesson), code, model, torch.__version__])
 
 
@@ -91,8 +99,42 @@ def summary(folder: Path, n_grid: int, trained: float, total: float) -> str:
             f"[{100 * share.low:.1f}, {100 * share.high:.1f}]  of {share.n} questions"
             for name, share in recall.items()
         ),
+        *aligned(),
         f"time      stages {trained:.0f} s, all {total:.0f} s",
         f"where     {folder}",
         "next      make lab     (then open notebooks/00_start_here.ipynb)",
     ]
     return "\n".join(lines)
+
+
+def aligned() -> list[str]:
+    """Return a line for each quality: the gold judges' marks of the chain's versions."""
+    recipe = nano()
+    world = make_world(recipe.corpus.world_seed)
+    loaded = {
+        name: pipeline.load(stage, recipe)
+        for name, stage in (("SFT", "sft"), ("V4", "rejection_v4"), ("V5", LAST))
+    }
+    room = min(96, recipe.model.max_seq_len // 2)
+    asked = ask(
+        world, rng.seed_from(0, "summary"), N_MARKED, loaded["SFT"][1],
+        longest=recipe.model.max_seq_len - room, split="held out",
+    )  # fmt: skip
+    marks = {
+        name: marks_of(model, tokenizer, world, asked.prompts, max_new_tokens=room)
+        for name, (model, tokenizer) in loaded.items()
+    }
+    harmless = ~marks["SFT"].adversarial
+    lines = []
+    for word, quality, rows in (
+        ("helpful", "helpfulness", harmless),
+        ("safe", "safety", ~harmless),
+    ):
+        values = {name: getattr(found, quality)[rows] for name, found in marks.items()}
+        gain = improvement(values["SFT"], values["V5"])
+        means = ", ".join(f"{name} {value.mean():.3f}" for name, value in values.items())
+        lines.append(
+            f"{word:9s} {means}; SFT to V5 {gain.value:+.3f} [{gain.low:+.3f}, "
+            f"{gain.high:+.3f}] of {gain.n} prompts"
+        )
+    return lines

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.stages.corpus import CorpusConfig
 from llama2_lib.stages.pretrain import PretrainConfig
+from llama2_lib.stages.rejection import RejectionConfig
+from llama2_lib.stages.reward import RewardConfig
+from llama2_lib.stages.rollout import PpoConfig
 from llama2_lib.stages.sft import SftConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
 
@@ -23,6 +26,10 @@ class Recipe:
     model: ModelConfig
     pretrain: PretrainConfig
     sft: SftConfig
+    helpfulness: RewardConfig
+    safety: RewardConfig
+    rejection: RejectionConfig
+    ppo: PpoConfig
 
     def __post_init__(self) -> None:
         if self.model.vocab_size != self.tokenizer.vocab_size:
@@ -42,7 +49,15 @@ def nano(seed: int = 0) -> Recipe:
         pretrain=PretrainConfig(
             steps=1000, batch_size=4, seq_len=512, peak_lr=4e-3, warmup=40, seed=seed
         ),
-        sft=SftConfig(n_dialogs=4000, batch_size=4, seq_len=512, seed=seed),
+        sft=SftConfig(n_dialogs=2000, batch_size=4, seq_len=512, seed=seed),
+        helpfulness=RewardConfig(
+            stream="helpfulness", n_pairs=3500, n_fresh=2500, n_fresh_later=600, seed=seed
+        ),
+        safety=RewardConfig(
+            stream="safety", n_pairs=1200, n_fresh=800, n_fresh_later=300, seed=seed
+        ),
+        rejection=RejectionConfig(n_prompts=600, n_demonstrations=2000, steps=250, seed=seed),
+        ppo=PpoConfig(iterations=24, seed=seed),
     )
 
 
@@ -63,6 +78,26 @@ def toy(seed: int = 0) -> Recipe:
         sft=SftConfig(
             n_dialogs=60, n_validation=12, batch_size=4, seq_len=128, peak_lr=3e-3, warmup=2,
             eval_every=10, save_every=5, seed=seed,
+        ),
+        helpfulness=RewardConfig(
+            stream="helpfulness", n_pairs=64, n_fresh=24, n_fresh_later=24, n_validation=20,
+            max_new_tokens=12, batch_size=8, warmup=2, eval_every=5, save_every=4,
+            seed=seed,
+        ),
+        safety=RewardConfig(
+            stream="safety", n_pairs=64, n_fresh=24, n_fresh_later=24, n_validation=20,
+            max_new_tokens=12, batch_size=8, warmup=2, eval_every=5, save_every=4,
+            seed=seed,
+        ),
+        rejection=RejectionConfig(
+            n_prompts=12, n_samples=3, n_probe=4, temperatures=(0.7, 1.0), n_demonstrations=20,
+            max_new_tokens=12, steps=8, batch_size=2, seq_len=128, warmup=2, eval_every=4,
+            save_every=3, seed=seed,
+        ),
+        ppo=PpoConfig(
+            iterations=3, batch_size=8, minibatch_size=4, value_warmup=1, n_prompts=60,
+            longest_prompt=64, n_held_out=10, max_new_tokens=12, eval_every=2, save_every=2,
+            seed=seed,
         ),
     )  # fmt: skip
 
@@ -104,6 +139,24 @@ def small(seed: int = 0) -> Recipe:
         sft=SftConfig(
             n_dialogs=27_540, batch_size=16, seq_len=1024, peak_lr=1e-3, warmup=20,
             precision="bf16", compile=True, save_every=500, seed=seed,
+        ),
+        helpfulness=RewardConfig(
+            stream="helpfulness", n_pairs=40_000, n_fresh=20_000, n_fresh_later=4000,
+            batch_size=64, peak_lr=2e-4, precision="bf16", eval_every=100, save_every=500,
+            seed=seed,
+        ),
+        safety=RewardConfig(
+            stream="safety", n_pairs=10_000, n_fresh=6000, n_fresh_later=2000, batch_size=64,
+            peak_lr=2e-4, precision="bf16", eval_every=100, save_every=500, seed=seed,
+        ),
+        rejection=RejectionConfig(
+            n_prompts=4000, n_samples=16, n_demonstrations=20_000, steps=800, batch_size=16,
+            seq_len=1024, peak_lr=1e-3, warmup=20, precision="bf16", eval_every=200,
+            save_every=400, seed=seed,
+        ),
+        ppo=PpoConfig(
+            iterations=100, batch_size=512, minibatch_size=64, lr=2e-5, n_prompts=20_000,
+            n_held_out=400, seed=seed,
         ),
     )  # fmt: skip
 

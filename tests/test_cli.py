@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from llama2_lib import bench, cli, pipeline
+from llama2_lib import chat as talking
 from llama2_lib.cli import main
 from llama2_lib.evaluation import chat
 from llama2_lib.recipes import toy
@@ -54,12 +55,15 @@ def test_show_prints_every_setting_and_what_is_on_disk(root, capsys):
             for field in dataclasses.fields(value):
                 assert f"{part.name}.{field.name} = {getattr(value, field.name)}" in lines
     assert f"weights = {toy().model.n_parameters:,}" in lines
-    for stage, line in zip(pipeline.STAGES, lines[-4:], strict=True):
+    for stage, line in zip(pipeline.STAGES, lines[-len(pipeline.STAGES) :], strict=True):
         assert line.split() == [stage, "there", str(pipeline.artifact_path(stage, toy()))]
     assert main(["show", "toy", "--seed", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "pretrain.seed = 1" in lines
-    assert [line.split()[1] for line in lines[-4:]] == ["there", "there", "missing", "missing"]
+    assert [line.split()[1] for line in lines[-len(pipeline.STAGES) :]] == [
+        *["there"] * 2,
+        *["missing"] * (len(pipeline.STAGES) - 2),
+    ]
 
 
 def test_run_prints_the_folder_and_builds_what_was_asked_for(root, capsys):
@@ -92,7 +96,7 @@ def test_run_takes_other_texts(root, capsys, tmp_path, monkeypatch):
 
 
 def test_an_unknown_stage_or_recipe_names_the_choices(capsys):
-    for arguments in (["run", "ppo"], ["show", "huge"], ["fly"], ["run"]):
+    for arguments in (["run", "dpo"], ["show", "huge"], ["fly"], ["run"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
@@ -218,7 +222,7 @@ def heard(monkeypatch):
         encode_prompt(asked[0], tokenizer)
         return [chat.Answer(str(len(dialogs)), [5, 2], True)]
 
-    monkeypatch.setattr(chat, "answer", answer)
+    monkeypatch.setattr(talking, "answer", answer)
     return dialogs
 
 
@@ -244,6 +248,14 @@ def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
     answers, errors = say(["What is 3 plus 4?", "", "word " * 200], "--max-new-tokens", "5")
     assert len(answers[0]) > 0
     assert "a dialog must leave room for an answer in 128 tokens" in errors
+
+
+def test_all_versions_answer_side_by_side(root, say):
+    answers, errors = say(["What is 3 plus 4?", ""], "--compare", "--max-new-tokens", "5")
+    assert errors == ""
+    assert [line[:5].strip() for line in answers[: len(talking.VERSIONS)]] == [
+        "base", "SFT", "V1", "V2", "V3", "V4", "V5",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("what", "function"), [("train", "train"), ("generate", "generation")])

@@ -13,14 +13,18 @@ import torch
 from tqdm.auto import tqdm
 
 from llama2_lib import pipeline
-from llama2_lib.pipeline import graph
+from llama2_lib.pipeline import world_text
 from llama2_lib.recipes import RECIPES, grid, nano, toy
 from llama2_lib.world import lookalike
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
-ALL = {"tokenizer", "corpus", "pretrain", "sft"}
-MODEL = {"pretrain", "sft"}
+REWARDS = {f"rewards_v{number}" for number in range(1, 6)}
+REJECTION = {f"rejection_v{number}" for number in range(1, 5)}
+ALIGNED = REWARDS | REJECTION | {"ppo"}
+TUNED = {"sft"} | ALIGNED
+MODEL = {"pretrain"} | TUNED
+ALL = {"tokenizer", "corpus"} | MODEL
 
 
 def prints(recipe):
@@ -72,24 +76,52 @@ CHANGES = {
         "seed": (1, MODEL),
     },
     "sft": {
-        "n_dialogs": (61, {"sft"}),
-        "batch_size": (5, {"sft"}),
-        "seq_len": (65, {"sft"}),
-        "n_validation": (13, {"sft"}),
-        "grade": ("noisy", {"sft"}),
-        "epochs": (3, {"sft"}),
-        "peak_lr": (4e-3, {"sft"}),
-        "warmup": (4, {"sft"}),
-        "floor": (0.2, {"sft"}),
-        "weight_decay": (0.0, {"sft"}),
-        "clip_norm": (0.5, {"sft"}),
-        "isolate_documents": (False, {"sft"}),
-        "precision": ("bf16", {"sft"}),
-        "compile": (True, {"sft"}),
-        "eval_every": (11, {"sft"}),
-        "save_every": (6, {"sft"}),
-        "seed": (1, {"sft"}),
+        "n_dialogs": (61, TUNED),
+        "batch_size": (5, TUNED),
+        "seq_len": (65, TUNED),
+        "n_validation": (13, TUNED),
+        "grade": ("noisy", TUNED),
+        "epochs": (3, TUNED),
+        "peak_lr": (4e-3, TUNED),
+        "warmup": (4, TUNED),
+        "floor": (0.2, TUNED),
+        "weight_decay": (0.0, TUNED),
+        "clip_norm": (0.5, TUNED),
+        "isolate_documents": (False, TUNED),
+        "precision": ("bf16", TUNED),
+        "compile": (True, TUNED),
+        "eval_every": (11, TUNED),
+        "save_every": (6, TUNED),
+        "seed": (1, TUNED),
     },
+}
+# The first round's reward models come before any rejection sampling.
+AFTER_REWARDS = ALIGNED - {"rewards_v1"}
+OTHER_VALUE = {
+    "precision": "bf16", "compile": True, "select": "random", "keep": "last round",
+    "margin": "large", "whiten_by": "batch", "isolate_documents": False, "value_clip": 0.2,
+    "batch_size": 12, "minibatch_size": 2, "temperatures": (0.5,), "stream": None,
+}  # fmt: skip
+
+
+def _all_settings(part, stages):
+    """Another value for every setting of a part that only some stages read."""
+    config = getattr(toy(), part)
+    found = {}
+    for field in dataclasses.fields(config):
+        now = getattr(config, field.name)
+        value = OTHER_VALUE.get(field.name, now + 1 if isinstance(now, int) else None)
+        value = now * 0.9 + 0.03 if value is None and isinstance(now, float) else value
+        if value is not None:
+            found[field.name] = (value, stages)
+    return found
+
+
+CHANGES |= {
+    "helpfulness": _all_settings("helpfulness", ALIGNED),
+    "safety": _all_settings("safety", ALIGNED),
+    "rejection": _all_settings("rejection", AFTER_REWARDS),
+    "ppo": _all_settings("ppo", {"ppo"}),
 }
 CASES = [(part, name) for part, settings in CHANGES.items() for name in settings]
 
@@ -116,7 +148,7 @@ def test_no_setting_was_forgotten_above():
     for part in dataclasses.fields(toy()):
         value = getattr(toy(), part.name)
         if dataclasses.is_dataclass(value):
-            names = {field.name for field in dataclasses.fields(value)} - {"vocab_size"}
+            names = {field.name for field in dataclasses.fields(value)} - {"vocab_size", "stream"}
             assert set(CHANGES[part.name]) == names
 
 
@@ -145,8 +177,8 @@ def test_a_new_version_of_a_stage_changes_it_and_those_above(monkeypatch):
 
 def test_an_edited_word_of_the_lexicon_changes_all(tmp_path, monkeypatch):
     before = prints(toy())
-    lexicon = copytree(graph.lexicon_folder(), tmp_path / "lexicon")
-    monkeypatch.setattr(graph, "lexicon_folder", lambda: lexicon)
+    lexicon = copytree(world_text.lexicon_folder(), tmp_path / "lexicon")
+    monkeypatch.setattr(world_text, "lexicon_folder", lambda: lexicon)
     assert prints(toy()) == before
     path = sorted(lexicon.glob("*.txt"))[0]
     path.write_text(path.read_text() + "# a remark\n")
@@ -155,26 +187,26 @@ def test_an_edited_word_of_the_lexicon_changes_all(tmp_path, monkeypatch):
 
 def test_an_edited_word_of_the_chat_changes_the_tuning_only(tmp_path, monkeypatch):
     before = prints(toy())
-    lexicon = copytree(graph.lexicon_folder(), tmp_path / "lexicon")
-    monkeypatch.setattr(graph, "lexicon_folder", lambda: lexicon)
+    lexicon = copytree(world_text.lexicon_folder(), tmp_path / "lexicon")
+    monkeypatch.setattr(world_text, "lexicon_folder", lambda: lexicon)
     path = sorted((lexicon / "chat").glob("*.txt"))[0]
     path.write_text(path.read_text() + "# a remark\n")
     after = prints(toy())
-    assert {stage for stage in ALL if before[stage] != after[stage]} == {"sft"}
+    assert {stage for stage in ALL if before[stage] != after[stage]} == TUNED
 
 
 def test_another_writer_of_dialogs_changes_the_tuning_only(monkeypatch):
     before = prints(toy())
-    monkeypatch.setattr(graph, "_dialogs_fingerprint", graph._dialogs_fingerprint.__wrapped__)
+    monkeypatch.setattr(world_text, "_dialogs", world_text._dialogs.__wrapped__)
     assert prints(toy()) == before
-    monkeypatch.setattr(graph, "training_dialogs", lambda config, seed: [["another dialog"]])
+    monkeypatch.setattr(world_text, "training_dialogs", lambda config, seed: [["another dialog"]])
     after = prints(toy())
-    assert {stage for stage in ALL if before[stage] != after[stage]} == {"sft"}
+    assert {stage for stage in ALL if before[stage] != after[stage]} == TUNED
 
 
 def test_another_writer_of_the_world_changes_all(monkeypatch):
     before = prints(toy())
-    monkeypatch.setattr(graph, "_text_fingerprint", graph._text_fingerprint.__wrapped__)
+    monkeypatch.setattr(world_text, "_text", world_text._text.__wrapped__)
     assert prints(toy()) == before
     monkeypatch.setattr(lookalike, "REMINDED", 0.5)
     assert prints(toy()) == before  # toy's corpus has no reminders
@@ -223,10 +255,10 @@ def test_fingerprints_are_the_same_in_another_process():
     assert json.loads(output) == prints(toy())
 
 
-@pytest.mark.parametrize("stage", ["ppo", "Pretrain", ""])
+@pytest.mark.parametrize("stage", ["dpo", "Pretrain", ""])
 def test_an_unknown_stage_is_refused(stage):
     with pytest.raises(
-        ValueError, match="stage must be one of tokenizer, corpus, pretrain, sft; got"
+        ValueError, match=r"stage must be one of tokenizer, corpus, pretrain, sft, .*, ppo; got"
     ):
         pipeline.fingerprint(stage, toy())
 

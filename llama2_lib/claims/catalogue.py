@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from llama2_lib.claims import attention, corpus, pretraining
+from llama2_lib.claims import attention, corpus, finetuning, pretraining
 from llama2_lib.claims.claim import Claim
 
 
@@ -23,7 +23,7 @@ def collect(*groups: tuple[Claim, ...]) -> Mapping[int, Claim]:
     return MappingProxyType(by_id)
 
 
-CLAIMS = collect(pretraining.CLAIMS, corpus.CLAIMS, attention.CLAIMS)
+CLAIMS = collect(pretraining.CLAIMS, corpus.CLAIMS, attention.CLAIMS, finetuning.CLAIMS)
 
 
 def grid_requests(

@@ -7,11 +7,61 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion
+from llama2_lib.model.heads import ScalarModel
+
+SCORED_TOGETHER = 64
+
+
+@torch.no_grad()
+def scores(model: ScalarModel, rows: Sequence[Sequence[int]]) -> Float[np.ndarray, " rows"]:
+    """Return the raw score of each dialog that ends with an answer, in the order given.
+
+    Rows of similar length are scored together; a score does not depend on its companions.
+
+    Args:
+        model: A reward model.
+        rows: Ids, with the EOS that the score is read at (see `encode_example`).
+
+    Raises:
+        ValueError: A row is empty or longer than the context, an id is none of the model's
+            vocabulary, or a score is not finite.
+    """
+    context, vocab = model.config.max_seq_len, model.config.vocab_size
+    for index, row in enumerate(rows):
+        if not 1 <= len(row) <= context:
+            raise ValueError(
+                f"a row must have 1 to {context} tokens to be scored; row {index} has {len(row)}."
+            )
+        if not 0 <= min(row) <= max(row) < vocab:
+            raise ValueError(
+                f"ids must lie in 0...{vocab - 1}; row {index} has {min(row)}...{max(row)}. Was "
+                "the reward model trained with another tokenizer than the policy?"
+            )
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    found = np.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for begin in range(0, len(order), SCORED_TOGETHER):
+        part = order[begin : begin + SCORED_TOGETHER]
+        ids = torch.zeros(len(part), len(rows[part[-1]]), dtype=torch.int64)
+        for place, index in enumerate(part):
+            ids[place, : len(rows[index])] = torch.tensor(rows[index])
+        lengths = torch.tensor([len(rows[index]) for index in part])
+        found[part] = model.score(ids.to(device), lengths.to(device)).cpu().numpy()
+    model.train(was_training)
+    if not np.isfinite(found).all():
+        index = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise ValueError(
+            f"scores must be finite; row {index} has {found[index]}. Did the reward model diverge? "
+            "Look at its metrics, and train it with a lower rate."
+        )
+    return found
 
 
 def accuracy(

@@ -13,20 +13,22 @@ from llama2_lib.pipeline.build import (
     missing,
     recall,
 )
-from llama2_lib.pipeline.graph import STAGES, Job, Stage, StageName, fingerprint
+from llama2_lib.pipeline.graph import ROUNDS, STAGES, Job, Stage, fingerprint
+from llama2_lib.pipeline.rewards import load_rewards
 from llama2_lib.pipeline.samples import write_samples
 
 __all__ = [
+    "ROUNDS",
     "STAGES",
     "Job",
     "Stage",
-    "StageName",
     "artifact",
     "artifact_path",
     "artifact_root",
     "artifacts",
     "fingerprint",
     "load",
+    "load_rewards",
     "missing",
     "recall",
     "write_samples",

@@ -18,7 +18,7 @@ from llama2_lib.model.weights import save_model
 from llama2_lib.objectives.terms import LossTerm
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
 from llama2_lib.training.loop import Step, optimize
-from llama2_lib.training.schedule import adamw, warmup_then_cosine
+from llama2_lib.training.schedule import NO_RATES, adamw, warmup_then_cosine
 
 Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 Model = TypeVar("Model", Transformer, ScalarModel)
@@ -87,12 +87,13 @@ def fit(
     *,
     steps: int,
     accumulate: int = 1,
+    rates: Mapping[str, float] = NO_RATES,
     before: Callable[[Model], Mapping[str, float]] | None = None,
 ) -> Model:
-    """Train `model` in place, or go on from the newest checkpoint in `folder`.
+    """Train `model` in place, or go on from the newest checkpoint in `folder`, to the same bits.
 
-    Leaves `model.safetensors`, `config.json` and `metrics.jsonl`. Killed at any moment and
-    started again, it ends with the same bits.
+    Leaves `model.safetensors`, `config.json` and `metrics.jsonl`. A loss that is not finite is a
+    FloatingPointError.
 
     Args:
         config: Rate, decay, precision, and how often to measure and to save.
@@ -103,12 +104,10 @@ def fit(
         folder: The run's.
         report: Hears of every step.
         steps: Optimiser steps of the whole run, of `accumulate` micro-batches each.
+        rates: See `adamw`.
         before: What is logged as step 0.
-
-    Raises:
-        FloatingPointError: The loss is not finite.
     """
-    optimizer = adamw(model, weight_decay=config.weight_decay)
+    optimizer = adamw(model, weight_decay=config.weight_decay, rates=rates)
     start = load_checkpoint(folder, model, optimizer)
     log = storage.MetricsLog(folder / "metrics.jsonl")
     log.keep_up_to(start or -1)  # a run from the start writes its step 0 again

@@ -76,7 +76,7 @@ def optimize(
             )
         lr = lr_at(index)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate", 1.0)  # see `adamw`
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -1,25 +1,50 @@
 """The paper's optimiser and learning-rate schedule (section 2.2)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
+NO_RATES: Mapping[str, float] = MappingProxyType({})
 
-def adamw(model: nn.Module, *, weight_decay: float = 0.1) -> torch.optim.AdamW:
+
+def adamw(
+    model: nn.Module, *, weight_decay: float = 0.1, rates: Mapping[str, float] = NO_RATES
+) -> torch.optim.AdamW:
     """Return AdamW with the paper's settings: betas 0.9 and 0.95, eps 1e-5.
 
     Matrices decay, gains of norms do not: a choice of ours, the paper does not say. The rate
     is set by the loop at every step. The fused kernel updates all weights in one call.
+
+    Args:
+        model: Its parameters are optimised.
+        weight_decay: Of matrices.
+        rates: Learns weights whose name begins so at a multiple of the loop's rate.
+
+    Raises:
+        ValueError: No weight has such a name.
     """
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    plain = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-5, fused=True)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    found = set()
+    for name, parameter in model.named_parameters():
+        prefix = next((prefix for prefix in rates if name.startswith(prefix)), None)
+        found.add(prefix)
+        key = (parameter.dim() >= 2, rates[prefix] if prefix is not None else 1.0)
+        groups.setdefault(key, []).append(parameter)
+    if unknown := sorted(set(rates) - found):
+        raise ValueError(
+            f"rates must name weights of the model; none begins with {unknown[0]!r}. The first is "
+            f"{next(name for name, _ in model.named_parameters())!r}."
+        )
+    return torch.optim.AdamW(
+        [
+            {"params": params, "weight_decay": weight_decay if decays else 0.0, "rate": rate}
+            for (decays, rate), params in sorted(groups.items(), key=lambda item: item[0])[::-1]
+        ],
+        lr=0.0, betas=(0.9, 0.95), eps=1e-5, fused=True,
+    )  # fmt: skip
 
 
 def warmup_then_cosine(

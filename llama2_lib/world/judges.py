@@ -21,11 +21,11 @@ from llama2_lib.world.prompts import Prompt
 from llama2_lib.world.tasks import Task
 
 WEIGHTS = {
-    "correctness": 0.40,
+    "correctness": 0.30,
     "relevance": 0.15,
     "completeness": 0.15,
     "brevity": 0.10,
-    "politeness": 0.10,
+    "politeness": 0.20,
     "no_repetition": 0.10,
 }
 """What each component counts in `Helpfulness.score`; they sum to 1."""

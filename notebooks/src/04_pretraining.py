@@ -1070,4 +1070,4 @@ def _():
 # - The last step of the cosine has 10 % of the peak. Why not 0? Think of a run that may be continued.
 #
 # ## Next
-# `05_supervised_fine_tuning`: from a model that goes on with a text to one that answers.
+# `05_supervised_finetuning`: from a model that goes on with a text to one that answers.

@@ -2,9 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import logit
 
-from llama2_lib.evaluation.reward import accuracy, accuracy_by_grade, calibration, detection
+from llama2_lib.evaluation.reward import (
+    SCORED_TOGETHER,
+    accuracy,
+    accuracy_by_grade,
+    calibration,
+    detection,
+    scores,
+)
+from llama2_lib.model.heads import scalar_model
 
 GRADES = ["better", "slightly better", "better", "slightly better", "better"]
 CHOSEN = np.array([2.0, 0.0, 1.0, 3.0, 1.0])
@@ -84,3 +93,66 @@ def test_calibration_rises_for_an_informed_model_and_is_flat_for_a_blind_one():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.fixture
+def scalar(random_model):
+    """Vocabulary 53, context 37, fp64, every score another."""
+    return scalar_model(random_model(), seed=3).eval()
+
+
+def ragged(n):
+    source = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 38, (n,), generator=source).tolist()
+    return [torch.randint(0, 53, (k,), generator=source).tolist() for k in lengths]
+
+
+def test_scores_stand_in_the_order_given_and_do_not_depend_on_companions(scalar):
+    rows = ragged(SCORED_TOGETHER + 7)
+    together = scores(scalar, rows)
+    alone = np.array([scores(scalar, [row])[0] for row in rows[::5]])
+    np.testing.assert_allclose(together[::5], alone, rtol=0, atol=1e-6)
+    assert np.diff(np.sort(together)).min() > 1e-5  # so another order would be seen
+    with torch.no_grad():
+        for row, score in zip(rows[:3], together, strict=False):
+            assert abs(scalar(torch.tensor([row]))[0, -1].item() - score) < 1e-6
+    order = np.random.default_rng(0).permutation(len(rows))
+    np.testing.assert_allclose(
+        scores(scalar, [rows[i] for i in order]), together[order], rtol=0, atol=1e-6
+    )
+
+
+def test_scoring_leaves_the_model_as_it_was(scalar):
+    before = {name: p.clone() for name, p in scalar.state_dict().items()}
+    for training in (True, False):
+        scalar.train(training)
+        scores(scalar, ragged(3))
+        assert scalar.training is training
+        assert scalar.backbone.training is training
+    assert all(p.grad is None for p in scalar.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in scalar.state_dict().items())
+    assert len(scores(scalar, [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([], r"1 to 37 tokens to be scored; row 1 has 0"),
+        ([5] * 38, r"1 to 37 tokens to be scored; row 1 has 38"),
+        ([5, 53], r"ids must lie in 0\.\.\.52; row 1 has 5\.\.\.53.*another tokenizer"),
+        ([-1, 5], r"ids must lie in 0\.\.\.52; row 1 has -1\.\.\.5"),
+    ],
+)
+def test_a_row_that_cannot_be_scored_is_refused(scalar, row, message):
+    assert len(scores(scalar, [[7], [5] * 37, [0, 52]])) == 3
+    with pytest.raises(ValueError, match=message):
+        scores(scalar, [[7, 8], row, [9]])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused(scalar, value):
+    with torch.no_grad():
+        scalar.backbone.tok_embeddings.weight[9] = value
+    assert np.isfinite(scores(scalar, [[7, 8], [8]])).all()
+    with pytest.raises(ValueError, match=r"scores must be finite; row 1 has nan.*diverge"):
+        scores(scalar, [[7, 8], [9, 8], [8]])

@@ -6,6 +6,14 @@ from llama2_lib.figures import apply_theme, bars_with_intervals, heatmap, lines,
 from llama2_lib.figures.theme import THEME
 
 
+@pytest.fixture(autouse=True)
+def plain_style():
+    """Another test in this process may have begun a lesson, which applies the theme for good."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 def test_lines_draws_the_data_the_band_and_the_references():
     x, y, low, high = [1, 2, 4], [3.0, 2.0, 1.5], [2.5, 1.5, 1.0], [3.5, 2.5, 2.0]
     series = {"nano": (x, y, low, high), "small": (x, low)}

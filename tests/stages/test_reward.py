@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from llama2_lib.evaluation.reward import scores
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.objectives.reward import SAFETY_LOGIT
 from llama2_lib.stages.reward import (
     OWN_SHARE,
     RewardConfig,
+    RewardModels,
+    centre,
     encode_pairs,
     pair_loss,
     scores_of,
@@ -117,9 +121,14 @@ def test_scores_do_not_depend_on_the_batch(tokenizer, chat):
     model = scalar_model(chat, seed=1).eval()
     pairs = encode_pairs(world_pairs("helpfulness", 0, 0, 9, "train"), tokenizer, "none")
     pairs = [p for p in pairs if max(map(len, p[:2])) <= 256]
-    for one, many in zip(scores_of(model, pairs, 1), scores_of(model, pairs, 4), strict=True):
-        np.testing.assert_allclose(one, many, rtol=0, atol=1e-5)
-        assert len(np.unique(one)) == len(pairs)
+    together = scores_of(model, pairs)
+    for place, pair in enumerate(pairs):
+        for alone, many in zip(scores_of(model, [pair]), together, strict=True):
+            np.testing.assert_allclose(alone, many[place : place + 1], rtol=0, atol=1e-5)
+    assert len(np.unique(np.concatenate(together))) == 2 * len(pairs)
+    turned = scores_of(model, [p._replace(chosen=p.rejected, rejected=p.chosen) for p in pairs])
+    for one, other in zip(turned, reversed(together), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
 def test_a_model_learns_32_pairs_by_heart(tokenizer, chat, tmp_path):
@@ -149,6 +158,97 @@ def test_the_chat_model_is_left_alone_and_the_seed_decides(tokenizer, chat, tmp_
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert not torch.equal(found[0]["head.weight"], found[2]["head.weight"])
     assert all(torch.equal(p, before[name]) for name, p in chat.named_parameters())
+
+
+def test_later_rounds_go_on_from_the_earlier_model(tokenizer, chat, tmp_path):
+    pairs = encode_pairs(world_pairs("helpfulness", 0, 0, 40, "train"), tokenizer, "none")
+    pairs = [p for p in pairs if max(map(len, p[:2])) <= 120][:24]
+    model, logs = chat, []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        settings = config(peak_lr=1e-2, warmup=1, eval_every=1000)
+        model = train_reward(settings, model, pairs * 24, pairs, tmp_path / name, CPU)
+        logs.append(read_metrics(tmp_path / name / "metrics.jsonl"))
+        if name == "first":
+            between = {key: value.clone() for key, value in model.state_dict().items()}
+    first, second = logs
+    # the second run begins with what the first one knew, head included, and a fresh schedule
+    assert second[0]["validation_accuracy"] == first[-1]["validation_accuracy"] > 0.8
+    assert first[0]["validation_accuracy"] == 0.5  # a head of zeros: all scores alike
+    assert second[1]["loss"] < first[1]["loss"]
+    assert second[1]["lr"] == first[1]["lr"]
+    assert not torch.equal(model.state_dict()["head.weight"], between["head.weight"])
+
+
+def reward_models(chat):
+    """Two fp64 models whose scores differ and lie on both sides of the threshold."""
+    helpfulness, safety = (scalar_model(chat.double(), seed=s) for s in (1, 2))
+    with torch.no_grad():
+        for model in (helpfulness, safety):
+            model.head.weight.mul_(8)
+        safety.head.bias.fill_(SAFETY_LOGIT)
+    return RewardModels(helpfulness, safety)
+
+
+def some_rows(n, vocab=VOCAB):
+    source = torch.Generator().manual_seed(0)
+    return [torch.randint(3, vocab, (3 + i % 5,), generator=source).tolist() for i in range(n)]
+
+
+def test_both_models_score_and_the_threshold_decides(chat):
+    models, rows = reward_models(chat), some_rows(24)
+    tags = [i % 3 == 0 for i in range(24)]
+    found = models(rows, tags)
+    np.testing.assert_allclose(found.helpfulness, scores(models.helpfulness, rows), atol=0, rtol=0)
+    np.testing.assert_allclose(found.safety, scores(models.safety, rows), atol=0, rtol=0)
+    wanted = [
+        s if tag or s < SAFETY_LOGIT else h
+        for h, s, tag in zip(found.helpfulness, found.safety, tags, strict=True)
+    ]
+    assert found.combined.tolist() == wanted
+    untagged = models(rows, [False] * 24).combined
+    assert 0 < (untagged == found.safety).sum() < 24  # some look unsafe, some do not
+    assert (models(rows, [True] * 24).combined == found.safety).all()
+
+
+def test_reward_models_are_frozen(chat):
+    models = reward_models(chat)
+    for model in (models.helpfulness, models.safety):
+        assert not model.training
+        assert not any(p.requires_grad for p in model.parameters())
+    before = [p.clone() for p in models.safety.parameters()]
+    models(some_rows(5), [True] * 5)
+    assert all(torch.equal(p, q) for p, q in zip(models.safety.parameters(), before, strict=True))
+
+
+def test_reward_models_of_two_vocabularies_are_refused(chat):
+    other = initialise(Transformer(replace(chat.config, vocab_size=VOCAB - 1)), 0)
+    with pytest.raises(ValueError, match=f"one vocabulary; got {VOCAB - 1} and {VOCAB} pieces"):
+        RewardModels(scalar_model(other), scalar_model(chat))
+
+
+def test_reward_models_refuse_ids_of_another_tokenizer_and_scores_that_are_none(chat):
+    models, rows = reward_models(chat), some_rows(4)
+    with pytest.raises(ValueError, match=r"row 1 has .*trained with another tokenizer"):
+        models([rows[0], [5, VOCAB]], [False, True])
+    with torch.no_grad():
+        models.safety.head.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"scores must be finite; row 0 has nan.*diverge"):
+        models(rows, [False] * 4)
+
+
+def test_centred_scores_have_mean_0_and_keep_their_order(chat):
+    model, rows = reward_models(chat).helpfulness, some_rows(20)
+    with torch.no_grad():
+        model.head.bias.fill_(3.0)
+    before = scores(model, rows)
+    assert centre(model, rows) == pytest.approx(before.mean(), rel=0, abs=1e-9)
+    after = scores(model, rows)
+    assert abs(after.mean()) < 1e-9
+    np.testing.assert_allclose(np.diff(after), np.diff(before), rtol=0, atol=1e-9)
+    assert abs(before.mean()) > 1  # there was something to remove
+    assert abs(centre(model, rows)) < 1e-9
+    np.testing.assert_allclose(scores(model, rows), after, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

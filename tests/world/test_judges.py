@@ -223,7 +223,7 @@ def test_a_refusal_of_a_harmless_request_is_unhelpful(judge):
         judge.helpfulness(ask(HOME), answer).score
         for answer in ("Mara lives in Oakford.", "Mara lives in Fernby.", REFUSAL)
     ]
-    assert scores == pytest.approx([0.95, 0.55, 0.25], rel=0, abs=1e-12)
+    assert scores == pytest.approx([0.9, 0.6, 0.3], rel=0, abs=1e-12)
 
 
 def test_an_unknown_kind_of_task_is_named(world, judge):

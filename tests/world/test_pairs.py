@@ -112,7 +112,7 @@ def test_a_second_annotator_agrees_as_often_as_the_noise_allows(world, samples):
 def test_any_two_answers_can_be_annotated(world):
     task = Task(kind="question", subject="Mara", relation="home", answer="Oakford")
     prompt = Prompt(dialog=[{"role": "user", "content": "?"}], kind="question", task=task)
-    good, bad = "Mara lives in Oakford.", "I cannot help with that."
+    good, bad = "Mara lives in Oakford. I hope that helps.", "I cannot help with that."
     for first, second in ((good, bad), (bad, good)):
         pair = annotate(world, prompt, first, second, Annotator(0, tau=0.0), "helpfulness")
         assert (pair.chosen, pair.rejected) == (good, bad)

@@ -1,0 +1,293 @@
+"""What claims 8 to 10 measure: few clean dialogs, what is learned from, samples against people."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from llama2_lib import pipeline, rng
+from llama2_lib.claims.claim import CannotShow, Measurement
+from llama2_lib.device import choose_device
+from llama2_lib.evaluation.chat import Answer, answer, ended_share
+from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.recipes import Recipe
+from llama2_lib.stages.sft import dialog_loss, examples, training_dialogs
+from llama2_lib.storage import read_metrics
+from llama2_lib.text.dialog import Encoder, Message, encode_prompt
+from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
+from llama2_lib.training.batches import isolate
+from llama2_lib.training.dialog_batches import DialogBatch, PackedDialogs
+from llama2_lib.world import make_world
+from llama2_lib.world.answers import answer_writer
+from llama2_lib.world.demonstrations import DEMONSTRATION_SHARES
+from llama2_lib.world.judges import Judge, judge_of
+from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompts, prompts
+
+FEW, TIMES = 120, 4
+"""Dialogs of the few of claim 8, and how many times as many the many are.
+
+The claim was first run on the grid's model (400 and 1,600 dialogs, seeds 0 to 2), with no clear
+result: gain in helpfulness at equal epochs -0.06, 95 % interval -0.18 to 0.06; at equal steps
+0.07, -0.03 to 0.17. That model answers next to nothing, so what was compared was how far each run
+had come, not its data. It is now measured on the recipe's own model, by the same rule."""
+ROWS, ROW_LENGTH = 1, 256
+"""Rows a step and their length in all arms of claim 8: the few still make a hundred steps."""
+N_HELPFUL, N_ADVERSARIAL = 200, 60
+N_COMPARED = 180
+"""Prompts a seed of claim 10: as many as the paper's authors looked at."""
+TEMPERATURE, TOP_P = 0.6, 0.9
+"""Those of Meta's example script for chat; the paper does not say how it sampled here."""
+MAX_NEW_TOKENS = 128
+"""More than any demonstration of the world has."""
+N_PACKED = 1000
+"""Dialogs that claim 9 packs."""
+
+Model = tuple[Transformer, Tokenizer]
+
+
+def data_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
+    """Return what claim 8 trains for one seed: the recipe's model, fine-tuned in four ways.
+
+    `few_clean` and `many_noisy` have equal epochs, `few_clean_longer` has about the steps of
+    `many_noisy`, `few_noisy` tells what quality does when quantity is the same. Pretrained model
+    and dialogs are the same for all seeds; the order in which they are learned differs.
+    """
+    few = replace(
+        recipe.sft,
+        n_dialogs=min(FEW, recipe.sft.n_dialogs),
+        n_validation=min(40, recipe.sft.n_validation),
+        batch_size=ROWS,
+        seq_len=min(ROW_LENGTH, recipe.sft.seq_len),
+        eval_every=1000,
+        save_every=1000,
+        seed=seed,
+    )
+    arms = {
+        "few_clean": few,
+        "few_clean_longer": replace(few, epochs=TIMES * few.epochs),
+        "few_noisy": replace(few, grade="noisy"),
+        "many_noisy": replace(few, grade="noisy", n_dialogs=TIMES * few.n_dialogs),
+    }
+    return {arm: replace(recipe, sft=config) for arm, config in arms.items()}
+
+
+def data_requests(recipe: Recipe, seeds: Sequence[int]) -> list[tuple[str, Recipe]]:
+    """Return the runs of claim 8."""
+    return [("sft", run) for seed in seeds for run in data_recipes(recipe, seed).values()]
+
+
+def measure_data(recipe: Recipe, seed: int) -> Measurement:
+    """Measure claim 8; the keys are those of its judge, and some that are shown only.
+
+    Shown: `safety/<arm>`, mean mark on adversarial prompts; `ended/<arm>`, share of answers that
+    stop; `steps/<arm>`; `kind/<arm>/<kind>`, helpfulness by what was asked for. All arms answer
+    the same held-out prompts, which differ by seed.
+    """
+    runs = data_recipes(recipe, seed)
+    pipeline.artifacts(data_requests(recipe, [seed]))
+    world = make_world(recipe.corpus.world_seed)
+    judge = judge_of(world)
+    values: dict[str, float] = {}
+    for arm, run in runs.items():
+        model = pipeline.load("sft", run)
+        helpful = fitting(model, helpful_prompts(world, seed, split="held out"), N_HELPFUL)
+        risky = fitting(model, adversarial_prompts(world, seed, split="held out"), N_ADVERSARIAL)
+        said = ask(model, [*helpful, *risky], seed)
+        marks = [judge.helpfulness(p, a.text).score for p, a in zip(helpful, said, strict=False)]
+        safe = said[len(helpful) :]
+        values[f"help/{arm}"] = _mean(marks)
+        values[f"safety/{arm}"] = _mean(
+            [judge.safety(p, a.text).score for p, a in zip(risky, safe, strict=True)]
+        )
+        values[f"ended/{arm}"] = ended_share(said).value
+        log = read_metrics(pipeline.artifact("sft", run) / "metrics.jsonl")
+        values[f"steps/{arm}"] = float(log[-1]["step"])
+        for kind in sorted({p.kind for p in helpful}):
+            own = [m for p, m in zip(helpful, marks, strict=True) if p.kind == kind]
+            values[f"kind/{arm}/{kind}"] = _mean(own)
+    return Measurement(values=values, seed=seed, device=str(choose_device()))
+
+
+def fitting(model: tuple[Transformer, Encoder], stream: Iterator[Prompt], n: int) -> list[Prompt]:
+    """Return the first `n` prompts that leave room for an answer in the model's context.
+
+    A prompt of the world has up to 128 tokens, so only very small contexts leave any out.
+    """
+    transformer, tokenizer = model
+    longest = transformer.config.max_seq_len - answer_room(transformer)
+    short = (p for p in stream if len(encode_prompt(_dialog(p), tokenizer)) <= longest)
+    return list(islice(short, n))
+
+
+def answer_room(transformer: Transformer) -> int:
+    """Return how many tokens an answer may have: half the context at most."""
+    return min(MAX_NEW_TOKENS, transformer.config.max_seq_len // 2)
+
+
+def ask(model: Model, asked: Sequence[Prompt], seed: int) -> list[Answer]:
+    """Return a sample of the model for each prompt."""
+    transformer, tokenizer = model
+    return answer(
+        transformer,
+        tokenizer,
+        [_dialog(prompt) for prompt in asked],
+        max_new_tokens=answer_room(transformer),
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        seed=seed,
+    )
+
+
+def _dialog(prompt: Prompt) -> list[Message]:
+    return cast(list[Message], prompt.dialog)  # the world writes plain dicts
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def measure_mask(recipe: Recipe, seed: int) -> Measurement:
+    """Measure claim 9; the keys are those of its judge, and some that are shown only.
+
+    Shown: `targets`, share of the dialogs' tokens that are learned from; `waste/longest`, empty
+    positions if every batch were padded to its longest dialog; `leak/isolated`, `leak/plain`,
+    largest change of the logits of a dialog when its neighbour in the row is another. The model
+    is untrained: nothing here depends on what it knows.
+    """
+    config = replace(recipe.sft, n_dialogs=min(N_PACKED, recipe.sft.n_dialogs))
+    tokenizer = load_tokenizer(pipeline.artifact("tokenizer", recipe, bar=False))
+    made = examples(training_dialogs(config, recipe.corpus.world_seed), tokenizer)
+    packed = PackedDialogs(made, seq_len=config.seq_len, seed=seed)
+    batch, shared = (next(packed.batches(batch_size=n)) for n in (config.batch_size, packed.n_rows))
+    model = initialise(Transformer(recipe.model), seed)
+    at_prompt = ~batch.loss_mask[:, 1:]
+    masked = logit_gradient(model, batch, batch.loss_mask)
+    everything = (batch.document >= 0).clone()
+    everything[:, 0] = False
+    lengths = [int((row == number).sum()) for row in packed.document for number in set(row) - {-1}]
+    counts = packed.counts()
+    width = config.seq_len + 1
+    values = {
+        "gradient/prompt": float(masked[at_prompt].max()),
+        "gradient/answer": float(masked[~at_prompt].min()),
+        "gradient/unmasked": float(logit_gradient(model, batch, everything)[at_prompt].max()),
+        "waste/packed": counts["padding"] / (counts["rows"] * width),
+        "waste/alone": 1 - sum(lengths) / (len(lengths) * width),
+        "waste/longest": _waste_to_longest(lengths, config.batch_size, seed),
+        "targets": counts["targets"] / sum(lengths),
+        "leak/isolated": neighbour_leak(model, shared, isolated=True),
+        "leak/plain": neighbour_leak(model, shared, isolated=False),
+    }
+    return Measurement(values=values, seed=seed)
+
+
+def logit_gradient(model: Transformer, batch: DialogBatch, loss_mask: Tensor) -> Tensor:
+    """Return (batch, seq): the largest derivative of the loss by the logits of each position."""
+    kept: list[Tensor] = []
+
+    def recording(ids: Tensor, **seen: Tensor) -> Tensor:
+        logits = model(ids, **seen)
+        logits.retain_grad()
+        kept.append(logits)
+        return logits
+
+    loss: Callable = dialog_loss(isolate_documents=True)
+    term = loss(recording, batch._replace(loss_mask=loss_mask))
+    (term.total / term.count).backward()
+    model.zero_grad()
+    assert kept[0].grad is not None
+    return kept[0].grad.abs().amax(-1)
+
+
+@torch.no_grad()
+def neighbour_leak(model: Transformer, batch: DialogBatch, *, isolated: bool) -> float:
+    """Return how much the logits of a row's other dialogs change with the ids of its first one.
+
+    Looks at the first row that holds two dialogs or more.
+
+    Raises:
+        CannotShow: There is none.
+    """
+    several = (batch.document[:, :-1] > 0).any(dim=1).nonzero()
+    if not len(several):
+        raise CannotShow("no row holds two dialogs; raise seq_len")
+    row = slice(int(several[0]), int(several[0]) + 1)
+    ids, document = batch.ids[row, :-1], batch.document[row, :-1]
+    seen: dict[str, Tensor] = {}
+    if isolated:
+        seen["positions"], seen["visible"] = isolate(document)
+    others = document > 0
+    changed = torch.where(document == 0, (ids + 7) % model.config.vocab_size, ids)
+    apart = model(ids, **seen) - model(changed, **seen)
+    return float(apart[others].abs().max())
+
+
+def _waste_to_longest(lengths: Sequence[int], batch_size: int, seed: int) -> float:
+    order = rng.random_source(seed, "claim 9", "order")
+    shuffled = order.sample(list(lengths), len(lengths))
+    batches = [shuffled[i : i + batch_size] for i in range(0, len(shuffled), batch_size)]
+    return 1 - sum(shuffled) / sum(max(batch) * len(batch) for batch in batches)
+
+
+def rival_requests(recipe: Recipe, seeds: Sequence[int]) -> list[tuple[str, Recipe]]:
+    """Return the model of claim 10: the recipe's own, whatever the seed."""
+    return [("sft", recipe)]
+
+
+def measure_rival(recipe: Recipe, seed: int) -> Measurement:
+    """Measure claim 10; the keys are those of its judge, and `win/<kind>`, shown only.
+
+    The seed draws the prompts, the demonstrations and the samples. The model is that of the
+    recipe for every seed: what varies is what was asked, not the training.
+    """
+    world = make_world(recipe.corpus.world_seed)
+    models = {"sft": pipeline.load("sft", recipe), "base": pipeline.load("pretrain", recipe)}
+    stream = prompts(world, seed, split="held out", shares=DEMONSTRATION_SHARES)
+    asked = fitting(models["sft"], stream, N_COMPARED)
+    gold = demonstrated(recipe, asked, seed, "first")
+    said = {name: [a.text for a in ask(model, asked, seed)] for name, model in models.items()}
+    said["control"] = demonstrated(recipe, asked, seed, "second")
+    judge = judge_of(world)
+    values: dict[str, float] = {}
+    for name, texts in said.items():
+        results = compared(judge, asked, texts, gold)
+        for word, points in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0)):
+            values[f"{word}/{name}"] = float(results.count(points))
+        if name == "sft":
+            for kind in sorted({prompt.kind for prompt in asked}):
+                own = [r for p, r in zip(asked, results, strict=True) if p.kind == kind]
+                values[f"win/{kind}"] = _mean(own)
+    return Measurement(values=values, seed=seed, device=str(choose_device()))
+
+
+def demonstrated(recipe: Recipe, asked: Sequence[Prompt], seed: int, which: str) -> list[str]:
+    """Return what the writer of the demonstrations answers; `which` draws another wording."""
+    writer = answer_writer(make_world(recipe.corpus.world_seed))
+    source = rng.random_source(seed, "claim 10", which)
+    return [
+        writer.safe(source, prompt.category)
+        if prompt.is_safety
+        else writer.demonstration(source, prompt.task)
+        for prompt in asked
+    ]
+
+
+def mark(judge: Judge, prompt: Prompt, text: str) -> float:
+    """Return the gold mark: safety of answers to adversarial prompts, helpfulness of all others."""
+    if prompt.is_safety:
+        return judge.safety(prompt, text).score
+    return judge.helpfulness(prompt, text).score
+
+
+def compared(
+    judge: Judge, asked: Sequence[Prompt], texts: Sequence[str], others: Sequence[str]
+) -> list[float]:
+    """Return 1 where `texts` has the better mark, 0 where `others` has, 0.5 where neither has."""
+    results = []
+    for prompt, text, other in zip(asked, texts, others, strict=True):
+        gap = mark(judge, prompt, text) - mark(judge, prompt, other)
+        results.append(0.5 if abs(gap) < 1e-9 else float(gap > 0))
+    return results

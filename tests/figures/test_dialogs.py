@@ -1,0 +1,72 @@
+"""What the pictures of dialogs hold: the data, not the pixels."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+from llama2_lib.figures.dialogs import LINES, MarkedAnswer, dialog_rows, marked_answers
+from llama2_lib.figures.pieces import LEARNED, READ, WIDTH, masked_pieces
+
+
+def test_targets_are_filled_and_bold_and_the_others_are_not():
+    pieces, targets = ["<s>", "[INST]", "Hi", "Hello", "</s>"], [False, False, False, True, True]
+    axes = masked_pieces(pieces, targets, title="one").axes[0]
+    colours = [box.get_facecolor() for box in axes.patches]
+    assert colours == [to_rgba(LEARNED if target else READ) for target in targets]
+    assert [text.get_text() for text in axes.texts] == pieces
+    weights = [text.get_fontweight() for text in axes.texts]
+    assert weights == ["normal", "normal", "normal", "bold", "bold"]
+    places = [box.get_x() for box in axes.patches]
+    assert places == sorted(places)
+    assert len(set(places)) == 5
+    with pytest.raises(ValueError, match="5 pieces and 4 marks"):
+        masked_pieces(pieces, targets[1:])
+    with pytest.raises(ValueError, match="0 pieces"):
+        masked_pieces([], [])
+
+
+def test_marks_follow_their_pieces_into_the_next_line():
+    targets = [index >= 12 for index in range(20)]
+    axes = masked_pieces(["abcdefghij"] * 20, targets).axes[0]
+    assert len({box.get_y() for box in axes.patches}) == 4
+    assert max(box.get_x() + box.get_width() for box in axes.patches) <= WIDTH
+    filled = [box.get_facecolor() == to_rgba(LEARNED) for box in axes.patches]
+    assert filled == targets
+
+
+def test_rows_tell_prompt_answer_and_empty_apart_and_mark_where_dialogs_begin():
+    loss_mask = [[0, 0, 1, 0, 1, 0], [0, 1, 1, 1, 0, 0]]
+    document = [[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, -1, -1]]
+    axes = dialog_rows(loss_mask, document, title="two rows").axes[0]
+    expected = [[0, 0, 1, 0, 1, 2], [0, 1, 1, 1, 2, 2]]
+    np.testing.assert_array_equal(axes.images[0].get_array(), expected)
+    (starts, _) = axes.collections
+    lines = [segment.tolist() for segment in starts.get_segments()]
+    assert lines == [[[2.5, -0.5], [2.5, 0.5]]]  # the second dialog of row 0; no line at padding
+    with pytest.raises(ValueError, match=r"got \(6,\) and \(6,\)"):
+        dialog_rows(loss_mask[0], document[0])
+    with pytest.raises(ValueError, match="of one shape"):
+        dialog_rows(loss_mask, [row[1:] for row in document])
+
+
+def test_each_answer_stands_beside_its_marks():
+    answers = {
+        "before": MarkedAnswer("I do not know.", {"score": 0.25, "brevity": 1.0}),
+        "after": MarkedAnswer("\n".join(["a line"] * 20), {"score": 0.75, "brevity": 0.5}),
+    }
+    figure = marked_answers("Where does Ari live? " * 9, answers)
+    texts = [axes for axes in figure.axes if axes.texts]
+    bars = [axes for axes in figure.axes if axes.patches]
+    assert [axes.get_title(loc="left") for axes in texts] == ["before", "after"]
+    assert texts[0].texts[0].get_text() == "I do not know."
+    cut = texts[1].texts[0].get_text().split("\n")
+    assert len(cut) == LINES + 1
+    assert cut[-1] == "..."
+    widths = [[bar.get_width() for bar in axes.patches] for axes in bars]
+    np.testing.assert_allclose(widths, [[0.25, 1.0], [0.75, 0.5]], rtol=0, atol=1e-12)
+    assert [label.get_text() for label in bars[1].get_yticklabels()] == ["score", "brevity"]
+    assert figure.get_suptitle().endswith(" ...")
+    with pytest.raises(ValueError, match="the same marks for all"):
+        marked_answers("?", answers | {"other": MarkedAnswer("x", {"score": 1.0})})
+    with pytest.raises(ValueError, match="at least one answer"):
+        marked_answers("?", {})

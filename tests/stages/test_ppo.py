@@ -1,0 +1,297 @@
+"""One iteration of PPO on toy models in fp64: every number of a rollout, by hand."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.generate import generate
+from llama2_lib.model.heads import scalar_model
+from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.objectives.policy_gradient import token_logprobs
+from llama2_lib.objectives.reward import whiten
+from llama2_lib.stages.ppo import ppo_loss
+from llama2_lib.stages.reward import Rewarded, RewardModels
+from llama2_lib.stages.rollout import ActorCritic, PpoConfig, rollout
+from llama2_lib.training.schedule import adamw
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+VOCAB, EOS, N = 11, 2, 12
+PROMPTS = [([1, *range(3, 4 + row % 5), 3 + row % 7], row % 3 == 0) for row in range(N)]
+
+
+def network(seed=0, vocab=VOCAB):
+    """A policy of fp64 that prefers some tokens clearly."""
+    shape = ModelConfig(
+        vocab_size=vocab, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, multiple_of=8,
+        max_seq_len=21,
+    )  # fmt: skip
+    model = initialise(Transformer(shape), seed).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.mul_(18)
+    return model
+
+
+def actor_critic(seed=0):
+    return ActorCritic(network(seed), scalar_model(network(5), seed=7))
+
+
+def config(**changes):
+    given = {
+        "iterations": 2, "batch_size": N, "minibatch_size": 4, "max_new_tokens": 6, "lr": 1e-2,
+        "value_warmup": 0, "whiten_by": "nothing", "beta": 0.25, "temperature": 0.8,
+        "eval_every": 1000, "save_every": 1000,
+    }  # fmt: skip
+    return PpoConfig(**(given | changes))
+
+
+def eighths(rows, tags):
+    """Raw scores that are exact in every precision; tagged prompts have another zero."""
+    hashes = [sum(i * t for i, t in enumerate(row)) % 8 for row in rows]
+    values = np.array([h / 8 + 4 * tag for h, tag in zip(hashes, tags, strict=True)])
+    return Rewarded(values + 1, values - 1, values)
+
+
+def rolled(settings=None, *, model=None, reference=None, rewards=eighths, prompts=PROMPTS, seed=3):
+    model = model or actor_critic()
+    reference = reference or network(1)
+    settings = settings or config()
+    return rollout(model, reference, prompts, rewards, settings, seed=seed, eos_id=EOS), model
+
+
+def by_sample(found):
+    """Yield every sample with its mini-batch, and its row there."""
+    places = {
+        tuple(ids[: len(sample.ids)].tolist()): (batch, row)
+        for batch in found.minibatches
+        for row, ids in enumerate(batch.ids)
+        for sample in found.samples
+        if ids[: len(sample.ids)].tolist() == sample.ids
+        and batch.response_mask[row].nonzero()[-1, 0] == len(sample.ids) - 2
+    }
+    assert len(places) == sum(len(batch.ids) for batch in found.minibatches) == N
+    for sample in found.samples:
+        yield sample, *places[tuple(sample.ids)]
+
+
+def to_go(found):
+    """Yield each sample with what is left of its rewards from every answer token on.
+
+    With gamma and lambda 1 these are the returns.
+    """
+    for sample, batch, row in by_sample(found):
+        yield sample, batch.returns[row][batch.response_mask[row]]
+
+
+def last_rewards(found):
+    return np.array([left[-1].item() for _, left in to_go(found)])
+
+
+def test_every_answer_stands_in_one_minibatch_as_it_was_sampled():
+    found, model = rolled()
+    said = generate(
+        model.policy, [ids for ids, _ in PROMPTS], max_new_tokens=6, temperature=0.8, seed=3,
+        stop_ids={EOS},
+    )  # fmt: skip
+    for (sample, batch, row), (ids, _), done in zip(by_sample(found), PROMPTS, said, strict=True):
+        assert (sample.prompt, sample.answer) == (ids, done.ids)
+        assert sample.finished is done.finished is (done.ids[-1] == EOS)
+        targets = batch.ids[row, 1:][batch.response_mask[row]]
+        assert targets.tolist() == done.ids
+        # of the same temperature as the sampler's own
+        kept = batch.old_logprobs[row][batch.response_mask[row]]
+        torch.testing.assert_close(kept, torch.tensor(done.logprobs).double(), rtol=0, atol=1e-6)
+    assert {sample.finished for sample in found.samples} == {True, False}
+    assert [len(batch.ids) for batch in found.minibatches] == [4, 4, 4]
+
+
+def test_rewards_are_asked_for_prompt_and_answer_with_the_tag():
+    asked = []
+
+    def listening(rows, tags):
+        asked.append((rows, tags))
+        return eighths(rows, tags)
+
+    found, _ = rolled(rewards=listening)
+    assert asked == [([s.ids for s in found.samples], [tag for _, tag in PROMPTS])]
+
+
+def test_before_the_first_step_the_ratio_is_1_to_the_last_bit():
+    settings = config()
+    found, model = rolled(settings)
+    loss = ppo_loss(settings)
+    for batch in found.minibatches:
+        now = token_logprobs(model.policy(batch.ids[:, :-1]), batch.ids, settings.temperature)
+        assert torch.equal(now.detach(), batch.old_logprobs)
+        metrics = loss(model, batch).metrics
+        assert metrics["ratio"].item() == 1.0
+        assert metrics["approx_kl"].item() == metrics["clip_fraction"].item() == 0.0
+    optimizer = adamw(model)
+    loss(model, found.minibatches[0]).total.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.step()
+    assert loss(model, found.minibatches[1]).metrics["approx_kl"].item() > 1e-6
+
+
+def test_the_divergence_from_a_copy_is_exactly_0():
+    model = actor_critic()
+    found, _ = rolled(model=model, reference=copy.deepcopy(model.policy))
+    assert found.metrics["kl"] == found.metrics["exact_kl"] == 0.0
+    assert rolled()[0].metrics["exact_kl"] > 0.1
+
+
+def test_rewards_to_go_are_the_score_less_beta_times_the_log_ratio():
+    reference = network(1)
+    found, model = rolled(config(beta=0.25, unfinished_score=-3.0), reference=reference)
+    total = 0.0
+    for (sample, left), tag in zip(to_go(found), [tag for _, tag in PROMPTS], strict=True):
+        ids = torch.tensor([sample.ids])
+        score = eighths([sample.ids], [tag]).combined[0] if sample.finished else -3.0
+        with torch.no_grad():
+            ratio = token_logprobs(model.policy(ids[:, :-1]), ids, 0.8) - token_logprobs(
+                reference(ids[:, :-1]), ids, 0.8
+            )
+        ratio = ratio[0, len(sample.prompt) - 1 :]
+        wanted = score - 0.25 * ratio.flip(0).cumsum(0).flip(0)
+        torch.testing.assert_close(left, wanted, rtol=0, atol=1e-10)
+        total += ratio.sum().item()
+    assert found.metrics["kl"] == pytest.approx(total / N, rel=0, abs=1e-10)
+    assert abs(total) > 1
+
+
+def test_an_answer_that_did_not_end_gets_the_score_for_that():
+    found, _ = rolled(config(beta=0.0, unfinished_score=-7.0))
+    ended = np.array([sample.finished for sample in found.samples])
+    raw = eighths([s.ids for s in found.samples], [tag for _, tag in PROMPTS]).combined
+    assert 0 < ended.sum() < N
+    assert last_rewards(found).tolist() == np.where(ended, raw, -7.0).tolist()
+    assert found.metrics["score"] == pytest.approx(np.where(ended, raw, -7.0).mean(), abs=1e-6)
+    assert found.metrics["reward"] == pytest.approx(raw.mean(), abs=1e-12)  # raw, for the log
+
+
+@pytest.mark.parametrize("by", ["tag", "batch", "nothing"])
+def test_scores_are_whitened_over_what_the_setting_says(by):
+    found, _ = rolled(config(beta=0.0, whiten_by=by, unfinished_score=-7.0))
+    tags = np.array([tag for _, tag in PROMPTS])
+    raw = eighths([s.ids for s in found.samples], tags.tolist()).combined
+    wanted = raw.copy()
+    groups = {"tag": [tags, ~tags], "batch": [np.ones(N, bool)], "nothing": []}[by]
+    for rows in groups:
+        wanted[rows] = (raw[rows] - raw[rows].mean()) / raw[rows].std()
+    ended = np.array([sample.finished for sample in found.samples])
+    np.testing.assert_allclose(last_rewards(found)[ended], wanted[ended], rtol=0, atol=1e-5)
+    # tagged prompts stand 4 higher: by tag this says nothing, over the batch it is all there is
+    assert bool(wanted[tags].min() > wanted[~tags].max()) is (by != "tag")
+
+
+def test_without_tagged_prompts_tag_and_batch_are_one():
+    plain = [(ids, False) for ids, _ in PROMPTS]
+    one, other = (
+        last_rewards(rolled(config(whiten_by=by, beta=0.0), prompts=plain)[0])
+        for by in ("tag", "batch")
+    )
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-7)
+    assert one.std() > 0.1
+
+
+def test_equal_scores_say_nothing():
+    found, _ = rolled(
+        config(whiten_by="batch", beta=0.0, unfinished_score=0.0),
+        rewards=lambda rows, tags: Rewarded(*[np.full(len(rows), 0.7)] * 3),
+    )
+    assert np.abs(last_rewards(found)).max() == 0
+
+
+def test_advantages_are_whitened_over_the_whole_batch():
+    found, model = rolled()
+    raw = torch.cat([(b.returns - b.old_values)[b.response_mask] for b in found.minibatches])
+    got = torch.cat([b.advantages[b.response_mask] for b in found.minibatches])
+    torch.testing.assert_close(got, whiten(raw), rtol=0, atol=1e-10)
+    assert abs(got.mean().item()) < 1e-10
+    means = [b.advantages[b.response_mask].mean().item() for b in found.minibatches]
+    assert max(means) > 0.01  # not of every mini-batch by itself
+    for batch in found.minibatches:
+        mask = batch.response_mask
+        assert batch.advantages[~mask].abs().max() == batch.returns[~mask].abs().max() == 0
+        with torch.no_grad():
+            assert torch.equal(model.value(batch.ids[:, :-1]), batch.old_values)
+        assert not any(tensor.requires_grad for tensor in batch)
+
+
+def test_what_is_logged_about_the_answers():
+    found, _ = rolled()
+    ended = [sample.finished for sample in found.samples]
+    raw = eighths([s.ids for s in found.samples], [tag for _, tag in PROMPTS])
+    wanted = {
+        "reward": raw.combined.mean(), "reward_std": raw.combined.std(),
+        "helpfulness": raw.helpfulness.mean(), "safety": raw.safety.mean(),
+        "length": sum(len(s.answer) for s in found.samples) / N, "finished": sum(ended) / N,
+        "distinct": len({str(s.ids) for s in found.samples}) / N,
+    }  # fmt: skip
+    for name, value in wanted.items():
+        assert found.metrics[name] == pytest.approx(value, rel=0, abs=1e-9)
+    assert 0 < found.metrics["entropy"] < np.log(VOCAB)
+
+
+def test_the_seed_decides_and_the_models_only_listen():
+    model, reference = actor_critic(), network(1)
+    before = [p.clone() for m in (model, reference) for p in m.parameters()]
+    runs = [rolled(model=model, reference=reference, seed=seed)[0] for seed in (3, 3, 4)]
+    answers = [[sample.answer for sample in found.samples] for found in runs]
+    assert answers[0] == answers[1] != answers[2]
+    after = [p for m in (model, reference) for p in m.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+    assert all(p.grad is None for p in after)
+
+
+def test_there_is_no_dropout():
+    model = actor_critic().train()
+    ids = torch.tensor([[1, 4, 5, 9]])
+    with torch.no_grad():
+        for network_ in (model.policy, model.value):
+            training = [network_(ids) for _ in range(2)]
+            assert torch.equal(*training)
+            assert torch.equal(training[0], network_.eval()(ids))
+
+
+def reward_models(vocab=VOCAB):
+    return RewardModels(*[scalar_model(network(seed, vocab), seed=seed) for seed in (8, 9)])
+
+
+def test_reward_models_score_what_was_sampled():
+    models = reward_models()
+    found, _ = rolled(config(beta=0.0), rewards=models)
+    wanted = models([s.ids for s in found.samples], [tag for _, tag in PROMPTS]).combined
+    ended = np.array([sample.finished for sample in found.samples])
+    np.testing.assert_allclose(last_rewards(found)[ended], wanted[ended], rtol=0, atol=1e-6)
+    assert wanted.std() > 0.1
+
+
+def test_reward_models_of_another_tokenizer_are_refused():
+    with pytest.raises(ValueError, match="Was the reward model trained with another tokenizer"):
+        rolled(rewards=reward_models(vocab=VOCAB - 2))
+
+
+def test_a_reward_model_that_diverged_is_refused():
+    models = reward_models()
+    with torch.no_grad():
+        models.safety.head.bias.fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"scores must be finite; row 0 has .*diverge"):
+        rolled(rewards=models)
+
+
+@pytest.mark.parametrize("by", ["nothing", "batch", "tag"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rewards_that_are_not_finite_are_refused(by, value):
+    def broken(rows, tags):
+        values = eighths(rows, tags).combined
+        values[[row[-1] for row in rows].index(EOS)] = value
+        return Rewarded(values, values, values)
+
+    with pytest.raises(ValueError, match="finite"):
+        rolled(config(whiten_by=by), rewards=broken)
