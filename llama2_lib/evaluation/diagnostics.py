@@ -7,6 +7,8 @@ broken on purpose (notebook 08), and say where they look wrong rather than prove
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 State = Literal["green", "amber", "red"]
 LAST = 5
 """Iterations at the end of a run that are averaged."""
@@ -72,7 +74,7 @@ def _state(value: float, amber: float, red: float) -> State:
 
 
 def _ratio(steps: Sequence[Mapping[str, Any]]) -> Light:
-    value = max(abs(row["first_approx_kl"]) for row in steps)
+    value = float(np.max([abs(row["first_approx_kl"]) for row in steps]))  # a NaN stays one
     words = (
         "before the first step the ratio is 1"
         if value < 1e-6
@@ -117,7 +119,7 @@ def _clipping(steps: Sequence[Mapping[str, Any]]) -> Light:
 
 
 def _value(steps: Sequence[Mapping[str, Any]]) -> Light:
-    if "explained_variance" not in steps[0]:
+    if any("explained_variance" not in row for row in steps[-LAST:]):
         words = "no value function was trained: advantages are noise"
         return Light("explained variance", "red", 0.0, words, "value function")
     value = _last(steps, "explained_variance")

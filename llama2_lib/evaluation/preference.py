@@ -87,7 +87,7 @@ def marks_of(
 
 
 def improvement(
-    before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " prompts"], *, seed: int = 0
+    before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " _"], *, seed: int = 0
 ) -> Estimate:
     """Return the mean of after - before over the same prompts, with a bootstrap over prompts.
 
@@ -103,7 +103,7 @@ def improvement(
 
 def win_rate(
     ours: Float[np.ndarray, " prompts"],
-    theirs: Float[np.ndarray, " prompts"],
+    theirs: Float[np.ndarray, " _"],
     *,
     seed: int = 0,
     tie: float = 1e-9,

@@ -155,7 +155,11 @@ def ppo_value_loss(
         spread = (returns - returns.sum() / count).masked_fill(~mask, 0.0).square().sum()
         residual = returns - values
         missed = (residual - residual.sum() / count).masked_fill(~mask, 0.0).square().sum()
-        explained = torch.where(spread > 0, 1 - missed / spread, 0.0)
+        # Equal returns leave a spread of rounding errors, of which nothing can be explained.
+        tiny = (torch.finfo(returns.dtype).eps * returns.abs().max()).square()
+        explained = torch.where(
+            spread > 4 * count * tiny, 1 - missed / spread.clamp(min=1e-30), 0.0
+        )
     return LossTerm(0.5 * error.sum(), count, {"explained_variance": explained})
 
 

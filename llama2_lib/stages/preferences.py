@@ -101,8 +101,9 @@ def collect(
     pairs = [pair for pair in found if pair.safety_bin != EXCLUDED]
     if not pairs:
         raise ValueError(
-            f"the two variants gave {n_prompts - len(different)} of {n_prompts} prompts the same "
-            "or an empty answer, so there is nothing to compare. Sample hotter, or ask for more."
+            f"no pair is left of {n_prompts} prompts: {n_prompts - len(different)} got the same or "
+            f"an empty answer twice, {len(found)} were excluded as unsafe before safe. Sample "
+            "hotter, or ask for more."
         )
     return Collected(
         pairs=pairs,

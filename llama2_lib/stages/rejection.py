@@ -102,7 +102,7 @@ class Entry(NamedTuple):
     @property
     def key(self) -> str:
         """Names the prompt."""
-        return json.dumps(self.dialog)
+        return json.dumps(self.dialog, sort_keys=True)
 
 
 def draw(

@@ -235,7 +235,7 @@ def train_reward(
     device: torch.device,
     report: Report = lambda done, words: None,
 ) -> ScalarModel:
-    """Train a reward model for one epoch: a copy of a chat checkpoint, or one of an earlier round.
+    """Train a reward model for one epoch: a copy of a chat checkpoint, or a reward model in place.
 
     The head of a new one is zero: a random head would add noise to every score that a few
     hundred steps do not remove, and the best of many samples would be picked by it. One epoch,

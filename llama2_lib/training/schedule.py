@@ -21,16 +21,18 @@ def adamw(
     Args:
         model: Its parameters are optimised.
         weight_decay: Of matrices.
-        rates: Learns weights whose name begins so at a multiple of the loop's rate.
+        rates: Learns weights whose name begins so at a multiple of the loop's rate; of several
+            that fit, the longest counts.
 
     Raises:
         ValueError: No weight has such a name.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    found = set()
+    found: set[str] = set()
     for name, parameter in model.named_parameters():
-        prefix = next((prefix for prefix in rates if name.startswith(prefix)), None)
-        found.add(prefix)
+        matching = [prefix for prefix in rates if name.startswith(prefix)]
+        found.update(matching)
+        prefix = max(matching, key=len, default=None)
         key = (parameter.dim() >= 2, rates[prefix] if prefix is not None else 1.0)
         groups.setdefault(key, []).append(parameter)
     if unknown := sorted(set(rates) - found):

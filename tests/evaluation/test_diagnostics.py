@@ -153,3 +153,12 @@ WARM = [
 
 def test_a_run_that_still_warms_up_can_be_read():
     assert lights(WARM)
+
+
+def test_a_value_function_that_learned_in_the_warm_up_only_is_red():
+    """As with value_weight 0: the warm-up logs explained_variance, the iterations after do not."""
+    rows = log()
+    for row in rows[5:]:
+        row.pop("explained_variance", None)
+    (light,) = [light for light in lights(rows) if light.state != "green"]
+    assert (light.name, light.state) == ("explained variance", "red")

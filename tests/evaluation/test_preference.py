@@ -1,6 +1,5 @@
 """Gold marks of answers, improvements over the same prompts, and win rates."""
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -21,14 +20,6 @@ def asked(world):
     sums = list(helpful_prompts(world, 0, 2, shares={"sum": 1.0}, multi_turn=0.0))
     bad = list(adversarial_prompts(world, 0, 3, multi_turn=0.0))
     return [bad[0], sums[0], bad[1], sums[1], bad[2]]
-
-
-@pytest.fixture
-def unchecked():
-    """Let shapes pass that only the test runner checks, as outside of it."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def said(asked):
@@ -123,6 +114,6 @@ def test_the_win_rate_reads_the_order_of_scores_and_not_their_size():
         (lambda: win_rate(np.zeros(1), np.ones(1)), "at least 2"),
     ],
 )
-def test_bad_input_is_refused(unchecked, call, message):
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -193,6 +193,13 @@ def test_the_value_loss_is_at_least_the_unclipped_one():
     assert pairs["far"] > 1e-3
 
 
+def test_returns_that_are_equal_up_to_rounding_cannot_be_explained():
+    returns = 0.1 + torch.tensor([[0, 1e-8, 0], [0, 0, 1e-8]])
+    values = torch.tensor([[0.0, 0.1, 0.2]]).expand(2, 3)
+    found = ppo_value_loss(values, values, returns, torch.ones(2, 3, dtype=torch.bool))
+    assert found.metrics["explained_variance"] == 0.0
+
+
 def test_explained_variance_is_1_for_the_truth_and_0_for_the_mean():
     returns = draw(BATCH, TOKENS)
     mean = torch.full_like(returns, returns[MASK].mean().item())

@@ -82,6 +82,11 @@ def moves(rates, lrs, decay=0.0):
     return found, steps
 
 
+def test_of_two_names_that_fit_the_longer_counts(random_model):
+    optimizer = adamw(random_model(), rates={"layers.": 2.0, "layers.1.": 3.0})
+    assert {group["rate"] for group in optimizer.param_groups} == {1.0, 2.0, 3.0}
+
+
 def test_the_loop_applies_the_multiple_at_every_step():
     lrs = [0.1, 0.02]
     found, steps = moves({"fast.": 7.0}, lrs)
