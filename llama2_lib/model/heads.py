@@ -69,7 +69,9 @@ def scalar_model(model: Transformer, *, seed: int | None = None) -> ScalarModel:
         seed: Draws the head from a normal with standard deviation 1 / sqrt(dim + 1), as is
             common; the paper does not say. Left out, the head is zero, and so is every score.
     """
-    scalar = ScalarModel(copy.deepcopy(model))
+    # A copy keeps the flags: that of a frozen reward model would be a value function that never
+    # learns, and no error would say so.
+    scalar = ScalarModel(copy.deepcopy(model)).requires_grad_(True)
     scalar.backbone.output.weight.requires_grad_(False)
     with torch.no_grad():
         nn.init.zeros_(scalar.head.weight)

@@ -89,7 +89,7 @@ def run_ppo(job: Job, start: str, rewards: str) -> None:
     model = ppo(
         config,
         # The value function knows answers as the reward model does; its head starts at zero.
-        ActorCritic(policy, scalar_model(models.helpfulness.backbone).requires_grad_(True)),
+        ActorCritic(policy, scalar_model(models.helpfulness.backbone)),
         copy.deepcopy(policy).requires_grad_(False),
         prompt_stream(ppo_prompts(recipe, tokenizer), config.batch_size, config.seed),
         models,

@@ -74,6 +74,14 @@ def test_the_chat_model_is_copied_and_its_output_layer_rests(model, ids):
     assert scalar.backbone.norm.weight.data_ptr() != model.norm.weight.data_ptr()
 
 
+def test_a_copy_of_a_frozen_model_learns_all_but_the_output_layer(model):
+    frozen = scalar_model(model).requires_grad_(False)
+    copied = scalar_model(frozen.backbone)
+    resting = [name for name, weight in copied.named_parameters() if not weight.requires_grad]
+    assert resting == ["backbone.output.weight"]
+    assert not any(weight.requires_grad for weight in frozen.parameters())
+
+
 def test_two_passes_in_training_mode_agree(model, ids):
     scalar = scalar_model(model, seed=1).train()
     assert torch.equal(scalar(ids), scalar(ids))
