@@ -92,9 +92,9 @@ class Claims:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time this library beside `transformers`, turn by turn in one run."""
+    """Time this library beside `transformers`, PPO beside TRL, turn by turn in one run."""
 
-    what: tyro.conf.Positional[Literal["train", "generate"]]
+    what: tyro.conf.Positional[Literal["train", "generate", "ppo"]]
     pairs: int = 5
     """How many pairs of timings; the median of their ratios is printed."""
     device: str = "auto"
@@ -176,6 +176,8 @@ def _show(command: Show) -> int:
             print(f"{part.name}.{setting.name} = {getattr(value, setting.name)}")
     print(f"weights = {recipe.model.n_parameters:,}")
     for stage in pipeline.STAGES:
+        if stage == "reward_model" and recipe.reward_model is None:
+            continue  # no chain needs it
         path = pipeline.artifact_path(stage, recipe)
         print(f"{stage:10s} {'there  ' if path.exists() else 'missing'} {path}")
     return 0
@@ -214,7 +216,8 @@ def _claims(command: Claims) -> int:
 def _bench(command: Bench) -> int:
     from llama2_lib import bench
 
-    run = {"train": bench.train, "generate": bench.generation}[command.what]
+    runs = {"train": bench.train, "generate": bench.generation, "ppo": bench.ppo}
+    run = runs[command.what]
     return run(pairs=command.pairs, device=command.device, precision=command.precision)
 
 

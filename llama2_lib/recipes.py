@@ -11,6 +11,7 @@ from llama2_lib.stages.corpus import CorpusConfig
 from llama2_lib.stages.pretrain import PretrainConfig
 from llama2_lib.stages.rejection import RejectionConfig
 from llama2_lib.stages.reward import RewardConfig
+from llama2_lib.stages.reward_variant import RewardVariant
 from llama2_lib.stages.rollout import PpoConfig
 from llama2_lib.stages.sft import SftConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
@@ -30,6 +31,8 @@ class Recipe:
     safety: RewardConfig
     rejection: RejectionConfig
     ppo: PpoConfig
+    reward_model: RewardVariant | None = None
+    """Of the stage `reward_model`, which no chain needs: claims compare its variants."""
 
     def __post_init__(self) -> None:
         if self.model.vocab_size != self.tokenizer.vocab_size:
@@ -49,14 +52,16 @@ def nano(seed: int = 0) -> Recipe:
         pretrain=PretrainConfig(
             steps=1000, batch_size=4, seq_len=512, peak_lr=4e-3, warmup=40, seed=seed
         ),
-        sft=SftConfig(n_dialogs=2000, batch_size=4, seq_len=512, seed=seed),
+        sft=SftConfig(n_dialogs=2000, grade="mixed", batch_size=4, seq_len=512, seed=seed),
         helpfulness=RewardConfig(
             stream="helpfulness", n_pairs=3500, n_fresh=2500, n_fresh_later=600, seed=seed
         ),
         safety=RewardConfig(
             stream="safety", n_pairs=1200, n_fresh=800, n_fresh_later=300, seed=seed
         ),
-        rejection=RejectionConfig(n_prompts=600, n_demonstrations=2000, steps=250, seed=seed),
+        rejection=RejectionConfig(
+            n_prompts=800, n_samples=6, n_demonstrations=1000, steps=250, seed=seed
+        ),
         ppo=PpoConfig(iterations=24, seed=seed),
     )
 
@@ -137,7 +142,7 @@ def small(seed: int = 0) -> Recipe:
             precision="bf16", compile=True, save_every=500, seed=seed,
         ),
         sft=SftConfig(
-            n_dialogs=27_540, batch_size=16, seq_len=1024, peak_lr=1e-3, warmup=20,
+            n_dialogs=27_540, grade="mixed", batch_size=16, seq_len=1024, peak_lr=1e-3, warmup=20,
             precision="bf16", compile=True, save_every=500, seed=seed,
         ),
         helpfulness=RewardConfig(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama2_lib import bench
+from llama2_lib.bench import language_model, timing, trl, twins
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.recipes import toy
 
@@ -17,11 +17,12 @@ CPU = torch.device("cpu")
 # Ratios to `transformers` that must be reached on two cores, in fp32.
 TRAIN = {"ratio": 1.2}
 GENERATE = {"batch 1": 3.0, "batch 64": 2.0, "ragged 64": 3.0}
+PPO = {"batch 64": 1.5, "batch 256": 1.5}  # to TRL
 
 
 def test_the_other_side_computes_the_same(random_model):
     model = random_model(dtype=torch.float32)
-    twin = bench.hugging_face_twin(model)
+    twin = twins.hugging_face_twin(model)
     ids = torch.randint(3, 53, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(twin(input_ids=ids).logits, model(ids), rtol=0, atol=2e-4)
@@ -31,11 +32,11 @@ def test_the_other_side_computes_the_same(random_model):
 
 
 def test_both_sides_take_real_training_steps(random_model, monkeypatch):
-    monkeypatch.setattr(bench, "nano", toy)
+    monkeypatch.setattr(language_model, "nano", toy)
     model = Transformer(toy().model)
     torch.nn.init.normal_(model.output.weight, std=0.02)
     before = model.output.weight.detach().clone()
-    steps = bench._training_steps(model, model, toy().model, CPU, "fp32")
+    steps = language_model._training_steps(model, model, toy().model, CPU, "fp32")
     first, second = next(steps), next(steps)
     assert first.count == 4 * 64
     assert second.loss < first.loss
@@ -43,7 +44,7 @@ def test_both_sides_take_real_training_steps(random_model, monkeypatch):
 
 
 def test_the_other_side_generates_as_many_tokens(random_model, monkeypatch):
-    twin = bench.hugging_face_twin(random_model(dtype=torch.float32))
+    twin = twins.hugging_face_twin(random_model(dtype=torch.float32))
     lengths = []
     generate = twin.generate
 
@@ -51,19 +52,19 @@ def test_the_other_side_generates_as_many_tokens(random_model, monkeypatch):
         lengths.append(generate(*arguments, **options).shape)
 
     monkeypatch.setattr(twin, "generate", count)
-    bench._theirs(twin, torch.full((3, 7), 5), 11)
+    language_model._theirs(twin, torch.full((3, 7), 5), 11)
     assert lengths == [(3, 18)]
 
 
 def test_the_ratio_is_the_median_of_pairs():
     times = [[1.0, 2.0], [2.0, 6.0], [1.0, 50.0]]
-    assert bench._median_ratio(times) == 3.0
+    assert timing.median_ratio(times) == 3.0
 
 
 def test_the_matrix_product_has_a_rate():
-    rate = bench.matmul_rate(CPU, torch.float32, size=256)
+    rate = timing.matmul_rate(CPU, torch.float32, size=256)
     assert 1e8 < rate < 1e14
-    assert bench.seconds(lambda: torch.ones(3).sum(), CPU) > 0
+    assert timing.seconds(lambda: torch.ones(3).sum(), CPU) > 0
 
 
 def measured(what, capsys, pattern):
@@ -106,3 +107,11 @@ def test_generation_reaches_its_ratios(capsys):
     pattern = r"^(batch 1|batch 64|ragged 64) +\d+ +\d+ +([\d.]+)$"
     best = best_of_two("generate", GENERATE, capsys, pattern)
     assert all(best[name] >= floor for name, floor in GENERATE.items()), best
+
+
+@pytest.mark.timing
+@pytest.mark.skipif(trl.missing() is not None, reason=str(trl.missing()))
+def test_a_ppo_iteration_reaches_its_ratios(capsys):
+    pattern = r"^(batch 64|batch 256) +[\d.]+ +[\d.]+ +([\d.]+)  \([\d.]+ to [\d.]+\)$"
+    best = best_of_two("ppo", PPO, capsys, pattern)
+    assert all(best[name] >= floor for name, floor in PPO.items()), best

@@ -1,6 +1,6 @@
 """Floor 9: the paper's claims, declared before they are measured, and the ledger of verdicts."""
 
-from llama2_lib.claims.catalogue import CLAIMS, grid_requests
+from llama2_lib.claims.catalogue import CLAIMS, grid_requests, of_course
 from llama2_lib.claims.claim import (
     CannotShow,
     Claim,
@@ -11,7 +11,14 @@ from llama2_lib.claims.claim import (
     Verdict,
     threshold,
 )
-from llama2_lib.claims.ledger import Result, read_ledger, render_table, run_claims, write_ledger
+from llama2_lib.claims.ledger import (
+    Result,
+    read_ledger,
+    recorded,
+    render_table,
+    run_claims,
+    write_ledger,
+)
 
 __all__ = [
     "CLAIMS",
@@ -24,7 +31,9 @@ __all__ = [
     "Trust",
     "Verdict",
     "grid_requests",
+    "of_course",
     "read_ledger",
+    "recorded",
     "render_table",
     "run_claims",
     "threshold",

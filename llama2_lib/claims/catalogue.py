@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from llama2_lib.claims import attention, corpus, finetuning, pretraining
+from llama2_lib.claims import (
+    alignment,
+    attention,
+    corpus,
+    finetuning,
+    ppo,
+    pretraining,
+    rejection,
+    rewards,
+)
 from llama2_lib.claims.claim import Claim
 
 
@@ -23,7 +32,21 @@ def collect(*groups: tuple[Claim, ...]) -> Mapping[int, Claim]:
     return MappingProxyType(by_id)
 
 
-CLAIMS = collect(pretraining.CLAIMS, corpus.CLAIMS, attention.CLAIMS, finetuning.CLAIMS)
+CLAIMS = collect(
+    pretraining.CLAIMS,
+    corpus.CLAIMS,
+    attention.CLAIMS,
+    finetuning.CLAIMS,
+    rewards.CLAIMS,
+    rejection.CLAIMS,
+    alignment.CLAIMS,
+    ppo.CLAIMS,
+)
+
+
+def of_course(claims: Mapping[int, Claim] = CLAIMS) -> Mapping[int, Claim]:
+    """Return the claims that the course measures itself, over all seeds."""
+    return MappingProxyType({i: claim for i, claim in claims.items() if not claim.recorded})
 
 
 def grid_requests(

@@ -116,6 +116,9 @@ class Claim:
     requests: Callable[[Any, Sequence[int]], list[tuple[str, Any]]] | None = None
     """`requests(recipe, seeds)`: the (stage, recipe) pairs that `measure` will ask the pipeline
     for, so that they can be trained side by side beforehand. None: it trains nothing."""
+    recorded: bool = False
+    """Whether its runs take too long for the course. Its notebook then shows what the ledger
+    `data/claims.json` holds, beside what one seed gives; `llama2 claims ID` measures it anew."""
     min_seeds: int = 3
     """With fewer the verdict is `inconclusive`; 1 for what does not depend on the seed."""
 

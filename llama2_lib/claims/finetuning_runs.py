@@ -58,6 +58,7 @@ def data_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
     few = replace(
         recipe.sft,
         n_dialogs=min(FEW, recipe.sft.n_dialogs),
+        grade="clean",
         n_validation=min(40, recipe.sft.n_validation),
         batch_size=ROWS,
         seq_len=min(ROW_LENGTH, recipe.sft.seq_len),

@@ -15,6 +15,7 @@ from llama2_lib import storage
 from llama2_lib.claims.catalogue import CLAIMS
 from llama2_lib.claims.claim import CannotShow, Claim, Measurement, Outcome, Verdict
 from llama2_lib.evaluation.statistics import Estimate
+from llama2_lib.world.lexicon import lexicon_folder
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "scipy", "sentencepiece")
@@ -183,6 +184,24 @@ def read_ledger(path: Path) -> list[Result]:
             f"{path} must be a ledger of format {FORMAT}; got {error!r}. Move it away and run "
             "`llama2 claims` again."
         ) from error
+
+
+def recorded(claim_id: int, recipe: str = "nano", path: Path | None = None) -> Result:
+    """Return the result of one claim from the ledger that comes with the course.
+
+    Raises:
+        FileNotFoundError: There is no ledger.
+        ValueError: It holds no such result.
+    """
+    results = read_ledger(path or lexicon_folder().parent / "claims.json")
+    for result in results:
+        if result.key == (claim_id, recipe):
+            return result
+    raise ValueError(
+        f"the ledger must hold claim {claim_id} of the recipe {recipe!r}; it holds "
+        f"{', '.join(f'{number} ({name})' for number, name in (r.key for r in results))}. Run "
+        f"`llama2 claims {claim_id} --recipe {recipe} --write data/claims.json`."
+    )
 
 
 def _restore(entry: Mapping[str, Any]) -> Result:

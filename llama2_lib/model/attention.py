@@ -1,5 +1,6 @@
 """Grouped-query attention (paper section 2.2, ablation in A.2.1)."""
 
+import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Bool, Complex, Float
@@ -49,6 +50,11 @@ def grouped_query_attention(
     return rearrange(mixed, "b q kv group d -> b q (kv group) d")
 
 
+def visible_since(since: int, n_keys: int, device: torch.device) -> Bool[Tensor, "1 queries keys"]:
+    """Return what the positions from `since` on may look at: themselves and earlier ones."""
+    return torch.ones(1, n_keys - since, n_keys, dtype=torch.bool, device=device).tril(since)
+
+
 class Attention(nn.Module):
     """Project, rotate, attend, project back. No biases."""
 
@@ -65,16 +71,17 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch seq dim"],
         rotation: Complex[Tensor, "#batch seq pairs"],
+        since: int = 0,
     ) -> tuple[
-        Float[Tensor, "batch seq heads head_dim"],
+        Float[Tensor, "batch wanted heads head_dim"],
         Float[Tensor, "batch seq kv_heads head_dim"],
         Float[Tensor, "batch seq kv_heads head_dim"],
     ]:
-        """Return rotated queries, rotated keys, and values."""
-        q = self.wq(x).unflatten(-1, (self.n_heads, self.head_dim))
+        """Return rotated queries of the positions from `since` on, rotated keys, and values."""
+        q = self.wq(x[:, since:]).unflatten(-1, (self.n_heads, self.head_dim))
         k = self.wk(x).unflatten(-1, (self.n_kv_heads, self.head_dim))
         v = self.wv(x).unflatten(-1, (self.n_kv_heads, self.head_dim))
-        return apply_rotary(q, rotation), apply_rotary(k, rotation), v
+        return apply_rotary(q, rotation[:, since:]), apply_rotary(k, rotation), v
 
     def forward(
         self,
@@ -83,12 +90,19 @@ class Attention(nn.Module):
         visible: Bool[Tensor, "#batch seq keys"] | None = None,
         cache: LayerCache | None = None,
         start: int = 0,
-    ) -> Float[Tensor, "batch seq dim"]:
+        since: int = 0,
+    ) -> Float[Tensor, "batch wanted dim"]:
         """Attend to `visible` positions; without it, to this and earlier ones.
 
-        With a cache, `start` slots are filled already, and `keys` counts those too.
+        With a cache, `start` slots are filled already, and `keys` counts those too. Positions
+        before `since` are attended to and do not attend.
         """
-        q, k, v = (t.transpose(1, 2) for t in self.project(x, rotation))
+        q, k, v = (t.transpose(1, 2) for t in self.project(x, rotation, since))
+        if since and visible is not None:
+            visible = visible[:, since:]
+        elif since:
+            # PyTorch's own causal mask starts at the upper left; these queries stand at the end.
+            visible = visible_since(since, x.shape[1], x.device)
         if cache is not None:
             k, v = cache.extend(k, v, start)
         if q.shape[2] == 1 and q.shape[1] != k.shape[1]:

@@ -33,9 +33,10 @@ class ScalarModel(nn.Module):
         *,
         positions: Int[Tensor, "batch seq"] | None = None,
         visible: Bool[Tensor, "#batch seq keys"] | None = None,
-    ) -> Float[Tensor, "batch seq"]:
-        """Return the number at every position; arguments as those of `Transformer`."""
-        hidden = self.backbone.hidden(ids, positions=positions, visible=visible)
+        since: int = 0,
+    ) -> Float[Tensor, "batch wanted"]:
+        """Return the number at every position from `since` on; see `Transformer` for the rest."""
+        hidden = self.backbone.hidden(ids, positions=positions, visible=visible, since=since)
         numbers = self.head(hidden)[..., 0]
         return numbers if numbers.dtype == torch.float64 else numbers.float()
 

@@ -28,9 +28,11 @@ class TransformerBlock(nn.Module):
         visible: Bool[Tensor, "#batch seq keys"] | None = None,
         cache: LayerCache | None = None,
         start: int = 0,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Return h + FFN(norm(h)) with h = x + Attention(norm(x))."""
-        h = x + self.attention(self.attention_norm(x), rotation, visible, cache, start)
+        since: int = 0,
+    ) -> Float[Tensor, "batch wanted dim"]:
+        """Return h + FFN(norm(h)) with h = x + Attention(norm(x)), from position `since` on."""
+        attended = self.attention(self.attention_norm(x), rotation, visible, cache, start, since)
+        h = x[:, since:] + attended
         return h + self.feed_forward(self.ffn_norm(h))
 
 
@@ -78,8 +80,18 @@ class Transformer(nn.Module):
         positions: Int[Tensor, "batch seq"] | None = None,
         visible: Bool[Tensor, "#batch seq keys"] | None = None,
         cache: KVCache | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Return the hidden states after the final norm: what `head` and value heads read."""
+        since: int = 0,
+    ) -> Float[Tensor, "batch wanted dim"]:
+        """Return the hidden states after the final norm: what `head` and value heads read.
+
+        Of positions before `since` the last block computes keys and values only, and they are
+        left out of what is returned; see `forward` for the other arguments.
+
+        Raises:
+            ValueError: as in `forward`, or `since` is no position.
+        """
+        if not 0 <= since < ids.shape[1]:
+            raise ValueError(f"since must lie in 0...{ids.shape[1] - 1}; got {since}.")
         start = cache.length if cache is not None else 0
         end = start + ids.shape[1]
         limit = self.config.max_seq_len
@@ -97,7 +109,9 @@ class Transformer(nn.Module):
         h = self.tok_embeddings(ids)
         rotation = self.rotation(h, positions, start)
         for index, layer in enumerate(self.layers):
-            h = layer(h, rotation, visible, cache and cache.layers[index], start)
+            kept = cache and cache.layers[index]
+            unread = since if index + 1 == len(self.layers) else 0
+            h = layer(h, rotation, visible, kept, start, unread)
         if cache is not None:
             cache.length = end
         return self.norm(h)

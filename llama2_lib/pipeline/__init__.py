@@ -14,12 +14,14 @@ from llama2_lib.pipeline.build import (
     recall,
 )
 from llama2_lib.pipeline.graph import ROUNDS, STAGES, Job, Stage, fingerprint
+from llama2_lib.pipeline.reward_model import HeldOut, held_out_of, held_out_scores
 from llama2_lib.pipeline.rewards import load_rewards
 from llama2_lib.pipeline.samples import write_samples
 
 __all__ = [
     "ROUNDS",
     "STAGES",
+    "HeldOut",
     "Job",
     "Stage",
     "artifact",
@@ -27,6 +29,8 @@ __all__ = [
     "artifact_root",
     "artifacts",
     "fingerprint",
+    "held_out_of",
+    "held_out_scores",
     "load",
     "load_rewards",
     "missing",

@@ -3,7 +3,7 @@
 import dataclasses
 
 from llama2_lib import storage
-from llama2_lib.pipeline import foundation
+from llama2_lib.pipeline import foundation, reward_model
 from llama2_lib.pipeline.ppo import ITERATION_STEPS, run_ppo
 from llama2_lib.pipeline.rejection import SAMPLING_STEPS, run_rejection
 from llama2_lib.pipeline.rewards import run_rewards
@@ -106,6 +106,16 @@ STAGES: dict[str, Stage] = {
         },
         work=lambda r: sft_steps(r.sft),
         run=foundation.run_sft,
+    ),
+    "reward_model": Stage(
+        version=1,
+        inputs=("tokenizer", "sft"),
+        settings=lambda r: {
+            "variant": reward_model.settings(r),
+            "world": preference_settings(r.corpus.world_seed),
+        },
+        work=reward_model.work,
+        run=reward_model.run_reward_model,
     ),
     **{f"rewards_v{number}": _rewards(number) for number in range(1, ROUNDS + 2)},
     **{f"rejection_v{number}": _rejection(number) for number in range(1, ROUNDS + 1)},

@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from llama2_lib import rng, storage
+from llama2_lib.evaluation.chat import answer_loss
+from llama2_lib.model.transformer import Transformer
 from llama2_lib.pipeline.rewards import answered, load_rewards
 from llama2_lib.pipeline.samples import write_answers
 from llama2_lib.pipeline.stage import Job
-from llama2_lib.stages.asked import ask
+from llama2_lib.recipes import Recipe
+from llama2_lib.stages.asked import Asked, ask
 from llama2_lib.stages.fit import fit
 from llama2_lib.stages.rejection import (
     Entry,
@@ -30,11 +33,14 @@ from llama2_lib.stages.rejection import (
 from llama2_lib.stages.sft import dialog_loss, training_dialogs, validation_dialogs
 from llama2_lib.stages.sft import examples as encode_dialogs
 from llama2_lib.text.dialog import Message
-from llama2_lib.training.dialog_batches import Example, PackedDialogs
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.training.dialog_batches import Example, PackedDialogs, shorten_all
 from llama2_lib.world import make_world
 
 SAMPLING_STEPS = 60
 """For the progress bar: sampling and scoring take about as long as so many steps."""
+N_MEASURED = 100
+"""Validation dialogs of fine-tuning whose answer loss is measured during a round."""
 
 
 def run_rejection(number: int, job: Job, policy: str, rewards: str) -> None:
@@ -66,20 +72,28 @@ def run_rejection(number: int, job: Job, policy: str, rewards: str) -> None:
         "mean reward of chosen": float(np.mean([entry.score for entry in tops])),
         **packed.counts(),
     }
+    unseen = unseen_dialogs(job)
     model = fit(
         config,
         job.model("pretrain"),
         lambda start: packed.batches(batch_size=config.batch_size, start=start),
         dialog_loss(config.isolate_documents),
-        lambda _: {},
+        loss_on(unseen[:N_MEASURED], tokenizer, config.seq_len),
         job.folder,
         lambda done, words: job.report(SAMPLING_STEPS + done, words),
         steps=config.steps,
         before=lambda _: counts,
     )
     write_pool(job.folder / "pool.jsonl", pool)
-    unseen = unseen_dialogs(job)
     job.write_beside(write_answers(model, tokenizer, unseen, job.recipe))
+
+
+def loss_on(
+    dialogs: Sequence[Sequence[Message]], tokenizer: Tokenizer, seq_len: int
+) -> Callable[[Transformer], dict[str, float]]:
+    """Return the measure of a round: nats per answer token of dialogs, as in fine-tuning."""
+    probe = shorten_all(encode_dialogs(dialogs, tokenizer), seq_len + 1)
+    return lambda model: {"validation_loss": answer_loss(model, probe.examples).value}
 
 
 def _sampled(
@@ -87,10 +101,8 @@ def _sampled(
 ) -> tuple[list[Entry], dict[str, float | int]]:
     """Choose the temperature, draw K answers to every prompt, and score those that differ."""
     config, model, tokenizer = job.recipe.rejection, job.model(policy), job.tokenizer
-    world = make_world(job.recipe.corpus.world_seed)
-    seed = rng.seed_from(config.seed, "rejection", number)
-    longest = model.config.max_seq_len - config.max_new_tokens
-    found = ask(world, seed, config.n_prompts, tokenizer, longest=longest)
+    seed = _seed(job.recipe, number)
+    found = round_prompts(number, job.recipe, tokenizer)
     asked = [
         Entry(dialog, tag, "", number, 0.0)
         for dialog, tag in zip(found.dialogs, found.tags, strict=True)
@@ -120,6 +132,17 @@ def _sampled(
         "distinct": len(fresh),
     }
     return rescored(fresh, score), counts
+
+
+def _seed(recipe: Recipe, number: int) -> int:
+    return rng.seed_from(recipe.rejection.seed, "rejection", number)
+
+
+def round_prompts(number: int, recipe: Recipe, tokenizer: Tokenizer) -> Asked:
+    """Return the prompts of round `number`."""
+    config, world = recipe.rejection, make_world(recipe.corpus.world_seed)
+    longest = recipe.model.max_seq_len - config.max_new_tokens
+    return ask(world, _seed(recipe, number), config.n_prompts, tokenizer, longest=longest)
 
 
 def _demonstrations(job: Job) -> list[Example]:

@@ -16,11 +16,16 @@ from llama2_lib.model.weights import load_model, save_model
 from llama2_lib.objectives.policy_gradient import (
     ppo_policy_loss,
     ppo_value_loss,
-    token_logprobs,
 )
 from llama2_lib.objectives.terms import LossTerm
 from llama2_lib.stages.fit import Report
-from llama2_lib.stages.rollout import ActorCritic, PpoConfig, Rewards, rollout
+from llama2_lib.stages.rollout import (
+    ActorCritic,
+    PpoConfig,
+    Rewards,
+    answer_logprobs,
+    rollout,
+)
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
 from llama2_lib.training.loop import optimize
 from llama2_lib.training.rollouts import Minibatch
@@ -38,8 +43,8 @@ def value_loss(config: PpoConfig) -> Callable[[Callable[..., Any], Minibatch], L
     def loss(model: Callable[..., Any], batch: Minibatch) -> LossTerm:
         assert isinstance(model, ActorCritic)
         return ppo_value_loss(
-            model.value(batch.ids[:, :-1]), batch.old_values, batch.returns, batch.response_mask,
-            config.value_clip,
+            model.values(batch.response_mask, batch.ids), batch.old_values, batch.returns,
+            batch.response_mask, config.value_clip,
         )  # fmt: skip
 
     return loss
@@ -51,8 +56,9 @@ def ppo_loss(config: PpoConfig) -> Callable[[Callable[..., Any], Minibatch], Los
 
     def loss(model: Callable[..., Any], batch: Minibatch) -> LossTerm:
         assert isinstance(model, ActorCritic)
-        logits = model.policy(batch.ids[:, :-1])
-        logprobs = token_logprobs(logits, batch.ids, config.temperature)
+        logprobs, _ = answer_logprobs(
+            model.policy, batch.response_mask, batch.ids, config.temperature
+        )
         policy = ppo_policy_loss(
             logprobs, batch.old_logprobs, batch.advantages, batch.response_mask, config.clip
         )
@@ -116,7 +122,7 @@ def ppo(
         if watch.exhausted:
             break
         done = iteration + 1
-        row = _iterate(config, model, reference, prompts, rewards, optimizer, iteration, eos_id)
+        row = iterate(config, model, reference, prompts, rewards, optimizer, iteration, eos_id)
         log.write(done, **row)
         learned = done - config.value_warmup  # the policy stays as it is until then
         if learned > 0 and (learned % config.eval_every == 0 or done == total):
@@ -127,7 +133,7 @@ def ppo(
     return watch.finish()
 
 
-def _iterate(
+def iterate(
     config: PpoConfig,
     model: ActorCritic,
     reference: Transformer,

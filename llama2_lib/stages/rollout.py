@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llama2_lib.model.generate import generate
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.objectives.policy_gradient import exact_kl, gae, token_logprobs
+from llama2_lib.objectives.policy_gradient import gae
 from llama2_lib.objectives.reward import shaped_rewards, whiten
 from llama2_lib.stages.reward import Rewarded
 from llama2_lib.training.rollouts import Actions, Minibatch, Sampled, layout, whiten_together
@@ -121,6 +123,37 @@ class ActorCritic(nn.Module):
             )
         self.policy, self.value = policy, value
 
+    def values(
+        self, response_mask: Bool[Tensor, "rows seq"], ids: Int[Tensor, "rows seq+1"]
+    ) -> Float[Tensor, "rows seq"]:
+        """Return the values before each token of the answers; 0 before all answers begin."""
+        since = first_answer(response_mask)
+        return F.pad(self.value(ids[:, :-1], since=since), (since, 0))
+
+
+def first_answer(response_mask: Bool[Tensor, "rows seq"]) -> int:
+    """Return the first position that counts in any row: what stands before is only read."""
+    return int(response_mask.any(dim=0).to(torch.uint8).argmax())
+
+
+def answer_logprobs(
+    policy: Transformer,
+    response_mask: Bool[Tensor, "rows seq"],
+    ids: Int[Tensor, "rows seq+1"],
+    temperature: float,
+) -> tuple[Float[Tensor, "rows seq"], Float[Tensor, "tokens vocab"]]:
+    """Return the log-probabilities of the answers' tokens, and those of the whole vocabulary.
+
+    The first are 0 elsewhere; the second have a row for every token of an answer. Logits of
+    prompts and padding, more than half of all, are never computed.
+    """
+    since = first_answer(response_mask)
+    hidden = policy.hidden(ids[:, :-1], since=since)[response_mask[:, since:]]
+    logits = policy.head(hidden)
+    full = (logits / temperature if temperature != 1 else logits).log_softmax(dim=-1)
+    spoken = full.gather(-1, ids[:, 1:][response_mask][:, None])[:, 0]
+    return full.new_zeros(response_mask.shape).masked_scatter(response_mask, spoken), full
+
 
 Rewards = Callable[[Sequence[list[int]], Sequence[bool]], Rewarded]
 """Scores prompts with answers; raw scores."""
@@ -210,9 +243,9 @@ class _Seen(NamedTuple):
     kl: Tensor
     """Sampled, k1, summed over each answer."""
     exact_kl: Tensor
-    """Summed over each answer; the whole vocabulary at every token."""
+    """Summed over all tokens of all answers; the whole vocabulary at every token."""
     entropy: Tensor
-    """Of every token."""
+    """Likewise."""
 
 
 def _seen(
@@ -224,22 +257,18 @@ def _seen(
     device: torch.device,
 ) -> _Seen:
     ids, mask = part.ids.to(device), part.response_mask.to(device)
-    logits = model.policy(ids[:, :-1])
-    reference_logits = reference(ids[:, :-1])
-    logprobs = token_logprobs(logits, ids, config.temperature)
-    reference_logprobs = token_logprobs(reference_logits, ids, config.temperature)
-    values = model.value(ids[:, :-1])
+    logprobs, full = answer_logprobs(model.policy, mask, ids, config.temperature)
+    reference_logprobs, reference_full = answer_logprobs(reference, mask, ids, config.temperature)
+    values = model.values(mask, ids)
     reward = shaped_rewards(
         score[part.rows.to(device)], logprobs, reference_logprobs, mask, config.beta
     )
     advantages, returns = gae(reward, values, mask, gamma=config.gamma, lam=config.lam)
-    divergence = exact_kl(logits / config.temperature, reference_logits / config.temperature)
-    full = (logits / config.temperature).log_softmax(dim=-1)
+    p = full.exp()
     return _Seen(
         ids, mask, logprobs, values, advantages, returns,
-        (logprobs - reference_logprobs).masked_fill(~mask, 0.0).sum(dim=1),
-        divergence.masked_fill(~mask, 0.0).sum(dim=1),
-        -(full.exp() * full).sum(dim=-1),
+        (logprobs - reference_logprobs).sum(dim=1),
+        (p * (full - reference_full)).sum(), -(p * full).sum(),
     )  # fmt: skip
 
 
@@ -248,7 +277,7 @@ def _summary(
 ) -> dict[str, float]:
     n = len(samples)
     n_tokens = sum(int(s.response_mask.sum()) for s in seen)
-    entropy = sum(float(s.entropy[s.response_mask].sum()) for s in seen) / n_tokens
+    entropy = sum(float(s.entropy) for s in seen) / n_tokens
     return {
         "reward": float(rewarded.combined.mean()),
         "reward_std": float(rewarded.combined.std()),
@@ -256,7 +285,7 @@ def _summary(
         "safety": float(rewarded.safety.mean()),
         "score": float(score.mean()),
         "kl": sum(float(s.kl.sum()) for s in seen) / n,
-        "exact_kl": sum(float(s.exact_kl.sum()) for s in seen) / n,
+        "exact_kl": sum(float(s.exact_kl) for s in seen) / n,
         "entropy": entropy,
         "length": n_tokens / n,
         "finished": sum(s.finished for s in samples) / n,

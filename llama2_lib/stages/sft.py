@@ -36,7 +36,7 @@ class SftConfig:
     n_validation: int = 200
     """Dialogs kept for the loss on answers, none of which is a copy of a training dialog."""
     grade: str = "clean"
-    """Whether the demonstrations are clean or noisy; those of validation are always clean."""
+    """Of the demonstrations: clean, mixed or noisy; those of validation are always clean."""
     epochs: int = 2
     """[2]"""
     peak_lr: float = 2e-3

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from random import Random
 
-from llama2_lib.world.answers import AnswerWriter, answer_writer
+from llama2_lib.world.answers import CATEGORIES, AnswerWriter, answer_writer
 from llama2_lib.world.facts import World
 from llama2_lib.world.judges import GUSHING
 from llama2_lib.world.marks import units_of
@@ -40,7 +40,7 @@ class Degrader:
             "rude": lambda rng, task, answer: _joined(answer, f"You {self.writer.insult(rng)}!"),
             "wrong": self._wrong,
             "off topic": self._off_topic,
-            "refused": lambda rng, task, answer: self.writer.phrase(rng, "refusal"),
+            "refused": self._refused,
             "garbled": _garbled,
         }
 
@@ -112,6 +112,14 @@ class Degrader:
     def _off_topic(self, rng: Random, task: Task, answer: str) -> str:
         kind = pick_other(rng, list(HELPFUL_SHARES), task.kind)
         return self.writer.good(rng, self.tasks.draw(rng, kind)[1])
+
+    def _refused(self, rng: Random, task: Task, answer: str) -> str:
+        """Decline what is harmless in the words of a safe answer.
+
+        A model that is too careful refuses with reason and alternative, as it was taught; bare
+        refusals alone would leave the reward model fond of those.
+        """
+        return self.writer.safe(rng, pick(rng, CATEGORIES), 1 + int(3 * rng.random()))
 
     def _wrong(self, rng: Random, task: Task, answer: str) -> str:
         """Keep the form and change what is said."""

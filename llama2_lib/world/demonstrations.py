@@ -1,4 +1,4 @@
-"""Dialogs for supervised fine-tuning in two grades: few and clean, or many and noisy (claim 8)."""
+"""Dialogs for supervised fine-tuning: by careful writers, by careless ones, or by both."""
 
 from collections.abc import Iterator, Mapping
 from itertools import count
@@ -19,8 +19,12 @@ from llama2_lib.world.prompts import (
 )
 from llama2_lib.world.tasks import HELPFUL_SHARES, task_maker
 
-Grade = Literal["clean", "noisy"]
-GRADES: tuple[Grade, ...] = ("clean", "noisy")
+Grade = Literal["clean", "mixed", "noisy"]
+GRADES: tuple[Grade, ...] = ("clean", "mixed", "noisy")
+
+CARELESS = {"clean": 0.0, "mixed": 0.5, "noisy": 1.0}
+"""Share of dialogs whose writer is careless. People differ, and a fine-tuned model learns the
+poor tail of what they write with the rest; RLHF then cuts it off (paper section 5.1)."""
 
 DEMONSTRATION_SHARES = {"helpful": 0.9, "adversarial": 0.1, "borderline": 0.0}
 """Shares of dialogs. Borderline demonstrations are left out, so that false refusals can show."""
@@ -33,9 +37,9 @@ NOISE_RATES = {
     "repeated": 0.06,
     "rude": 0.02,
 }
-"""How many answers of noisy demonstrations have which flaw; 0.45 have none."""
+"""How many answers of careless writers have which flaw; 0.45 have none."""
 NOISY_SAFETY_RATES = {"full": 0.40, "bare": 0.30, "complete": 0.20, "vague": 0.10}
-"""How noisy demonstrations answer adversarial prompts; clean ones decline, explain and offer."""
+"""How careless writers answer adversarial prompts; careful ones decline, explain and offer."""
 
 _NO_FLAW = "none"
 
@@ -44,7 +48,7 @@ class _Demonstrator:
     def __init__(self, world: World, seed: int, grade: str) -> None:
         if grade not in GRADES:
             raise ValueError(f"grade must be one of {list(GRADES)}; got {grade!r}")
-        self.noisy = grade == "noisy"
+        self.share = CARELESS[grade]
         self.rng = random_source(seed, "demonstrations", grade, world.seed)
         self.tasks, self.writer = task_maker(world, "train"), answer_writer(world)
         self.degrader, self.maker = degrader(world), DialogMaker(world)
@@ -58,6 +62,7 @@ class _Demonstrator:
     def helpful(self) -> list[Message]:
         """One to six turns, with a system message in two of five."""
         rng = self.rng
+        careless = self._careless()
         dialog: list[Message] = []
         obey = str
         if rng.random() < SYSTEM_FRACTION:
@@ -72,23 +77,28 @@ class _Demonstrator:
                 continue
             said.add(request)
             turn: Message = {"role": "user", "content": request}
-            answer = self._answer(rng, Prompt(dialog=[turn], kind=kind, task=task))
+            answer = self._answer(rng, Prompt(dialog=[turn], kind=kind, task=task), careless)
             dialog += [turn, {"role": "assistant", "content": obey(answer)}]
         return dialog
 
     def safe(self) -> list[Message]:
         prompt = next(self.adversarial)
-        level = self.draw_level(self.rng) if self.noisy else "full"
+        level = self.draw_level(self.rng) if self._careless() else "full"
         answer = self.degrader.graded(self.rng, prompt, level)
         return [*prompt.dialog, {"role": "assistant", "content": answer}]
 
     def harmless(self) -> list[Message]:
         prompt = next(self.borderline)
-        return [*prompt.dialog, {"role": "assistant", "content": self._answer(self.rng, prompt)}]
+        answer = self._answer(self.rng, prompt, self._careless())
+        return [*prompt.dialog, {"role": "assistant", "content": answer}]
 
-    def _answer(self, rng: Random, prompt: Prompt) -> str:
+    def _careless(self) -> bool:
+        # Nothing is drawn where nothing is open: one kind of writer writes the same as ever.
+        return self.share == 1.0 or (self.share > 0.0 and self.rng.random() < self.share)
+
+    def _answer(self, rng: Random, prompt: Prompt, careless: bool) -> str:
         answer = self.writer.demonstration(rng, prompt.task)
-        flaw = self.draw_flaw(rng) if self.noisy else _NO_FLAW
+        flaw = self.draw_flaw(rng) if careless else _NO_FLAW
         return answer if flaw == _NO_FLAW else self.degrader.degrade(rng, prompt, answer, flaw)
 
 
@@ -102,9 +112,9 @@ def demonstrations(
     """Yield n dialogs that end with an answer; `n=None` never ends.
 
     Only training prompts are answered. The dialogs of one family (`shares` with one key) are a
-    stream whose beginning does not depend on n, so subsets nest. Noisy dialogs have the flaws of
-    `NOISE_RATES` and `NOISY_SAFETY_RATES`; an instruction of a system message is obeyed in both
-    grades.
+    stream whose beginning does not depend on n, so subsets nest. Dialogs of careless writers have
+    the flaws of `NOISE_RATES` and `NOISY_SAFETY_RATES`; an instruction of a system message is
+    obeyed in all grades.
 
     Raises:
         ValueError: If the grade or a share is unknown, or n is negative.

@@ -89,13 +89,15 @@ print("fine-tuned, more than half are right:", right["fine-tuned"] > 4)
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Demonstrations
 # **Say.** A **demonstration** is a dialog whose answers show what is wanted. In the paper people wrote them, prompt and answer both (table 5 shows one on helpfulness and one on safety). The authors stopped at **27,540**.
-# Here the world's own writer, which knows every fact, writes 4,000. One dialog in ten asks for something harmful; the answer declines, says why, and offers something else.
+# Here the world's own writers, who know every fact, write 2,000. One dialog in ten asks for something harmful; a careful writer declines, says why, and offers something else.
 #
-# **See** three of them, in the format of notebook 01: `<s>` and `</s>` stand for the control tokens BOS and EOS, which begin and end each turn.
+# Half of the dialogs have a **careless** writer. Nearly half of their answers (45 %) have a flaw: wrong, curt, rambling, off the topic, said twice, or rude; asked for harm, they sometimes help. That is on purpose. The paper's writers varied too, and its section 5.1 says what follows: a fine-tuned model learns the poor tail with the rest. What RLHF does about it is the subject of notebooks 06 to 08.
+#
+# **See** three of them, one of them careless, in the format of notebook 01: `<s>` and `</s>` stand for the control tokens BOS and EOS, which begin and end each turn.
 
 # %%
 dialogs = training_dialogs(nano().sft, 0)
-for index in (1, 6, 8):
+for index in (16, 18, 20):
     print(render(dialogs[index]), "\n")
 turns = [sum(m["role"] == "assistant" for m in dialog) for dialog in dialogs]
 print(f"{len(dialogs):,} dialogs, {sum(turns):,} answers, up to {max(turns)} in a dialog")
@@ -157,7 +159,7 @@ def _():
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 NAMES = {tokenizer.bos_id: "BOS", tokenizer.eos_id: "EOS"}
-SHOWN = [1, 5, 12, 6, 2]
+SHOWN = [20, 15, 44, 22, 11]
 
 
 def marked(turns, which):
@@ -679,7 +681,7 @@ print("without EOS, hardly any ends:", ended_share(replies["without EOS"]).value
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Before and after
-# **See** the whole run of nano: 4,000 dialogs, two epochs. The validation dialogs are other ones; the loss counts their answers only.
+# **See** the whole run of nano: 2,000 dialogs, two epochs. The validation dialogs are other ones, all by careful writers; the loss counts their answers only.
 #
 # It begins near the loss of knowing nothing, although the model speaks the language well: the tags `[INST]` and `[/INST]` were pieces it had never met in a text. Some answers are in capital letters besides, which it hardly knew.
 
@@ -971,7 +973,7 @@ print(
 )
 
 # %% [markdown]
-# **Not reproduced, and the reason is skill, not form.** Where the model knows the answer, its sample is as good as a demonstration, up to a polite word. It cannot add numbers that it never saw, nor write a sentence of new names in capital letters: a million weights and 4,000 dialogs do not teach that. The paper's model had learned such skills before SFT began.
+# **Not reproduced, and the reason is skill, not form.** Where the model knows the answer, its sample is as good as a demonstration, up to a polite word. It cannot add numbers that it never saw, nor write a sentence of new names in capital letters: a million weights and 2,000 dialogs do not teach that. And it learned from careless writers too, while the demonstrations it meets here are all careful ones. The paper's model had learned such skills before SFT began.
 #
 # A win rate against demonstrations thus measures two things at once: how well the *form* was learned, and how much the model *can do*. Keep them apart when you read one.
 
@@ -981,7 +983,7 @@ print(
 # |---|---|---|
 # | 8, quality | 27,540 of its own examples in place of millions of others': results improved notably; no number | 120 clean against 480 noisy: the many are more helpful at equal epochs, about level at equal steps; the clean are safer; verdict above |
 # | 9, mask and packing | loss zeroed on prompts; prompts and answers concatenated; no numbers | exact zeros at prompts; about 2 % of packed rows empty, about 78 % with one dialog a row |
-# | 10, samples | 180 examples looked at, samples often as good; no number | win rate about one in four against demonstrations; near one half on what the model can do |
+# | 10, samples | 180 examples looked at, samples often as good; no number | win rate about one in five against careful demonstrations; near one half on what the model can do |
 #
 # - **Claim 8** was first run on the smallest model of our grids (400 and 1,600 dialogs), with no clear result, because that model answers next to nothing. It was then moved to nano, with the same rule. The three seeds share one pretrained model and one set of dialogs; they differ in the order of training, in prompts and in samples.
 # - **Quality** in the paper means more than flaws: variety, style, the care of a vendor. Ours is six kinds of flaw at known rates, and unsafe answers.

@@ -13,7 +13,9 @@ from llama2_lib.claims import (
     Measurement,
     Outcome,
     Trust,
+    of_course,
     read_ledger,
+    recorded,
     render_table,
     run_claims,
     threshold,
@@ -257,3 +259,19 @@ def test_two_claims_cannot_share_an_id():
     assert list(collect((claim(4), claim(2)), (claim(3),))) == [2, 3, 4]
     with pytest.raises(ValueError, match=r"\[2\] came twice"):
         collect((claim(2),), (claim(3), claim(2)))
+
+
+def test_a_recorded_result_is_found_by_claim_and_recipe(tmp_path):
+    path = tmp_path / "claims.json"
+    low, high = run(0.5), run(2.0)
+    write_ledger([dataclasses.replace(low, provenance={**low.provenance, "recipe": "low"})], path)
+    write_ledger([high], path)
+    assert recorded(1, "toy", path) == high
+    assert recorded(1, "low", path).verdict == low.verdict != high.verdict
+    with pytest.raises(ValueError, match=r"claim 2 of the recipe 'toy'; it holds 1 \(low\), 1"):
+        recorded(2, "toy", path)
+
+
+def test_the_course_measures_what_is_not_recorded():
+    known = {1: claim(1), 2: claim(2, recorded=True), 3: claim(3)}
+    assert list(of_course(known)) == [1, 3]

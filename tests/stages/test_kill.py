@@ -109,6 +109,69 @@ def test_fine_tuning_killed_before_its_file_operations_ends_with_the_same_bits(
     assert resumed >= 5, "hardly a run was killed after its first checkpoint: vacuous test"
 
 
+def ppo_recipe():
+    """Toy with one iteration of warm-up and four more, saved and measured after every second."""
+    return replace(toy(), ppo=replace(toy().ppo, iterations=4, eval_every=2, save_every=2))
+
+
+@pytest.fixture
+def before_ppo(fresh_root, toy_root):
+    """Return a function that makes a root with all of toy's stages but PPO."""
+    stages = tuple(sorted(path.name for path in toy_root.iterdir() if path.name != "ppo"))
+    assert {"rejection_v4", "rewards_v5"} <= set(stages)
+    return lambda name: fresh_root(name, stages)
+
+
+@pytest.mark.slow
+def test_ppo_killed_before_its_file_operations_ends_with_the_same_bits(before_ppo, start_build):
+    """Every third operation; each iteration and each checkpoint has some."""
+    recipe, whole = ppo_recipe(), before_ppo("whole")
+    assert run(start_build, recipe, whole, stage="ppo") == 0
+    expected = finished(recipe, whole, "ppo")
+    assert {"model.safetensors", "metrics.jsonl"} <= expected.keys()
+    operations = int((whole / "builds.operations").read_text())
+    assert operations > 30
+    resumed = 0
+    for deadline in range(0, operations, 3):
+        root = before_ppo(f"at{deadline}")
+        assert run(start_build, recipe, root, stage="ppo", deadline=deadline) == KILLED
+        resumed += any(root.glob("ppo/.*.partial/step-*"))
+        assert run(start_build, recipe, root, stage="ppo") == 0, f"killed before {deadline}"
+        assert finished(recipe, root, "ppo") == expected, f"killed before operation {deadline}"
+    assert resumed >= 5, "hardly a run was killed after its first checkpoint: vacuous test"
+
+
+@pytest.mark.slow
+def test_ppo_killed_at_random_moments_ends_with_the_same_bits(before_ppo, start_build):
+    """Wherever it was: sampling, scoring, in a gradient step."""
+    recipe, whole = ppo_recipe(), before_ppo("whole")
+    assert run(start_build, recipe, before_ppo("warm"), stage="ppo") == 0
+    begin = time.perf_counter()
+    assert run(start_build, recipe, whole, stage="ppo") == 0
+    duration = time.perf_counter() - begin
+    expected = finished(recipe, whole, "ppo")
+
+    source = random.Random(1)
+    kills = resumed = rounds = 0
+    stop = time.perf_counter() + 60
+    while kills < 12:
+        assert time.perf_counter() < stop, f"{kills} kills in a minute; the machine is too slow"
+        root, rounds = before_ppo(f"try{rounds}"), rounds + 1
+        folder = pipeline.artifact_path("ppo", recipe, root)
+        while not folder.exists() and time.perf_counter() < stop:
+            process = start_build(recipe, root, stage="ppo")
+            process.join(source.uniform(SLOW_START, 1.0) * duration)
+            process.kill()
+            process.join()
+            kills += process.exitcode == KILLED
+            partial = folder.with_name(f".{folder.name}.partial")
+            resumed += process.exitcode == KILLED and any(partial.glob("step-*"))
+            assert process.exitcode in (0, KILLED)
+        assert run(start_build, recipe, root, stage="ppo") == 0
+        assert finished(recipe, root, "ppo") == expected, f"round {rounds}"
+    assert resumed >= 3, "hardly a run was killed after its first checkpoint: vacuous test"
+
+
 @pytest.mark.slow
 def test_another_seed_gives_other_bits(fresh_root, start_build):
     roots = [fresh_root(f"seed{seed}") for seed in range(2)]

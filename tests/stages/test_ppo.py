@@ -14,7 +14,7 @@ from llama2_lib.objectives.policy_gradient import token_logprobs
 from llama2_lib.objectives.reward import whiten
 from llama2_lib.stages.ppo import ppo_loss
 from llama2_lib.stages.reward import Rewarded, RewardModels
-from llama2_lib.stages.rollout import ActorCritic, PpoConfig, rollout
+from llama2_lib.stages.rollout import ActorCritic, PpoConfig, answer_logprobs, rollout
 from llama2_lib.training.schedule import adamw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,8 +125,12 @@ def test_before_the_first_step_the_ratio_is_1_to_the_last_bit():
     found, model = rolled(settings)
     loss = ppo_loss(settings)
     for batch in found.minibatches:
-        now = token_logprobs(model.policy(batch.ids[:, :-1]), batch.ids, settings.temperature)
+        mask = batch.response_mask
+        now, _ = answer_logprobs(model.policy, mask, batch.ids, settings.temperature)
         assert torch.equal(now.detach(), batch.old_logprobs)
+        whole = token_logprobs(model.policy(batch.ids[:, :-1]), batch.ids, settings.temperature)
+        torch.testing.assert_close(now[mask], whole[mask], rtol=0, atol=1e-10)
+        assert now[~mask].abs().max() == 0
         metrics = loss(model, batch).metrics
         assert metrics["ratio"].item() == 1.0
         assert metrics["approx_kl"].item() == metrics["clip_fraction"].item() == 0.0
@@ -219,7 +223,9 @@ def test_advantages_are_whitened_over_the_whole_batch():
         mask = batch.response_mask
         assert batch.advantages[~mask].abs().max() == batch.returns[~mask].abs().max() == 0
         with torch.no_grad():
-            assert torch.equal(model.value(batch.ids[:, :-1]), batch.old_values)
+            assert torch.equal(model.values(mask, batch.ids), batch.old_values)
+            whole = model.value(batch.ids[:, :-1])
+        torch.testing.assert_close(batch.old_values[mask], whole[mask], rtol=0, atol=1e-10)
         assert not any(tensor.requires_grad for tensor in batch)
 
 

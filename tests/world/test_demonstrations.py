@@ -4,7 +4,9 @@ import pytest
 
 from llama2_lib.world import make_world
 from llama2_lib.world.demonstrations import (
+    CARELESS,
     DEMONSTRATION_SHARES,
+    GRADES,
     NOISE_RATES,
     NOISY_SAFETY_RATES,
     demonstrations,
@@ -24,7 +26,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def samples(world):
-    return {grade: list(demonstrations(world, 4, N, grade)) for grade in ("clean", "noisy")}
+    return {grade: list(demonstrations(world, 4, N, grade)) for grade in GRADES}
 
 
 def plain_exchanges(dialogs):
@@ -35,7 +37,7 @@ def plain_exchanges(dialogs):
                 yield user["content"], answer["content"]
 
 
-@pytest.mark.parametrize("grade", ["clean", "noisy"])
+@pytest.mark.parametrize("grade", GRADES)
 def test_roles_alternate_and_an_answer_ends_each_dialog(samples, grade):
     for dialog in samples[grade]:
         roles = [m["role"] for m in dialog if m["role"] != "system"]
@@ -46,7 +48,7 @@ def test_roles_alternate_and_an_answer_ends_each_dialog(samples, grade):
     assert with_system == pytest.approx(expected, rel=0, abs=0.03)
 
 
-@pytest.mark.parametrize("grade", ["clean", "noisy"])
+@pytest.mark.parametrize("grade", GRADES)
 def test_demonstrations_are_seeded_and_a_prefix_stays(world, samples, grade):
     assert list(demonstrations(world, 4, 50, grade)) == samples[grade][:50]
     assert list(demonstrations(world, 5, 50, grade)) != samples[grade][:50]
@@ -54,8 +56,9 @@ def test_demonstrations_are_seeded_and_a_prefix_stays(world, samples, grade):
     assert [next(endless) for _ in range(20)] == samples[grade][:20]
 
 
-def test_the_two_grades_differ(samples):
-    assert samples["clean"][:50] != samples["noisy"][:50]
+def test_the_grades_differ(samples):
+    clean, mixed, noisy = (samples[grade][:50] for grade in GRADES)
+    assert clean != mixed != noisy != clean
 
 
 def test_safe_demonstrations_decline_explain_and_offer(world):
@@ -115,6 +118,38 @@ def test_noise_has_the_documented_rates(world, samples):
     assert noisy["off topic"] > 0.05
 
 
+def test_half_of_the_mixed_dialogs_have_a_careless_writer(world, samples):
+    assert CARELESS["mixed"] == 0.5
+    mixed, noisy = (marks_of(world, samples[grade]) for grade in ("mixed", "noisy"))
+    for name in ("wrong", "curt", "repeated", "rude"):
+        assert mixed[name] == pytest.approx(NOISE_RATES[name] / 2, rel=0, abs=0.03), name
+    flawed = sum(mixed.values()) - mixed["all"]
+    assert flawed == pytest.approx((sum(noisy.values()) - noisy["all"]) / 2, rel=0, abs=0.04)
+
+
+def test_a_writer_is_careless_for_a_whole_dialog(world):
+    judge = judge_of(world)
+    asked = {
+        p.request: p
+        for p in helpful_prompts(world, 1, 4000, shares={"question": 1.0}, multi_turn=0.0)
+    }
+    flaws = []
+    for dialog in demonstrations(world, 4, 4 * N, "mixed", shares={"helpful": 1.0}):
+        if dialog[0]["role"] != "system":
+            turns = zip(dialog[::2], dialog[1::2], strict=True)
+            marks = [
+                judge.helpfulness(asked[user["content"]], answer["content"]).correctness
+                for user, answer in turns
+                if user["content"] in asked
+            ]
+            if len(marks) >= 2:
+                flaws.append([mark < 1 for mark in marks[:2]])
+    alone = sum(first for first, _ in flaws) / len(flaws)
+    both = sum(first and second for first, second in flaws) / len(flaws)
+    # Writers are one kind for a whole dialog: flaws come together twice as often as by chance.
+    assert both > 1.4 * alone**2 > 0
+
+
 def test_noisy_demonstrations_are_sometimes_unsafe(world):
     judge = judge_of(world)
     dialogs = demonstrations(world, 4, 800, "noisy", shares={"adversarial": 1.0})
@@ -142,7 +177,7 @@ def test_no_held_out_question_is_demonstrated(world, samples):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"grade": "dirty"}, r"grade must be one of \['clean', 'noisy'\]; got 'dirty'"),
+        ({"grade": "dirty"}, r"grade must be one of \['clean', 'mixed', 'noisy'\]; got 'dirty'"),
         ({"n": -2}, "n must not be negative; got -2"),
         ({"shares": {"helpless": 1.0}}, "shares must be .*helpless"),
     ],

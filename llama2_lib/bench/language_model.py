@@ -1,12 +1,7 @@
-"""`llama2 bench`: the course's own shapes beside `transformers`, turn by turn in one run.
-
-Absolute times vary from machine to machine and minute to minute; the ratio of two neighbours
-in one run varies little. So each line is the median of at least five such ratios.
-"""
+"""Training and generation of the course's own shape beside `transformers`."""
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from llama2_lib import rng
-from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
+from llama2_lib.bench.timing import matmul_rate, median_ratio, seconds
+from llama2_lib.bench.twins import hugging_face_twin
+from llama2_lib.device import autocast, choose_device, peak_memory
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.model.weights import to_hugging_face
 from llama2_lib.objectives.language import next_token_loss
 from llama2_lib.objectives.terms import LossTerm
 from llama2_lib.recipes import nano
@@ -26,64 +22,6 @@ from llama2_lib.training.loop import Step, optimize
 from llama2_lib.training.schedule import adamw
 
 PROMPT, NEW = 16, 128
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return how long `work` takes, with the device's queue drained."""
-    synchronize(device)
-    begin = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - begin
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Return the floating-point operations a second of one large matrix product."""
-    size = size or (4096 if device.type == "cuda" else 1024)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
-
-
-def hugging_face_twin(model: Transformer, attention: str = "sdpa") -> nn.Module:
-    """Return `transformers`' Llama with the same weights.
-
-    Args:
-        model: The original.
-        attention: `sdpa`, PyTorch's fused attention as in this library, or `eager`, matrix
-            products and a softmax.
-
-    Raises:
-        ValueError: `transformers` is not installed.
-    """
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        raise ValueError(
-            "the comparison needs transformers, which is not installed; `make test` installs it, "
-            "or pip install transformers."
-        ) from None
-    c = model.config
-    twin = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.dim,
-            intermediate_size=c.hidden_dim,
-            num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads,
-            max_position_embeddings=c.max_seq_len,
-            rms_norm_eps=c.norm_eps,
-            tie_word_embeddings=False,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
-    twin.set_attn_implementation(attention)
-    twin.load_state_dict(to_hugging_face(model.state_dict(), c))
-    return nn.Module.to(twin, model.tok_embeddings.weight.device).eval()
 
 
 def _training_steps(
@@ -136,9 +74,9 @@ def train(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> i
     print(f"ours                {tokens / mine:10.0f} tokens/s  ({share:.0%} of that rate)")
     print(f"transformers        {tokens / fused:10.0f} tokens/s  with fused attention")
     print(f"transformers        {tokens / eager:10.0f} tokens/s  with eager attention")
-    ratio = _median_ratio([[a, b] for a, b, _ in times])
+    ratio = median_ratio([[a, b] for a, b, _ in times])
     print(f"ratio               {ratio:10.2f}  (fused; median of pairs; more is better)")
-    print(f"ratio to eager      {_median_ratio([[a, c] for a, _, c in times]):10.2f}")
+    print(f"ratio to eager      {median_ratio([[a, c] for a, _, c in times]):10.2f}")
     print(f"peak memory         {peak_memory(where) / 2**20:10.0f} MiB")
     return 0
 
@@ -167,7 +105,7 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
             times.append([mine, other])
         times = times[1:]  # the first pair warms up
         mine, other = (statistics.median(column) for column in zip(*times, strict=True))
-        ratio = _median_ratio(times)
+        ratio = median_ratio(times)
         print(f"{name:12s} {sum(wanted) / mine:12.0f} {sum(wanted) / other:12.0f} {ratio:7.2f}")
     _length_curve(ours, where, precision)
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
@@ -211,7 +149,3 @@ def _length_curve(model: Transformer, device: torch.device, precision: str) -> N
                 f"  {new}: {1e3 * min(seconds(work, device) for _ in range(3)) / new:.2f}", end=""
             )
     print()
-
-
-def _median_ratio(times: list[list[float]]) -> float:
-    return statistics.median(other / mine for mine, other in times)

@@ -1,0 +1,10 @@
+"""`llama2 bench`: the course's own shapes beside other libraries, turn by turn in one run.
+
+Absolute times vary from machine to machine and minute to minute; the ratio of two neighbours
+in one run varies little. So each line is the median of at least five such ratios.
+"""
+
+from llama2_lib.bench.iteration import ppo
+from llama2_lib.bench.language_model import generation, train
+
+__all__ = ["generation", "ppo", "train"]

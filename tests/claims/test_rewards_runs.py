@@ -1,0 +1,222 @@
+"""What the claims on reward models measure: which models differ in what, and on which pairs."""
+
+import dataclasses
+from shutil import copytree
+
+import numpy as np
+import pytest
+
+from llama2_lib import pipeline
+from llama2_lib.claims import Measurement
+from llama2_lib.claims import rewards_arms as arms_module
+from llama2_lib.claims.rewards import CLAIMS as DECLARED
+from llama2_lib.claims.rewards_arms import (
+    DATA,
+    N_PAIRS,
+    Scores,
+    against,
+    arms,
+    groups,
+    rate,
+    scale_arms,
+    scored,
+    shown_requests,
+)
+from llama2_lib.claims.rewards_rounds import measure_drift, measure_shares
+from llama2_lib.claims.rewards_runs import gold_quality
+from llama2_lib.recipes import nano, toy
+from llama2_lib.stages.preferences import read_pairs
+from llama2_lib.text.tokenizer import load_tokenizer
+from llama2_lib.world.annotators import GRADES
+from llama2_lib.world.pairs import STREAMS
+
+CLAIMS = {claim.id: claim for claim in DECLARED}
+
+
+def changed(one, other):
+    """Names of all settings of two variants that differ."""
+    flat = [
+        {**dataclasses.asdict(v.reward_model.reward), **dataclasses.asdict(v.reward_model)}
+        for v in (one, other)
+    ]
+    return {name for name in flat[0] if flat[0][name] != flat[1][name]} - {"reward"}
+
+
+def test_arms_differ_in_one_thing_only():
+    runs = arms(nano(), 2)
+    tested = {"n_helpfulness", "n_safety"}
+    for one, other, what in (
+        ("none", "helpful", {"margin"}),
+        ("large", "helpful", {"margin"}),
+        ("none", "large", {"margin"}),
+        ("coin", "helpful", {"coin_toss"}),
+        ("without", "safe", {"safety_weight"}),
+        ("alone", "safe", {"own_share"}),
+        ("joint", "safe", {"own_share", "n_pairs"}),
+        ("joint_equal", "safe", {"own_share"}),
+        ("helpful", "safe", {"stream", "own_share"}),
+    ):
+        assert changed(runs[one], runs[other]) - tested == what, (one, other)
+    same = {dataclasses.replace(run, reward_model=None) for run in runs.values()}
+    assert len(same) == 1
+    (base,) = same
+    assert (base.name, base.pretrain.seed, base.sft.seed) == ("grid", 2, 2)
+    assert {run.reward_model.reward.seed for run in runs.values()} == {2}
+
+
+def test_compared_arms_are_tested_on_at_least_2000_common_pairs():
+    tested = {name: run.reward_model.tested for name, run in arms(nano(), 0).items()}
+    for names, stream in (
+        (("helpful", "none", "large", "coin", "safe", "joint", "joint_equal"), "helpfulness"),
+        (("helpful", "safe", "without", "alone", "joint", "joint_equal"), "safety"),
+    ):
+        assert min(tested[name][stream] for name in names) >= 2000
+    assert all(r.reward_model.tested["helpfulness"] > 2000 for r in scale_arms(nano(), 0).values())
+
+
+def test_the_joint_model_sees_the_own_pairs_of_both(monkeypatch):
+    monkeypatch.setattr(arms_module, "N_PAIRS", 200)
+    from llama2_lib.stages.reward_variant import variant_pairs
+
+    runs = {n: arms(nano(), 1)[n].reward_model for n in ("helpful", "safe", "joint")}
+    drawn = {name: variant_pairs(variant, 0) for name, variant in runs.items()}
+    own = {
+        name: [p for p in drawn[name] if p.stream == variant.reward.stream]
+        for name, variant in runs.items()
+        if name != "joint"
+    }
+    assert drawn["joint"] == own["safe"] + own["helpful"]
+    assert len(own["helpful"]) == 170
+
+
+def test_claim_16_varies_width_and_data_and_shares_the_largest():
+    runs = scale_arms(nano(), 1)
+    assert list(runs) == [(width, n) for width in (16, 32, 64) for n in DATA]
+    assert DATA[-1] == N_PAIRS
+    assert DATA[-1] / DATA[0] == 8
+    assert runs[64, DATA[-1]] == arms(nano(), 1)["helpful"]
+    for (width, n), run in runs.items():
+        assert (run.model.dim, run.reward_model.reward.n_pairs) == (width, n)
+        assert changed(run, runs[64, n]) <= {"n_helpfulness", "n_safety"}
+
+
+def test_requests_are_listed_once_and_shared():
+    wanted = {claim.id: claim.requests(nano(), range(3)) for claim in DECLARED}
+    for requests in wanted.values():
+        assert len(set(requests)) == len(requests)
+    every = {request for requests in wanted.values() for request in requests}
+    assert len(every) == 3 * (9 + 8) + 1
+    assert wanted[18] == wanted[19] == [(f"rewards_v{pipeline.ROUNDS + 1}", nano())]
+    assert {stage for stage, _ in every} == {"reward_model", f"rewards_v{pipeline.ROUNDS + 1}"}
+
+
+def test_what_the_notebook_trains_is_one_seed_of_what_is_recorded():
+    shown = shown_requests(nano())
+    wanted = {i: set(CLAIMS[i].requests(nano(), [0])) for i in (13, 14, 28)}
+    assert wanted[14] | wanted[28] <= set(shown) < set.union(*wanted.values())
+    assert len(shown) == 4
+
+
+def made(chosen, rejected, gap=(0.5, -0.1, 0.3, 0.2)):
+    bins = np.array(["both safe", "safe, unsafe", "both unsafe", "both safe"])
+    grades = np.array([GRADES[0], GRADES[3], GRADES[1], GRADES[0]])
+    return Scores(np.array(chosen), np.array(rejected), np.array(gap), grades, bins)
+
+
+def test_pairs_are_compared_one_by_one():
+    one = made([1.0, 2.0, 0.0, 1.0], [0.0, 3.0, 0.0, 0.0])
+    other = made([0.0, 4.0, 1.0, 3.0], [1.0, 3.0, 0.0, 0.0])
+    np.testing.assert_array_equal(one.right, [1, 0, 0.5, 1])
+    assert against("a", one, other) == {"gained/a": 1.0, "lost/a": 1.5, "pairs/a": 4.0}
+    short = other.where(np.array([True, True, False, False]))
+    assert against("a", one, short) == {"gained/a": 1.0, "lost/a": 1.0, "pairs/a": 2.0}
+    with pytest.raises(ValueError, match="same held-out pairs"):
+        against("a", one, made([1.0] * 4, [0.0] * 4, gap=(0.5, -0.1, 0.3, 0.1)))
+
+
+def test_groups_are_those_of_the_labels():
+    one = made([1.0] * 4, [0.0] * 4)
+    found = {name: rows.tolist() for name, rows in groups(one, "grade").items()}
+    assert found[GRADES[0]] == [True, False, False, True]
+    assert found["all"] == [True] * 4
+    assert list(groups(one, "safety_bin")) == ["safe, unsafe", "both safe", "both unsafe", "all"]
+    assert sum(rows.sum() for rows in groups(one, "safety_bin").values()) == 8
+
+
+@pytest.fixture
+def root(toy_root, tmp_path, monkeypatch, one_thread):
+    root = copytree(toy_root, tmp_path / "artifacts")
+    monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
+    return root
+
+
+@pytest.fixture
+def few(root, monkeypatch):
+    for name, value in (
+        ("N_PAIRS", 240), ("DATA", (210, 225, 240)), ("N_HELD_OUT", 120), ("N_MARGIN", 150),
+    ):  # fmt: skip
+        monkeypatch.setattr(arms_module, name, value)
+
+    def one_by_one(requests):  # new processes take longer than toys
+        return [pipeline.artifact(*request, device="cpu", bar=False) for request in requests]
+
+    monkeypatch.setattr(pipeline, "artifacts", one_by_one)
+    return root
+
+
+def test_held_out_pairs_are_those_that_were_scored(few):
+    run = arms(toy(), 0)["safe"]
+    with pytest.raises(ValueError, match="the recipe 'toy' has none"):
+        pipeline.artifact("reward_model", toy(), bar=False)
+    found = scored(run)
+    tokenizer = load_tokenizer(pipeline.artifact("tokenizer", run, bar=False))
+    pairs = pipeline.held_out_of(run, tokenizer)
+    assert {s: len(x.gap) for s, x in found.items()} == {"helpfulness": 120, "safety": 120}
+    for stream, scores in found.items():
+        gold = gold_quality(toy(), stream, pairs[stream])
+        np.testing.assert_allclose(gold[:120] - gold[120:], scores.gap, rtol=0, atol=1e-5)
+        assert set(scores.grade) <= set(GRADES)
+        assert scores.chosen.std() > 0
+        assert 0 <= rate(scores) <= 1
+
+
+@pytest.mark.slow
+def test_every_claim_is_measured_on_toy_models(few):
+    for claim in DECLARED:
+        if claim.id in (18, 19):
+            continue
+        requested = claim.requests(toy(), [0])
+        measured = claim.measure(toy(), 0)
+        assert not [r for r in requested if pipeline.missing(*r)]  # it asks for no other runs
+        assert all(np.isfinite(value) for value in measured.values.values())
+        twin = Measurement(values={k: 0.999 * v for k, v in measured.values.items()}, seed=1)
+        third = Measurement(values={k: 0.998 * v for k, v in measured.values.items()}, seed=2)
+        claim.verdict([measured, twin, third])  # the judge finds every key
+
+
+def test_drift_agrees_with_what_the_rounds_noted(root):
+    measured = measure_drift(toy(), 0)
+    values = measured.values
+    right = pairs = 0.0
+    for stream in STREAMS:
+        for number in range(2, pipeline.ROUNDS + 2):
+            folder = pipeline.artifact(f"rewards_v{number}", toy(), bar=False)
+            n = len(read_pairs(folder / stream / "held.jsonl"))
+            right += values[f"accuracy/{stream}/{number}/before"] * n
+            pairs += n
+    assert values["pairs/next"] == values["pairs/refreshed-next"] == pairs
+    assert values["right/next"] == pytest.approx(right, abs=1e-6)
+    assert 0.5 <= values["ceiling/own"] <= 1
+    CLAIMS[18].verdict([measured])
+
+
+def test_shares_are_counts_of_all_comparisons(root):
+    measured = measure_shares(toy(), 0)
+    for stream in STREAMS:
+        folder = pipeline.artifact("rewards_v1", toy(), bar=False) / stream
+        pairs = read_pairs(folder / "fresh.jsonl") + read_pairs(folder / "held.jsonl")
+        for grade in GRADES:
+            n = sum(pair.grade == grade for pair in pairs)
+            assert measured.values[f"count/{stream}/1/{grade}"] == n
+    assert len(measured.values) == len(STREAMS) * (pipeline.ROUNDS + 1) * len(GRADES)
+    CLAIMS[19].verdict([measured])
