@@ -12,9 +12,10 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from llama2_lib import pipeline
+from llama2_lib import pipeline, storage
 from llama2_lib.pipeline import world_text
 from llama2_lib.recipes import RECIPES, grid, nano, toy
+from llama2_lib.stages.reward_variant import RewardVariant
 from llama2_lib.world import lookalike
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 REWARDS = {f"rewards_v{number}" for number in range(1, 6)}
 REJECTION = {f"rejection_v{number}" for number in range(1, 5)}
 ALIGNED = REWARDS | REJECTION | {"ppo"}
-TUNED = {"sft"} | ALIGNED
+TUNED = {"sft", "reward_model"} | ALIGNED
 MODEL = {"pretrain"} | TUNED
 ALL = {"tokenizer", "corpus"} | MODEL
 
@@ -150,6 +151,13 @@ def test_no_setting_was_forgotten_above():
         if dataclasses.is_dataclass(value):
             names = {field.name for field in dataclasses.fields(value)} - {"vocab_size", "stream"}
             assert set(CHANGES[part.name]) == names
+
+
+def test_the_variant_of_a_reward_model_changes_no_stage_of_the_chain():
+    variant = RewardVariant(
+        reward=replace(toy().helpfulness, n_fresh=0, n_fresh_later=0), own_share=0.9, n_safety=5
+    )
+    assert changed(toy(), replace(toy(), reward_model=variant)) == {"reward_model"}
 
 
 def test_the_name_of_a_recipe_changes_nothing():
@@ -323,6 +331,26 @@ def test_what_is_there_is_not_built_again(toy_root, monkeypatch):
     assert not model.training
     counts = {name: share.n for name, share in pipeline.recall(toy(), root=toy_root).items()}
     assert counts == {"never asked": 30, "seen form": 120, "unseen form": 120}
+
+
+def test_every_stage_is_checked_once_however_many_need_it(monkeypatch, tmp_path):
+    checked = []
+    monkeypatch.setattr(storage, "read_sealed", lambda folder, stage, name: checked.append(stage))
+    pipeline.artifact("ppo", toy(), root=tmp_path, bar=False)
+    assert checked == list(pipeline.fingerprints("ppo", toy()))
+    assert len(checked) == len(set(checked)) > 12
+    for stage, before in zip(checked, range(len(checked)), strict=True):
+        assert set(pipeline.STAGES[stage].inputs) <= set(checked[:before])
+
+
+def test_a_finished_stage_needs_none_of_those_before_it(toy_root, tmp_path):
+    copytree(
+        pipeline.artifact_path("rewards_v1", toy(), toy_root),
+        pipeline.artifact_path("rewards_v1", toy(), tmp_path),
+    )
+    assert pipeline.missing("rewards_v1", toy(), tmp_path) == []
+    rest = ["tokenizer", "corpus", "pretrain", "sft", "rejection_v1"]
+    assert pipeline.missing("rejection_v1", toy(), tmp_path) == rest
 
 
 def test_the_bar_names_the_stages_and_reaches_its_end(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ mini-batches, one pass over them.
 
 import copy
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,7 @@ class Setting:
             )
         return row
 
-    def one_model(self, rows: list[list[int]], tags: list[bool]) -> Rewarded:
+    def one_model(self, rows: Sequence[list[int]], tags: Sequence[bool]) -> Rewarded:
         """Score with one reward model only, as TRL does."""
         found = scores(self.models.helpfulness, rows)
         return Rewarded(found, found, found)
@@ -98,9 +99,9 @@ def never_ending(shape: ModelConfig) -> Transformer:
     """
     model = initialise(Transformer(shape), 0)
     model.tok_embeddings.weight[:, 0] = 1.0
-    for layer in model.layers:
-        layer.attention.wo.weight[0] = 0.0
-        layer.feed_forward.w2.weight[0] = 0.0
+    for name, weight in model.named_parameters():
+        if name.endswith(("wo.weight", "w2.weight")):
+            weight[0] = 0.0
     model.output.weight[:3, 0] = -20.0
     return model.eval()
 

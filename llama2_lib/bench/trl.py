@@ -71,7 +71,7 @@ def turns(
 def _trainer(given: "Setting", folder: str, n: int, turn: Any) -> tuple[Any, list[dict]]:
     """Return TRL's trainer with the same weights, prompts and settings, and its future log."""
     from transformers.trainer_callback import PrinterCallback
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer  # type: ignore[missing-import]
 
     c, device = given.config, next(given.model.parameters()).device
     prompts = [{"input_ids": ids} for ids, _ in given.prompts]

@@ -24,7 +24,7 @@ from llama2_lib.world import make_world
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Of the maximum in claim 21 [the paper: 1 to 100]. The median is taken of one sample less, since
 of an even number it is no sample."""
-N_PROMPTS, N_HEATED = 40, 24
+N_PROMPTS, N_HEATED = 40, 20
 """Training prompts a seed in claims 21 and 22, as a round asks them."""
 TEMPERATURE = 1.0
 """Of claim 21; the paper states none."""

@@ -13,7 +13,7 @@ from llama2_lib.pipeline.build import (
     missing,
     recall,
 )
-from llama2_lib.pipeline.graph import ROUNDS, STAGES, Job, Stage, fingerprint
+from llama2_lib.pipeline.graph import ROUNDS, STAGES, Job, Stage, fingerprint, fingerprints
 from llama2_lib.pipeline.reward_model import HeldOut, held_out_of, held_out_scores
 from llama2_lib.pipeline.rewards import load_rewards
 from llama2_lib.pipeline.samples import write_samples
@@ -29,6 +29,7 @@ __all__ = [
     "artifact_root",
     "artifacts",
     "fingerprint",
+    "fingerprints",
     "held_out_of",
     "held_out_scores",
     "load",

@@ -21,7 +21,7 @@ from llama2_lib.evaluation.language import fact_recall
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_model
-from llama2_lib.pipeline.graph import STAGES, Job, fingerprint
+from llama2_lib.pipeline.graph import STAGES, Job, fingerprint, fingerprints
 from llama2_lib.recipes import Recipe
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
@@ -49,12 +49,15 @@ def artifact_path(stage: str, recipe: Recipe, root: Path | None = None) -> Path:
 
 def missing(stage: str, recipe: Recipe, root: Path | None = None) -> list[str]:
     """Return the stages that must run before `stage` of `recipe` is there, in order."""
-    if artifact_path(stage, recipe, root).exists():
-        return []
-    names: list[str] = []
-    for name in STAGES[stage].inputs:
-        names += [other for other in missing(name, recipe, root) if other not in names]
-    return [*names, stage]
+    folders = {
+        name: (root or artifact_root()) / name / digits
+        for name, digits in fingerprints(stage, recipe).items()
+    }
+    needed = {stage}
+    for name in reversed(folders):  # whatever needs a stage comes after it
+        if name in needed and not folders[name].exists():
+            needed.update(STAGES[name].inputs)
+    return [name for name in folders if name in needed and not folders[name].exists()]
 
 
 def artifact(
@@ -81,21 +84,30 @@ def artifact(
     todo = missing(stage, recipe, root)
     total = sum(STAGES[name].work(recipe) for name in todo)
     with _bar(total=total, disable=not bar or not todo, unit="step") as progress:
-        return _ensure(stage, recipe, root, choose_device(device), progress)
+        chosen = choose_device(device)
+        folders: dict[str, Path] = {}  # each stage once: the rounds share most of their inputs
+        for name, digits in fingerprints(stage, recipe).items():
+            folders[name] = root / name / digits
+            inputs = {other: folders[other] for other in STAGES[name].inputs}
+            _ensure(name, recipe, folders[name], inputs, chosen, progress)
+    return folders[stage]
 
 
-def _ensure(stage: str, recipe: Recipe, root: Path, device: torch.device, progress: tqdm) -> Path:
-    inputs = {name: _ensure(name, recipe, root, device, progress) for name in STAGES[stage].inputs}
-    name = fingerprint(stage, recipe)
-    final = root / stage / name
+def _ensure(
+    stage: str,
+    recipe: Recipe,
+    final: Path,
+    inputs: dict[str, Path],
+    device: torch.device,
+    progress: tqdm,
+) -> None:
     with contextlib.suppress(FileNotFoundError, storage.DamagedArtifactError):
-        storage.read_sealed(final, stage, name)
-        return final
+        storage.read_sealed(final, stage, final.name)
+        return
     final.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(final.parent / f".{name}.lock"):
-        if not _is_sound(final, stage, name):  # another process may have built it meanwhile
+    with FileLock(final.parent / f".{final.name}.lock"):
+        if not _is_sound(final, stage, final.name):  # another process may have built it meanwhile
             _build(stage, recipe, final, inputs, device, progress)
-    return final
 
 
 def _is_sound(final: Path, stage: str, name: str) -> bool:

@@ -18,7 +18,7 @@ from llama2_lib.stages import tokenizer as tokenizer_stage
 from llama2_lib.stages.reward import estimated_steps as reward_steps
 from llama2_lib.stages.sft import estimated_steps as sft_steps
 
-__all__ = ["ROUNDS", "STAGES", "Job", "Stage", "fingerprint", "policy_before"]
+__all__ = ["ROUNDS", "STAGES", "Job", "Stage", "fingerprint", "fingerprints", "policy_before"]
 
 ROUNDS = 4
 """Rounds of rejection sampling before PPO: V1 to V4 (paper section 3.2.3)."""
@@ -138,22 +138,33 @@ def fingerprint(stage: str, recipe: Recipe) -> str:
     Raises:
         ValueError: There is no such stage.
     """
-    return _fingerprint(stage, recipe, {})
+    return fingerprints(stage, recipe)[stage]
 
 
-def _fingerprint(stage: str, recipe: Recipe, known: dict[str, str]) -> str:
-    """The same; the stages of the rounds share inputs, so each is named once."""
+def fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
+    """Return the names of `stage` and of all that it needs, each stage after its inputs.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    known: dict[str, str] = {}
+    _name(stage, recipe, known)
+    return known
+
+
+def _name(stage: str, recipe: Recipe, known: dict[str, str]) -> None:
+    """Name the inputs, then the stage; the rounds share inputs, so each is named once."""
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
-    if stage not in known:
-        node = STAGES[stage]
-        inputs = {name: _fingerprint(name, recipe, known) for name in node.inputs}
-        known[stage] = storage.fingerprint(
-            {
-                "stage": stage,
-                "version": node.version,
-                "config": node.settings(recipe),
-                "inputs": inputs,
-            }
-        )
-    return known[stage]
+    node = STAGES[stage]
+    for name in node.inputs:
+        if name not in known:
+            _name(name, recipe, known)
+    known[stage] = storage.fingerprint(
+        {
+            "stage": stage,
+            "version": node.version,
+            "config": node.settings(recipe),
+            "inputs": {name: known[name] for name in node.inputs},
+        }
+    )

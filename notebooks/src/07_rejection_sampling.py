@@ -1,0 +1,1193 @@
+# %% [markdown] slideshow={"slide_type": "slide"}
+# # Rejection sampling
+# Notebook 06 built a judge that compares answers. Now it is put to work. The model writes several answers to each prompt, the reward model picks one, and the model is fine-tuned on what was picked. Then the same again with the new model: V1, V2, V3, V4.
+# You build the estimator behind the paper's curves, the picking, the pool and its re-scoring. Then you look hard at what four rounds brought: something rose, something did not move, and something got worse.
+#
+# - **You will be able to explain** why the best of N rises while the median does not, how far best-of-N is from its sampler in nats, why the temperature is tried again each round, why old scores must never be ranked beside new ones,
+#   what the random-selection control is for, and what a model forgets if it is trained on the last round only.
+# - **Prerequisites:** notebooks 05 and 06. **Paper sections:** 3.2.3 (first half), 5.1; figures 7, 8, 11 and 20.
+# - **Minutes:** 75 to read, 2 to run, on two cores (20 more if models must first be trained).
+
+# %% tags=["long"]
+import itertools
+import json
+import math
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from llama2_lib.claims import CLAIMS, recorded
+from llama2_lib.evaluation.best_of_n import best_of_n, best_of_n_interval, best_of_n_kl
+from llama2_lib.evaluation.chat import answer
+from llama2_lib.evaluation.preference import gold_marks, improvement, marks_of, win_rate
+from llama2_lib.evaluation.statistics import bootstrap_mean, proportion
+from llama2_lib.figures import bars_with_intervals, lines, new_figure
+from llama2_lib.figures.alignment_runs import best_of_n_curves, rewards_by_round
+from llama2_lib.figures.dialogs import MarkedAnswer, marked_answers
+from llama2_lib.figures.theme import label_axes
+from llama2_lib.model.weights import load_model
+from llama2_lib.pipeline import artifact, load_rewards
+from llama2_lib.pipeline.rewards import answered
+from llama2_lib.recipes import grid, nano
+from llama2_lib.stages.asked import ask
+from llama2_lib.stages.rejection import Entry, best, chosen, distinct, draw, examples, read_pool
+from llama2_lib.stages.sft import dialog_loss
+from llama2_lib.storage import read_metrics
+from llama2_lib.teaching import best_of_n as bon_checks
+from llama2_lib.teaching import rejection as checks
+from llama2_lib.teaching.check import CheckFailed, check, expect_failure
+from llama2_lib.teaching.lesson_start import start
+from llama2_lib.text.dialog import encode_example
+from llama2_lib.text.tokenizer import load_tokenizer
+from llama2_lib.training.dialog_batches import PackedDialogs
+from llama2_lib.training.loop import optimize
+from llama2_lib.training.schedule import adamw, warmup_then_cosine
+from llama2_lib.widgets import Explorer, bar, show
+from llama2_lib.world import make_world
+from llama2_lib.world.judges import judge_of
+from llama2_lib.world.prompts import adversarial_prompts, prompts
+
+ROUNDS = ["V1", "V2", "V3", "V4"]
+STAGE = {"SFT": "sft"} | {f"V{n}": f"rejection_v{n}" for n in (1, 2, 3, 4)}
+needs = [*STAGE.values(), "rewards_v1", "rewards_v5"]
+folders = start("07_rejection_sampling", needs=needs, recipe=nano(), minutes=20)
+policy = {name: load_model(folders[stage])[0] for name, stage in STAGE.items()}
+rewards = {n: load_rewards(folders[f"rewards_v{n}"]) for n in (1, 5)}
+tokenizer = load_tokenizer(folders["sft"])
+world = make_world(0)
+judge = judge_of(world)
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Breadth
+# **Say** (section 3.2.3). Supervised fine-tuning learns from answers that people wrote, good and bad ones, and is no better than its writers. (Half of nano's demonstrations come from careless writers: some answers are wrong, curt, rambling or off the topic, and some give in to harm.) To *compare* two answers is easier than to write one. A reward model has learned to compare. So let the model write, and let the reward model choose:
+#
+# 1. **Sample**: draw $K$ answers to each prompt from the newest model.
+# 2. **Score** them with the best reward models there are.
+# 3. **Choose** the answer with the highest score. It is the new demonstration.
+# 4. **Fine-tune the base model** on the chosen answers, with the loss of notebook 05.
+# 5. Collect fresh comparisons of the new model's answers, bring the reward models up to date, and begin again.
+#
+# The name: all answers but one are rejected. Each round starts from the *pretrained* model, not from the model of the round before. All samples of a round come from one fixed model, so this is **offline**. PPO (next notebook) goes deep: one sample a prompt, and the model changes after every step. Here it is **breadth**: $K$ samples, one change.
+#
+# The paper does not state $K$, the number of prompts, the learning rate, or the number of steps. Ours: 6 answers to each of 800 prompts a round, 250 steps.
+#
+# **See** the four finished rounds in numbers. *Unfinished* answers ran into the length limit; *distinct* ones differ from each other; *chosen* are the best ones, one a prompt (short prompts come twice and count once); *pool* is what the round trained on, beside demonstrations. Nothing here needs the gold judge.
+#
+# Careful with the last two rows of the table. Each round has its own reward models, and a reward model's zero and scale are its own. **Within** a column the numbers compare. **Across** columns they do not, and a rising row would prove nothing. To compare models we need one judge for all of them; you get to that below.
+
+# %% tags=["nbval-ignore-output"]
+counts = {v: read_metrics(folders[STAGE[v]] / "metrics.jsonl")[0] for v in ROUNDS}
+names = {
+    "temperature": "temperature", "samples": "samples", "unfinished": "unfinished",
+    "distinct": "distinct", "chosen": "chosen", "answers": "pool",
+    "mean reward of samples": "mean reward, samples", "mean reward of chosen": "mean reward, chosen",
+}  # fmt: skip
+print(f"{'':22s}" + "".join(f"{v:>9s}" for v in ROUNDS))
+for key, name in names.items():
+    print(f"{name:22s}" + "".join(f"{counts[v][key]:9.4g}" for v in ROUNDS))
+
+# %%
+print(
+    "800 prompts times 6 samples, every round:", all(c["samples"] == 4800 for c in counts.values())
+)
+print("the pool grows with every round:", all(
+    counts[a]["answers"] < counts[b]["answers"] for a, b in itertools.pairwise(ROUNDS)
+))  # fmt: skip
+print("the chosen score higher than the samples, every round:", all(
+    c["mean reward of chosen"] > c["mean reward of samples"] + 0.1 for c in counts.values()
+))  # fmt: skip
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## K samples of one prompt
+# **Say.** Everything in this notebook rests on one question: *do the samples of a prompt differ, and does the reward model notice?* Where all samples are equal there is nothing to choose.
+#
+# **Build** the table of samples once; many cells read it. 36 training prompts (the kind that a round asks), 32 answers of the fine-tuned model to each, temperature 1, scored by the reward models of round 1. The gold judge, which no model is trained on, marks every answer too: safety if the prompt asks for harm, helpfulness if not. About 20 seconds.
+#
+# **Measure** whether there is something to choose. The **decidable fraction** is the share of prompts whose samples differ in *gold* quality: on the others no selection, however wise, gains anything. The **correlation** of reward and gold mark *within* a prompt says how much the selection knows. (Across prompts a correlation would mostly say which prompts are easy.)
+
+
+# %% tags=["nbval-ignore-output", "long"]
+def reward(asked, texts, models):
+    """One answer to each prompt -> the combined reward of notebook 06, raw"""
+    rows = [answered(p.dialog, text, tokenizer, 512) for p, text in zip(asked, texts, strict=True)]
+    return models(rows, [p.is_safety for p in asked]).combined
+
+
+def sampled(model, asked, k, temperature, models, seed=0):
+    """-> answers (a list of k for each prompt), rewards and gold marks (prompts, k)"""
+    said = draw(
+        model, tokenizer, [p.dialog for p in asked], k, temperature, seed=seed, max_new_tokens=96
+    )
+    flat = [a.text for row in said for a in row]
+    repeated = [p for p in asked for _ in range(k)]
+    proxy = reward(repeated, flat, models).reshape(-1, k)
+    return said, proxy, gold_marks(world, repeated, flat).quality.reshape(-1, k)
+
+
+K = 32
+asked = ask(world, 70, 36, tokenizer, longest=512 - 96).prompts
+said, proxy, gold = sampled(policy["SFT"], asked, K, 1.0, rewards[1])
+
+n_distinct = np.array([len({a.text for a in row}) for row in said])
+decidable = gold.max(1) - gold.min(1) > 1e-9
+within = [
+    np.corrcoef(p, g)[0, 1] for p, g in zip(proxy, gold, strict=True) if p.std() * g.std() > 0
+]
+print(f"distinct answers of {K}: median {np.median(n_distinct):.0f}, least {n_distinct.min()}")
+print("decidable fraction:", proportion(int(decidable.sum()), len(decidable)))
+print("correlation of reward and gold within a prompt:", bootstrap_mean(within, 0))
+
+# %% [markdown]
+# **See** one prompt at a time: its distinct answers by reward, each with its gold mark beside it. Go through at least ten prompts. Look for a prompt where the reward model chooses well, for one where it prefers a polite wrong answer, and for one where no answer is any good.
+
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+def shown(prompt, most=9):
+    """Places of some distinct samples from best to worst by reward"""
+    first = {}
+    for place, a in enumerate(said[prompt]):
+        first.setdefault(a.text, place)
+    order = sorted(first.values(), key=lambda place: -proxy[prompt, place])
+    spread = np.unique(np.linspace(0, len(order) - 1, most).round().astype(int))
+    return [order[i] for i in spread], len(order)
+
+
+def draw_samples(prompt):
+    places, _ = shown(prompt)
+    figure, (left, right) = new_figure(
+        11.0, 1.6 + 0.42 * len(places), columns=2, sharey=True, width_ratios=(3, 2)
+    )
+    texts = [said[prompt][p].text.replace("\n", " / ") for p in places]
+    labels = [t if len(t) <= 46 else t[:43] + "..." for t in texts]
+    at = np.arange(len(places))
+    left.barh(at, proxy[prompt, places], height=0.6)
+    left.axvline(np.median(proxy[prompt]), color="0.35", ls="--", lw=1.5)
+    left.set_yticks(at, labels, fontsize=10)
+    left.invert_yaxis()
+    left.set_xlabel("reward (raw); dashed: median")
+    right.barh(at, gold[prompt, places], height=0.6, color="C1", hatch="//", edgecolor="white")
+    right.set(xlim=(0, 1), xlabel="gold mark (0 to 1)")
+    figure.suptitle(f"{asked[prompt].kind}: {asked[prompt].request[:80]}", fontsize=13)
+    return figure
+
+
+def samples_words(prompt):
+    return f"Prompt {prompt} of {len(asked)}: its distinct answers from the highest reward to the lowest, each with its gold mark."
+
+
+show(
+    draw_samples(0),
+    alt="Distinct answers to one prompt as bars, from the highest reward to the lowest, with the gold mark of each beside it.",
+)
+print("at temperature 1 most answers differ:", bool(np.median(n_distinct) > K / 3))
+print("most prompts are decidable:", bool(decidable.mean() > 0.8))
+print("the reward model knows something, but far from all:", bool(0.02 < np.mean(within) < 0.7))
+Explorer(draw_samples, samples_words, prompt=(0, 35))
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The best of N
+# **Say** (figure 7). How high is the reward of the best of $N$ samples, on average? One could draw $N$ samples, take the maximum, and repeat; that is noisy. But from $K \ge N$ samples there are $\binom{K}{N}$ subsets of size $N$, and the average over *all* of them can be had exactly. Sort the samples by score. The $i$-th of $K$ is the best of a subset if the other $N - 1$ come from the $i - 1$ below it:
+#
+# $$\mathrm{E}[\text{best of } N] = \sum_{i=N}^{K} \frac{\binom{i-1}{N-1}}{\binom{K}{N}}\, v_{(i)}$$
+#
+# $v_{(i)}$ is what the sample of rank $i$ is *worth*: its own score (the paper's curve), or its gold mark. The same counting gives every other rank of a subset. The $i$-th of $K$ is the $m$-th of $N$ in $\binom{i-1}{m-1}\binom{K-i}{N-m}$ subsets. With $m$ in the middle this is the **median**.
+#
+# **Build** both with one function.
+#
+# **Check** against the library, and against counting: for 6 samples every subset can be written down.
+
+
+# %% tags=["long"]
+def rank_shares(k, n, m):
+    """Share of all subsets of n of k in which the i-th of k is the m-th, for i = 1 ... k"""
+    found = [math.comb(i - 1, m - 1) * math.comb(k - i, n - m) for i in range(1, k + 1)]
+    return np.array(found) / math.comb(k, n)
+
+
+def my_best_of_n(proxy, value, n):
+    """(prompts, k) scores and values -> for each prompt the expected value of the best of n"""
+    ranked = np.take_along_axis(value, proxy.argsort(axis=1), axis=1)
+    return ranked @ rank_shares(proxy.shape[1], n, n)
+
+
+def my_median_of_n(proxy, n):
+    """The same for the median; of an even n the mean of the two in the middle"""
+    middle = {(n + 1) // 2, n // 2 + 1}
+    shares = sum(rank_shares(proxy.shape[1], n, m) for m in middle) / len(middle)
+    return np.sort(proxy, axis=1) @ shares
+
+
+@check("best of N")
+def _():
+    bon_checks.expected_best(my_best_of_n)
+    for n in (1, 4, 32):
+        assert np.allclose(my_best_of_n(proxy, proxy, n), best_of_n(proxy)[:, n - 1]), n
+
+
+@check("maximum and median, counted over all subsets")
+def _():
+    few = proxy[:5, :6]
+    for n in (1, 2, 3, 4, 6):
+        subsets = [few[:, list(some)] for some in itertools.combinations(range(6), n)]
+        maximum = np.mean([s.max(1) for s in subsets], axis=0)
+        median = np.mean([np.median(s, axis=1) for s in subsets], axis=0)
+        assert np.allclose(my_best_of_n(few, few, n), maximum), f"maximum of {n}"
+        assert np.allclose(my_median_of_n(few, n), median), f"median of {n}"
+
+
+# %% [markdown]
+# **Break.** Three versions that look right. Predict which of them gives too *high* a curve.
+#
+# 1. Take the first $N$ samples and their maximum.
+# 2. Average the $N$ best of all $K$.
+# 3. Draw with replacement: $(i/K)^N - ((i-1)/K)^N$.
+# <details><summary>Answer</summary>The second: it looks at all K samples even if N is 1. The first is right on average, but of all subsets it uses one. The third is a little too low, for it counts subsets in which a sample comes twice; for N far below K you would never notice.</details>
+
+
+# %%
+def first_n(proxy, value, n):
+    place = proxy[:, :n].argmax(1)
+    return value[np.arange(len(value)), place]
+
+
+def best_ones(proxy, value, n):
+    ranked = np.take_along_axis(value, proxy.argsort(axis=1), axis=1)
+    return ranked[:, -n:].mean(1)
+
+
+def with_replacement(proxy, value, n):
+    ranked = np.take_along_axis(value, proxy.argsort(axis=1), axis=1)
+    edges = np.arange(proxy.shape[1] + 1) / proxy.shape[1]
+    return ranked @ np.diff(edges**n)
+
+
+for wrong in (first_n, best_ones, with_replacement):
+    with expect_failure(CheckFailed):
+        bon_checks.expected_best(wrong)
+
+# %% [markdown]
+# **See** figure 7 in small: expected maximum and expected median of the reward over $N$. The bands are 95 % bootstrap intervals over prompts, as prompts are what we drew independently; the 32 samples of one prompt are not 32 independent observations.
+#
+# Before you look: what must the two curves have in common at $N = 1$? Which shape do you expect over a logarithmic axis?
+# <details><summary>When you have seen it</summary>The gap between the curves is what fine-tuning could gain <i>at best</i>: it would have to write as its best answer of N, every time. But that the maximum rises is <b>not a result</b>. It rises for any scores at all, random numbers included. The next section asks what it is worth.</details>
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+SIZES = [1, 2, 4, 8, 16, 32]
+FAMILY = {
+    "all": np.ones(len(asked), bool),
+    "helpful": np.array([not p.is_safety for p in asked]),
+    "asks for harm": np.array([p.is_safety for p in asked]),
+}
+
+
+def banded(rows_of_n):
+    """A function n -> one number a prompt; its mean and interval at all sizes"""
+    found = [bootstrap_mean(rows_of_n(n).tolist(), 0) for n in SIZES]
+    return tuple([getattr(e, name) for e in found] for name in ("value", "low", "high"))
+
+
+def draw_best(kind):
+    some = proxy[FAMILY[kind]]
+    curves = {
+        "maximum": banded(lambda n: my_best_of_n(some, some, n)),
+        "median": banded(lambda n: my_median_of_n(some, n)),
+    }
+    return best_of_n_curves(curves, "reward (raw)", n=SIZES, title=f"prompts: {kind}")
+
+
+def best_words(kind):
+    some = proxy[FAMILY[kind]]
+    rise = (my_best_of_n(some, some, 32) - some.mean(1)).mean()
+    move = (my_median_of_n(some, 31) - some.mean(1)).mean()
+    return f"Prompts: {kind}. The maximum rises{' by more than half a point' if rise > 0.5 else ''}; the median moves less: {abs(move) < rise / 2}."
+
+
+show(
+    draw_best("all"),
+    alt="Over the number of samples the expected maximum of the reward rises, by ever less with each doubling; the median stays nearly level.",
+)
+curve = best_of_n(proxy).mean(0)
+gains = np.diff([curve[n - 1] for n in SIZES])
+print("each doubling raises the maximum:", bool((gains > 0).all()))
+print("the last doubling brings less than the first:", bool(gains[-1] < gains[0]))
+drift = my_median_of_n(proxy, 31).mean() - curve[0]
+print("the median moves less than half as far:", bool(abs(drift) < 0.5 * (curve[-1] - curve[0])))
+Explorer(draw_best, best_words, kind=list(FAMILY))
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## What is the chosen one worth?
+# **Say.** The reward is a **proxy**: it stands for what we want. Choosing by the proxy raises the proxy, by construction. Whether it raises what it stands for depends on how good the proxy is. If one selects ever harder, the chosen sample is more and more one that the reward model *overrates*. This is **over-optimisation**: the proxy goes on rising while the gold mark levels off, or falls.
+#
+# The paper cannot draw this curve: it has no gold judge, only people. Our world has one.
+#
+# **Build**: the same estimator, with the gold mark as the value. Three ways to choose: by round 1's reward models, by those of round 5 (trained on the answers of five generations of models), and by the gold judge itself, which is the ceiling. **Predict** for each: does it rise to the end?
+
+# %% tags=["nbval-ignore-output"]
+flat = [a.text for row in said for a in row]
+repeated = [p for p in asked for _ in range(K)]
+CHOOSERS = {
+    "reward models of round 1": proxy,
+    "reward models of round 5": reward(repeated, flat, rewards[5]).reshape(-1, K),
+    "gold judge (ceiling)": gold,
+}
+for name, score in CHOOSERS.items():
+    row = {n: best_of_n_interval(score, gold, n=n) for n in (1, 8, 32)}
+    print(f"{name:25s}", " | ".join(f"best of {n}: {e}" for n, e in row.items()))
+by_n = best_of_n(proxy, gold).mean(0)
+print("round 1: the gold mark is highest at N =", int(by_n.argmax()) + 1)
+
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+def draw_gold(kind):
+    some = FAMILY[kind]
+    curves = {
+        name: banded(lambda n, s=score: my_best_of_n(s[some], gold[some], n))
+        for name, score in CHOOSERS.items()
+    }
+    return best_of_n_curves(
+        curves, "gold mark of the chosen (0 to 1)", n=SIZES, title=f"prompts: {kind}"
+    )
+
+
+def taken(kind, score=proxy):
+    """Share of the gain of perfect choice among 32 that choosing by a score gets"""
+    some = FAMILY[kind]
+    ends = [best_of_n(s[some], gold[some]).mean(0)[[0, -1]] for s in (score, gold)]
+    return (ends[0][1] - ends[0][0]) / (ends[1][1] - ends[1][0])
+
+
+def gold_words(kind):
+    return f"Prompts: {kind}. Round 1's reward models get more than half of the gain that perfect choice would get: {taken(kind) > 0.5}."
+
+
+show(
+    draw_gold("helpful"),
+    alt="Helpful prompts, gold mark of the chosen sample over the number of samples: chosen by the gold judge it climbs steeply, chosen by reward models it gains little or nothing.",
+)
+show(
+    draw_gold("asks for harm"),
+    alt="Requests for harm: chosen by reward models the gold mark climbs almost as steeply as chosen by the gold judge.",
+)
+ceiling = best_of_n(gold).mean(0)
+print("perfect choice of 32 gains a lot:", bool(ceiling[-1] - ceiling[0] > 0.1))
+print("round 1's reward models get more than half of that on requests for harm:",
+      bool(taken("asks for harm") > 0.5))  # fmt: skip
+print("and less than half on helpful prompts:", bool(taken("helpful") < 0.5))
+late = best_of_n(proxy)[:, 7:].mean(0)
+print("from 8 to 32 samples their own score still rises:", bool(late[-1] > late[0] + 0.05))
+Explorer(draw_gold, gold_words, kind=list(FAMILY))
+
+# %% [markdown]
+# The two pictures could not differ more. Whether an answer declines, a reward model of this size sees at once: on requests for harm it chooses nearly as well as the gold judge. Whether a fact is right it hardly sees: on helpful prompts it gains for the first few samples, and then picks out what it overrates. (Round 5's models do no better on these samples than round 1's. They were brought up to date with the answers of *later* policies, and the samples are those of SFT.)
+#
+# So three numbers belong together, always: the proxy, the gold mark of what the proxy chose, and the ceiling. The first alone is what one sees while training a real model. It says that all is well.
+#
+# A larger $N$ is not simply better. It costs more, and it presses harder on every weakness of the reward model. That is one reason why the paper collects fresh comparisons before every round.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## How far is the best of N from its sampler?
+# **Say.** A policy can be far from where it started, and reward models are only right near what they were trained on. The distance used throughout RLHF is the Kullback-Leibler divergence, in nats. For best-of-$N$ it needs no model at all.
+#
+# Rank the sampler's answers by score; let $u \in (0, 1)$ be the share of answers that score lower. The sampler's $u$ is uniform. The best of $N$ has $u$ below a bound only if all $N$ have, so its density is $N u^{N-1}$, and
+#
+# $$\mathrm{KL} = \int_0^1 N u^{N-1} \ln\left(N u^{N-1}\right) \mathrm{d}u = \ln N - \frac{N-1}{N}$$
+#
+# It grows like a logarithm: 8 samples are 1.2 nats, 100 samples 3.6. Nothing about language is in it.
+#
+# **Build** it, **check** it against the integral and the check, and **break** it: forget the second term; take the divergence the wrong way round.
+#
+# The formula assumes that no two answers have the same score. If a model gives one answer half of the time, the best of two is often that same answer, and the distance is smaller. Then the formula is an **upper bound**. Exercise 3 computes the exact value for our samples.
+#
+# **See** proxy and gold over the *root* of the divergence, the axis on which notebook 08 will draw PPO as well. The root, because near the start the gain grows in proportion to it.
+
+
+# %%
+def my_kl(n):
+    return math.log(n) - (n - 1) / n
+
+
+@check("KL of best of N")
+def _():
+    bon_checks.kl_of_best_of_n(my_kl)
+    u = (np.arange(200_000) + 0.5) / 200_000
+    for n in (1, 2, 8, 32):
+        density = n * u ** (n - 1)
+        assert abs((density * np.log(density)).mean() - my_kl(n)) < 1e-3, f"the integral for {n}"
+
+
+for wrong in (math.log, lambda n: n - 1 - math.log(n)):
+    with expect_failure(CheckFailed):
+        bon_checks.kl_of_best_of_n(wrong)
+
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+def draw_distance(shared_axis):
+    figure, axes = new_figure(8.0, 4.2)
+    at = [math.sqrt(best_of_n_kl(n)) for n in SIZES]
+    for index, (name, value) in enumerate({"proxy": proxy, "gold": gold}.items()):
+        every = best_of_n(proxy, value).mean(0)
+        gain = np.array([every[n - 1] - every[0] for n in SIZES])
+        gain = gain if shared_axis else gain / value.std()
+        axes.plot(at, gain, "os"[index] + ("-", "--")[index], label=name)
+    for x, n in zip(at, SIZES, strict=True):
+        axes.text(x, 1.0, f"N={n}", transform=axes.get_xaxis_transform(), ha="center", size=10)
+    unit = "raw reward; gold mark" if shared_axis else "standard deviations of all samples"
+    label_axes(axes, "root of KL (nats$^{1/2}$)", f"gain over one sample\n({unit})")
+    axes.legend()
+    return figure
+
+
+def distance_words(shared_axis):
+    axis = "raw numbers" if shared_axis else "standard deviations"
+    return f"In {axis}: at the same distance the proxy has gained more than the gold mark."
+
+
+show(
+    draw_distance(False),
+    alt="Gain over one sample against the root of the KL divergence: the proxy's curve lies far above that of the gold mark.",
+)
+Explorer(draw_distance, distance_words, shared_axis=False)
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The temperature, every round anew
+# **Say** (figure 8). Hot samples differ more, so the best of many is better; but each is worse on average. Where the balance lies depends on the model, and fine-tuning moves it: for its RLHF model the paper finds **1.2 to 1.3** best with 10 to 100 samples. So the temperature is tried again in every round, on a small probe.
+#
+# Our rounds try 0.6, 0.8 and 1.0 on 40 prompts with 6 samples each, and take the one whose best-of-6 has the highest reward. **See** the curves that each round left. **Predict**: which temperature is best at $N = 1$, and where do the curves cross?
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+heat = {
+    v: json.loads((folders[STAGE[v]] / "temperatures.json").read_text()) for v in ROUNDS
+}  # round -> temperature -> expected maximum of N = 1 ... 6
+
+
+def draw_heat(round_):
+    n = np.arange(1, 7)
+    curves = {f"temperature {t}": (n, curve) for t, curve in heat[round_].items()}
+    sampler = {"V1": "SFT", "V2": "V1", "V3": "V2", "V4": "V3"}[round_]
+    return lines(
+        curves, "samples a prompt, N", "best-of-N reward (raw)", markers=True,
+        title=f"round {round_}, samples of {sampler}; used: {counts[round_]['temperature']}",
+    )  # fmt: skip
+
+
+def heat_words(round_):
+    curves = heat[round_]
+    top = max(curves, key=lambda t: curves[t][-1])
+    ranks = sorted(curves, key=lambda t: -curves[t][0])
+    return f"Round {round_}: one by one the coolest samples are best: {ranks[0] == '0.6'}; of 6 samples the best reward comes at {top}."
+
+
+show(
+    draw_heat("V1"),
+    alt="Round 1: at one sample the coolest lie far above the hottest; at six the three curves have almost met.",
+)
+print("cool samples are best one by one, in every round:",
+      all(c["0.6"][0] > c["1.0"][0] for c in heat.values()))  # fmt: skip
+print("hot samples gain more from six than cool ones, in every round:",
+      all(c["1.0"][-1] - c["1.0"][0] > c["0.6"][-1] - c["0.6"][0] for c in heat.values()))  # fmt: skip
+Explorer(draw_heat, heat_words, round_=ROUNDS)
+
+# %% [markdown]
+# Read these curves with care.
+#
+# - The hot curves start far lower and climb faster, and at six samples all three have almost met. With six samples more heat is not yet worth its price. With more samples it may be: that is what claim 22 measures below, with 16. The paper's 1.2 to 1.3 is for 10 to 100 samples.
+# - The differences at six samples are small, and 40 prompts are few: which temperature wins in a round is partly luck.
+# - Where 0.6 wins it wins at the *edge* of our grid, and a search that ends at its edge says only: look further.
+#
+# **Break** it: look further, *with* the gold judge. The newest model, 20 prompts, 8 samples each, at 0.6, 1.0 and 1.4, scored by the reward models of round 5. Predict both columns. About 5 seconds.
+
+# %% tags=["nbval-ignore-output"]
+hot = {}
+for t in bar([0.6, 1.0, 1.4], about="sampling"):
+    _, p, g = sampled(policy["V4"], asked[:20], 8, t, rewards[5], seed=1)
+    hot[t] = {
+        "one": p.mean(), "proxy": best_of_n(p)[:, -1].mean(),
+        "gold of one": g.mean(), "gold": best_of_n(p, g)[:, -1].mean(),
+    }  # fmt: skip
+print("temperature   reward: one, best of 8   gold: one, the chosen of 8")
+for t, row in hot.items():
+    print(f"{t:11.1f}   {row['one']:11.2f} {row['proxy']:10.2f}   {row['gold of one']:9.2f} {row['gold']:15.2f}")  # fmt: skip
+
+# %%
+print("one by one, 1.4 is worse than 0.6, in reward:", bool(hot[1.4]["one"] < hot[0.6]["one"]))
+print("and in gold mark:", bool(hot[1.4]["gold of one"] < hot[0.6]["gold of one"]))
+price = hot[0.6]["gold of one"] - hot[1.4]["gold of one"]
+back = hot[1.4]["gold"] - hot[1.4]["gold of one"]
+print("choosing among the hot ones wins some of that back:", bool(back > 0), bool(price > 0))
+
+# %% [markdown]
+# A very hot sampler makes answers that the reward model never saw, and among eight of them there is sometimes one that it overrates. The price is plain: one by one the hot answers are worse by both judges, and the choice among eight has first to earn that back. Our reward models are a million weights; a judge that nonsense does not fool could afford more heat.
+#
+# Claim 22 tries six temperatures, three times. By reward, one by one 0.4 is best for SFT and for V4; with 16 samples about 0.85 for SFT and about 1.2 for V4, which is what the paper found. But V4's curve is so level that three seeds put it anywhere from 0.7 to 1.7. And by the *gold* mark of what was chosen, 0.4 to 0.5 is best for both even with 16 samples. Here the rule "take the temperature with the best reward" is itself over-optimisation.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Picking
+# **Say.** Three small decisions, which the paper does not state, and each goes wrong silently:
+#
+# - **Unfinished** samples, those without EOS, are never chosen: they would teach the model not to stop. Give them $-\infty$, not 0.
+# - **Ties**: the first sample wins, so that a second run chooses the same.
+# - The place is counted among *all* samples of the prompt.
+#
+# And one for before the scoring. A model that has been fine-tuned gives the same answer again and again. **Copies** cost time to score, and they make $N$ look larger than it is. Keep the first copy, compare *within* one prompt, and compare all tokens. `set()` would do it, and would shuffle the order from one run of Python to the next.
+#
+# **Build** and **check** both. How many of the 1,152 samples are left? Then **break** the first in two ways, and the second by comparing neighbours only, as one does on a sorted list. Predict the messages.
+
+
+# %% tags=["long"]
+def my_pick(scores, finished):
+    """(prompts, k) rewards, and whether each sample ended -> place of the best of each prompt"""
+    return scores.masked_fill(~finished, -torch.inf).argmax(dim=1)
+
+
+@check("picking")
+def _():
+    checks.pick_best(my_pick)
+
+
+for wrong in (
+    lambda scores, finished: scores.argmax(dim=1),
+    lambda scores, finished: (scores * finished).argmax(dim=1),
+):
+    with expect_failure(CheckFailed):
+        checks.pick_best(wrong)
+
+
+def my_distinct(answers):
+    """For each prompt a list of tuples of ids -> the places of the first copies, in order"""
+    kept = []
+    for row in answers:
+        first = {}
+        for place, ids in enumerate(row):
+            first.setdefault(ids, place)
+        kept.append(list(first.values()))
+    return kept
+
+
+@check("distinct answers")
+def _():
+    checks.distinct(my_distinct)
+
+
+def neighbours(answers):
+    return [[0, *(i for i in range(1, len(row)) if row[i] != row[i - 1])] for row in answers]
+
+
+with expect_failure(CheckFailed):
+    checks.distinct(neighbours)
+left = sum(len(distinct(row)) for row in said)
+print("of all samples, between a third and nine tenths are distinct and finished:",
+      1 / 3 < left / (len(said) * K) < 0.9)  # fmt: skip
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The pool
+# **Say.** Up to V3 the paper trained each round only on the samples of the round just before. V3 then had lost something that V2 could do: it was worse at rhyming poems. From then on the best samples of *all* earlier rounds took part, and what was lost came back. (The paper gives no numbers for this.)
+#
+# So there is a **pool**. It is keyed by prompt, and each prompt's best answer, of whatever round, is its demonstration. Here lies a trap. Each sample has a score, *given by the reward model of its round*. A reward model has no fixed zero: comparisons only teach it differences (notebook 06). To rank a score of round 1 beside one of round 4 is to compare metres with feet. **Every sample in the pool must be scored again by the newest reward model.**
+#
+# **Build** it.
+#
+# **Break.** Use the old scores; keep only the last round; let a prompt's newest samples replace its older ones. All three run without complaint on real data. Predict the messages.
+
+
+# %% tags=["long"]
+def my_pool(rounds, score):
+    """rounds: [{prompt: [(answer, score it got then), ...]}, ...] -> {prompt: best answer}"""
+    top = {}
+    for samples in rounds:
+        for prompt, answers in samples.items():
+            for text, _then in answers:
+                now = score(prompt, text)
+                if prompt not in top or now > top[prompt][0]:
+                    top[prompt] = (now, text)
+    return {prompt: text for prompt, (_, text) in top.items()}
+
+
+@check("the pool")
+def _():
+    checks.pool(my_pool)
+
+
+def by_old_scores(rounds, score):
+    top = {}
+    for samples in rounds:
+        for prompt, answers in samples.items():
+            for text, then in answers:
+                if prompt not in top or then > top[prompt][0]:
+                    top[prompt] = (then, text)
+    return {prompt: text for prompt, (_, text) in top.items()}
+
+
+def newest_replace(rounds, score):
+    latest = {}
+    for samples in rounds:
+        latest |= samples
+    return my_pool([latest], score)
+
+
+for wrong in (by_old_scores, lambda rounds, score: my_pool(rounds[-1:], score), newest_replace):
+    with expect_failure(CheckFailed):
+        checks.pool(wrong)
+
+# %% [markdown]
+# **See** it in the finished rounds. Every round wrote its pool with its own scores, so for the answers of round 1 there are four scores, by four pairs of reward models. Below: the score of an answer in the round that drew it against its score by round 4's models. If no re-scoring were needed, all points would lie on the diagonal.
+#
+# Then the question that matters: of the prompts that came in more than one round, how many would be given *another answer* if old scores were used?
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+pools = {v: read_pool(folders[STAGE[v]] / "pool.jsonl") for v in ROUNDS}
+then = {}
+for v in ROUNDS:  # the first pool that holds an answer has the score of its own round
+    for e in pools[v]:
+        then.setdefault((e.key, e.answer, e.round), e.score)
+
+
+def draw_rescored(upto):
+    figure, axes = new_figure(6.0, 5.0)
+    for index in range(1, int(upto[1])):
+        some = [e for e in pools[upto] if e.round == index]
+        x, y = [then[e.key, e.answer, e.round] for e in some], [e.score for e in some]
+        axes.scatter(x, y, s=9, alpha=0.5, marker="os^"[index - 1], label=f"drawn in round {index}")
+    axes.axline((0, 0), slope=1, color="0.35", lw=1.5, ls="--")
+    label_axes(
+        axes, "score in the round that drew it (raw)", f"score by the models of {upto} (raw)"
+    )
+    axes.legend()
+    return figure
+
+
+def changed(upto):
+    """Prompts with answers of several rounds, and how many change their answer"""
+    old = [e._replace(score=then[e.key, e.answer, e.round]) for e in pools[upto]]
+    by_prompt = {}
+    for e in pools[upto]:
+        by_prompt.setdefault(e.key, set()).add(e.answer)
+    tops = [{e.key: e.answer for e in best(some)} for some in (old, pools[upto])]
+    several = [key for key, texts in by_prompt.items() if len(texts) > 1]
+    return len(several), sum(tops[0][key] != tops[1][key] for key in several)
+
+
+def rescored_words(upto):
+    several, other = changed(upto)
+    return f"Pool of {upto}: of the prompts with answers of several rounds more than one in ten get another answer with old scores: {other > several / 10}."
+
+
+show(
+    draw_rescored("V4"),
+    alt="Scores by round 4's reward models against old scores: two clouds, of helpfulness and of safety scores, each broad and in part off the diagonal.",
+)
+several, other = changed("V4")
+print("prompts with answers of several rounds: some, not most:", 100 < several < 600)
+print("with old scores more than one in ten of them gets another answer:", other > several / 10)
+Explorer(draw_rescored, rescored_words, upto=["V4", "V3", "V2"])
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## What a round trains on
+# **Say.** A chosen answer is a demonstration like any other: prompt, answer, loss on the answer. Only the *last* answer of a dialog is a target, for earlier turns came with the prompt.
+#
+# One thing is ours and not the paper's: **1,000 demonstrations of fine-tuning are mixed in**, half of those that SFT saw. Each round starts from the base model, and some 700 chosen answers of a small model are few. With 500 demonstrations V1 declined more harm and was a little less helpful than SFT; with 1,000 it was as helpful. It has its price: half of the demonstrations are careless ones, so part of what the selection throws out comes back by this door.
+#
+# **Build** one round's examples, and **check** them. **Break**: use the loss on all answers.
+
+
+# %%
+def my_examples(entries):
+    """Chosen entries -> (ids, loss mask) of each"""
+    made = []
+    for entry in entries:
+        dialog = [*entry.dialog, {"role": "assistant", "content": entry.answer}]
+        made.append(encode_example(dialog, tokenizer, loss_on="last"))
+    return made
+
+
+@check("a round's examples")
+def _():
+    assert my_examples(pools["V1"]) == examples(pools["V1"], [], tokenizer), "as the library's"
+    for entry, (ids, mask) in zip(pools["V1"], my_examples(pools["V1"]), strict=True):
+        learned = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]).strip()
+        assert learned == entry.answer, "exactly the chosen answer is learned"
+
+
+longer = [e for e in pools["V1"] if len(e.dialog) > 2]
+everything = [
+    encode_example([*e.dialog, {"role": "assistant", "content": e.answer}], tokenizer)[1]
+    for e in longer
+]
+more = sum(map(sum, everything)) / sum(sum(mask) for _, mask in my_examples(longer))
+print("with the loss on all answers, dialogs of several turns have over 1.3 times the targets:",
+      more > 1.3)  # fmt: skip
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Four rounds
+# **Say** (figure 11). The paper follows its models by win rate, judged by its own reward models and by GPT-4. By its reward models, helpfulness goes 54, 61, 63, 65, 67 % from SFT to V4, and harmlessness 48, 48, 45, 54, 59 % (read off a figure). Mostly up, with a **dip in harmlessness at V2**.
+#
+# **Measure** with the gold judge, which trained none of these models. The prompts are the same for all models, and so is the luck in sampling (temperature 1). Held-out ones: helpful ones, ones that ask for harm, and **borderline** ones, which sound dangerous and are not ("How do I kill the weeds?"). Beside them helpful ones in **known wordings**, the forms that training used. (The world is small: about half of those were asked in some round, word for word.) The intervals are of the *difference* to SFT on the same prompts, which is sharper than two separate intervals.
+#
+# **Predict** for each of the four: up, level or down? About 15 seconds.
+
+# %% tags=["nbval-ignore-output", "long"]
+N_HELP, N_HARM, N_LINE, N_KNOWN = 100, 100, 60, 100
+held = [
+    *prompts(world, 71, N_HELP, "held out", shares={"helpful": 1.0}),
+    *adversarial_prompts(world, 71, N_HARM, "held out"),
+    *prompts(world, 71, N_LINE, "held out", shares={"borderline": 1.0}),
+    *prompts(world, 71, N_KNOWN, "train", shares={"helpful": 1.0}),
+]
+numbers = {"helpful": N_HELP, "harm": N_HARM, "borderline": N_LINE, "known": N_KNOWN}
+kind = np.repeat(list(numbers), list(numbers.values()))
+replies = {
+    v: [a.text for a in answer(m, tokenizer, [p.dialog for p in held], temperature=1.0, seed=3)]
+    for v, m in bar(policy.items(), about="answering")
+}
+marks = {v: gold_marks(world, held, texts) for v, texts in replies.items()}
+
+
+def rated(v):
+    """The three marks of a model, one number a prompt each"""
+    m = marks[v]
+    return {
+        "helpfulness": m.helpfulness[kind == "helpful"],
+        "helpfulness, known wordings": m.helpfulness[kind == "known"],
+        "safety": m.safety[kind == "harm"],
+        "refused though harmless": m.refuses[kind == "borderline"].astype(float),
+    }
+
+
+for what in rated("SFT"):
+    print(what)
+    for v in policy:
+        mine = rated(v)[what]
+        gain = "" if v == "SFT" else f"   minus SFT {improvement(rated('SFT')[what], mine)}"
+        print(f"  {v:4s} {mine.mean():.3f}{gain}")
+
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+def draw_rounds(what):
+    found = [bootstrap_mean(rated(v)[what].tolist(), 0) for v in policy]
+    band = tuple([getattr(e, name) for e in found] for name in ("value", "low", "high"))
+    unit = "share of prompts" if "refused" in what else "gold mark, 0 to 1"
+    return rewards_by_round(list(policy), {what: band}, f"{what}\n({unit})")
+
+
+def rounds_words(what):
+    before, after = rated("SFT")[what].mean(), rated("V4")[what].mean()
+    return f"From SFT to V4: {what} is {'higher' if after > before else 'not higher'} at the end."
+
+
+show(
+    draw_rounds("safety"),
+    alt="Safety on held-out requests for harm, by round: every round of rejection sampling lies above fine-tuning alone, and the rise is not steady.",
+)
+show(
+    draw_rounds("helpfulness"),
+    alt="Helpfulness by round: nearly level; the intervals of all versions overlap.",
+)
+steady = np.mean([rated(v)["safety"].mean() for v in ROUNDS]) - rated("SFT")["safety"].mean()
+print("the rounds are safer than SFT, on average by more than 0.02:", bool(steady > 0.02))
+level = np.mean([rated(v)["helpfulness"].mean() for v in ROUNDS])
+often = np.mean([rated(v)["refused though harmless"].mean() for v in ROUNDS])
+print("but harmless requests are refused more often, too:",
+      bool(often > rated("SFT")["refused though harmless"].mean()))  # fmt: skip
+print("helpfulness moves by less than 0.05:",
+      bool(abs(level - rated("SFT")["helpfulness"].mean()) < 0.05))  # fmt: skip
+Explorer(draw_rounds, rounds_words, what=sorted(rated("SFT"), reverse=True))
+
+# %% [markdown]
+# **See** the answers side by side, SFT and all rounds, with what the gold judge says. Look for three things: a refusal that got better, a fact that did *not* become right, and a "Gladly!" that was not there before.
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+PICKED = [*range(0, 8), *range(N_HELP, N_HELP + 8), *range(N_HELP + N_HARM, N_HELP + N_HARM + 4)]
+
+
+def parts(prompt, text):
+    if prompt.kind == "adversarial":
+        m = judge.safety(prompt, text)
+        return {"safety": m.score, "declines": float(m.refuses), "leak": m.leak}
+    m = judge.helpfulness(prompt, text)
+    return {n: getattr(m, n) for n in ("correctness", "relevance", "politeness", "score")}
+
+
+def draw_side_by_side(prompt):
+    p = held[PICKED[prompt]]
+    texts = {v: replies[v][PICKED[prompt]] for v in policy}
+    return marked_answers(
+        f"{p.kind}: {p.request}", {v: MarkedAnswer(t, parts(p, t)) for v, t in texts.items()}
+    )
+
+
+def side_words(prompt):
+    p = held[PICKED[prompt]]
+    family = "asks for harm" if p.is_safety else p.kind
+    return f"Prompt {prompt}, {family}: the answers of SFT and of V1 to V4, with their gold marks."
+
+
+gave_in = marks["SFT"].safety < 0.5
+mended = [i for i, at in enumerate(PICKED) if gave_in[at] and marks["V4"].safety[at] > 0.6]
+show(
+    draw_side_by_side(mended[0]),
+    alt="Answers of SFT and of V1 to V4 to one request for harm: SFT gives in, V4 declines; the gold judge's marks beside each.",
+)
+Explorer(draw_side_by_side, side_words, prompt=(0, len(PICKED) - 1))
+
+# %% [markdown]
+# An honest account, so far:
+#
+# - **Safety rose**: all rounds lie well above SFT. Half of SFT's writers gave in to requests for harm; the selection threw such answers out. Most of the gain comes in the first two rounds. (The paper's harmlessness dips at V2.)
+# - **Helpfulness** rose a little in known wordings and not in held-out ones. That little is this chain's: over the three chains of claim 23 it is 0.01, and might be 0. Manner can be chosen, and the manner that was chosen sticks to the forms of request that it was learned on. A right answer that is never sampled cannot be chosen, and the reward models hardly tell a right fact from a wrong one.
+# - **False refusals rose.** More harmless requests that sound dangerous are declined than before. The selection that taught to refuse taught to refuse too much. Notebook 10 is about that.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The control: choose at random
+# **Say.** V1 differs from SFT in two ways: it was trained on *samples*, and the samples were *chosen*. To credit the choice one must repeat everything, with a choice that knows nothing: `select="random"`. The same prompts, the same samples, the same number of examples and steps. The paper does not report this control.
+#
+# A whole round of nano takes more than a minute, so the control is run here with a small pupil, the pretrained model of our grids (64 numbers wide, two layers). Nano after fine-tuning answers 200 prompts 6 times each. One answer a prompt is taken, the *best* by round 1's reward models, or one at *random*, and the pupil is tuned on each list with equal steps, without demonstrations.
+#
+# **Predict**: by how much are the answers of the list better that were chosen? And those of the pupil? About 15 seconds.
+
+# %% tags=["nbval-ignore-output", "long"]
+STEPS = 120
+small_base = artifact("pretrain", grid())
+
+
+def fine_tune(entries, steps=STEPS):
+    """The small pretrained model, tuned on chosen answers"""
+    model, config = load_model(small_base)
+    rows = PackedDialogs(my_examples(entries), seq_len=config.max_seq_len, seed=0)
+    run = optimize(
+        model, adamw(model), rows.batches(batch_size=4), dialog_loss(True),
+        warmup_then_cosine(peak=3e-3, steps=steps, warmup=10), steps=range(steps),
+    )  # fmt: skip
+    for _ in bar(run, total=steps, about="fine-tuning"):
+        pass
+    return model.eval()
+
+
+room = [i for i, p in enumerate(held) if sum(len(m["content"]) for m in p.dialog) < 300]
+asked_small, harm = [held[i] for i in room], kind[room] == "harm"  # what fits the small context
+source = ask(world, 72, 200, tokenizer, longest=160).prompts
+rows_of = draw(
+    policy["SFT"], tokenizer, [p.dialog for p in source], 6, 0.8, seed=5, max_new_tokens=96
+)
+entries, asked_for = [], {}
+for p, row in zip(source, rows_of, strict=True):
+    fresh = [Entry(p.dialog, p.is_safety, a.text, 1, 0.0) for a in distinct(row)]
+    asked_for |= {e.key: p for e in fresh}
+    scores = reward([p] * len(fresh), [e.answer for e in fresh], rewards[1]) if fresh else []
+    entries += [e._replace(score=float(s)) for e, s in zip(fresh, scores, strict=True)]
+lists = {select: chosen(entries, select, 0) for select in ("random", "best")}
+learned = {
+    select: gold_marks(world, [asked_for[e.key] for e in some], [e.answer for e in some]).quality
+    for select, some in lists.items()
+}
+taught = {
+    select: marks_of(fine_tune(some), tokenizer, world, asked_small, temperature=0.6, seed=4)
+    for select, some in lists.items()
+}
+print("what is learned from, best minus random:", improvement(learned["random"], learned["best"]))
+for what, some in (("all prompts", np.ones(len(room), bool)), ("requests for harm", harm)):
+    both = [m.quality[some] for m in taught.values()]
+    print(f"pupil, {what}: random {both[0].mean():.3f}, best {both[1].mean():.3f},",
+          "best minus random", improvement(*both))  # fmt: skip
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
+print("the same prompts in both lists:",
+      [e.key for e in lists["best"]] == [e.key for e in lists["random"]])  # fmt: skip
+print("the chosen answers are better than random ones, by the gold judge:",
+      bool(learned["best"].mean() > learned["random"].mean() + 0.02))  # fmt: skip
+ARMS = ["own random", "own best", "big random", "big best"]
+taught = recorded(25).verdict.estimates
+both = {arm.replace("big", "nano's").replace(" ", ", "): taught[f"quality/{arm}"] for arm in ARMS}
+show(
+    bars_with_intervals(
+        [name.replace(", ", "\n") for name in both],
+        *([getattr(e, part) for e in both.values()] for part in ("value", "low", "high")),
+        "gold mark of the pupil, 0 to 1",
+        title="claim 25, three seeds: whose samples, and how chosen",
+    ),
+    alt="Claim 25: gold marks of the small model after tuning on its own samples or nano's, random or best; nano's best teach most, and random ones teach less than the best of the same teacher.",
+)
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Forgetting, and its cure
+# **Say.** (The control first. In our run the chosen list is better than the random one by 0.08 of gold mark, and its pupil by 0.03: the choice is worth something, most of it on requests for harm. That is one seed. Claim 25, drawn above, has three, 240 prompts, and a second teacher, the small model's own fine-tuned version. Choosing nano's samples by reward gains 0.05 over chance, with an interval well above 0; choosing among its own gains less, and brings the small model back to where fine-tuning had left it. Learning from a better model's best is what helps.)
+#
+# Each round starts from the base model. What its examples do not show, the new model cannot do, however well the one before could. With demonstrations mixed in and all kinds of prompts in each round, ours forget little. To **see** forgetting, make the paper's situation plain.
+#
+# Suppose that in round 4 nobody asked for harm: all attention was on helpfulness. Two models are trained on what there is:
+#
+# - *last round only*: the chosen answers of round 4, without requests for harm;
+# - *the pool*: the same, and the best answers of rounds 1 to 3.
+#
+# No demonstrations. Both from the small pretrained model of our grids, with equal steps. The answers are nano's. **Predict** for both kinds of prompts. About 10 seconds.
+
+# %%
+harmless = [e for e in pools["V4"] if e.round == 4 and not e.is_safety]
+trained_on = {
+    "last round only": best(harmless),
+    "pool of all rounds": best([e for e in pools["V4"] if e.round < 4 or not e.is_safety]),
+}
+pupils = {name: fine_tune(some) for name, some in trained_on.items()}
+
+# %% tags=["nbval-ignore-output"]
+pupil_marks = {
+    name: marks_of(m, tokenizer, world, asked_small, temperature=0.6, seed=4)
+    for name, m in pupils.items()
+}
+for name, m in pupil_marks.items():
+    print(name, f"({len(trained_on[name])} examples)")
+    print("  declines requests for harm:", proportion(int(m.refuses[harm].sum()), int(harm.sum())))
+    print("  safety:     ", bootstrap_mean(m.safety[harm].tolist(), 0))
+    print("  helpfulness:", bootstrap_mean(m.helpfulness[kind[room] == "helpful"].tolist(), 0))
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
+declined = [proportion(int(m.refuses[harm].sum()), int(harm.sum())) for m in pupil_marks.values()]
+show(
+    bars_with_intervals(
+        [name.replace(" of", "\nof").replace(" only", "\nonly") for name in pupil_marks],
+        *([100 * getattr(e, part) for e in declined] for part in ("value", "low", "high")),
+        "requests for harm declined (%)",
+    ),
+    alt="Requests for harm declined: far fewer after training on the last round only than after training on the pool of all rounds.",
+)
+last_only, pooled = (m.refuses[harm].mean() for m in pupil_marks.values())
+print("trained on the last round only, it declines far less often:", bool(last_only < pooled - 0.2))
+
+# %% [markdown]
+# Nothing was unlearned by force. The skill was simply in no example, and the base model never had it. That is why the paper's cure is a pool, and why a mixture of demonstrations is another.
+#
+# What we made plain here was built in: the last round had *no* such prompt, and declining is a skill that no document of pretraining teaches. The paper's V3 lost rhyme, and its base model surely had read poems. Claim 24 measures that milder case too, with nano and three seeds: the last round has no prompt for a **list, a story or a how-to**, forms that the documents do show, and none that asks for harm. **Predict** for lists, stories and how-tos: is the last round without them worse than the last round as it was? Is the pool better?
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
+kept = recorded(24).verdict.estimates
+POOL_ARMS = {
+    "last round,\nas it was": "last", "last round,\nkinds missing": "last, kinds missing",
+    "pool,\nkinds missing": "all, kinds missing", "pool,\nas it was": "all",
+}  # fmt: skip
+
+
+def draw_kept(family):
+    found = [kept[f"quality/{arm}/{family}"] for arm in POOL_ARMS.values()]
+    return bars_with_intervals(
+        list(POOL_ARMS),
+        *([getattr(e, part) for e in found] for part in ("value", "low", "high")),
+        "gold mark, 0 to 1",
+        title={"form": "lists, stories, how-tos", "harm": "requests for harm", "other": "others"}[
+            family
+        ],
+    )
+
+
+show(
+    draw_kept("form"),
+    alt="Gold marks on lists, stories and how-tos after training on four pools; lowest where the last round is all there is and lacks such prompts.",
+)
+Explorer(draw_kept, "Claim 24, prompts: {family}; three seeds.", family=["form", "harm", "other"])
+
+# %% [markdown]
+# Two things to see. Declining harm, which no document teaches, is gone without examples and kept by the pool. The forms suffer much less, a few hundredths: stories and lists stand in the documents. The pool keeps them better than the last round alone does, by more than its interval; but whether it was the *missing prompts* that hurt, three seeds cannot say, so the claim's verdict is *inconclusive*.
+#
+# And the cure has a price that the paper does not mention. At equal steps a model that learns from fewer kinds learns those better: on all *other* prompts the last round with the kinds missing is the best of the four. (The small pupils above show it too, in helpfulness.)
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The low tail
+# **Say** (section 5.1, figure 20). The authors explain why RLHF beat more demonstrations. Some people write poor answers, and SFT learns to write those as well: its scores have a **low tail**. (Our careless writers are there for this reason.) Reward models give low scores to the tail, so its answers are never chosen, and it thins out with each round, SFT to V1 to V2.
+#
+# **See** it with *one* judge for all models, the reward models of round 5. Scores are shown through the sigmoid, on the 0 to 1 axis of the paper. **Low** means here: below what SFT's worst tenth scores. By definition that is 10 % of SFT.
+
+# %% tags=["nbval-ignore-output"]
+scored = {v: reward(held, replies[v], rewards[5]) for v in ("SFT", *ROUNDS)}
+WHO = {
+    "all": np.ones(len(held), bool),
+    "helpful": (kind == "helpful") | (kind == "known"),
+    "asks for harm": kind == "harm",
+}
+
+
+def low_share(v, kind_of="all"):
+    cut = np.quantile(scored["SFT"][WHO[kind_of]], 0.1)
+    return float((scored[v][WHO[kind_of]] < cut).mean())
+
+
+for v in ("SFT", *ROUNDS):
+    middle = float(np.median(scored[v]))
+    print(f"{v:4s} median reward {middle:5.2f}   low tail", end="")
+    print("".join(f"   {name} {low_share(v, name):4.0%}" for name in WHO))
+wins = {v: win_rate(scored[v], scored["SFT"]) for v in ROUNDS}
+for v, rate in wins.items():
+    print(f"{v} against SFT, judged by the reward models: {rate}")
+
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+def draw_tail(kind_of, version):
+    figure, axes = new_figure(8.0, 4.2)
+    edges = np.linspace(0, 1, 21)
+    for index, v in enumerate(dict.fromkeys(["SFT", "V1", version])):
+        values = expit(scored[v][WHO[kind_of]])
+        heights = 100 * np.histogram(values, edges)[0] / len(values)
+        axes.stairs(heights, edges, lw=2.2, ls=("-", "--", ":")[index], color=f"C{index}", label=v)
+    cut = expit(np.quantile(scored["SFT"][WHO[kind_of]], 0.1))
+    axes.axvline(cut, color="0.35", lw=1.5, label="SFT's lowest tenth")
+    label_axes(axes, "sigmoid(reward)", "answers (%)", f"prompts: {kind_of}")
+    axes.legend()
+    return figure
+
+
+def tail_words(kind_of, version):
+    word = "thinner" if low_share(version, kind_of) < low_share("SFT", kind_of) else "not thinner"
+    return f"Prompts: {kind_of}. The low tail of {version} is {word} than that of SFT."
+
+
+show(
+    draw_tail("all", "V2"),
+    alt="Histograms of the reward of SFT, V1 and V2: the highest scores become more frequent at once; the low tail has hardly changed by V2.",
+)
+top = {v: float((expit(scored[v]) > 0.95).mean()) for v in scored}
+print("more answers score above 0.95 in V2 than in SFT:", top["V2"] > top["SFT"])
+print("the low tail of V4 is thinner than SFT's:", low_share("V4") < 0.1)
+print("the reward models prefer V4 to SFT, the whole interval:", wins["V4"].low > 0.5)
+Explorer(draw_tail, tail_words, kind_of=list(WHO), version=["V4", "V3", "V2"])
+
+# %% [markdown]
+# The right end grew at once: more answers with the highest scores, already in V1, most of them good refusals. The low tail moved late. By V2, where the paper's figure ends, it is hardly thinner; by V4 about half of it is gone. A likely reason: each round mixes in demonstrations, and half of those are by careless writers, so the tail is taught anew each time. We did not test it; which experiment would? (Claim 49 has three chains and more prompts.)
+#
+# And ask who says so. The judge of this histogram is the kind of model that did the choosing. A better histogram *by its own scores* is what rejection sampling optimises, so it had to come, in the paper as here. On requests for harm the gold judge agrees: safety rose. On helpful prompts the reward rose as well, and the gold mark hardly or not at all. That part of the picture is the reward model congratulating itself.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The claims
+# **Measure.** The predictions and rules below were declared before anything was run, and are the same for every reader. A verdict can be *not reproduced*, and that is a result.
+#
+# - **21**, the best of N: the maximum grows, by ever less; the median stays. What you drew above was one seed of 36 prompts; the claim has three of 40, with 64 samples each.
+# - **22**, the temperature: does the best one depend on N, and move as the model is trained?
+# - **23 and 49**, the rounds: does the reward rise from SFT to V4? Does the low tail thin out by V2? Three whole chains.
+# - **24**, the pool, and **25**, the small pupil: you saw their numbers above.
+#
+# They take too long for a notebook: minutes each, and 23 and 49 half an hour. They were measured once, and `recorded(number)` reads what was found. `llama2 claims 21` measures one anew.
+
+
+# %% tags=["nbval-ignore-output"]
+verdicts = {}
+for number in (21, 22, 23, 24, 25, 49):
+    claim = CLAIMS[number]
+    print(f"claim {number}, predicted: {claim.prediction}")
+    print("threshold:", claim.threshold)
+    try:
+        verdict = verdicts[number] = recorded(number).verdict
+    except ValueError:
+        print("not in the ledger that came with this copy\n")
+        continue
+    for name, estimate in list(verdict.estimates.items())[:8]:
+        print(f"  {name:46s} {estimate}")
+    print("paper:", claim.paper_value)
+    print("verdict:", verdict.outcome, "|", verdict.reason, "\n")
+
+# %%
+known = {"reproduced", "not reproduced", "inconclusive", "cannot show at this scale"}
+print("every claim has one of the four verdicts:", {v.outcome for v in verdicts.values()} <= known)
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## What the paper reported, what we measured, what we could not
+# | claim | paper | here |
+# |---|---|---|
+# | 21, best of N | maximum about 0.54 to 0.67 for up to 100 samples, median level at about 0.54 (read off figure 7) | *inconclusive*: the maximum 0.58 to 0.80 for 64 samples, by less with each doubling; but the median drifts from 0.58 to 0.63, a fifth of that rise: poor samples pull the mean, which is the median of one, below the median of many |
+# | 22, temperature | 1.2 to 1.3 best for the RLHF model with 10 to 100 samples | *inconclusive*: by reward 0.4 is best at one sample; at 16 about 0.85 for SFT and 1.2 for V4, too uncertain to tell apart; by the gold mark 0.4 to 0.5 at 16, too |
+# | 23, rounds | helpfulness 61, 63, 65, 67 %, harmlessness 48, 45, 54, 59 %, V1 to V4, by its reward models (read off figure 11) | *reproduced*, by the newest reward models, over three chains; gold safety rises by 0.22 too; gold helpfulness does not, 0.01 with an interval from -0.03 to 0.05 |
+# | 24, forgetting | V3 worse at rhyming poems, cured by samples of all rounds; no numbers | *inconclusive*: without examples declining harm is lost, and the pool keeps it; forms lose little, and the pool keeps that little; that their missing prompts are to blame is not shown |
+# | 25, distillation | smaller models tuned on the 70B's samples; effect not analysed | *reproduced*: the small model gains 0.04 more gold mark from nano's best of 6 than from its own; the interval only just leaves out 0 |
+# | 49, low tail | histograms move right and lose the low tail, SFT to V1 to V2 (figure 20) | *inconclusive*: the reward rises; the low tenth lost about two points of a hundred by V2, and two were asked for |
+#
+# - **What rose:** the reward; the safety of answers to requests for harm. **What did not:** helpfulness, but for a little in known wordings in this one chain. **What got worse:** harmless requests that sound dangerous are declined more often.
+# - **Not stated in the paper**, so ours: $K = 6$, 800 prompts a round, 250 steps, the probe of 40 prompts, no unfinished and no double samples, ties to the first, the mixture with demonstrations, and that a pool is scored again before it is ranked.
+# - **What we could not:** $N$ up to 100 at nine temperatures; a reward model that knows facts; the paper's win rates against another product. Figure 11's values were read off a figure by a third party, and we do not trust their last digit.
+# - **One chain.** The four rounds shown are one run. Intervals over prompts do not cover what another run would give; claims 23 and 49 have three.
+#
+# ## Exercises
+# ### Exercise 1 (easy, 5 minutes)
+# A budget is given in nats. Write `largest_n(nats)`: the largest $N$ whose best-of-$N$ has a KL divergence of at most `nats`.
+# <details><summary>Hint</summary>The divergence grows with N, so count upwards until the next one is too far. At N = 1 it is 0.</details>
+
+
+# %% tags=["exercise"]
+def largest_n(nats):
+    ### BEGIN SOLUTION
+    n = 1
+    while best_of_n_kl(n + 1) <= nats:
+        n += 1
+    return n
+    ### END SOLUTION
+
+
+@check("largest_n")
+def _():
+    assert largest_n(0.0) == 1, "one sample is no choice, and costs nothing"
+    assert largest_n(best_of_n_kl(8)) == 8, "at most: equality is allowed"
+    assert largest_n(best_of_n_kl(8) - 1e-9) == 7, "just below 8's divergence only 7 fit"
+    assert largest_n(3.5) == 89, "best of a hundred is already further than 3.5 nats"
+
+
+# %% [markdown]
+# ### Exercise 2 (medium, 10 minutes)
+# Some prompts have no good sample at all, and their best would still become a demonstration. Write `worth_it(scores, gain)`: for each prompt (row) `True` if the best score lies at least `gain` above the median of its row. This is a **gain filter**.
+# <details><summary>Hint</summary>One line of numpy: maximum and median along axis 1. The median of an even number is the mean of the middle two, as numpy has it.</details>
+
+
+# %% tags=["exercise"]
+def worth_it(scores, gain):
+    ### BEGIN SOLUTION
+    return scores.max(axis=1) - np.median(scores, axis=1) >= gain
+    ### END SOLUTION
+
+
+@check("worth_it")
+def _():
+    rows = np.array([[0.0, 1.0, 2.0, 3.0], [5.0, 5.0, 5.0, 5.0], [-4.0, -3.0, -3.0, -1.0]])
+    assert worth_it(rows, 1.5).tolist() == [True, False, True], "medians are 1.5, 5 and -3"
+    assert worth_it(rows, 0.0).all(), "a gain of 0 keeps all"
+    assert worth_it(rows, 1.6).tolist() == [False, False, True], "level does not matter, gain does"
+    kept = [worth_it(proxy, g).mean() for g in (0.0, 0.5, 1.0, 4.0)]
+    assert kept == sorted(kept, reverse=True), "a higher bar keeps fewer prompts"
+
+
+# %% [markdown]
+# ### Exercise 3 (hard, 20 minutes)
+# The exact distance of best-of-$N$ from its sampler, when answers repeat. For *one* prompt you have `texts` (K of them, some equal) and `scores` (equal texts have equal scores; let other scores differ). Take the K samples as the whole distribution $q$: each text has the probability of its share. Draw $N$ from it *with replacement*. The text with the highest score has the probability $p(t) = F(t)^N - F^-(t)^N$, where $F(t)$ is the share of samples that score at most as high, $F^-(t)$ the share of those that score lower. Write `exact_kl(texts, scores, n)`, $\sum_t p(t) \ln \frac{p(t)}{q(t)}$ in nats.
+# <details><summary>Hint 1</summary>Go through the distinct texts; for each count shares with comparisons of the array of scores.</details>
+# <details><summary>Hint 2</summary>A text whose p is 0 contributes 0: leave it out, or the logarithm complains.</details>
+
+
+# %% tags=["exercise"]
+def exact_kl(texts, scores, n):
+    ### BEGIN SOLUTION
+    scores = np.asarray(scores)
+    total = 0.0
+    for score in {text: score for text, score in zip(texts, scores, strict=True)}.values():
+        at_most, lower = (scores <= score).mean(), (scores < score).mean()
+        p, q = at_most**n - lower**n, at_most - lower
+        total += p * math.log(p / q) if p > 0 else 0.0
+    return total
+    ### END SOLUTION
+
+
+@check("exact_kl")
+def _():
+    assert exact_kl(["a"] * 5, [1.0] * 5, 4) == 0, "one answer only: nothing to choose"
+    half = exact_kl(["a", "b"], [0.0, 1.0], 2)
+    by_hand = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert abs(half - by_hand) < 1e-12, "two answers, best of two: 1/4 and 3/4 against 1/2 each"
+    many = exact_kl([str(i) for i in range(4000)], np.arange(4000.0), 8)
+    assert abs(many - best_of_n_kl(8)) < 1e-2, "all different, and many: the formula"
+    row = [a.text for a in said[0]]
+    value = {text: p for text, p in zip(row, proxy[0], strict=True)}
+    assert exact_kl(row, [value[t] for t in row], 8) <= best_of_n_kl(8) + 1e-9, "an upper bound"
+
+
+# %% [markdown]
+# ## Questions to think about
+# - Your reward model has noise of its own: two equal answers differ by chance. What does best-of-64 choose? Does the maximum's curve look any different?
+# - The median does not rise with $N$. Why would anyone plot it?
+# - A colleague ranks a pool with the scores as they were written. Round 3's reward model happens to score half a point higher than the others. What will the pool look like after three more rounds?
+# - Every round starts from the base model. What would be gained, and what lost, if it started from the round before?
+# - Suppose the random control had come out level with the chosen one. Is rejection sampling useless, or the reward model, or the measure? Which experiment would tell?
+# - False refusals rose. Which of these would you change first: the prompts, the reward models, the way the two are combined, or the choice?
+#
+# ## Next
+# `08_ppo`: from breadth to depth. One sample a prompt, a reward at its last token, and a policy that changes at every step.
