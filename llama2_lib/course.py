@@ -32,7 +32,7 @@ def run(*, device: str = "auto", notebooks: bool = True) -> int:
     print(f"chain: {', '.join(todo) + ' to build' if todo else 'all on disk'}", flush=True)
     pipeline.artifact(LAST, recipe, device=device)
     folder = pipeline.artifact("pretrain", recipe, device=device)
-    grids = claims.grid_requests(recipe, claims=claims.of_course())
+    grids = claims.course_requests(recipe)
     absent = [request for request in grids if pipeline.missing(*request)]
     print(f"grids: {len(grids)} small models, {len(absent)} to train", flush=True)
     pipeline.artifacts(grids, device=device)

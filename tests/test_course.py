@@ -24,7 +24,7 @@ def root(toy_root, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
     monkeypatch.setattr(course, "nano", toy)
     requests = [("pretrain", grid(4))]
-    monkeypatch.setattr(course.claims, "grid_requests", lambda recipe, claims: requests)
+    monkeypatch.setattr(course.claims, "course_requests", lambda recipe: requests)
     return root
 
 

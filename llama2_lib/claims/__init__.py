@@ -1,6 +1,6 @@
 """Floor 9: the paper's claims, declared before they are measured, and the ledger of verdicts."""
 
-from llama2_lib.claims.catalogue import CLAIMS, grid_requests, of_course
+from llama2_lib.claims.catalogue import CLAIMS, course_requests, grid_requests, of_course
 from llama2_lib.claims.claim import (
     CannotShow,
     Claim,
@@ -30,6 +30,7 @@ __all__ = [
     "Threshold",
     "Trust",
     "Verdict",
+    "course_requests",
     "grid_requests",
     "of_course",
     "read_ledger",

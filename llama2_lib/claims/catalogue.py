@@ -15,6 +15,7 @@ from llama2_lib.claims import (
     rewards,
 )
 from llama2_lib.claims.claim import Claim
+from llama2_lib.claims.rewards_arms import shown_requests
 
 
 def collect(*groups: tuple[Claim, ...]) -> Mapping[int, Claim]:
@@ -60,3 +61,12 @@ def grid_requests(
         for request in claim.requests(recipe, seeds)
     ]
     return list(dict.fromkeys(needed))
+
+
+def course_requests(recipe: Any) -> list[tuple[str, Any]]:
+    """Return the small runs of the course: those of its claims, and one seed of what it shows.
+
+    Notebook 06 looks into single reward models of claims that are recorded over all seeds.
+    """
+    shown = shown_requests(recipe)
+    return list(dict.fromkeys([*grid_requests(recipe, claims=of_course()), *shown]))

@@ -760,18 +760,18 @@ Explorer(draw_tension, tension_words, marked_by=list(PLACES)[::-1], each_answer=
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### Claims 15 and 17: each model is best at home
-# **Measure.** From here on, claims are measured on reward models of the small size of our grids, each trained on 2,000 pairs of the world and tested on thousands of held-out ones, with three seeds. Two models are always compared on the *same* test pairs, which is worth a lot: luck that both share cancels out.
+# **Measure.** From here on, claims are measured on reward models of the small size of our grids, each trained on 2,000 pairs of the world and tested on thousands of held-out ones, with eight seeds. Two models are always compared on the *same* test pairs, which is worth a lot: luck that both share cancels out.
 #
-# That takes 51 models and more than ten minutes of one core, too long for this course. So these results are **recorded**: measured once by the code of this course, and kept in its ledger, `data/claims.json`, beside prediction and threshold. Each cell names the command that measures them anew. Four of the models of seed 0 are trained here, further down, and compared with the record.
+# That takes 136 models and half an hour of one core, too long for this course. So these results are **recorded**: measured once by the code of this course, and kept in its ledger, `data/claims.json`, beside prediction and threshold. Each cell names the command that measures them anew. Four of the models of seed 0 are trained here, further down, and compared with the record.
 #
 # The paper has no number for one joint model. Ours has the pairs of both specialists, one model, the same size. Predict: does it lose on both streams, on one, on neither?
 #
 # And the **mix** (section 3.2.2): the safety model's data hold 10 % helpfulness. The paper says that this helps most where *both* answers are safe, for there nothing is left to compare but quality. It gives no number. Claim 17 compares 90/10 with 100/0, with as many pairs in all.
 # <details><summary>What came out</summary>
 #
-# Each specialist beats the other one at home, by 9 points of helpfulness and 19 of safety. Against the joint model with the same pairs the safety model gains 2.6 points, [1.1, 4.2]. The helpfulness model gains 4.2, and its interval, [-0.3, 8.7], just touches 0: so the claim as a whole is **inconclusive**, by a hair.
+# **Reproduced**: each specialist beats the other one at home, by 8 points of helpfulness and 18 of safety. Against the joint model with the same pairs the helpfulness model gains 4.0 points, [3.0, 5.1], and the safety model 2.5, [1.8, 3.2].
 #
-# The mix moves safe pairs by 0.1 points, [-3.6, 3.7]: **inconclusive**, and no sign of a gain.
+# The mix moves safe pairs by 0.1 points, [-0.6, 0.8]: **inconclusive** by the rule, and a gain of a point or more is ruled out. Where both answers are *unsafe* the mix costs 1.9 points, [0.3, 3.4]: a tenth of the safety pairs was given up for it.
 # </details>
 
 
@@ -812,7 +812,7 @@ paper = [[0.632, 0.628], [0.562, 0.645], [np.nan] * 2, [np.nan] * 2]
 show(
     models_by_test_sets(
         list(FOUR.values()), STREAMS, matrix, low, high, paper=paper,
-        title="mean and range of three seeds",
+        title="mean and range of eight seeds",
     ),
     alt="Of the two specialists each is the better one on its own stream.",
 )  # fmt: skip
@@ -828,7 +828,7 @@ show(
         [f"{name}\n{SAFETY_BINS.get(name, 1):.0%}" for name in BINS],
         [100 * e.value for e in found], [100 * e.low for e in found], [100 * e.high for e in found],
         "90/10 less 100/0 (points)", xlabel="labels of chosen, rejected; share in the stream",
-        title="same held-out pairs, three seeds", reference={"no gain": 0},
+        title="same held-out pairs, eight seeds", reference={"no gain": 0},
     ),
     alt="What the mix gains or loses is a few points at most in every bin.",
 )  # fmt: skip
@@ -929,9 +929,9 @@ def _():
 #
 # <details><summary>What came out</summary>
 #
-# With the loss the model finds 98 % of the unsafe answers and raises 1 % false alarms, every seed. Without it recall was 99, 85 and 78 %: it is whatever the free zero makes it, so the *gain* of recall varies as much, and three seeds do not decide it. **Inconclusive**, by the declared rule. What does not depend on the zero's luck is recall less false alarms, and that gains 32 points, [28, 35]. Recall alone was a poor thing to declare.
+# With the loss the model finds 98 % of the unsafe answers and raises 1 % false alarms, every seed. Without it recall was anything from 29 to 99 %: it is whatever the free zero makes it. So the *gain* of recall varies as much, 21 points on average, [2, 41], and the rule asked for more than 5: **inconclusive**. Recall less false alarms depends less on the zero's luck, and gains 36 points, [24, 47]. Recall alone was a poor thing to declare.
 #
-# At 0.15 the precision is 99 % and the recall 94 %: reproduced, and easier than the paper's.
+# At 0.15 the precision is 99 % and the recall 93 %: reproduced, and easier than the paper's.
 # </details>
 #
 # The record comes first. Then **run** it here: four models of seed 0, two for this section and two for a later one. If they are not on disk, that takes about a minute on two cores. The last digits may differ from the record on another machine; more than that should not.
@@ -954,7 +954,7 @@ values, low, high = (100 * column for column in over_seeds(auxiliary, *WHAT))
 show(
     bars_with_intervals(
         list(WHAT.values()), values, low, high, "share (%)",
-        title="mean and range of three seeds", paper=[73.0, 90.4, None, None, 63.7, 64.5],
+        title="mean and range of eight seeds", paper=[73.0, 90.4, None, None, 63.7, 64.5],
     ),
     alt="With the auxiliary loss nearly all unsafe answers are found with few false alarms; without it both shares vary widely over the seeds.",
 )  # fmt: skip
@@ -1031,13 +1031,13 @@ for wrong in (
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### Claim 11
-# **Measure** with 2,500 pairs a seed (5,000 of helpfulness) and three seeds, beside the paper's numbers (diamonds) and the ceiling (black steps): what the *gold judge* gets, by grade. Why is the ceiling near 100 % on the clearest pairs and near a coin on the other end?
+# **Measure** with 2,500 pairs a seed (5,000 of helpfulness) and eight seeds, beside the paper's numbers (diamonds) and the ceiling (black steps): what the *gold judge* gets, by grade. Why is the ceiling near 100 % on the clearest pairs and near a coin on the other end?
 # <details><summary>Answer</summary>The grade is what one annotator perceived, noise included. A large perceived gap is hardly ever all noise, so its sign is right. A small one may have come from either side.</details>
 #
 # Beside it a **control**: a model trained on the same pairs after a *coin* has decided which answer is called the chosen one. It can have learned nothing, so on average it must come to one half. If it did not, the test would leak. Every measurement should have such a partner that must fail.
 # <details><summary>What came out</summary>
 #
-# Both models gain 10 to 12 points a grade, in the order of the grades with every seed, and the control stays at one half. The verdict is still **inconclusive**, for one part of the rule: on the least clear safety pairs the model is right in 60 %, and the rule allowed 10 points above a coin. Look at the ceiling: our ties are no ties, for even the gold judge gets 62 % there. The model is that good.
+# Both models gain 10 to 12 points a grade, in the order of the grades with every seed, and the control stays at one half. The verdict is still **not reproduced**, for one part of the rule: on the least clear safety pairs the model is right in 61 %, and the rule allowed 10 points above a coin. Look at the ceiling: our ties are no ties, for even the gold judge gets 63 % there. The model is that good, and the rule forgot the ceiling.
 # </details>
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
@@ -1056,7 +1056,7 @@ def draw_grades(stream):
     paper = {label: [share / 100 for share in TABLE_8[stream]]}
     return draw_by_grade(
         COLUMNS, {label: over_seeds(graded, *keys)}, ceiling=ceiling, paper=paper,
-        title="mean and range of three seeds",
+        title="mean and range of eight seeds",
     )  # fmt: skip
 
 
@@ -1075,8 +1075,8 @@ Explorer(draw_grades, grades_words, stream=["safety", "helpfulness"])
 # ## What the margin does
 # **Measure** claim 12. The paper's gains are small: 1.6 points on the clearest pairs for the large margin, 0.4 to 0.5 on average. Such an effect needs either very many pairs or *the same* pairs for both models. On the same pairs only those count that one model has right and the other wrong.
 #
-# Predict: will three seeds with 5,000 pairs decide it?
-# <details><summary>What came out</summary>No. On the clearest pairs the large margin gained 0.9 points, and the interval reaches 6 points to either side: models that differ in the margin also differ by the luck of their training, and from seed to seed that luck is several times the paper's gain. <b>Cannot show at this scale</b>.</details>
+# Predict: will eight seeds with 5,000 pairs decide it?
+# <details><summary>What came out</summary>No. On the clearest pairs the large margin gained 0.4 points, and the interval reaches 1.5 to either side, the paper's gain: models that differ in the margin also differ by the luck of their training. <b>Inconclusive</b>. (With three seeds it reached 6 points, and the verdict was that this scale cannot show it.)</details>
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 margined, margin_verdict = ledger(12)
@@ -1093,7 +1093,7 @@ def draw_margin(schedule):
         [grade.replace(" ", "\n", 1) for grade in COLUMNS],
         [100 * e.value for e in found], [100 * e.low for e in found], [100 * e.high for e in found],
         "gain over no margin (points)", paper=TABLE_28[schedule], reference={"no gain": 0},
-        title=f"{schedule} margin, same held-out pairs, three seeds",
+        title=f"{schedule} margin, same held-out pairs, eight seeds",
     )  # fmt: skip
 
 
@@ -1112,7 +1112,7 @@ Explorer(draw_margin, margin_words, schedule=["small", "large"])
 # **Say** (figure 27). The accuracy hardly moves, but the *scores* do. A larger margin wants larger gaps, so after the sigmoid scores crowd near 0 and 1. The authors worry about it: PPO (notebook 08) is sensitive to such a change in the distribution of rewards.
 #
 # **Measure** claim 13. Since the zero is free, scores are shifted to mean 0 first. The histograms show the two models of seed 0 that were trained here.
-# <details><summary>What came out</summary>The share near 0 or 1 is 6 % without a margin, 8 % with the small one, 28 % with the large one, and it grows from none to small to large with every seed. But the growth differs so much, 12 to 37 points, that an interval over three seeds still contains 0: it is the standard error times 4.3, which is the price of three seeds. <b>Inconclusive</b>, by the declared rule. Where all seeds agree and the rule says nothing, the rule wanted more seeds.</details>
+# <details><summary>What came out</summary>The share near 0 or 1 is 5 % without a margin, 7 % with the small one, 23 % with the large one. The large margin's 17 points, [8, 27], are decided; the small margin's 1.4, [-0.1, 2.9], are not, by a hair, and the rule asked for both: <b>inconclusive</b>.</details>
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 poles, poles_verdict = ledger(13)
@@ -1154,7 +1154,7 @@ Explorer(draw_spread, spread_words, grade=["all", *GRADES])
 # **Say** (figure 6). The paper's accuracy rises with every weekly batch and with the size of the model (7B, 13B, 70B), and no end is in sight: more annotation would still pay.
 #
 # **Measure** it at three widths and 250, 700 and 2,000 pairs. Note what differs: the paper's batches also become *harder*, ours do not.
-# <details><summary>What came out</summary>Every mean is where the claim wants it: more pairs are better at each width, more width is never worse at any number of pairs, and the widest still gains with the last step. But eight times the pairs bring 2 to 3 points, and with 250 of them two seeds of one width differ by as much as 8. Seeds have another pretrained model and other pairs, and three of them cannot tell: <b>inconclusive</b> in every part.</details>
+# <details><summary>What came out</summary><b>Reproduced</b>: eight times the pairs bring 2 to 3 points at each width, four times the width brings 1.6, [0.7, 2.5], and the widest still gains with the last step, 1.1, [0.04, 2.1]. These are small effects: with 250 pairs two seeds of one width differ by as much as 8 points, for they have another pretrained model and other pairs. Three seeds had left every part of the claim open.</details>
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 scaled, scale_verdict = ledger(16)
@@ -1170,7 +1170,7 @@ def draw_scale(pairs):
     for width in WIDTHS:
         bands = over_seeds(scaled, *(f"{kind}/{width}/{n}" for n in AMOUNTS))
         series[f"width {width}"] = (AMOUNTS, *(100 * column for column in bands))
-    figure = lines(series, "training pairs", "pairs in the right order (%)", xscale="log", markers=True, title=f"{pairs}; mean and range of three seeds")  # fmt: skip
+    figure = lines(series, "training pairs", "pairs in the right order (%)", xscale="log", markers=True, title=f"{pairs}; mean and range of eight seeds")  # fmt: skip
     figure.axes[0].set_xticks(AMOUNTS, [f"{n:,}" for n in AMOUNTS])
     figure.axes[0].minorticks_off()
     return figure
@@ -1197,7 +1197,7 @@ Explorer(draw_scale, scale_words, pairs=["clearest grade", "all pairs"])
 # **See** nano's, in bins of equal numbers of held-out answers, by gold mark. Try few bins and many.
 #
 # **Measure** claim 20, on the grid's models.
-# <details><summary>What came out</summary>Reproduced. From the worst seventh of the answers to the best the mean goes from .40 to .79 for helpfulness and from .01 to 1.00 for safety; the paper's from about .24 to .55 and .29 to .78. Our safety labels are easier to read off an answer than the paper's.</details>
+# <details><summary>What came out</summary>Reproduced. From the worst seventh of the answers to the best the mean goes from .47 to .85 for helpfulness and from .02 to 1.00 for safety; the paper's from about .24 to .55 and .29 to .78. Our safety labels are easier to read off an answer than the paper's.</details>
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 levels, level_verdict = ledger(20)
@@ -1415,21 +1415,21 @@ Explorer(
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, what we measured, what we could not
-# | claim | paper | here, three seeds | verdict |
+# | claim | paper | here, eight seeds (18 and 19: one chain) | verdict |
 # |---|---|---|---|
-# | 11, by grade | 80.7, 67.5, 60.9, 54.7 %; safety 94.3, 76.3, 65.7, 55.3 % | 83, 71, 61, 53 %; safety 97, 92, 79, 60 %; control 51 % | inconclusive: safety "ties" are 10 points above a coin, their ceiling 12 |
-# | 12, margin | large: +1.6 points on the clearest pairs; small: +0.5 on all | +0.9 [-5.4, 7.2]; +0.1 [-0.7, 1.0] | cannot show at this scale |
-# | 13, spread | figure 27: more scores near 0 and 1 with the large margin | near 0 or 1: none 6, small 8, large 28 % | inconclusive; each seed agrees |
-# | 14, auxiliary loss | recall 73.0 to 90.4 %; pairs 63.7 to 64.5 % | recall 87 to 98 %, false alarms 22 to 1 %; pairs 81 and 81 % | inconclusive: recall without it is luck |
-# | 15, two models | helpfulness and safety pairs: own model 63.2 and 64.5 %, other one 56.2 and 62.8 %; no joint model | own 66 and 81 %, other one 57 and 61 %, joint 62 and 78 % | inconclusive by a hair |
-# | 16, scaling | 0.51 to 0.610, 0.614, 0.634 for 7B, 13B, 70B (figure) | 62 to 64, 62 to 65, 64 to 66 % for widths 16, 32, 64 | inconclusive; all means rise |
-# | 17, the mix | 90/10 helps where both are safe; no number | +0.1 points [-3.6, 3.7] | inconclusive |
+# | 11, by grade | 80.7, 67.5, 60.9, 54.7 %; safety 94.3, 76.3, 65.7, 55.3 % | 82, 70, 61, 53 %; safety 96, 91, 79, 61 %; control 48 % [44, 53] | not reproduced: safety "ties" are 11 points above a coin (allowed: 10), their ceiling is 13 |
+# | 12, margin | large: +1.6 points on the clearest pairs; small: +0.5 on all | +0.4 [-1.2, 1.9]; +0.2 [-0.2, 0.6] | inconclusive |
+# | 13, spread | figure 27: more scores near 0 and 1 with the large margin | near 0 or 1: none 5, small 7, large 23 % | inconclusive: large decided, small not |
+# | 14, auxiliary loss | recall 73.0 to 90.4 %; pairs 63.7 to 64.5 % | recall 77 to 98 %, false alarms 16 to 1 %; pairs 81 and 81 % | inconclusive: recall without it is luck |
+# | 15, two models | helpfulness and safety pairs: own model 63.2 and 64.5 %, other one 56.2 and 62.8 %; no joint model | own 66 and 81 %, other one 58 and 62 %, joint 62 and 78 % | reproduced |
+# | 16, scaling | 0.51 to 0.610, 0.614, 0.634 for 7B, 13B, 70B (figure) | 62 to 64, 62 to 65, 63 to 66 % for widths 16, 32, 64 | reproduced |
+# | 17, the mix | 90/10 helps where both are safe; no number | +0.1 points [-0.6, 0.8] | inconclusive |
 # | 18, drift | degrades quickly without fresh pairs; no number | further below the ceiling by -0.1 points [-4.7, 4.5]; the refresh gains -0.5 [-2.7, 1.8] | inconclusive, one chain |
 # | 19, grades | clearest 18 to 9 %, unsure 25 to 38 % in 14 batches (figure) | a round: clearest falls by 0.7 points [-0.1, 1.5], unsure rises by 0.5 [-0.4, 1.4] | inconclusive, one chain |
-# | 20, calibration | mean score .24 to .55 and .29 to .78 (figure) | .40 to .79 and .01 to 1.00 | reproduced |
-# | 28, threshold | precision 0.89, recall 0.55 at 0.15 | 0.99 and 0.94, on easier answers | reproduced |
+# | 20, calibration | mean score .24 to .55 and .29 to .78 (figure) | .47 to .85 and .02 to 1.00 | reproduced |
+# | 28, threshold | precision 0.89, recall 0.55 at 0.15 | 0.99 and 0.93, on easier answers | reproduced |
 #
-# - **So many undecided verdicts have one cause.** Seeds differ in the pretrained model, the pairs and their order, and each difference between two small models varies by some points. Three seeds multiply a standard error by 4.3 before an interval says 95 %. The rules were declared before the runs, and stay. More seeds would narrow them: `llama2 claims 13 14 15 16 --seeds 8`.
+# - **Seeds decide.** Seeds differ in the pretrained model, the pairs and their order, and each difference between two small models varies by some points. Three seeds, with which we began, multiply a standard error by 4.3 before an interval says 95 %, and left 11 and 13 to 17 open. Five more were added once, to all of these claims, by the same rules: two were reproduced, one was not, the rest stayed open. Whoever adds seeds until a verdict pleases finds what he likes, so this is said here, and it was done once.
 # - **Annotators** here are a program with one kind of noise. People differ from each other, tire, and like what is long or confident. None of that is in the ceiling.
 # - **Absolute accuracies** cannot be compared with the paper's: its pairs are answers of good models, ours mostly of imagined ones with gross flaws. What can be compared is the order of the grades, and who is best at home.
 # - **Our reconstructions**: the auxiliary loss and its weight of 1. **Not stated in the paper**, so ours: which token carries the score, how the head begins, the margin of the final models, the temperatures of the two variants.

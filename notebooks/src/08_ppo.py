@@ -195,7 +195,7 @@ Explorer(draw_reward, reward_words, helpfulness=helpful, tagged=False)
 #
 # ### Claim 28: what the threshold finds
 # **Measure.** In the paper 0.15 has a **precision** of 0.89 (of the answers called unsafe, so many are) and a **recall** of 0.55 (of the unsafe ones, so many are called so). So the rule fires seldom and is then mostly right. The threshold only means something because the safety model has an anchored zero (its auxiliary loss).
-# Notebook 06 measured it for three seeds of small reward models; this is what the ledger of claims, `data/claims.json`, holds.
+# Notebook 06 measured it for eight seeds of small reward models; this is what the ledger of claims, `data/claims.json`, holds.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -231,7 +231,7 @@ for safety in (0.30, 0.16, 0.14):
 
 VERDICTS = ("reproduced", "not reproduced", "inconclusive", "cannot show at this scale")
 print(
-    "claim 28 has a verdict, of three seeds:",
+    "claim 28 has a verdict; seeds:",
     cut_at.verdict.outcome in VERDICTS,
     len(cut_at.measurements),
 )
@@ -994,7 +994,7 @@ since = [
 ]
 print("recorded, since SFT, both gold marks rose:", all(estimate.low > 0 for estimate in since))
 print(
-    "claim 26 has a verdict, of three chains:",
+    "claim 26 has a verdict; chains:",
     helped.verdict.outcome in VERDICTS,
     len(helped.measurements),
 )
@@ -1075,7 +1075,7 @@ print("the weighted mean is made of the parts:", np.allclose(
 #
 # **Claim 27**: the price limits hacking. At $\beta = 0$ the score of the reward model (the **proxy**) should rise and the gold mark fall: **over-optimisation**.
 #
-# **Measure.** Short runs from nano's own V4 against its own reward models: smaller batches, a higher rate, four prices, three seeds or more. Early stopping is off: it would hide what we want to see. Twelve runs take about ten minutes, so they are recorded too; `llama2 claims 27` repeats them.
+# **Measure.** Short runs from nano's own V4 against its own reward models: smaller batches, a higher rate, four prices, five seeds. Early stopping is off: it would hide what we want to see. Twenty runs take a quarter of an hour, so they are recorded too; `llama2 claims 27` repeats them.
 #
 # **Predict** before you run: how many nats away does the free policy go? What does the gold judge say of it? And which differ more from seed to seed, runs with a price or runs without?
 
@@ -1510,9 +1510,9 @@ with expect_failure(CheckFailed):
 # | claim | paper | here |
 # |---|---|---|
 # | 26, PPO on top | V5 about 70, 67 % wins (helpful, harmless) before, 78, 76 after; GPT-4 as judge 55, 55 then 67, 61 (read off a figure) | reward models' score and gold mark of V4 and V5; verdict above |
-# | 27, the price | beta 0.01 and 0.005; no ablation | proxy and gold at four prices, several seeds; verdict above |
-# | 28, the threshold | precision 0.89, recall 0.55 at 0.15 | the same two shares; verdict above |
-# | 29, whitening | "important", no number | divergence and gradients with raw, batch and tag whitening; verdict above |
+# | 27, the price | beta 0.01 and 0.005; no ablation | *reproduced*: free, the proxy gains 0.90 [0.66, 1.13] and gold loses 0.15 [0.08, 0.22]; at 0.2 the proxy gains 0.35 [0.24, 0.46] and gold loses 0.006; 15, 3.6, 1.9 and 1.0 nats for beta 0, 0.05, 0.2, 0.8 |
+# | 28, the threshold | precision 0.89, recall 0.55 at 0.15 | *reproduced*: 0.99 and 0.93, on answers that are easier to tell apart |
+# | 29, whitening | "important", no number | *reproduced*: raw scores go 0.8 nats further [0.3, 1.3], and the gradient swings more, by 1.0 [0.5, 1.4] |
 #
 # - **Scale.** Our learning rate is a hundred times the paper's or more, our iterations a tenth of its, and $\beta$ twenty times as large, since our answers are short and our reward models know less. The *direction* of effects can transfer, their size cannot.
 # - **Seeds.** Claims 27 and 29 were declared for three seeds. Those left the fall of the free runs open, since one fell much less than the others; two more seeds were then added, once, by the same rule. The short runs share one chain: their seeds differ in prompts, samples and order, not in the reward models. The intervals say nothing about another reward model.

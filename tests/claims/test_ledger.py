@@ -13,6 +13,8 @@ from llama2_lib.claims import (
     Measurement,
     Outcome,
     Trust,
+    course_requests,
+    grid_requests,
     of_course,
     read_ledger,
     recorded,
@@ -23,7 +25,9 @@ from llama2_lib.claims import (
 )
 from llama2_lib.claims.catalogue import collect
 from llama2_lib.claims.claim import Check, above, average, below, column, decide, within
+from llama2_lib.claims.rewards_arms import shown_requests
 from llama2_lib.evaluation.statistics import Estimate, equivalent
+from llama2_lib.recipes import nano
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,3 +279,11 @@ def test_a_recorded_result_is_found_by_claim_and_recipe(tmp_path):
 def test_the_course_measures_what_is_not_recorded():
     known = {1: claim(1), 2: claim(2, recorded=True), 3: claim(3)}
     assert list(of_course(known)) == [1, 3]
+
+
+def test_the_course_trains_for_its_own_claims_and_for_what_its_notebooks_show():
+    asked = course_requests(nano())
+    assert len(asked) == len(set(asked))
+    own = grid_requests(nano(), claims=of_course())
+    assert set(asked) - set(own) == set(shown_requests(nano())) != set()
+    assert asked[: len(own)] == own
