@@ -833,7 +833,7 @@ Explorer(draw_side_by_side, side_words, prompt=(0, len(PICKED) - 1))
 # An honest account, so far:
 #
 # - **Safety rose**: all rounds lie well above SFT. Half of SFT's writers gave in to requests for harm; the selection threw such answers out. Most of the gain comes in the first two rounds. (The paper's harmlessness dips at V2.)
-# - **Helpfulness** rose a little in known wordings and not in held-out ones. That little is this chain's: over the three chains of claim 23 it is 0.01, and might be 0. Manner can be chosen, and the manner that was chosen sticks to the forms of request that it was learned on. A right answer that is never sampled cannot be chosen, and the reward models hardly tell a right fact from a wrong one.
+# - **Helpfulness** rose a little in known wordings and not in held-out ones. That little is this chain's: over the five chains of claim 23 it is 0.01, and might be 0. Manner can be chosen, and the manner that was chosen sticks to the forms of request that it was learned on. A right answer that is never sampled cannot be chosen, and the reward models hardly tell a right fact from a wrong one.
 # - **False refusals rose.** More harmless requests that sound dangerous are declined than before. The selection that taught to refuse taught to refuse too much. Notebook 10 is about that.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -1048,7 +1048,7 @@ print("the reward models prefer V4 to SFT, the whole interval:", wins["V4"].low 
 Explorer(draw_tail, tail_words, kind_of=list(WHO), version=["V4", "V3", "V2"])
 
 # %% [markdown]
-# The right end grew at once: more answers with the highest scores, already in V1, most of them good refusals. The low tail moved late. By V2, where the paper's figure ends, it is hardly thinner; by V4 about half of it is gone. A likely reason: each round mixes in demonstrations, and half of those are by careless writers, so the tail is taught anew each time. We did not test it; which experiment would? (Claim 49 has three chains and more prompts.)
+# The right end grew at once: more answers with the highest scores, already in V1, most of them good refusals. The low tail moved late. By V2, where the paper's figure ends, it is hardly thinner; by V4 about half of it is gone. A likely reason: each round mixes in demonstrations, and half of those are by careless writers, so the tail is taught anew each time. We did not test it; which experiment would? (Claim 49 has five chains and more prompts.)
 #
 # And ask who says so. The judge of this histogram is the kind of model that did the choosing. A better histogram *by its own scores* is what rejection sampling optimises, so it had to come, in the paper as here. On requests for harm the gold judge agrees: safety rose. On helpful prompts the reward rose as well, and the gold mark hardly or not at all. That part of the picture is the reward model congratulating itself.
 
@@ -1058,10 +1058,10 @@ Explorer(draw_tail, tail_words, kind_of=list(WHO), version=["V4", "V3", "V2"])
 #
 # - **21**, the best of N: the maximum grows, by ever less; the median stays. What you drew above was one seed of 36 prompts; the claim has three of 40, with 64 samples each.
 # - **22**, the temperature: does the best one depend on N, and move as the model is trained?
-# - **23 and 49**, the rounds: does the reward rise from SFT to V4? Does the low tail thin out by V2? Three whole chains.
+# - **23 and 49**, the rounds: does the reward rise from SFT to V4? Does the low tail thin out by V2? Five whole chains: the first three left claims 26 and 49 open, so two were added to all three claims, once.
 # - **24**, the pool, and **25**, the small pupil: you saw their numbers above.
 #
-# They take too long for a notebook: minutes each, and 23 and 49 half an hour. They were measured once, and `recorded(number)` reads what was found. `llama2 claims 21` measures one anew.
+# They take too long for a notebook: minutes each, and 23 and 49 an hour. They were measured once, and `recorded(number)` reads what was found. `llama2 claims 21` measures one anew.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -1090,15 +1090,15 @@ print("every claim has one of the four verdicts:", {v.outcome for v in verdicts.
 # |---|---|---|
 # | 21, best of N | maximum about 0.54 to 0.67 for up to 100 samples, median level at about 0.54 (read off figure 7) | *inconclusive*: the maximum 0.58 to 0.80 for 64 samples, by less with each doubling; but the median drifts from 0.58 to 0.63, a fifth of that rise: poor samples pull the mean, which is the median of one, below the median of many |
 # | 22, temperature | 1.2 to 1.3 best for the RLHF model with 10 to 100 samples | *inconclusive*: by reward 0.4 is best at one sample; at 16 about 0.85 for SFT and 1.2 for V4, too uncertain to tell apart; by the gold mark 0.4 to 0.5 at 16, too |
-# | 23, rounds | helpfulness 61, 63, 65, 67 %, harmlessness 48, 45, 54, 59 %, V1 to V4, by its reward models (read off figure 11) | *reproduced*, by the newest reward models, over three chains; gold safety rises by 0.22 too; gold helpfulness does not, 0.01 with an interval from -0.03 to 0.05 |
+# | 23, rounds | helpfulness 61, 63, 65, 67 %, harmlessness 48, 45, 54, 59 %, V1 to V4, by its reward models (read off figure 11) | *reproduced*, by the newest reward models, over five chains; gold safety rises by 0.21 too [0.17, 0.26]; gold helpfulness hardly or not, 0.01 [-0.00, 0.03] |
 # | 24, forgetting | V3 worse at rhyming poems, cured by samples of all rounds; no numbers | *inconclusive*: without examples declining harm is lost, and the pool keeps it; forms lose little, and the pool keeps that little; that their missing prompts are to blame is not shown |
 # | 25, distillation | smaller models tuned on the 70B's samples; effect not analysed | *reproduced*: the small model gains 0.04 more gold mark from nano's best of 6 than from its own; the interval only just leaves out 0 |
-# | 49, low tail | histograms move right and lose the low tail, SFT to V1 to V2 (figure 20) | *inconclusive*: the reward rises; the low tenth lost about two points of a hundred by V2, and two were asked for |
+# | 49, low tail | histograms move right and lose the low tail, SFT to V1 to V2 (figure 20) | *inconclusive*: the reward rises; the low tenth lost 1.9 points of a hundred by V2 [0.9, 2.9], and two were asked for; 3.0 by V4, 7.4 by V5 |
 #
 # - **What rose:** the reward; the safety of answers to requests for harm. **What did not:** helpfulness, but for a little in known wordings in this one chain. **What got worse:** harmless requests that sound dangerous are declined more often.
 # - **Not stated in the paper**, so ours: $K = 6$, 800 prompts a round, 250 steps, the probe of 40 prompts, no unfinished and no double samples, ties to the first, the mixture with demonstrations, and that a pool is scored again before it is ranked.
 # - **What we could not:** $N$ up to 100 at nine temperatures; a reward model that knows facts; the paper's win rates against another product. Figure 11's values were read off a figure by a third party, and we do not trust their last digit.
-# - **One chain.** The four rounds shown are one run. Intervals over prompts do not cover what another run would give; claims 23 and 49 have three.
+# - **One chain.** The four rounds shown are one run. Intervals over prompts do not cover what another run would give; claims 23 and 49 have five.
 #
 # ## Exercises
 # ### Exercise 1 (easy, 5 minutes)

@@ -957,8 +957,8 @@ Explorer(draw_answers, answer_words, prompt=list(PICKED), models_from=["V4", "ba
 # ## Claim 26: PPO on top of rejection sampling
 # **Say** (section 3.4.1, figure 11). With its own reward models as judge, the paper's V5 wins against ChatGPT about 70 % (helpfulness) and 67 % (safety) of the time before PPO, and 78 % and 76 % after. With GPT-4 as judge: 55 and 55, then 67 and 61 (all read off a figure). So an independent judge saw the gain too: 12 and 6 points, beside 8 and 9 by the judges that were climbed. These are small differences of numbers read off a figure.
 #
-# **Measure.** Three chains, from fine-tuning to PPO, share one pretrained model and differ in all that is random after it. V5 against V4, on the same new prompts: how often is it preferred, by the reward models that it climbed and by the gold judges? And V5 against SFT: what has all of RLHF gained? Predict: which judge sees the larger gain?
-# Some prompts of the record are new but worded as in training, some have wordings that training never had; the live ones are all of the second kind. Three chains take half an hour, too long for a notebook, so their numbers are **recorded** in the ledger; `llama2 claims 26` measures them anew.
+# **Measure.** Five chains, from fine-tuning to PPO, share one pretrained model and differ in all that is random after it. V5 against V4, on the same new prompts: how often is it preferred, by the reward models that it climbed and by the gold judges? And V5 against SFT: what has all of RLHF gained? Predict: which judge sees the larger gain?
+# Some prompts of the record are new but worded as in training, some have wordings that training never had; the live ones are all of the second kind. Five chains take an hour, too long for a notebook, so their numbers are **recorded** in the ledger; `llama2 claims 26` measures them anew.
 #
 # Beside them, **live**: this machine's own chain, one sampled answer of SFT, V4 and V5 to each of 600 held-out prompts, other ones than those of the record, at temperature 1, as in training. The interval is a bootstrap over prompts: it says what other *prompts* would change, not what another chain would. About 10 seconds.
 
@@ -1005,7 +1005,7 @@ print(
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ### What rose, what fell
-# Read the record twice. Since SFT, both gold marks have risen: that is what all of RLHF has done to a model with careless teachers. From V4 to V5 alone, the reward models, which were climbed, prefer V5 more often than the gold judges do, and the chains differ so much that three of them hardly decide what the gold judges think of it.
+# Read the record twice. Since SFT, both gold marks have risen: that is what all of RLHF has done to a model with careless teachers. From V4 to V5 alone, the reward models, which were climbed, prefer V5 in 73 of 100 comparisons, the gold judges in 62: the gain is real, and about half of it only the climbed judge sees. Chains differ. The first three left the gold judges' 62 open, 46 to 79; two more were added, once, and it is 56 to 68.
 #
 # The gold mark of helpfulness is a weighted mean of six **components**. A sum hides trades, and a policy that is paid by a reward model trades: more of what the model sees for what it does not see. **Predict** for SFT to V5: which components rise, which fall? Remember notebook 06: the reward model knows tone and form well, and of two facts hardly the right one.
 #
@@ -1509,13 +1509,14 @@ with expect_failure(CheckFailed):
 # ## What the paper reported, what we measured, what we could not
 # | claim | paper | here |
 # |---|---|---|
-# | 26, PPO on top | V5 about 70, 67 % wins (helpful, harmless) before, 78, 76 after; GPT-4 as judge 55, 55 then 67, 61 (read off a figure) | reward models' score and gold mark of V4 and V5; verdict above |
+# | 26, PPO on top | V5 about 70, 67 % wins (helpful, harmless) before, 78, 76 after; GPT-4 as judge 55, 55 then 67, 61 (read off a figure) | *reproduced*, over five chains: V5 wins 73 % against V4 by the reward models, 62 % by gold [56, 68]; since SFT gold helpfulness rose by 0.06 [0.05, 0.08], gold safety by 0.27 [0.23, 0.32] |
 # | 27, the price | beta 0.01 and 0.005; no ablation | *reproduced*: free, the proxy gains 0.90 [0.66, 1.13] and gold loses 0.15 [0.08, 0.22]; at 0.2 the proxy gains 0.35 [0.24, 0.46] and gold loses 0.006; 15, 3.6, 1.9 and 1.0 nats for beta 0, 0.05, 0.2, 0.8 |
 # | 28, the threshold | precision 0.89, recall 0.55 at 0.15 | *reproduced*: 0.99 and 0.93, on answers that are easier to tell apart |
 # | 29, whitening | "important", no number | *reproduced*: raw scores go 0.8 nats further [0.3, 1.3], and the gradient swings more, by 1.0 [0.5, 1.4] |
 #
 # - **Scale.** Our learning rate is a hundred times the paper's or more, our iterations a tenth of its, and $\beta$ twenty times as large, since our answers are short and our reward models know less. The *direction* of effects can transfer, their size cannot.
-# - **Seeds.** Claims 27 and 29 were declared for three seeds. Those left the fall of the free runs open, since one fell much less than the others; two more seeds were then added, once, by the same rule. The short runs share one chain: their seeds differ in prompts, samples and order, not in the reward models. The intervals say nothing about another reward model.
+# - **Seeds.** Claims 26, 27 and 29 were declared for three seeds. Those left 26 and 27 open; two more seeds were then added, once, by the same rules. The short runs share one chain: their seeds differ in prompts, samples and order, not in the reward models. The intervals say nothing about another reward model.
+# - **The price.** Harmless prompts that sound dangerous are refused more often: in wordings of training 12 % by SFT and 15 % by V5, in new wordings 19 and 45 % [26, 65]. The paper saw the same, and measured it (section 4.2.3; notebook 10).
 # - **Not stated in the paper**, so ours: value function, $\lambda$, $\gamma$, which estimate of the divergence, over what is whitened, sampling temperature and length, what an unfinished answer gets.
 # - **Not measured**: the paper's human judges, and the further reward model that it watched.
 #
