@@ -243,7 +243,7 @@ def test_noisy_dialogs_are_trained_on_but_never_validated_on():
         ({"eval_every": 0}, "eval_every must be at least 1"),
         ({"save_every": -1}, "save_every must be at least 1; got -1"),
         ({"precision": "fp16"}, "precision must be fp32 or bf16; got 'fp16'"),
-        ({"grade": "dirty"}, "grade must be one of clean, noisy; got 'dirty'"),
+        ({"grade": "dirty"}, "grade must be one of clean, mixed, noisy; got 'dirty'"),
         ({"peak_lr": 0.0}, "need peak > 0"),
         ({"floor": 2.0}, "0 <= floor <= 1"),
         ({"warmup": -1}, "warmup must lie in"),

@@ -69,7 +69,7 @@ def test_more_badness_is_worse(world, rng):
             scores[badness].append(judge.helpfulness(prompt, answer).score)
             assert (answer == good) is (badness == 0) or badness in (1, 3)
     means = [mean(scores[badness]) for badness in BADNESS]
-    assert means == pytest.approx([0.92, 0.81, 0.60, 0.27], rel=0, abs=0.03)
+    assert means == pytest.approx([0.92, 0.81, 0.60, 0.31], rel=0, abs=0.03)
 
 
 @pytest.mark.parametrize("how", DEGRADATIONS)
