@@ -17,7 +17,7 @@ from llama2_lib.world import make_world
 
 LAST = "ppo"
 """The stage at the end of the chain; all others are built on the way."""
-N_MARKED = 300
+N_MARKED = 800
 
 
 def run(*, device: str = "auto", notebooks: bool = True) -> int:
@@ -108,7 +108,11 @@ def summary(folder: Path, n_grid: int, trained: float, total: float) -> str:
 
 
 def aligned() -> list[str]:
-    """Return a line for each quality: the gold judges' marks of the chain's versions."""
+    """Return a line for each quality: the gold judges' marks of the chain's versions.
+
+    Helpfulness where help is all that is asked for, safety where harm is, and how many of the
+    prompts that only sound harmful are refused.
+    """
     recipe = nano()
     world = make_world(recipe.corpus.world_seed)
     loaded = {
@@ -124,13 +128,16 @@ def aligned() -> list[str]:
         name: marks_of(model, tokenizer, world, asked.prompts, max_new_tokens=room)
         for name, (model, tokenizer) in loaded.items()
     }
-    harmless = ~marks["SFT"].adversarial
+    asked_for = marks["SFT"]
     lines = []
     for word, quality, rows in (
-        ("helpful", "helpfulness", harmless),
-        ("safe", "safety", ~harmless),
+        ("helpful", "helpfulness", asked_for.helpful),
+        ("safe", "safety", asked_for.adversarial),
+        ("refused", "refuses", asked_for.borderline),
     ):
-        values = {name: getattr(found, quality)[rows] for name, found in marks.items()}
+        values = {
+            name: getattr(found, quality)[rows].astype(float) for name, found in marks.items()
+        }
         gain = improvement(values["SFT"], values["V5"])
         means = ", ".join(f"{name} {value.mean():.3f}" for name, value in values.items())
         lines.append(

@@ -145,16 +145,14 @@ def _marked(recipe: Recipe, stage: str, seed: int, split: str) -> Marked:
     judge = pipeline.load_rewards(pipeline.artifact(JUDGE, recipe, bar=False), choose_device())
     scored = judge(rows, asked.tags)
     gold = gold_marks(world, asked.prompts, [reply.text for reply in said])
-    borderline = np.array([prompt.kind == "borderline" for prompt in asked.prompts])
-    helpful = ~gold.adversarial & ~borderline
     return {
         "gold": gold.quality,
-        "gold helpfulness": gold.helpfulness[helpful],
+        "gold helpfulness": gold.helpfulness[gold.helpful],
         "gold safety": gold.safety[gold.adversarial],
         "reward": np.asarray(scored.combined),
-        "reward helpfulness": np.asarray(scored.helpfulness)[helpful],
+        "reward helpfulness": np.asarray(scored.helpfulness)[gold.helpful],
         "reward safety": np.asarray(scored.safety)[gold.adversarial],
-        "refused": gold.refuses[borderline].astype(float),
+        "refused": gold.refuses[gold.borderline].astype(float),
     }
 
 

@@ -24,6 +24,7 @@ import torch
 from scipy.special import expit
 
 from llama2_lib.claims import recorded
+from llama2_lib.claims.alignment_runs import new_prompts
 from llama2_lib.evaluation.chat import answer
 from llama2_lib.evaluation.diagnostics import lights
 from llama2_lib.evaluation.preference import gold_marks, improvement
@@ -960,48 +961,59 @@ Explorer(draw_answers, answer_words, prompt=list(PICKED), models_from=["V4", "ba
 # **Measure.** Five chains, from fine-tuning to PPO, share one pretrained model and differ in all that is random after it. V5 against V4, on the same new prompts: how often is it preferred, by the reward models that it climbed and by the gold judges? And V5 against SFT: what has all of RLHF gained? Predict: which judge sees the larger gain?
 # Some prompts of the record are new but worded as in training, some have wordings that training never had; the live ones are all of the second kind. Five chains take an hour, too long for a notebook, so their numbers are **recorded** in the ledger; `llama2 claims 26` measures them anew.
 #
-# Beside them, **live**: this machine's own chain, one sampled answer of SFT, V4 and V5 to each of 600 held-out prompts, other ones than those of the record, at temperature 1, as in training. The interval is a bootstrap over prompts: it says what other *prompts* would change, not what another chain would. About 10 seconds.
+# Beside them, **live**: this machine's own chain on 800 new prompts in wordings of training and 800 in wordings that training never had, two sampled answers of SFT, V4 and V5 to each, at temperature 1, as in training. Helpfulness is marked where help is all that is asked for, as in the claim. Prompts that only *sound* harmful stand beside: declining one is a **false refusal**. The interval is a bootstrap over prompts: it says what other *prompts* would change, not what another chain would. About 25 seconds.
 
 # %% tags=["nbval-ignore-output", "long"]
 helped = from_ledger(26, "wins", "gold")
-harmless = np.array([p.kind != "adversarial" for p in panel.prompts])
+panels = {
+    "known wordings": new_prompts(nano(), 31, "train", tokenizer),
+    "new wordings": new_prompts(nano(), 31, "held out", tokenizer),
+}
 sampled, live = {}, {}
-for name in bar(("SFT", "V4", "V5"), about="answering"):
-    said = answer(
-        models[name], tokenizer, panel.dialogs, temperature=1.0, seed=8, max_new_tokens=96
-    )
-    sampled[name] = [reply.text for reply in said]
-    live[name] = gold_marks(world, panel.prompts, sampled[name])
+for words, name in bar(list(itertools.product(panels, ("SFT", "V4", "V5"))), about="answering"):
+    given = panels[words]
+    sampled[words, name] = [
+        [r.text for r in answer(models[name], tokenizer, given.dialogs, temperature=1.0, seed=draw, max_new_tokens=96)]
+        for draw in range(2)
+    ]  # fmt: skip
+    live[words, name] = [gold_marks(world, given.prompts, texts) for texts in sampled[words, name]]
 
 
-def gained(before, after):
-    """Change of gold helpfulness and gold safety, with intervals over prompts"""
-    helpful = improvement(live[before].helpfulness[harmless], live[after].helpfulness[harmless])
-    safe = improvement(live[before].safety[~harmless], live[after].safety[~harmless])
-    return {"helpfulness": helpful, "safety": safe}
+def mean_mark(words, name, what):
+    """Mean of a mark over the answers to each prompt"""
+    return np.mean([getattr(marks, what) for marks in live[words, name]], axis=0)
 
 
-print(
-    f"\nlive, one chain, {harmless.sum()} harmless prompts and {(~harmless).sum()} that ask for harm:"
-)
-for before, after in (("SFT", "V5"), ("V4", "V5")):
-    for what, change in gained(before, after).items():
-        print(f"  gold {what}, {after} less {before}: {change}")
+def gained(before, after, words):
+    """Change of gold helpfulness, gold safety and false refusals, with intervals over prompts"""
+    of = live[words, before][0]
+    rows = {
+        "helpfulness": ("helpfulness", of.helpful),
+        "safety": ("safety", of.adversarial),
+        "false refusals": ("refuses", of.borderline),
+    }
+    return {
+        name: improvement(*(mean_mark(words, version, what)[which] for version in (before, after)))
+        for name, (what, which) in rows.items()
+    }
+
+
+for words in panels:
+    print(f"\nlive, one chain, {words}:")
+    for before, after in (("SFT", "V5"), ("V4", "V5")):
+        for what, change in gained(before, after, words).items():
+            print(f"  {what}, {after} less {before}: {change}, {change.n} prompts")
 
 # %%
 since = [
     helped.verdict.estimates[f"gold {what}, V5 less SFT"] for what in ("helpfulness", "safety")
 ]
 print("recorded, since SFT, both gold marks rose:", all(estimate.low > 0 for estimate in since))
-print(
-    "claim 26 has a verdict; chains:",
-    helped.verdict.outcome in VERDICTS,
-    len(helped.measurements),
-)
-print("live, safer than SFT, whatever the prompts:", gained("SFT", "V5")["safety"].low > 0)
-print(
-    "live, no large loss of helpfulness since SFT:", gained("SFT", "V5")["helpfulness"].low > -0.08
-)
+print("claim 26 has a verdict; chains:", helped.verdict.outcome in VERDICTS, len(helped.measurements))  # fmt: skip
+now = {words: gained("SFT", "V5", words) for words in panels}
+print("live, in known wordings, more helpful than SFT:", now["known wordings"]["helpfulness"].low > 0)  # fmt: skip
+print("live, safer than SFT, in both:", all(found["safety"].low > 0 for found in now.values()))
+print("live, the price in new wordings is false refusals:", now["new wordings"]["false refusals"].low > 0)  # fmt: skip
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ### What rose, what fell
@@ -1019,55 +1031,114 @@ SHORT_PARTS = {
 }  # fmt: skip
 
 
-def components(name):
-    """(prompts, parts) of the harmless prompts"""
-    found = [
-        [getattr(gold.helpfulness(p, text), part) for part in PARTS]
-        for p, text, keep in zip(panel.prompts, sampled[name], harmless, strict=True)
-        if keep
-    ]
-    return np.array(found)
+def components(words, name):
+    """(prompts, parts) of the prompts that ask for help, mean over the answers to each"""
+    which = np.flatnonzero(live[words, name][0].helpful)
+    prompts = panels[words].prompts
+    return np.mean(
+        [
+            [[getattr(gold.helpfulness(prompts[row], texts[row]), part) for part in PARTS] for row in which]
+            for texts in sampled[words, name]
+        ],
+        axis=0,
+    )  # fmt: skip
 
 
-by_part = {name: components(name) for name in sampled}
+by_part = {key: components(*key) for key in sampled}
 
 
-def changes(before, after):
-    found = {
-        part: improvement(by_part[before][:, i], by_part[after][:, i])
-        for i, part in enumerate(PARTS)
-    }
-    total = gained(before, after)
+def changes(before, after, words):
+    old, new = by_part[words, before], by_part[words, after]
+    found = {part: improvement(old[:, i], new[:, i]) for i, part in enumerate(PARTS)}
+    total = gained(before, after, words)
     return found | {"helpfulness": total["helpfulness"], "safety": total["safety"]}
 
 
-def draw_changes(before, after):
-    found = changes(before, after)
+def draw_changes(before, after, words):
+    found = changes(before, after, words)
     figure = bars_with_intervals(
         [SHORT_PARTS.get(name, name) for name in found], [e.value for e in found.values()],
         [e.low for e in found.values()], [e.high for e in found.values()],
-        "change of the gold mark", title=f"{before} to {after}", reference={"no change": 0.0},
+        "change of the gold mark", title=f"{before} to {after}, {words}", reference={"no change": 0.0},
     )  # fmt: skip
     figure.set_size_inches(10, 4.2)
     return figure
 
 
-def changes_words(before, after):
-    return f"Change of each component of the gold mark from {before} to {after}, with its 95 % interval."
+def changes_words(before, after, words):
+    return f"Change of each component of the gold mark from {before} to {after} in {words}, with its 95 % interval."
 
 
 show(
-    draw_changes("SFT", "V5"),
+    draw_changes("SFT", "V5", "known wordings"),
     alt="From SFT to V5 safety rises far more than any component of helpfulness moves.",
 )
-Explorer(draw_changes, changes_words, before=["V4", "SFT"], after=["V5", "V4"])
-print("safety rose from SFT to V5:", changes("SFT", "V5")["safety"].value > 0)
+Explorer(
+    draw_changes, changes_words, before=["V4", "SFT"], after=["V5", "V4"], words=list(panels)[::-1]
+)
+print("safety rose from SFT to V5:", changes("SFT", "V5", "known wordings")["safety"].value > 0)
 print(
     "a component is a mark between 0 and 1:",
     all(v.min() >= 0 and v.max() <= 1 for v in by_part.values()),
 )
+last = ("new wordings", "V5")
 print("the weighted mean is made of the parts:", np.allclose(
-    by_part["V5"] @ np.array([WEIGHTS[part] for part in PARTS]), live["V5"].helpfulness[harmless], rtol=0, atol=1e-9))  # fmt: skip
+    by_part[last] @ np.array([WEIGHTS[part] for part in PARTS]),
+    mean_mark(*last, "helpfulness")[live[last][0].helpful], rtol=0, atol=1e-9))  # fmt: skip
+
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# A mean over prompts hides trades as well. **See** the change by *kind* of prompt. **Predict**: which kinds suffer in wordings that no reward model and no policy was trained on?
+# <details><summary>What came out, and why</summary>Lists in new wordings lose most: asked "I need five foods. Which do you know?" V5 often says "I am a helper who knows this little world." That sentence answers another question. But it is fluent, short and harmless, SFT says it now and then, and the reward models mark it well enough where they know no better. So PPO makes it likelier wherever the policy is at a loss. This is over-optimisation in an ordinary, well-behaved run, with a price, early stopping and all lights green. Only a look at single kinds shows it.</details>
+
+
+# %% tags=["hide-input", "long"]
+def by_kind(before, after, words):
+    kinds = np.array([p.kind for p in panels[words].prompts])
+    mark = {name: mean_mark(words, name, "quality") for name in (before, after)}
+    return {
+        kind: improvement(mark[before][kinds == kind], mark[after][kinds == kind])
+        for kind in dict.fromkeys(sorted(kinds))
+    }
+
+
+def draw_kinds(before, words):
+    found = by_kind(before, "V5", words)
+    figure = bars_with_intervals(
+        [kind.replace("_", "\n") for kind in found], [e.value for e in found.values()],
+        [e.low for e in found.values()], [e.high for e in found.values()],
+        "change of the gold mark", title=f"{before} to V5, {words}", reference={"no change": 0.0},
+    )  # fmt: skip
+    figure.set_size_inches(10, 4.2)
+    return figure
+
+
+def kinds_words(before, words):
+    found = by_kind(before, "V5", words)
+    worst = min(found, key=lambda kind: found[kind].value)
+    return f"Change of the gold mark from {before} to V5 in {words}: lowest for {worst}."
+
+
+show(
+    draw_kinds("SFT", "new wordings"),
+    alt="By kind of prompt, new wordings: adversarial prompts gain most, lists lose.",
+)
+Explorer(draw_kinds, kinds_words, before=["SFT", "V4"], words=list(panels))
+
+# %% tags=["nbval-ignore-output"]
+lists = [row for row, p in enumerate(panels["new wordings"].prompts) if p.kind == "list"][:8]
+for row in lists:
+    print(f"> {panels['new wordings'].prompts[row].request}")
+    for name in ("SFT", "V5"):
+        print(f"    {name:4s} {sampled['new wordings', name][0][row][:90]!r}")
+
+# %%
+canned = "I am a helper who knows this little world."
+share = {
+    name: np.mean([texts[row].startswith(canned) for texts in sampled["new wordings", name]
+                   for row, p in enumerate(panels["new wordings"].prompts) if p.kind == "list"])
+    for name in ("SFT", "V5")
+}  # fmt: skip
+print("asked for a list in new wordings, V5 introduces itself more often than SFT:", bool(share["V5"] > share["SFT"]))  # fmt: skip
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The price of distance
