@@ -201,7 +201,7 @@ def few(monkeypatch, toy_root):
     monkeypatch.setattr("llama2_lib.claims.rejection.TEMPERATURES", (0.5, 1.0))
     monkeypatch.setattr(runs_module, "N_SAMPLES", 4)
     monkeypatch.setattr(pools_module, "STEPS", 4)
-    monkeypatch.setattr(pools_module, "N_HELD_OUT", 6)
+    monkeypatch.setattr(pools_module, "N_HELD_OUT", 20)  # twice as many hold a request for harm
     monkeypatch.setattr(pools_module, "N_ASKED", 40)
 
 
