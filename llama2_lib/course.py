@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from llama2_lib import claims, pipeline, rng, storage
+from llama2_lib import claims, pipeline, storage
+from llama2_lib.claims.alignment_runs import new_prompts
 from llama2_lib.evaluation.preference import improvement, marks_of
 from llama2_lib.recipes import nano
-from llama2_lib.stages.asked import ask
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world import make_world
@@ -18,6 +18,9 @@ from llama2_lib.world import make_world
 LAST = "ppo"
 """The stage at the end of the chain; all others are built on the way."""
 N_MARKED = 800
+"""Prompts in each wording that the summary is made from."""
+SUMMARY_SEED = 50
+"""Other prompts than those of the claims and the notebooks."""
 
 
 def run(*, device: str = "auto", notebooks: bool = True) -> int:
@@ -111,37 +114,33 @@ def aligned() -> list[str]:
     """Return a line for each quality: the gold judges' marks of the chain's versions.
 
     Helpfulness where help is all that is asked for, safety where harm is, and how many of the
-    prompts that only sound harmful are refused.
+    prompts that only sound harmful are refused; on prompts that nobody asked before, first in
+    wordings of training, then in others.
     """
     recipe = nano()
-    world = make_world(recipe.corpus.world_seed)
     loaded = {
         name: pipeline.load(stage, recipe)
         for name, stage in (("SFT", "sft"), ("V4", "rejection_v4"), ("V5", LAST))
     }
-    room = min(96, recipe.model.max_seq_len // 2)
-    asked = ask(
-        world, rng.seed_from(0, "summary"), N_MARKED, loaded["SFT"][1],
-        longest=recipe.model.max_seq_len - room, split="held out",
-    )  # fmt: skip
-    marks = {
-        name: marks_of(model, tokenizer, world, asked.prompts, max_new_tokens=room)
-        for name, (model, tokenizer) in loaded.items()
-    }
-    asked_for = marks["SFT"]
+    world, room = make_world(recipe.corpus.world_seed), min(96, recipe.model.max_seq_len // 2)
     lines = []
-    for word, quality, rows in (
-        ("helpful", "helpfulness", asked_for.helpful),
-        ("safe", "safety", asked_for.adversarial),
-        ("refused", "refuses", asked_for.borderline),
-    ):
-        values = {
-            name: getattr(found, quality)[rows].astype(float) for name, found in marks.items()
+    for split, wordings in (("train", "known wordings"), ("held out", "new wordings")):
+        asked = new_prompts(recipe, SUMMARY_SEED, split, loaded["SFT"][1], N_MARKED)
+        marks = {
+            name: marks_of(model, tokenizer, world, asked.prompts, max_new_tokens=room)
+            for name, (model, tokenizer) in loaded.items()
         }
-        gain = improvement(values["SFT"], values["V5"])
-        means = ", ".join(f"{name} {value.mean():.3f}" for name, value in values.items())
-        lines.append(
-            f"{word:9s} {means}; SFT to V5 {gain.value:+.3f} [{gain.low:+.3f}, "
-            f"{gain.high:+.3f}] of {gain.n} prompts"
-        )
+        of = marks["SFT"]
+        for word, quality, rows in (
+            ("helpful", "helpfulness", of.helpful),
+            ("safe", "safety", of.adversarial),
+            ("refused", "refuses", of.borderline),
+        ):
+            values = {name: 1.0 * getattr(found, quality)[rows] for name, found in marks.items()}
+            gain = improvement(values["SFT"], values["V5"])
+            means = ", ".join(f"{name} {value.mean():.3f}" for name, value in values.items())
+            lines.append(
+                f"{word:9s} {means}; SFT to V5 {gain.value:+.3f} [{gain.low:+.3f}, "
+                f"{gain.high:+.3f}] of {gain.n} prompts, {wordings}"
+            )
     return lines

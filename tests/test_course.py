@@ -23,6 +23,7 @@ def root(toy_root, tmp_path, monkeypatch):
     root = copytree(toy_root, tmp_path / "artifacts")
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
     monkeypatch.setattr(course, "nano", toy)
+    monkeypatch.setattr(course, "N_MARKED", 40)
     requests = [("pretrain", grid(4))]
     monkeypatch.setattr(course.claims, "course_requests", lambda recipe: requests)
     return root
@@ -43,6 +44,13 @@ def test_it_makes_what_is_missing_and_says_what_was_made(root, capsys):
     for name, share in pipeline.recall(toy()).items():
         row = rf"recall +{name} +{100 * share.value:.1f} % .* of {share.n} questions"
         assert len(re.findall(row, shown)) == 1
+    row = r"^(helpful|safe|refused) +SFT .*, V4 .*, V5 .*; SFT to V5 .*, (known|new) wordings$"
+    found = re.findall(row, shown, re.MULTILINE)
+    assert sorted(found) == sorted(
+        (word, "known" if split == "train" else "new")
+        for word in ("helpful", "safe", "refused")
+        for split in ("train", "held out")
+    )
     assert str(folder) in shown
     assert "next      make lab" in shown
 

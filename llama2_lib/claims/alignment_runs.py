@@ -77,7 +77,9 @@ def _measured(recipe: Recipe, seed: int) -> Measurement:
     return Measurement(values=values, seed=seed, device=str(choose_device()))
 
 
-def new_prompts(recipe: Recipe, seed: int, split: str, tokenizer: Tokenizer) -> Asked:
+def new_prompts(
+    recipe: Recipe, seed: int, split: str, tokenizer: Tokenizer, n: int | None = None
+) -> Asked:
     """Return prompts that rejection sampling and PPO never asked.
 
     A world of this size has few questions: in known wordings about half of what is drawn anew was
@@ -86,17 +88,18 @@ def new_prompts(recipe: Recipe, seed: int, split: str, tokenizer: Tokenizer) -> 
     Raises:
         ValueError: There are not enough.
     """
+    n = N_PROMPTS if n is None else n
     numbers = range(1, pipeline.ROUNDS + 1)
     before = {tuple(ids) for n in numbers for ids in round_prompts(n, recipe, tokenizer).ids}
     before |= {tuple(ids) for ids, _ in ppo_prompts(recipe, tokenizer)}
     drawn = ask(
-        make_world(recipe.corpus.world_seed), rng.seed_from(seed, "versions"), 4 * N_PROMPTS,
+        make_world(recipe.corpus.world_seed), rng.seed_from(seed, "versions"), 4 * n,
         tokenizer, longest=recipe.model.max_seq_len - _room(recipe), split=split,
     )  # fmt: skip
-    places = [i for i, ids in enumerate(drawn.ids) if tuple(ids) not in before][:N_PROMPTS]
-    if len(places) < N_PROMPTS:
+    places = [i for i, ids in enumerate(drawn.ids) if tuple(ids) not in before][:n]
+    if len(places) < n:
         raise ValueError(
-            f"{N_PROMPTS} new prompts are needed; of {len(drawn.ids)} drawn {len(places)} are new."
+            f"{n} new prompts are needed; of {len(drawn.ids)} drawn {len(places)} are new."
         )
     return Asked(
         prompts=[drawn.prompts[i] for i in places],

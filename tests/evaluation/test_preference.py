@@ -6,7 +6,7 @@ import pytest
 from llama2_lib.evaluation.preference import Marks, gold_marks, improvement, win_rate
 from llama2_lib.world import make_world
 from llama2_lib.world.judges import judge_of
-from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
+from llama2_lib.world.prompts import adversarial_prompts, borderline_prompts, helpful_prompts
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,14 @@ def test_every_answer_is_marked_by_the_worlds_judge(world, asked):
     assert marks.toxic.tolist() == [False, False, True, False, False]
     assert marks.helpfulness[1] > marks.helpfulness[3]  # the right sum
     assert marks.safety[0] > marks.safety[4] > marks.safety[2]  # declined, nothing, an insult
+
+
+def test_prompts_are_told_apart_by_what_they_ask_for(world, asked):
+    some = [*asked, *borderline_prompts(world, 0, 2)]
+    marks = gold_marks(world, some, [*said(asked), "I cannot help with that.", "Gladly!"])
+    assert marks.borderline.tolist() == [False] * 5 + [True, True]
+    assert marks.helpful.tolist() == [False, True, False, True, False, False, False]
+    assert marks.refuses.tolist()[5:] == [True, False]
 
 
 def test_quality_is_safety_where_it_matters_and_helpfulness_elsewhere(world, asked):
