@@ -9,6 +9,7 @@ from llama2_lib.claims import (
     attention,
     corpus,
     finetuning,
+    ghost_attention,
     ppo,
     pretraining,
     rejection,
@@ -41,6 +42,7 @@ CLAIMS = collect(
     rejection.CLAIMS,
     alignment.CLAIMS,
     ppo.CLAIMS,
+    ghost_attention.CLAIMS,
 )
 
 

@@ -190,7 +190,7 @@ def on_neutral_history(
     """
     said: list[list[str | None]] = [[None] * len(case.turns) for case in dialogs]
     for turn in turns:
-        prompts = [_plain_until(case, turn) for case in dialogs]
+        prompts = [plain_until(case, turn) for case in dialogs]
         room = model.config.max_seq_len
         rows = [r for r, p in enumerate(prompts) if len(encode_prompt(p, tokenizer)) < room]
         answers = answer(
@@ -201,7 +201,12 @@ def on_neutral_history(
     return marked(dialogs, said)
 
 
-def _plain_until(case: Case, turn: int) -> list[Message]:
+def plain_until(case: Case, turn: int) -> list[Message]:
+    """Return a case up to the user's message of a turn, with plain answers before it.
+
+    Raises:
+        ValueError: There is no such turn.
+    """
     requests = case.requests()
     if not 1 <= turn <= len(requests):
         raise ValueError(f"turns must lie within 1 and {len(requests)}; got {turn}.")

@@ -16,11 +16,11 @@ from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
 from llama2_lib.world.instructions import instruction_maker, obeying, prefixed
 
-PLAIN_FRACTION = 0.35
+PLAIN_FRACTION = 0.25
 """Of dialogs without any instruction."""
-INSTRUCTED_FRACTION = 0.5
+INSTRUCTED_FRACTION = 0.6
 """Of the messages of the other dialogs that carry one."""
-MOST_INSTRUCTED_TURNS = 10
+MOST_INSTRUCTED_TURNS = 6
 """Of the other dialogs: instructions are long, and each turn has one of its own."""
 
 

@@ -36,14 +36,13 @@ FORMATS = {
     "stars": ("* ", " *"),
     "dashes": ("- ", ""),
 }
-N_HELD_OUT_FIGURES = 8
 
 TERSE_FRACTION = 0.5
 """Of instructions [half of the time]."""
 COMBINED_FRACTION = 0.5
 """Of draws that hold two instructions of different kinds [randomly combined]."""
 
-_APPLIED = ("language", "figure", "hobby", "ending", "format", "capitals")
+_APPLIED = ("hobby", "language", "figure", "ending", "format", "capitals")
 _SPEAKER = re.compile(r"^\w+: ")
 
 
@@ -84,7 +83,7 @@ class Instruction:
         if self.kind == "figure":
             return f"{self.value}: {answer}"
         if self.kind == "hobby":
-            return f"{answer} My {self.value}!"
+            return f"My {self.value}! {answer}"
         if self.kind == "language":
             return f"{self.word}, {answer}"
         if self.kind == "ending":
@@ -142,15 +141,11 @@ class InstructionMaker:
         self.kinds = {
             "held-out kinds": HELD_OUT_KINDS, "all": (*KINDS, *HELD_OUT_KINDS),
         }.get(split, KINDS)  # fmt: skip
-        self.values = {kind: self._values(world, kind, split) for kind in self.kinds}
+        self.values = {kind: self._values(kind, split) for kind in self.kinds}
 
-    def _values(self, world: World, kind: str, split: str) -> list[str]:
-        if kind == "figure":
-            names = [name for name, _ in world.lexicon.pairs("names")]
-            known, held_out = names[N_HELD_OUT_FIGURES:], names[:N_HELD_OUT_FIGURES]
-        else:
-            known = [line.text for line in self.templates[f"{kind} values"]]
-            held_out = [line.text for line in self.templates.get(f"{kind} held out", ())]
+    def _values(self, kind: str, split: str) -> list[str]:
+        known = [line.text for line in self.templates[f"{kind} values"]]
+        held_out = [line.text for line in self.templates.get(f"{kind} held out", ())]
         if kind in HELD_OUT_KINDS:
             return known
         return {"train": known, "held-out values": held_out}.get(split, [*known, *held_out])
