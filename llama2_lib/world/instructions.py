@@ -5,7 +5,7 @@ tersely half of the time. Here every kind shows in a few letters of an answer, s
 can check it and twenty turns fit a small context:
 
 - figure: the answer begins with the figure's name, as in a play ("Mara: Oakford.");
-- hobby: the answer mentions it ("Oakford. My chess!");
+- hobby: the answer mentions it ("My river! Oakford.");
 - language: the answer opens with the language's own word ("Vero, Oakford."). Translating whole
   answers is beyond a model of a million weights;
 - format: the answer stands in quotes, brackets, stars or after a dash;

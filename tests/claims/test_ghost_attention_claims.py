@@ -44,7 +44,7 @@ def made_up(shares_of, n=N, seeds=3, **more):
 
 
 def kept(**changed):
-    """Claim 31: `changed` replaces shares by model and turn, as `GAtt_20=0.5`, on both histories."""
+    """Claim 31: `changed` replaces shares by model and turn, as `GAtt_20=0.5`."""
     before = dict.fromkeys(ASKED, 0.0) | {1: 1.0}
     wanted = {BEFORE: before, AFTER: dict.fromkeys(ASKED, 1.0)}
     for key, share in changed.items():
