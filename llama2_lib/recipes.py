@@ -68,10 +68,10 @@ def nano(seed: int = 0) -> Recipe:
         ),
         ppo=PpoConfig(iterations=24, seed=seed),
         instructed=InstructedConfig(
-            n_dialogs=2500, n_demonstrations=600, batch_size=2, peak_lr=3e-3, seed=seed
+            n_dialogs=3600, n_demonstrations=300, epochs=1, batch_size=2, peak_lr=4e-3, seed=seed
         ),
         ghost_attention=GhostAttentionConfig(
-            n_dialogs=2000, n_demonstrations=400, batch_size=2, peak_lr=2e-3, seed=seed
+            n_dialogs=1200, n_rehearsed=1000, batch_size=2, peak_lr=2e-3, seed=seed
         ),
     )
 
@@ -119,9 +119,9 @@ def toy(seed: int = 0) -> Recipe:
             peak_lr=3e-3, warmup=2, eval_every=10, save_every=5, seed=seed,
         ),
         ghost_attention=GhostAttentionConfig(
-            n_dialogs=24, most_turns=3, n_demonstrations=10, n_validation=4, only_obeying=False,
-            max_new_tokens=12, batch_size=2, seq_len=128, warmup=2, eval_every=4, save_every=3,
-            seed=seed,
+            n_dialogs=24, most_turns=3, n_demonstrations=10, n_rehearsed=10, n_validation=4,
+            only_obeying=False, max_new_tokens=12, batch_size=2, seq_len=128, warmup=2,
+            eval_every=4, save_every=3, seed=seed,
         ),
     )  # fmt: skip
 
@@ -187,8 +187,8 @@ def small(seed: int = 0) -> Recipe:
             warmup=20, precision="bf16", seed=seed,
         ),
         ghost_attention=GhostAttentionConfig(
-            n_dialogs=8000, n_samples=4, n_demonstrations=4000, batch_size=16, seq_len=1024,
-            peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
+            n_dialogs=8000, n_samples=4, n_demonstrations=4000, n_rehearsed=8000, batch_size=16,
+            seq_len=1024, peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
         ),
     )  # fmt: skip
 

@@ -3,6 +3,10 @@
 Declared before any seed was judged by them. Settings of the two stages were chosen on seed 0 with
 other dialogs than those that are judged. Three seeds share one chain up to V5; dialogs,
 instructions, samples and order of the two stages after it differ.
+
+Claim 33 first compared turns 2 and 20. Before anything was measured, the base came to be taught to
+keep an instruction for two messages, not one, so it obeys at turn 2 as the paper's did: the claim
+compares turns 6 and 20.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,6 +45,8 @@ from llama2_lib.world.brief import MOST_TURNS
 
 LATER = TURNS
 """Turns after the first, of the paper's table 30."""
+FORGOTTEN = LATER[-2:]
+"""Those at which the paper's model before Ghost Attention had nothing left."""
 
 
 def pooled(measurements: Sequence[Measurement], name: str, what: str = "obeyed") -> Estimate:
@@ -159,7 +165,6 @@ def judge_mask(measurements: Sequence[Measurement], limit: Threshold) -> Verdict
 
 def judge_held_out(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
     """Judge claim 33; keys as in `measure_held_out`."""
-    first, last = LATER[0], LATER[-1]
     checks, shown = [], {}
     for split in SPLITS[1:]:
         for turn in LATER:
@@ -167,7 +172,7 @@ def judge_held_out(measurements: Sequence[Measurement], limit: Threshold) -> Ver
                 shown[f"{model}, {split}, turn {turn}"] = pooled(
                     measurements, f"{model}/{split}/{turn}"
                 )
-        for turn in (first, last):
+        for turn in FORGOTTEN:
             old, new = (shown[f"{model}, {split}, turn {turn}"] for model in (BEFORE, AFTER))
             text = f"{AFTER}, {split}, turn {turn}, above the upper bound of before"
             checks.append(above(text, new, old.high + limit["gain"]))
@@ -205,8 +210,8 @@ CLAIMS = (
         statement="Ghost Attention keeps an instruction over twenty turns and more.",
         paper_value="table 30, turns 2, 4, 6, 20: 100, 10, 0, 0 % before; 100 % with GAtt at each",
         paper_trust=Trust.PRINTED,
-        prediction="Before, answers obey in the message that holds the instruction and hardly "
-        "later; that is a premise here, the base was taught so. With GAtt they obey at turns 2, 4, "
+        prediction="Before, answers obey for two turns and hardly later; that is a premise here, "
+        "the base was taught so. With GAtt they obey at turns 2, 4, "
         "6 and 20, on the model's own history and after plain answers, and are as right as before. "
         "What becomes of an instruction that is changed on the way is shown.",
         threshold=threshold(
@@ -255,7 +260,7 @@ CLAIMS = (
         prediction="Values held out of known kinds, and kinds held out altogether, are kept more "
         "often than before, after plain answers. How often falls behind the trained ones.",
         threshold=threshold(
-            "At turns 2 and 20, for values and for kinds: the lower bound with GAtt exceeds the "
+            "At turns 6 and 20, for values and for kinds: the lower bound with GAtt exceeds the "
             "upper bound before by more than {gain:g} (95 %, pooled over seeds).",
             gain=0.0,
         ),

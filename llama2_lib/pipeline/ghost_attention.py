@@ -17,6 +17,7 @@ from llama2_lib.pipeline.stage import Job
 from llama2_lib.pipeline.world_text import instruction_settings
 from llama2_lib.recipes import Recipe
 from llama2_lib.stages.ghost_attention import (
+    REHEARSED_TURNS,
     Ghost,
     GhostAttentionConfig,
     best_samples,
@@ -31,6 +32,7 @@ from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.dialog_batches import Example
 from llama2_lib.world import make_world
 from llama2_lib.world.brief import as_dialog, briefs
+from llama2_lib.world.instructed import instructed_dialogs
 from llama2_lib.world.instructions import Instruction, instructions, obeys, worded
 
 SAMPLING_STEPS = 60
@@ -94,11 +96,11 @@ def run_ghost_attention(job: Job, start: str, rewards: str) -> None:
             f"{len(ghosts)} of {len(prompts)}. Does the model obey an instruction at all?"
         )
     counts |= {"too long": n_too_long, "ghosts": len(ghosts) - n_held, "held back": n_held}
-    demonstrations = _demonstrations(job, config.n_demonstrations)
+    mixed_in = [*_demonstrations(job, config.n_demonstrations), *_rehearsed(job)]
     model = tune(
         config,
         model,
-        [*ghost_examples(ghosts[n_held:], tokenizer, config.loss_on), *demonstrations],
+        [*ghost_examples(ghosts[n_held:], tokenizer, config.loss_on), *mixed_in],
         ghost_examples(ghosts[:n_held], tokenizer),
         job.folder,
         lambda done, words: job.report(SAMPLING_STEPS + done, words),
@@ -188,6 +190,13 @@ def _demonstrations(job: Job, n: int) -> list[Example]:
         return []
     few = dataclasses.replace(job.recipe.sft, n_dialogs=n)
     return examples(training_dialogs(few, job.recipe.corpus.world_seed), job.tokenizer)
+
+
+def _rehearsed(job: Job) -> list[Example]:
+    config, world = job.recipe.ghost_attention, make_world(job.recipe.corpus.world_seed)
+    seed = rng.seed_from(config.seed, "rehearsed")
+    dialogs = instructed_dialogs(world, seed, config.n_rehearsed, longest=REHEARSED_TURNS)
+    return examples(cast(list[list[Message]], list(dialogs)), job.tokenizer)
 
 
 def _line(ghost: Ghost) -> str:

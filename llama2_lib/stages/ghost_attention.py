@@ -24,6 +24,7 @@ from llama2_lib.stages.rejection import Entry, best
 from llama2_lib.text.dialog import Encoder, Message, encode_example
 from llama2_lib.training.dialog_batches import Example
 from llama2_lib.world.brief import MOST_TURNS
+from llama2_lib.world.instructed import HOLDS
 from llama2_lib.world.instructions import (
     COMBINED_FRACTION,
     TERSE_FRACTION,
@@ -33,6 +34,8 @@ from llama2_lib.world.instructions import (
 )
 
 READINGS = ("A", "B")
+REHEARSED_TURNS = HOLDS
+"""So none of the rehearsed dialogs is long enough to forget in."""
 LOSS_ON = ("last", "all", "everything")
 
 
@@ -60,6 +63,10 @@ class GhostAttentionConfig:
     """How often an instruction is terse [half of the time]."""
     n_demonstrations: int = 0
     """Of fine-tuning, mixed in so that other skills stay."""
+    n_rehearsed: int = 0
+    """Dialogs of the stage `instructed`, of at most `REHEARSED_TURNS` turns, mixed in so that no
+    instruction is unlearned: all kinds and values occur in them, but none has to be kept longer
+    than it was before."""
     temperature: float = 0.7
     max_new_tokens: int = 24
     n_validation: int = 60
@@ -81,10 +88,10 @@ class GhostAttentionConfig:
     def __post_init__(self) -> None:
         check_counts(self, "n_dialogs", "n_samples", "most_turns", "max_new_tokens", "n_validation")
         check_tuning(self)
-        if self.n_demonstrations < 0 or self.temperature <= 0:
+        if min(self.n_demonstrations, self.n_rehearsed) < 0 or self.temperature <= 0:
             raise ValueError(
-                "n_demonstrations must be 0 or more and temperature above 0; got "
-                f"{self.n_demonstrations} and {self.temperature}."
+                "n_demonstrations and n_rehearsed must be 0 or more and temperature above 0; got "
+                f"{self.n_demonstrations}, {self.n_rehearsed} and {self.temperature}."
             )
         if not (0 <= self.combined <= 1 and 0 <= self.terse <= 1):
             raise ValueError(

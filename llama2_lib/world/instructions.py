@@ -5,11 +5,12 @@ tersely half of the time. Here every kind shows in a few letters of an answer, s
 can check it and twenty turns fit a small context:
 
 - figure: the answer begins with the figure's name, as in a play ("Mara: Oakford.");
-- hobby: the answer mentions it ("My river! Oakford.");
+- hobby: the answer mentions it ("river! Oakford.");
 - language: the answer opens with the language's own word ("Vero, Oakford."). Translating whole
   answers is beyond a model of a million weights;
-- format: the answer stands in quotes, brackets, stars or after a dash;
-- capitals and ending: kinds that Ghost Attention never trains on, for the zero-shot test.
+- ending: the answer closes with given words ("Oakford. Good day!");
+- format (quotes, brackets, stars or a dash around the answer) and capitals: kinds that Ghost
+  Attention never trains on, for the zero-shot test.
 
 Some values of the other kinds are held out as well.
 """
@@ -26,8 +27,8 @@ from llama2_lib.world.facts import World
 from llama2_lib.world.lexicon import Lexicon
 from llama2_lib.world.wording import pick
 
-KINDS = ("figure", "hobby", "language", "format")
-HELD_OUT_KINDS = ("capitals", "ending")
+KINDS = ("figure", "hobby", "language", "ending")
+HELD_OUT_KINDS = ("format", "capitals")
 SPLITS = ("train", "held-out values", "held-out kinds", "all")
 """Of Ghost Attention; `all` draws from every kind and every value."""
 FORMATS = {
@@ -83,7 +84,7 @@ class Instruction:
         if self.kind == "figure":
             return f"{self.value}: {answer}"
         if self.kind == "hobby":
-            return f"My {self.value}! {answer}"
+            return f"{self.value}! {answer}"
         if self.kind == "language":
             return f"{self.word}, {answer}"
         if self.kind == "ending":

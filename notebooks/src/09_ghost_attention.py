@@ -77,7 +77,7 @@ world = make_world(0)
 # ## An instruction that should last
 # **Say** (section 3.3). Some instructions are meant for a whole dialog: answer briefly, speak German, act as Napoleon. The paper's first RLHF models obeyed them for a turn or two. Its figure 9 shows one that should answer with emojis only and writes sentences at turn 2.
 #
-# Our V5 never saw such an instruction, so a step of ours comes first, the stage `instructed`: V5 learns from short dialogs to obey an instruction **in the message that holds it**, and in no other. That it forgets at the next turn is how we taught it. The forgetting is a premise here; only the cure is a finding.
+# Our V5 never saw such an instruction, so a step of ours comes first, the stage `instructed`: V5 learns from short dialogs to obey an instruction **in the message that holds it and in the next one**, and then to go on without. That it forgets after two turns, as the paper's did, is how we taught it. The forgetting is a premise here; only the cure is a finding.
 #
 # **See.** One dialog, held by the model *before* GAtt. The user gives the instruction once.
 
@@ -97,7 +97,7 @@ print_dialog(case, forgetful)
 # %%
 obeyed = [obeys(case.instructions, reply or "") for reply in forgetful]
 print("first answer obeys:", obeyed[0])
-print("answers 2 to 20 that obey, fewer than three:", sum(obeyed[1:]) < 3)
+print("answers 4 to 20 that obey, fewer than three:", sum(obeyed[3:]) < 3)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Instructions that a program can check
@@ -106,7 +106,7 @@ print("answers 2 to 20 that obey, fewer than three:", sum(obeyed[1:]) < 3)
 # | kind | asked | an answer that obeys |
 # |---|---|---|
 # | figure | Always act as Ada. | Ada: Oakford. |
-# | hobby | You like the river. | My river! Oakford. |
+# | hobby | You like the river. | river! Oakford. |
 # | language | Speak Lumi. | Vero, Oakford. |
 # | format | Answer in brackets. | (Oakford.) |
 # | capitals, *held out* | Style: capital letters | OAKFORD. |
@@ -280,7 +280,9 @@ def draw_example(turns, loss):
 
 def example_words(turns, loss):
     _, mask = example_of(turns, LOSSES[loss])
-    return f"With {turns} turns and the loss on {loss}, {sum(mask)} of {len(mask)} tokens are targets."
+    return (
+        f"With {turns} turns and the loss on {loss}, {sum(mask)} of {len(mask)} tokens are targets."
+    )
 
 
 show(
@@ -348,7 +350,9 @@ for reading, replies in {
     "A": ["Oakford.", "A baker."], "B": ["Ada: Oakford.", "Ada: A baker."],
 }.items():  # fmt: skip
     print(f"reading {reading}:  Always act as Ada. Where does Mara live?")
-    print(f"            {replies[0]:16s} <- {'no loss' if reading == 'A' else 'no loss, and it could be copied'}")
+    print(
+        f"            {replies[0]:16s} <- {'no loss' if reading == 'A' else 'no loss, and it could be copied'}"
+    )
     print("            What is the trade of Mara?")
     print(f"            {replies[1]:16s} <- no loss")
     print("            What pet does Mara have?")
@@ -364,7 +368,7 @@ print_dialog(case, faithful, first=20)
 
 # %%
 kept_turns = [obeys(case.instructions, reply or "") for reply in faithful]
-print("answers 2 to 20 that obey, at least 15:", sum(kept_turns[1:]) >= 15)
+print("answers 4 to 20 that obey, at least 14 of 17:", sum(kept_turns[3:]) >= 14)
 print("more than before:", sum(kept_turns) > sum(obeyed))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -414,9 +418,11 @@ for (name, history), marks in found.items():
 for history in ("neutral", "own"):
     old, new = found["before", history], found["GAtt", history]
     print(f"{history}: before, obeys at once:", old.obedience(1).value > 0.8)
-    print(f"{history}: before, at turn 20:", "forgotten" if old.obedience(20).high < 0.3 else "kept")
-    print(f"{history}: GAtt above before at turns 2 to 20:", all(
-        new.obedience(t).low > old.obedience(t).high for t in TURNS[1:]
+    print(
+        f"{history}: before, at turn 20:", "forgotten" if old.obedience(20).high < 0.3 else "kept"
+    )
+    print(f"{history}: GAtt above before at turns 4 to 20:", all(
+        new.obedience(t).low > old.obedience(t).high for t in TURNS[2:]
     ))  # fmt: skip
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
@@ -438,7 +444,10 @@ def draw_obedience(history):
     )  # fmt: skip
 
 
-show(draw_obedience("neutral"), alt="After plain answers: before GAtt obedience is gone at turn 2; with GAtt it stays high up to turn 20.")
+show(
+    draw_obedience("neutral"),
+    alt="After plain answers: before GAtt obedience is gone after two turns; with GAtt it stays high up to turn 20.",
+)
 show(draw_obedience("own"), alt="On the model's own history: the same picture.")
 
 
@@ -449,14 +458,25 @@ def draw_kind(kind, history):
         marks = found[name, history]
         own = [i for i, c in enumerate(rows) if kind in ("all", c.instructions[0].kind)]
         series[name] = (TURNS, [marks.obeyed[own, t - 1].mean() for t in TURNS])
-    return lines(series, "turn of the dialog", "share that obeys", title=f"{kind}, {history} history", markers=True)
+    return lines(
+        series,
+        "turn of the dialog",
+        "share that obeys",
+        title=f"{kind}, {history} history",
+        markers=True,
+    )
 
 
 def kind_words(kind, history):
     return f"Obedience by turn of instructions of kind '{kind}', {history} history, before and with GAtt."
 
 
-Explorer(draw_kind, kind_words, kind=["all", "figure", "hobby", "language", "format"], history=["neutral", "own"])
+Explorer(
+    draw_kind,
+    kind_words,
+    kind=["all", "figure", "hobby", "language", "format"],
+    history=["neutral", "own"],
+)
 
 # %% [markdown]
 # The numbers that count are those of the ledger: three seeds, each with its own dialogs, instructions and samples, 120 dialogs for each turn and history. They take too long for a notebook; `llama2 claims 31` measures them anew.
@@ -480,7 +500,9 @@ keeping = from_ledger(31)
 
 # %%
 VERDICTS = ("reproduced", "not reproduced", "inconclusive", "cannot show at this scale")
-print("claim 31 has a verdict; seeds:", keeping.verdict.outcome in VERDICTS, len(keeping.measurements))
+print(
+    "claim 31 has a verdict; seeds:", keeping.verdict.outcome in VERDICTS, len(keeping.measurements)
+)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### And are the answers still right?
@@ -505,7 +527,11 @@ def encoded(loss_on, n=160):
     rows = []
     for ghost in ghosts[:n]:
         text = " ".join(one["text"] for one in ghost["instructions"])
-        rows.append(ghost_example(on_first_turn_only(ghost["prompt"], text), ghost["answer"], tokenizer, loss_on))
+        rows.append(
+            ghost_example(
+                on_first_turn_only(ghost["prompt"], text), ghost["answer"], tokenizer, loss_on
+            )
+        )
     return rows
 
 
@@ -534,11 +560,15 @@ for loss, marks in short.items():
     print(f"loss on {loss:20s} {row}   last loss {np.mean(trained[loss][1][-5:]):.2f}")
 
 # %%
-mean = {loss: np.mean([marks.obedience(t).value for t in (2, 6, 20)]) for loss, marks in short.items()}
+mean = {
+    loss: np.mean([marks.obedience(t).value for t in (2, 6, 20)]) for loss, marks in short.items()
+}
 masked, unmasked = mean["last answer (GAtt)"], max(mean["all answers"], mean["all tokens"])
 print("with the mask more is kept than without:", masked > unmasked)
 masking = recorded(32)
-print("claim 32 has a verdict; seeds:", masking.verdict.outcome in VERDICTS, len(masking.measurements))
+print(
+    "claim 32 has a verdict; seeds:", masking.verdict.outcome in VERDICTS, len(masking.measurements)
+)
 
 # %% [markdown]
 # The recorded runs are the stage itself, at full length, three seeds, with two more arms that are only shown: training dialogs of at most six turns, asked at turn 20, and reading B.
@@ -560,7 +590,10 @@ def draw_arms(history):
     )  # fmt: skip
 
 
-show(draw_arms("neutral"), alt="Recorded runs, neutral history, turn 20: GAtt beside four variants of it.")
+show(
+    draw_arms("neutral"),
+    alt="Recorded runs, neutral history, turn 20: GAtt beside four variants of it.",
+)
 show(draw_arms("own"), alt="The same on the model's own history.")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -580,9 +613,17 @@ for (name, label), marks in zero_shot.items():
     print(f"{name:8s} {label:14s} " + "  ".join(str(marks.obedience(t)) for t in (2, 6, 20)))
 
 # %%
-print("trained instructions are kept at turn 20:", zero_shot["GAtt", "trained"].obedience(20).value > 0.7)
+print(
+    "trained instructions are kept at turn 20:",
+    zero_shot["GAtt", "trained"].obedience(20).value > 0.7,
+)
 held_out = recorded(33)
-print("claim 33 has a verdict; seeds:", held_out.verdict.outcome in VERDICTS, len(held_out.measurements))
+print(
+    "claim 33 has a verdict; seeds:",
+    held_out.verdict.outcome in VERDICTS,
+    len(held_out.measurements),
+)
+
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 def draw_zero_shot(turn):
@@ -594,7 +635,10 @@ def draw_zero_shot(turn):
     )  # fmt: skip
 
 
-show(draw_zero_shot(6), alt="At turn 6, after plain answers: obedience before and with GAtt, for trained instructions, held-out values and held-out kinds.")
+show(
+    draw_zero_shot(6),
+    alt="At turn 6, after plain answers: obedience before and with GAtt, for trained instructions, held-out values and held-out kinds.",
+)
 
 # %% tags=["nbval-ignore-output"]
 held_out = from_ledger(33)
@@ -650,7 +694,12 @@ for name, rows in attended.items():
 higher = attended["GAtt"][:, 1:].mean() - attended["before"][:, 1:].mean()
 print("GAtt attends more to the instruction after turn 1:", higher > 0)
 attention = recorded(34)
-print("claim 34 has a verdict; seeds:", attention.verdict.outcome in VERDICTS, len(attention.measurements))
+print(
+    "claim 34 has a verdict; seeds:",
+    attention.verdict.outcome in VERDICTS,
+    len(attention.measurements),
+)
+
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 def draw_attention(dialog, what):
@@ -658,7 +707,13 @@ def draw_attention(dialog, what):
     if what == "by turn":
         turns = np.arange(1, 21)
         series = {name: (turns, rows[dialog]) for name, rows in attended.items()}
-        return lines(series, "turn of the dialog", "maximum attention to the instruction", title=worded(c.instructions), markers=True)
+        return lines(
+            series,
+            "turn of the dialog",
+            "maximum attention to the instruction",
+            title=worded(c.instructions),
+            markers=True,
+        )
     own = spans(plain_dialog(c), worded(c.instructions), tokenizer)
     figure, axes = new_figure(8.0, 3.6, rows=2, columns=1)
     for axis, (name, model) in zip(axes, models.items(), strict=True):
@@ -673,9 +728,20 @@ def attention_words(dialog, what):
     return f"Dialog {dialog}, maximum attention to the instruction {what}, before and with GAtt."
 
 
-show(draw_attention(0, "by turn"), alt="Maximum attention to the instruction by turn, for one dialog, before and with GAtt.")
-show(draw_attention(0, "by position"), alt="The same by position, as in the paper's figure 10: brighter columns are more attention.")
-Explorer(draw_attention, attention_words, dialog=ipywidgets.IntSlider(0, 0, 11), what=["by turn", "by position"])
+show(
+    draw_attention(0, "by turn"),
+    alt="Maximum attention to the instruction by turn, for one dialog, before and with GAtt.",
+)
+show(
+    draw_attention(0, "by position"),
+    alt="The same by position, as in the paper's figure 10: brighter columns are more attention.",
+)
+Explorer(
+    draw_attention,
+    attention_words,
+    dialog=ipywidgets.IntSlider(0, 0, 11),
+    what=["by turn", "by position"],
+)
 
 # %% tags=["nbval-ignore-output"]
 attention = from_ledger(34, "from turn 2 on", "turn 20")
@@ -706,7 +772,7 @@ print("before the switch, never the new one:", changed.new.obedience(4).value < 
 # | 33, other instructions | examples | held-out values and kinds, bounds compared; verdict above |
 # | 34, attention | figure 10, one dialog | mean over dialogs and turns; verdict above |
 #
-# - **The premise.** Our base model forgets because it was taught to obey one message only. The paper's forgot by itself, and kept for two turns. Its decay is not reproduced, it is built in.
+# - **The premise.** Our base model forgets after two turns because it was taught to. The paper's forgot by itself. Its decay is not reproduced, it is built in.
 # - **Help.** Samples that disobey are thrown away by a program. Our instructions show in a word, and a dialog of twenty turns is 450 tokens; the paper's are thousands.
 # - **When.** GAtt came after RLHF V3 in the paper; here after V5.
 # - **Not stated in the paper**, so ours: reading A, learning rate, size of the data, how often dialogs have how many turns, how many samples.
@@ -730,7 +796,9 @@ def _():
     assert terse("figure", "Ada") == "Figure: Ada"
     for given in instructions(world, 4, 30, terse=1.0):
         for one in given:
-            assert terse(one.kind, one.value) == one.text, f"{one.text!r} is what the library writes"
+            assert terse(one.kind, one.value) == one.text, (
+                f"{one.text!r} is what the library writes"
+            )
 
 
 # %% [markdown]
@@ -798,7 +866,9 @@ def _():
     far = []
     for n_turns in (6, 20):
         turns = next(briefs(world, 2, 1, fewest=n_turns, most=n_turns))
-        dialog = [with_instruction(m, ada.text) if i == 0 else m for i, m in enumerate(as_dialog(turns))]
+        dialog = [
+            with_instruction(m, ada.text) if i == 0 else m for i, m in enumerate(as_dialog(turns))
+        ]
         own = spans(dialog, ada.text, tokenizer)
         last = encode_example(dialog, tokenizer, loss_on="last")
         far.append(max(distances(own.ids, last[1], own.instruction)))

@@ -8,6 +8,7 @@ import pytest
 from llama2_lib.world import make_world
 from llama2_lib.world.brief import MOST_TURNS, Brief, as_dialog, brief_maker, briefs
 from llama2_lib.world.instructed import (
+    HOLDS,
     INSTRUCTED_FRACTION,
     MOST_INSTRUCTED_TURNS,
     PLAIN_FRACTION,
@@ -81,23 +82,29 @@ def test_what_is_out_of_range_is_refused(world):
         instructed_dialogs(world, 0, -1)
 
 
-def test_an_instruction_holds_for_its_own_message_and_no_other(world):
+def test_an_instruction_holds_for_two_messages_and_no_longer(world):
     maker = instruction_maker(world, "all")
     known = {turn.request: turn for turn in [*brief_maker(world).facts, *brief_maker(world).talk]}
     counts = Counter()
     for dialog in instructed_dialogs(world, 3, 1500):
+        given_at, told = None, ""
         instructed = 0
-        for user, assistant in zip(dialog[::2], dialog[1::2], strict=True):
+        for index, (user, assistant) in enumerate(zip(dialog[::2], dialog[1::2], strict=True)):
             [request] = [text for text in known if user["content"].endswith(text)][:1]
             given = user["content"].removesuffix(request)
-            assert known[request].is_right(assistant["content"]), f"{user} {assistant}"
-            plain = assistant["content"] == known[request].answer
-            assert plain == (given == ""), f"{user} {assistant}"
+            if given:
+                given_at, told = index, given
             instructed += given != ""
-            for kind in ("figure", "hobby"):
+            answer = assistant["content"]
+            assert known[request].is_right(answer), f"{user} {assistant}"
+            plain = answer == known[request].answer
+            holds = given_at is not None and index - given_at < HOLDS
+            assert plain == (not holds), f"{user} {assistant}"
+            counts["later" if not given and holds else "own" if holds else "none"] += 1
+            for kind in ("figure", "hobby") if holds else ():
                 for value in maker.values[kind]:
-                    if re.search(rf"\b{value}\b", given):
-                        assert value.lower() in assistant["content"].lower()
+                    if re.search(rf"\b{value}\b", told):
+                        assert value.lower() in answer.lower()
                         counts[kind] += 1
         counts["dialogs"] += 1
         counts["plain"] += instructed == 0
@@ -107,4 +114,4 @@ def test_an_instruction_holds_for_its_own_message_and_no_other(world):
     assert PLAIN_FRACTION < counts["plain"] / counts["dialogs"] < PLAIN_FRACTION + 0.2
     share = counts["instructed"] / counts["turns"]
     assert share == pytest.approx(INSTRUCTED_FRACTION, rel=0, abs=0.1)
-    assert min(counts["figure"], counts["hobby"]) > 300
+    assert min(counts[key] for key in ("figure", "hobby", "own", "later", "none")) > 300
