@@ -31,8 +31,8 @@ def instructed_dialogs(
 ) -> Iterator[list[Message]]:
     """Yield n dialogs of at most `longest` turns that end with an answer; `n=None` never ends.
 
-    An answer obeys the newest instruction of the last `HOLDS` messages, or none. All kinds and values occur, those
-    held out from Ghost Attention too: what is held out there is keeping them.
+    An answer obeys the newest instruction of the last `HOLDS` messages, or none. All kinds and
+    values occur, those held out from Ghost Attention too: what is held out there is keeping them.
 
     Raises:
         ValueError: n is negative, or `longest` is below 1.

@@ -28,7 +28,7 @@ from llama2_lib.evaluation.consistency import (
     on_own_history,
     switched,
 )
-from llama2_lib.evaluation.statistics import proportion, proportion_exact
+from llama2_lib.evaluation.statistics import proportion_exact
 from llama2_lib.evaluation.system_attention import attention_by_turn, maximum_attention, spans
 from llama2_lib.figures import bars_with_intervals, lines, new_figure
 from llama2_lib.figures.pieces import masked_pieces
@@ -38,7 +38,6 @@ from llama2_lib.model.weights import load_model
 from llama2_lib.pipeline import load_rewards
 from llama2_lib.pipeline.rewards import answered
 from llama2_lib.recipes import nano
-from llama2_lib.rng import random_source
 from llama2_lib.stages.ghost_attention import (
     ghost_example,
     on_every_turn,
@@ -108,9 +107,9 @@ print("answers 4 to 20 that obey, fewer than three:", sum(obeyed[3:]) < 3)
 # | figure | Always act as Ada. | Ada: Oakford. |
 # | hobby | You like the river. | river! Oakford. |
 # | language | Speak Lumi. | Vero, Oakford. |
-# | format | Answer in brackets. | (Oakford.) |
+# | ending | End: Good day! | Oakford. Good day! |
+# | format, *held out* | Answer in brackets. | (Oakford.) |
 # | capitals, *held out* | Style: capital letters | OAKFORD. |
-# | ending, *held out* | End: Good day! | Oakford. Good day! |
 #
 # "Speaking Lumi" is only its opening word: a model of a million weights does not translate. The last two kinds never occur in GAtt's training data, and a few values of the other kinds do not either. They will tell whether the model learned to keep *these* instructions or to keep instructions.
 
@@ -122,7 +121,7 @@ for given in instructions(world, seed=6, n=8):
 drawn = list(instructions(world, seed=1, n=2000))
 single = [instruction for given in drawn for instruction in given]
 print("pairs, about half:", 0.45 < sum(len(given) == 2 for given in drawn) / 2000 < 0.55)
-print("terse, about half:", 0.45 < np.mean([": " in one.text for one in single]) < 0.55)
+print("terse, about half:", 0.45 < np.mean([one.text.split()[0].endswith(":") for one in single]) < 0.55)
 
 # %% [markdown]
 # **Build** the check for one kind. An answer acts as a figure if it begins with the figure's name and a colon. Other instructions may wrap it: quotes, brackets, stars or a dash around the whole. Big or small letters do not matter.
@@ -223,7 +222,10 @@ chosen = draw_best(teachers, few)
 # %%
 kept = [obeys(g, text) for g, text in zip(few, chosen, strict=True) if text is not None]
 print("what is kept obeys:", all(kept))
-ghosts = [json.loads(line) for line in open(folders["ghost_attention"] / "ghosts.jsonl")]
+ghosts = [
+    json.loads(line)
+    for line in (folders["ghost_attention"] / "ghosts.jsonl").read_text().splitlines()
+]
 counts = read_metrics(folders["ghost_attention"] / "metrics.jsonl")[0]
 print("of the stage's samples most obeyed:", counts["obeying samples"] > 0.5 * counts["samples"])
 print("its training dialogs, more than 300:", len(ghosts) > 300)
@@ -334,7 +336,7 @@ def masked_nats(wanted):
 
 
 print("loss unchanged by other earlier labels:", masked_nats(labels) == masked_nats(other))
-print("loss changed by another last label:", masked_nats(labels) != masked_nats(labels + 1))
+print("loss changed by another last label:", masked_nats(labels) != masked_nats((labels + 1) % tokenizer.vocab_size))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where do the earlier answers come from?
@@ -457,7 +459,9 @@ def draw_kind(kind, history):
     for name in models:
         marks = found[name, history]
         own = [i for i, c in enumerate(rows) if kind in ("all", c.instructions[0].kind)]
-        series[name] = (TURNS, [marks.obeyed[own, t - 1].mean() for t in TURNS])
+        there = [[i for i in own if marks.reached[i, t - 1]] for t in TURNS]
+        shares = [marks.obeyed[r, t - 1].mean() for r, t in zip(there, TURNS, strict=True)]
+        series[name] = (TURNS, shares)
     return lines(
         series,
         "turn of the dialog",
@@ -474,7 +478,7 @@ def kind_words(kind, history):
 Explorer(
     draw_kind,
     kind_words,
-    kind=["all", "figure", "hobby", "language", "format"],
+    kind=["all", "figure", "hobby", "language", "ending"],
     history=["neutral", "own"],
 )
 
@@ -523,7 +527,7 @@ print("most answers are right:", all(value > 0.7 for value in right.values()))
 
 
 # %% tags=["long"]
-def encoded(loss_on, n=160):
+def encoded(loss_on, n=320):
     rows = []
     for ghost in ghosts[:n]:
         text = " ".join(one["text"] for one in ghost["instructions"])

@@ -202,7 +202,7 @@ def test_cases_are_seeded_and_of_their_split():
     made = cases(world, 3, 20, split="held-out kinds", n_turns=6)
     assert made == cases(world, 3, 20, split="held-out kinds", n_turns=6)
     assert made != cases(world, 4, 20, split="held-out kinds", n_turns=6)
-    assert {item.kind for one in made for item in one.instructions} == {"capitals", "ending"}
+    assert {item.kind for one in made for item in one.instructions} == {"format", "capitals"}
     assert {len(one.turns) for one in made} == {6}
     assert {len(one.instructions) for one in cases(world, 3, 20, combined=1.0)} == {2}
     assert made[0].requests()[0].startswith(made[0].instructions[0].text)

@@ -80,6 +80,8 @@ def test_what_is_out_of_range_is_refused(world):
             briefs(world, 0, 1, fewest=fewest, most=most)
     with pytest.raises(ValueError, match="n must not be negative"):
         instructed_dialogs(world, 0, -1)
+    with pytest.raises(ValueError, match="longest must be at least 1"):
+        instructed_dialogs(world, 0, 1, longest=0)
 
 
 def test_an_instruction_holds_for_two_messages_and_no_longer(world):
@@ -115,3 +117,11 @@ def test_an_instruction_holds_for_two_messages_and_no_longer(world):
     share = counts["instructed"] / counts["turns"]
     assert share == pytest.approx(INSTRUCTED_FRACTION, rel=0, abs=0.1)
     assert min(counts[key] for key in ("figure", "hobby", "own", "later", "none")) > 300
+
+
+def test_short_dialogs_are_no_longer_than_asked_and_hold_all_kinds(world):
+    dialogs = list(instructed_dialogs(world, 3, 400, longest=2))
+    assert {len(dialog) for dialog in dialogs} == {2, 4}
+    text = " ".join(message["content"] for dialog in dialogs for message in dialog)
+    for terse in ("Figure:", "Hobby:", "Language:", "End:", "Format:", "Style:"):
+        assert terse in text
