@@ -346,19 +346,12 @@ print("loss changed by another last label:", masked_nats(labels) != masked_nats(
 # - **Reading B**: all answers are sampled with the instruction, turn after turn. They obey, so there is little mismatch, and the mask hardly matters. But there is a shortcut: copy the style of your own last answer.
 #
 # The shortcut is invisible in a normal test, in which the model meets its own obedient answers. It shows on a **neutral history**: the model is given a dialog in which no earlier answer obeys, and is asked for the next. So everything below is measured on both: *own* history, as a user meets it, and *neutral* history, which only memory of turn 1 can pass.
-
-# %%
-for reading, replies in {
-    "A": ["Oakford.", "A baker."], "B": ["Ada: Oakford.", "Ada: A baker."],
-}.items():  # fmt: skip
-    print(f"reading {reading}:  Always act as Ada. Where does Mara live?")
-    print(
-        f"            {replies[0]:16s} <- {'no loss' if reading == 'A' else 'no loss, and it could be copied'}"
-    )
-    print("            What is the trade of Mara?")
-    print(f"            {replies[1]:16s} <- no loss")
-    print("            What pet does Mara have?")
-    print("            Ada: A rabbit.   <- sampled, the target")
+#
+# | the user says | reading A | reading B |
+# |---|---|---|
+# | Always act as Ada. Where does Mara live? | Oakford. *(no loss)* | Ada: Oakford. *(no loss)* |
+# | What is the trade of Mara? | A baker. *(no loss)* | Ada: A baker. *(no loss)* |
+# | What pet does Mara have? | **Ada: A rabbit.** *(target; only turn 1 tells)* | **Ada: A rabbit.** *(target; the line above tells, too)* |
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same dialog, with Ghost Attention
@@ -524,6 +517,8 @@ print("most answers are right:", all(value > 0.7 for value in right.values()))
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 32: take the mask away
 # **Say.** The paper asserts that the mask is needed and shows no run without it. **Break** it here: the forgetful model, the stage's own training dialogs (reading A), three runs that differ only in what the loss is on, on a part of those dialogs, once. **Predict**: which run ends with the lowest training loss? Which one keeps the instruction? About 30 seconds.
+#
+# The ledger holds the stage itself, at full length, three seeds, with two more arms that are only shown: training dialogs of at most six turns, asked at turn 20, and reading B.
 
 
 # %% tags=["long"]
@@ -562,6 +557,7 @@ short = {
 for loss, marks in short.items():
     row = "  ".join(f"turn {t}: {marks.obedience(t).value:4.0%}" for t in (2, 6, 20))
     print(f"loss on {loss:20s} {row}   last loss {np.mean(trained[loss][1][-5:]):.2f}")
+masking = from_ledger(32)
 
 # %%
 mean = {
@@ -569,16 +565,9 @@ mean = {
 }
 masked, unmasked = mean["last answer (GAtt)"], max(mean["all answers"], mean["all tokens"])
 print("with the mask more is kept than without:", masked > unmasked)
-masking = recorded(32)
 print(
     "claim 32 has a verdict; seeds:", masking.verdict.outcome in VERDICTS, len(masking.measurements)
 )
-
-# %% [markdown]
-# The recorded runs are the stage itself, at full length, three seeds, with two more arms that are only shown: training dialogs of at most six turns, asked at turn 20, and reading B.
-
-# %% tags=["nbval-ignore-output"]
-masking = from_ledger(32)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 ARMS = ("all answers", "no mask", "short dialogs", "reading B")
@@ -615,13 +604,13 @@ zero_shot = {
 }
 for (name, label), marks in zero_shot.items():
     print(f"{name:8s} {label:14s} " + "  ".join(str(marks.obedience(t)) for t in (2, 6, 20)))
+held_out = from_ledger(33)
 
 # %%
 print(
     "trained instructions are kept at turn 20:",
     zero_shot["GAtt", "trained"].obedience(20).value > 0.7,
 )
-held_out = recorded(33)
 print(
     "claim 33 has a verdict; seeds:",
     held_out.verdict.outcome in VERDICTS,
@@ -643,9 +632,6 @@ show(
     draw_zero_shot(6),
     alt="At turn 6, after plain answers: obedience before and with GAtt, for trained instructions, held-out values and held-out kinds.",
 )
-
-# %% tags=["nbval-ignore-output"]
-held_out = from_ledger(33)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 34: who looks back?
@@ -693,11 +679,11 @@ attended = {
 }
 for name, rows in attended.items():
     print(f"{name:8s}", "  ".join(f"turn {t}: {rows[:, t - 1].mean():.2f}" for t in (1, 2, 6, 20)))
+attention = from_ledger(34, "from turn 2 on", "turn 20")
 
 # %%
 higher = attended["GAtt"][:, 1:].mean() - attended["before"][:, 1:].mean()
 print("GAtt attends more to the instruction after turn 1:", higher > 0)
-attention = recorded(34)
 print(
     "claim 34 has a verdict; seeds:",
     attention.verdict.outcome in VERDICTS,
@@ -746,9 +732,6 @@ Explorer(
     dialog=ipywidgets.IntSlider(0, 0, 11),
     what=["by turn", "by position"],
 )
-
-# %% tags=["nbval-ignore-output"]
-attention = from_ledger(34, "from turn 2 on", "turn 20")
 
 # %% [markdown]
 # Read such pictures with care. A large weight shows that a head *could* read the instruction, not that the answer depends on it; and a model may also carry an instruction forward through later positions without looking back. The picture agrees with the counts above; alone it would prove little.
@@ -828,30 +811,7 @@ def _():
 
 
 # %% [markdown]
-# ### Exercise 3 (medium, 15 minutes)
-# A new kind: the answer must have an even number of words. Write `even_words(text)` for it. Then think: which share of plain answers obeys by luck, and why is that bad for an instruction that is to be measured?
-# <details><summary>Hint</summary>`len(text.split())`; an answer of nothing does not obey.</details>
-
-
-# %% tags=["exercise"]
-def even_words(text):
-    ### BEGIN SOLUTION
-    return len(text.split()) > 0 and len(text.split()) % 2 == 0
-    ### END SOLUTION
-
-
-@check("even number of words")
-def _():
-    assert even_words("A rabbit."), "two words"
-    assert not even_words("Oakford."), "one word"
-    assert not even_words("  "), "nothing said is nothing obeyed"
-    plain_answers = [turn.answer for turns in briefs(world, 1, 20) for turn in turns]
-    lucky = np.mean([even_words(text) for text in plain_answers])
-    assert 0.2 < lucky < 0.8, "plain answers obey by luck, so this kind measures little"
-
-
-# %% [markdown]
-# ### Exercise 4 (medium, 20 minutes)
+# ### Exercise 3 (medium, 20 minutes)
 # How far back does a target look? Write `distances(ids, mask, keys)`: for each target the number of positions between the last token of the instruction (`keys.stop - 1`) and the position that *predicts* the target. Which distances does training on at most six turns never see?
 # <details><summary>Hint</summary>Token $t$ is predicted at position $t - 1$.</details>
 
@@ -880,7 +840,7 @@ def _():
 
 
 # %% [markdown]
-# ### Exercise 5 (hard, 25 minutes)
+# ### Exercise 4 (hard, 25 minutes)
 # Is a score on the own history evidence of memory? Write `copier(dialog)`: a "model" that never looks at turn 1 and still obeys on its own history. It gets a dialog that ends with the user and returns what its last answer *began* with (up to and including the first colon and a space), then the word "Yes."; without an earlier answer it returns "Ada: Yes.".
 # <details><summary>Hint</summary>`partition(": ")`; an answer without a colon has no such beginning.</details>
 
