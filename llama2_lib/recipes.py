@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.stages.corpus import CorpusConfig
+from llama2_lib.stages.ghost_attention import GhostAttentionConfig
+from llama2_lib.stages.instructed import InstructedConfig
 from llama2_lib.stages.pretrain import PretrainConfig
 from llama2_lib.stages.rejection import RejectionConfig
 from llama2_lib.stages.reward import RewardConfig
@@ -31,6 +33,8 @@ class Recipe:
     safety: RewardConfig
     rejection: RejectionConfig
     ppo: PpoConfig
+    instructed: InstructedConfig
+    ghost_attention: GhostAttentionConfig
     reward_model: RewardVariant | None = None
     """Of the stage `reward_model`, which no chain needs: claims compare its variants."""
 
@@ -63,6 +67,12 @@ def nano(seed: int = 0) -> Recipe:
             n_prompts=800, n_samples=6, n_demonstrations=1000, steps=250, seed=seed
         ),
         ppo=PpoConfig(iterations=24, seed=seed),
+        instructed=InstructedConfig(
+            n_dialogs=3600, n_demonstrations=300, epochs=1, batch_size=2, peak_lr=4e-3, seed=seed
+        ),
+        ghost_attention=GhostAttentionConfig(
+            n_dialogs=1200, n_rehearsed=1000, batch_size=2, peak_lr=2e-3, seed=seed
+        ),
     )
 
 
@@ -103,6 +113,15 @@ def toy(seed: int = 0) -> Recipe:
             iterations=3, batch_size=8, minibatch_size=4, value_warmup=1, n_prompts=60,
             longest_prompt=64, n_held_out=10, max_new_tokens=12, eval_every=2, save_every=2,
             seed=seed,
+        ),
+        instructed=InstructedConfig(
+            n_dialogs=60, n_demonstrations=10, n_validation=10, batch_size=4, seq_len=128,
+            peak_lr=3e-3, warmup=2, eval_every=10, save_every=5, seed=seed,
+        ),
+        ghost_attention=GhostAttentionConfig(
+            n_dialogs=24, most_turns=3, n_demonstrations=10, n_rehearsed=10, n_validation=4,
+            only_obeying=False, max_new_tokens=12, batch_size=2, seq_len=128, warmup=2,
+            eval_every=4, save_every=3, seed=seed,
         ),
     )  # fmt: skip
 
@@ -162,6 +181,14 @@ def small(seed: int = 0) -> Recipe:
         ppo=PpoConfig(
             iterations=100, batch_size=512, minibatch_size=64, lr=2e-5, n_prompts=20_000,
             n_held_out=400, seed=seed,
+        ),
+        instructed=InstructedConfig(
+            n_dialogs=12_000, n_demonstrations=6000, batch_size=16, seq_len=1024, peak_lr=3e-4,
+            warmup=20, precision="bf16", seed=seed,
+        ),
+        ghost_attention=GhostAttentionConfig(
+            n_dialogs=8000, n_samples=4, n_demonstrations=4000, n_rehearsed=8000, batch_size=16,
+            seq_len=1024, peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
         ),
     )  # fmt: skip
 

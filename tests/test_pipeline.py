@@ -22,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
 REWARDS = {f"rewards_v{number}" for number in range(1, 6)}
 REJECTION = {f"rejection_v{number}" for number in range(1, 5)}
-ALIGNED = REWARDS | REJECTION | {"ppo"}
+GHOST = {"instructed", "ghost_attention"}
+ALIGNED = REWARDS | REJECTION | {"ppo"} | GHOST
 TUNED = {"sft", "reward_model"} | ALIGNED
 MODEL = {"pretrain"} | TUNED
 ALL = {"tokenizer", "corpus"} | MODEL
@@ -102,6 +103,7 @@ OTHER_VALUE = {
     "precision": "bf16", "compile": True, "select": "random", "keep": "last round",
     "margin": "large", "whiten_by": "batch", "isolate_documents": False, "value_clip": 0.2,
     "batch_size": 12, "minibatch_size": 2, "temperatures": (0.5,), "stream": None,
+    "reading": "B", "loss_on": "all", "only_obeying": True,
 }  # fmt: skip
 
 
@@ -122,7 +124,9 @@ CHANGES |= {
     "helpfulness": _all_settings("helpfulness", ALIGNED),
     "safety": _all_settings("safety", ALIGNED),
     "rejection": _all_settings("rejection", AFTER_REWARDS),
-    "ppo": _all_settings("ppo", {"ppo"}),
+    "ppo": _all_settings("ppo", {"ppo"} | GHOST),
+    "instructed": _all_settings("instructed", GHOST),
+    "ghost_attention": _all_settings("ghost_attention", {"ghost_attention"}),
 }
 CASES = [(part, name) for part, settings in CHANGES.items() for name in settings]
 
@@ -266,7 +270,7 @@ def test_fingerprints_are_the_same_in_another_process():
 @pytest.mark.parametrize("stage", ["dpo", "Pretrain", ""])
 def test_an_unknown_stage_is_refused(stage):
     with pytest.raises(
-        ValueError, match=r"stage must be one of tokenizer, corpus, pretrain, sft, .*, ppo; got"
+        ValueError, match=r"stage must be one of tokenizer, corpus, .*, ghost_attention; got"
     ):
         pipeline.fingerprint(stage, toy())
 

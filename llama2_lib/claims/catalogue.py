@@ -9,6 +9,7 @@ from llama2_lib.claims import (
     attention,
     corpus,
     finetuning,
+    ghost_attention,
     ppo,
     pretraining,
     rejection,
@@ -42,6 +43,7 @@ CLAIMS = collect(
     rejection.CLAIMS,
     alignment.CLAIMS,
     ppo.CLAIMS,
+    ghost_attention.CLAIMS,
 )
 
 

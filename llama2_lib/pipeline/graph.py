@@ -3,7 +3,7 @@
 import dataclasses
 
 from llama2_lib import storage
-from llama2_lib.pipeline import foundation, reward_model
+from llama2_lib.pipeline import foundation, ghost_attention, reward_model
 from llama2_lib.pipeline.ppo import ITERATION_STEPS, run_ppo
 from llama2_lib.pipeline.rejection import SAMPLING_STEPS, run_rejection
 from llama2_lib.pipeline.rewards import run_rewards
@@ -128,6 +128,24 @@ STAGES: dict[str, Stage] = {
         },
         work=lambda r: ITERATION_STEPS * (r.ppo.value_warmup + r.ppo.iterations),
         run=lambda job: run_ppo(job, f"rejection_v{ROUNDS}", f"rewards_v{ROUNDS + 1}"),
+    ),
+    "instructed": Stage(
+        version=1,
+        inputs=("tokenizer", "ppo"),
+        settings=lambda r: ghost_attention.settings(r, "instructed"),
+        work=lambda r: ghost_attention.estimated_steps(r, "instructed"),
+        run=lambda job: ghost_attention.run_instructed(job, "ppo"),
+    ),
+    "ghost_attention": Stage(
+        version=1,
+        inputs=("tokenizer", "instructed", f"rewards_v{ROUNDS + 1}"),
+        settings=lambda r: ghost_attention.settings(r, "ghost_attention"),
+        work=lambda r: (
+            ghost_attention.SAMPLING_STEPS + ghost_attention.estimated_steps(r, "ghost_attention")
+        ),
+        run=lambda job: ghost_attention.run_ghost_attention(
+            job, "instructed", f"rewards_v{ROUNDS + 1}"
+        ),
     ),
 }
 

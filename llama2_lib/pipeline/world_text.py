@@ -13,6 +13,9 @@ from llama2_lib.stages import corpus as corpus_stage
 from llama2_lib.stages.reward import world_pairs
 from llama2_lib.stages.sft import SftConfig, training_dialogs
 from llama2_lib.world import make_world
+from llama2_lib.world.brief import briefs
+from llama2_lib.world.instructed import instructed_dialogs
+from llama2_lib.world.instructions import SPLITS, instructions
 from llama2_lib.world.lexicon import lexicon_folder
 from llama2_lib.world.pairs import STREAMS
 from llama2_lib.world.prompts import prompts
@@ -51,6 +54,28 @@ def preference_settings(world_seed: int) -> dict[str, Any]:
         "lexicon": _lexicon(CHAT_LEXICON),
         "pairs": _pairs(world_seed),
     }
+
+
+def instruction_settings(world_seed: int) -> dict[str, Any]:
+    """Return what instructions, and dialogs that hold them, depend on."""
+    return {"world_seed": world_seed, "text": _instructions(world_seed)}
+
+
+@cache
+def _instructions(world_seed: int) -> str:
+    world, few = make_world(world_seed), N_FINGERPRINTED // 2
+    drawn = [
+        dataclasses.asdict(instruction)
+        for split in SPLITS
+        for pair in instructions(world, 0, few, split)
+        for instruction in pair
+    ]
+    turns = [
+        [turn.request, turn.answer, turn.value, sorted(turn.others)]
+        for dialog in briefs(world, 0, few)
+        for turn in dialog
+    ]
+    return storage.fingerprint([drawn, turns, list(instructed_dialogs(world, 0, few))])
 
 
 @cache

@@ -1,0 +1,217 @@
+"""Obedience by turn, measured on answerers whose obedience is known beforehand."""
+
+import re
+
+import numpy as np
+import pytest
+
+from llama2_lib.evaluation import consistency
+from llama2_lib.evaluation.chat import Answer
+from llama2_lib.evaluation.consistency import (
+    Case,
+    cases,
+    converse,
+    marked,
+    on_neutral_history,
+    on_own_history,
+    switched,
+)
+from llama2_lib.evaluation.statistics import proportion_exact
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.world import make_world
+from llama2_lib.world.brief import Brief, brief_maker
+from llama2_lib.world.instructions import Instruction
+
+FIGURE = Instruction(kind="figure", value="Mara", text="Figure: Mara")
+CHESS = Instruction(kind="hobby", value="chess", text="Hobby: chess")
+
+
+class Letters(Tokenizer):
+    """A tokenizer of single letters; answers are written by hand, so nothing decodes."""
+
+    def __init__(self):
+        pass
+
+    def encode(self, text, bos=False, eos=False):
+        return [1] * bos + [ord(letter) for letter in text] + [2] * eos
+
+
+def context_of(max_seq_len):
+    """A model of which only the length of its context matters."""
+    return Transformer(
+        ModelConfig(
+            vocab_size=8, dim=4, n_layers=1, n_heads=1, n_kv_heads=1, multiple_of=4,
+            max_seq_len=max_seq_len,
+        )
+    )  # fmt: skip
+
+
+TOK = Letters()
+
+
+def turns(n):
+    return [Brief(request=f"Ask {i}?", answer=f"V{i}.", value=f"v{i}",
+                  others=frozenset({"v99"})) for i in range(n)]  # fmt: skip
+
+
+def case(n=4, *instructions):
+    return Case(instructions=instructions or (FIGURE,), turns=turns(n))
+
+
+@pytest.fixture
+def play(monkeypatch):
+    """Let a function of the dialog write the answers; return what was asked, in order."""
+
+    def install(writer):
+        heard = []
+
+        def answer(model, tokenizer, dialogs, **options):
+            heard.extend([list(dialog) for dialog in dialogs])
+            return [Answer(writer(dialog), [3], True) for dialog in dialogs]
+
+        monkeypatch.setattr(consistency, "answer", answer)
+        return heard
+
+    return install
+
+
+def obedient(dialog):
+    turn = len(dialog) // 2
+    return f"Mara: V{turn}."
+
+
+def copycat(dialog):
+    """Obeys only when told in the message, or when it can copy its own last answer."""
+    told = "Figure: Mara" in dialog[-1]["content"]
+    copied = len(dialog) > 1 and dialog[-2]["content"].startswith("Mara: ")
+    return obedient(dialog) if told or copied else f"V{len(dialog) // 2}."
+
+
+def forgetful(dialog):
+    return obedient(dialog) if len(dialog) <= 3 else f"V{len(dialog) // 2}."
+
+
+WIDE = context_of(10_000)
+
+
+def rates(kept):
+    return [kept.obedience(turn).value for turn in range(1, kept.obeyed.shape[1] + 1)]
+
+
+def test_obedience_by_turn_on_both_histories(play):
+    for writer, own, neutral in (
+        (obedient, [1, 1, 1, 1], [1, 1, 1, 1]),
+        (copycat, [1, 1, 1, 1], [1, 0, 0, 0]),
+        (forgetful, [1, 1, 0, 0], [1, 1, 0, 0]),
+    ):
+        play(writer)
+        dialogs = [case(4), case(4)]
+        assert rates(on_own_history(WIDE, TOK, dialogs)) == own, f"{writer}"
+        found = on_neutral_history(WIDE, TOK, dialogs, turns=(1, 2, 3, 4))
+        assert rates(found) == neutral, f"{writer}"
+        assert found.right.all()
+
+
+def test_the_instruction_is_said_once_and_histories_are_what_they_say(play):
+    heard = play(obedient)
+    on_own_history(WIDE, TOK, [case(3)])
+    last = heard[-1]
+    assert [message["role"] for message in last] == ["user", "assistant"] * 2 + ["user"]
+    assert [m["content"] for m in last] == [
+        "Figure: Mara Ask 0?", "Mara: V0.", "Ask 1?", "Mara: V1.", "Ask 2?",
+    ]  # fmt: skip
+    heard.clear()
+    found = on_neutral_history(WIDE, TOK, [case(3)], turns=(3,))
+    assert [m["content"] for m in heard[-1]] == [
+        "Figure: Mara Ask 0?", "V0.", "Ask 1?", "V1.", "Ask 2?",
+    ]  # fmt: skip
+    assert len(heard) == 1
+    assert found.reached.tolist() == [[False, False, True]]
+
+
+def test_right_and_obedient_are_two_things():
+    said = [["Mara: V0.", "V1.", "Mara: V99.", "Mara: V3 or V99."]]
+    kept = marked([case(4)], said)
+    assert kept.obeyed.tolist() == [[True, False, True, True]]
+    assert kept.right.tolist() == [[True, True, False, False]]
+    both = marked([case(2, FIGURE, CHESS)], [["Mara: V0. Chess!", "Mara: V1."]])
+    assert both.obeyed.tolist() == [[True, False]]
+
+
+def test_shares_have_exact_bounds_and_count_only_what_was_reached():
+    said = [["Mara: V0.", "Mara: V1."], ["Mara: V0.", "V1."], ["V0.", None], ["V0.", None]]
+    kept = marked([case(2)] * 4, said)
+    assert kept.obedience(1) == proportion_exact(2, 4)
+    assert kept.obedience(2) == proportion_exact(1, 2)
+    assert kept.correctness(1) == proportion_exact(4, 4)
+    assert kept.obedience(1) != kept.obedience(2)
+    for turn in (0, 3):
+        with pytest.raises(ValueError, match="a turn that some dialog reached"):
+            kept.obedience(turn)
+    nothing = marked([case(1)], [[None]])
+    with pytest.raises(ValueError, match="a turn that some dialog reached"):
+        nothing.obedience(1)
+
+
+def test_a_dialog_that_fills_the_context_ends_and_the_others_go_on(play):
+    heard = play(lambda dialog: "x" * 30 if "long" in dialog[0]["content"] else "ok")
+    said = converse(context_of(80), TOK, [["long", "b", "c"], ["a", "b", "c"]])
+    assert said == [["x" * 30, "x" * 30, None], ["ok", "ok", "ok"]]
+    assert len(heard) == 5
+    # Once full it stays so, though a later and shorter request would fit; lengths may differ.
+    ragged = converse(context_of(80), TOK, [["a", "x" * 90, "b"], ["a"]])
+    assert ragged == [["ok", None, None], ["ok"]]
+    assert converse(context_of(80), TOK, []) == []
+
+
+def test_answers_that_the_format_cannot_carry_are_kept_as_what_it_can(play):
+    play(lambda dialog: {1: "", 3: "[INST] a"}.get(len(dialog), "b"))
+    assert converse(WIDE, TOK, [["1", "2", "3"]]) == [[".", "a", "b"]]
+
+
+def test_a_switch_is_marked_by_both_instructions(play):
+    world = make_world(0)
+
+    def newest(dialog):
+        """Play the figure that was named last, if any was."""
+        told = re.findall(r"(?:ct as|Figure:) (\w+)", " ".join(m["content"] for m in dialog))
+        return f"{told[-1]}: V." if told else "V."
+
+    heard = play(newest)
+    found = switched(WIDE, TOK, world, at=3, n=30, n_turns=5)
+    assert found.at == 3
+    assert found.new.obeyed.shape == (30, 5)
+    changed = [dialog for dialog in heard if len(dialog) == 5]
+    bare = {turn.request for turn in [*brief_maker(world).facts, *brief_maker(world).talk]}
+    assert [dialog for dialog in changed if dialog[4]["content"] in bare] == []
+    assert all(dialog[2]["content"] in bare for dialog in changed)
+    figures = [row for row in range(30) if found.old.obeyed[row, 0]]
+    assert len(figures) > 3
+    assert not found.new.obeyed[figures, :2].any()
+    assert found.new.obeyed[figures, 2].all()
+    assert not found.old.obeyed[figures, 2].any()
+    for at in (1, 6):
+        with pytest.raises(ValueError, match="the switch must come"):
+            switched(WIDE, TOK, world, at=at, n=2, n_turns=5)
+
+
+def test_cases_are_seeded_and_of_their_split():
+    world = make_world(0)
+    made = cases(world, 3, 20, split="held-out kinds", n_turns=6)
+    assert made == cases(world, 3, 20, split="held-out kinds", n_turns=6)
+    assert made != cases(world, 4, 20, split="held-out kinds", n_turns=6)
+    assert {item.kind for one in made for item in one.instructions} == {"format", "capitals"}
+    assert {len(one.turns) for one in made} == {6}
+    assert {len(one.instructions) for one in cases(world, 3, 20, combined=1.0)} == {2}
+    assert made[0].requests()[0].startswith(made[0].instructions[0].text)
+    assert made[0].requests()[1:] == [turn.request for turn in made[0].turns[1:]]
+
+
+def test_a_turn_that_a_dialog_does_not_have_is_refused(play):
+    play(obedient)
+    with pytest.raises(ValueError, match="turns must lie within 1 and 4"):
+        on_neutral_history(WIDE, TOK, [case(4)], turns=(5,))
+    assert np.array_equal(on_neutral_history(WIDE, TOK, [case(4)], turns=(2,)).obeyed,
+                          [[False, True, False, False]])  # fmt: skip
