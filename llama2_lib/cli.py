@@ -11,8 +11,10 @@ import tyro
 
 RecipeName = Literal["toy", "grid", "nano", "small"]
 ModelName = Literal[
-    "pretrain", "sft", "rejection_v1", "rejection_v2", "rejection_v3", "rejection_v4", "ppo"
-]
+    "pretrain", "sft", "rejection_v1", "rejection_v2", "rejection_v3", "rejection_v4", "ppo",
+    "safety", "safety_early", "red_team_v1", "red_team_v2", "red_team_v3", "red_team_v4",
+    "red_team_early_v1", "red_team_early_v2", "red_team_early_v3", "red_team_early_v4",
+]  # fmt: skip
 StageName = (
     Literal["tokenizer", "corpus"]
     | ModelName

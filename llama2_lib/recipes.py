@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.stages.corpus import CorpusConfig
 from llama2_lib.stages.pretrain import PretrainConfig
+from llama2_lib.stages.red_team import RedTeamConfig
 from llama2_lib.stages.rejection import RejectionConfig
 from llama2_lib.stages.reward import RewardConfig
 from llama2_lib.stages.reward_variant import RewardVariant
 from llama2_lib.stages.rollout import PpoConfig
+from llama2_lib.stages.safety import DistillationConfig
+from llama2_lib.stages.safety_data import SafetyData
 from llama2_lib.stages.sft import SftConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
 
@@ -31,8 +34,12 @@ class Recipe:
     safety: RewardConfig
     rejection: RejectionConfig
     ppo: PpoConfig
+    distillation: DistillationConfig
+    red_team: RedTeamConfig
     reward_model: RewardVariant | None = None
     """Of the stage `reward_model`, which no chain needs: claims compare its variants."""
+    safety_data: SafetyData | None = None
+    """The same of the stage `safety_data`."""
 
     def __post_init__(self) -> None:
         if self.model.vocab_size != self.tokenizer.vocab_size:
@@ -63,6 +70,8 @@ def nano(seed: int = 0) -> Recipe:
             n_prompts=800, n_samples=6, n_demonstrations=1000, steps=250, seed=seed
         ),
         ppo=PpoConfig(iterations=24, seed=seed),
+        distillation=DistillationConfig(n_prompts=400, seed=seed),
+        red_team=RedTeamConfig(seed=seed),
     )
 
 
@@ -103,6 +112,15 @@ def toy(seed: int = 0) -> Recipe:
             iterations=3, batch_size=8, minibatch_size=4, value_warmup=1, n_prompts=60,
             longest_prompt=64, n_held_out=10, max_new_tokens=12, eval_every=2, save_every=2,
             seed=seed,
+        ),
+        distillation=DistillationConfig(
+            n_prompts=12, n_heed=16, heed_steps=6, n_replay=6, n_demonstrations=6,
+            max_new_tokens=12, steps=8, batch_size=2, seq_len=128, peak_lr=1e-3, warmup=2,
+            eval_every=4, save_every=3, seed=seed,
+        ),
+        red_team=RedTeamConfig(
+            budget=24, batch_size=8, n_lessons=1, max_new_tokens=12, rows=2, seq_len=128,
+            warmup=2, eval_every=4, save_every=3, seed=seed,
         ),
     )  # fmt: skip
 
@@ -162,6 +180,15 @@ def small(seed: int = 0) -> Recipe:
         ppo=PpoConfig(
             iterations=100, batch_size=512, minibatch_size=64, lr=2e-5, n_prompts=20_000,
             n_held_out=400, seed=seed,
+        ),
+        distillation=DistillationConfig(
+            n_prompts=4000, n_heed=4000, heed_steps=200, heed_lr=3e-4, n_replay=4000,
+            n_demonstrations=2000, steps=400, batch_size=16, seq_len=1024, peak_lr=1e-4,
+            warmup=20, precision="bf16", eval_every=200, save_every=400, seed=seed,
+        ),
+        red_team=RedTeamConfig(
+            budget=2000, batch_size=200, rows=16, seq_len=1024, peak_lr=1e-4, warmup=5,
+            precision="bf16", seed=seed,
         ),
     )  # fmt: skip
 

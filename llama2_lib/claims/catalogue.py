@@ -11,8 +11,10 @@ from llama2_lib.claims import (
     finetuning,
     ppo,
     pretraining,
+    red_team,
     rejection,
     rewards,
+    safety,
 )
 from llama2_lib.claims.claim import Claim
 
@@ -41,6 +43,8 @@ CLAIMS = collect(
     rejection.CLAIMS,
     alignment.CLAIMS,
     ppo.CLAIMS,
+    safety.CLAIMS,
+    red_team.CLAIMS,
 )
 
 
