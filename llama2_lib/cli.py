@@ -178,7 +178,7 @@ def _show(command: Show) -> int:
             print(f"{part.name}.{setting.name} = {getattr(value, setting.name)}")
     print(f"weights = {recipe.model.n_parameters:,}")
     for stage in pipeline.STAGES:
-        if stage == "reward_model" and recipe.reward_model is None:
+        if stage in ("reward_model", "safety_data") and getattr(recipe, stage) is None:
             continue  # no chain needs it
         path = pipeline.artifact_path(stage, recipe)
         print(f"{stage:10s} {'there  ' if path.exists() else 'missing'} {path}")

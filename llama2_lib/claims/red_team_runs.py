@@ -34,7 +34,8 @@ RATIO = 0.5
 """Of the first gamma, below which the last one must fall. The paper's falls to a quarter."""
 NAMES = ("new", "old")
 FEWEST = 10
-"""Violations that the first round must find for claim 46: of fewer no fall can be seen."""
+"""Violations that the first round must find for claim 46, attacks that claims 47 and 48 need: of
+fewer nothing can be seen."""
 
 
 def rounds_recipe(recipe: Recipe, seed: int) -> Recipe:
@@ -111,6 +112,9 @@ def measure_attacks(recipe: Recipe, seed: int) -> Measurement:
     Keys: `violations/<version>/single`, `.../multi` and `.../<category>`, shares; of the judged
     version `gain/multi over single` and `gain/advice over <category>`, with `error/...`;
     `mark/<version>/<single or multi>`, mean gold mark, shown.
+
+    Raises:
+        CannotShow: Hardly an attack fits the context together with what is said before it.
     """
     world = make_world(recipe.corpus.world_seed)
     values: dict[str, float] = {}
@@ -123,6 +127,11 @@ def measure_attacks(recipe: Recipe, seed: int) -> Measurement:
         # a long attack may leave no room for an answer; then its short form is left out, too
         kept = {id(prompt) for prompt in multi}
         single = [s for s, m in zip(single, turned, strict=True) if id(m) in kept]
+        if len(single) < FEWEST:
+            raise CannotShow(
+                f"{FEWEST} attacks or more must leave room for an answer in both forms; "
+                f"{len(single)} do in a context of {model[0].config.max_seq_len} tokens"
+            )
         marks = {
             name: marks_of(*model, world, prompts, seed=seed, max_new_tokens=_room(recipe)).safety
             for name, prompts in (("single", single), ("multi", multi))

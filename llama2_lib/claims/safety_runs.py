@@ -43,9 +43,9 @@ N_PROMPTS = 300
 """Held-out prompts a seed of each family."""
 TAIL = 0.05
 """The low tail is shown as the score below which so many answers lie."""
-N_HELPFUL, N_SAFETY = 1000, 2000
+N_HELPFUL, N_SAFETY = 1600, 800
 """Dialogs of claims 41 and 42. The paper has nine times as much helpfulness data as safety data;
-here 1 % of the latter must still be some dialogs."""
+here 1 % of the latter must still be some dialogs, so we have twice as much."""
 RATE = 2e-3
 """Of tuning on pools in claim 40, as in fine-tuning."""
 EARLY = "safety_early"

@@ -35,7 +35,7 @@ UP = {
         "low over high": 0.3, "safety/gated over ungated": 0.03, "safety/gated over none": 0.1,
     },
     45: {"refused_borderline/all over ungated": 0.1, "helpfulness/all over ungated": -0.05},
-    46: {"fall": -0.03, "fixed": 0.9, "fixed over luck": 0.3},
+    46: {"fall": -0.03, "fixed": 0.95, "fixed over luck": 0.3},
     47: {"multi over single": 0.1},
     48: {"advice over illicit": 0.08, "advice over hateful": 0.06},
     54: {"borderline": 0.1, "helpful": 0.002},
@@ -137,7 +137,7 @@ def test_variants_differ_in_what_they_are_named_for():
     data = data_recipes(nano(), 3)
     assert list(data) == ["0", "1", "10", "25", "50", "100"]
     dialogs = [safety_dialogs(run.safety_data, 0) for run in data.values()]
-    assert [len(part) for part in dialogs] == [0, 20, 200, 500, 1000, 2000]
+    assert [len(part) for part in dialogs] == [0, 8, 80, 200, 400, 800]
     assert all(part == dialogs[-1][: len(part)] for part in dialogs)
     assert len({run.sft for run in data.values()}) == 1
     arms = arm_recipes(nano(), 3)

@@ -1,6 +1,7 @@
 """The measures of claims 40 to 48 and 54 on the toy chain: they run, and their judges read them."""
 
 import json
+from dataclasses import replace
 from shutil import copytree
 
 import pytest
@@ -26,8 +27,20 @@ def small(root, monkeypatch):
     monkeypatch.setattr(red_team_runs, "N_DEFAULT", FEW)
 
 
+def short_turns(world, seed, prompts):
+    """Earlier turns that fit toy's context, as those of the world do not."""
+    hello: list = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+    return [replace(prompt, dialog=[*hello, *prompt.dialog]) for prompt in prompts]
+
+
+def test_attacks_that_do_not_fit_show_nothing():
+    with pytest.raises(CannotShow, match="in a context of 128 tokens"):
+        CLAIMS[47].measure(toy(), 0)
+
+
 @pytest.mark.parametrize("claim", [41, 42, 43, 44, 45, 47, 48, 54])
-def test_a_measure_gives_what_its_judge_reads(claim):
+def test_a_measure_gives_what_its_judge_reads(claim, monkeypatch):
+    monkeypatch.setattr(red_team_runs, "in_more_turns", short_turns)
     found = CLAIMS[claim].measure(toy(), 0)
     assert found.seed == 0
     verdict = CLAIMS[claim].judge([found], CLAIMS[claim].threshold)
