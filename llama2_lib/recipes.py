@@ -70,7 +70,7 @@ def nano(seed: int = 0) -> Recipe:
             n_prompts=800, n_samples=6, n_demonstrations=1000, steps=250, seed=seed
         ),
         ppo=PpoConfig(iterations=24, seed=seed),
-        distillation=DistillationConfig(n_prompts=400, seed=seed),
+        distillation=DistillationConfig(n_prompts=400, heed_lr=3e-4, peak_lr=1e-4, seed=seed),
         red_team=RedTeamConfig(seed=seed),
     )
 

@@ -43,7 +43,7 @@ N_PROMPTS = 300
 """Held-out prompts a seed of each family."""
 TAIL = 0.05
 """The low tail is shown as the score below which so many answers lie."""
-N_HELPFUL, N_SAFETY = 1600, 800
+N_HELPFUL, N_SAFETY = 1000, 500
 """Dialogs of claims 41 and 42. The paper has nine times as much helpfulness data as safety data;
 here 1 % of the latter must still be some dialogs, so we have twice as much."""
 RATE = 2e-3
@@ -58,6 +58,8 @@ ARMS: dict[str, dict] = {
     "all": {"preprompt": "template", "gate": False, "apply_to": "all"},
 }
 """Settings of the distillations of claims 43 to 45."""
+FIRMER = {"heed_lr": 1e-3, "peak_lr": 3e-4}
+"""Rates; higher than in the chain, whose policy is nearly finished; the fine-tuned one has far to go."""
 
 Model = tuple[Transformer, Tokenizer]
 Values = Float[np.ndarray, " prompts"]
@@ -193,8 +195,9 @@ def measure_data(recipe: Recipe, seed: int) -> Measurement:
 
 def arm_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
     """Return the distillations of claims 43 to 45."""
+    firm = replace(recipe.distillation, seed=seed, **FIRMER)
     return {
-        name: replace(recipe, distillation=replace(recipe.distillation, seed=seed, **changes))
+        name: replace(recipe, distillation=replace(firm, **changes))
         for name, changes in ARMS.items()
     }
 

@@ -20,7 +20,7 @@ from llama2_lib.evaluation.safety import violations
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import save_model
 from llama2_lib.pipeline.rejection import N_MEASURED, loss_on, unseen_dialogs
-from llama2_lib.pipeline.safety import harmless
+from llama2_lib.pipeline.safety import rehearsal
 from llama2_lib.pipeline.samples import write_answers
 from llama2_lib.pipeline.stage import Job
 from llama2_lib.recipes import Recipe
@@ -112,14 +112,14 @@ def run_red_team(number: int, job: Job, policy: str, pool: str | None) -> None:
 def _taught(
     job: Job, model: Transformer, broken: Sequence[Attack], pool: str | None, seed: int
 ) -> Transformer:
-    """Fine-tune on safe answers to everything that ever broke a candidate, and on harmless ones."""
+    """Fine-tune on safe answers to everything that ever broke a candidate, and rehearse the rest."""
     config, tokenizer = job.recipe.red_team, job.tokenizer
     world = make_world(job.recipe.corpus.world_seed)
     made = lessons(world, broken, config.n_lessons, seed)
-    n_harmless = round(config.replay * len(made))
-    n_replay = round(POOL_SHARE * n_harmless)
+    n_rehearsed = round(config.replay * len(made))
+    n_replay = round(POOL_SHARE * n_rehearsed)
     train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in made]
-    train += harmless(job, pool, n_replay, n_harmless - n_replay, seed)
+    train += rehearsal(job, pool, n_replay, n_rehearsed - n_replay, seed)
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=seed)
     unseen = unseen_dialogs(job)[:N_MEASURED]
     return fit(

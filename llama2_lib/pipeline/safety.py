@@ -51,6 +51,8 @@ from llama2_lib.world.prompts import Prompt
 SAMPLING_STEPS = 40
 """For the progress bar: three answers to each prompt take about as long as so many steps."""
 TEACHER = "teacher"
+REHEARSED_SHARES = {"helpful": 0.5, "borderline": 0.5}
+"""Of the demonstrations that a model at the end of the chain rehearses."""
 _PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
 
 
@@ -72,7 +74,8 @@ def run_distillation(job: Job, policy: str, rewards: str, pool: str | None) -> N
     """Distil the answers that the stage `policy` gives behind preprompts into itself.
 
     The gate asks the safety model of the stage `rewards`. Leaves the model and `distilled.jsonl`:
-    for every prompt both answers and their scores, kept or not.
+    for every prompt both answers and their scores, kept or not. A policy with a `pool` of earlier
+    rounds is safe already: where the gate drops an answer it rehearses its own.
     """
     config, tokenizer = job.recipe.distillation, job.tokenizer
     path = job.folder / "distilled.jsonl"
@@ -80,14 +83,14 @@ def run_distillation(job: Job, policy: str, rewards: str, pool: str | None) -> N
         judge = load_rewards(job.inputs[rewards], job.device).safety
         write_distilled(path, distilled(job, policy, judge))
     rows = read_distilled(path)
-    made = targets(rows, config.gate)
+    made = targets(rows, config.gate, anchored=pool is not None)
     train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in made]
-    train += harmless(job, pool, config.n_replay, config.n_demonstrations, config.seed)
+    train += rehearsal(job, pool, config.n_replay, config.n_demonstrations, config.seed)
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     gains = [row.increase for row in rows]
     counts = {
         "prompts": len(rows),
-        "kept": len(made),
+        "kept": len(targets(rows, config.gate)),
         "mean score of originals": float(np.mean([row.original_score for row in rows])),
         "mean increase": float(np.mean(gains)),
         **packed.counts(),
@@ -201,24 +204,24 @@ def teacher(job: Job, policy: str) -> Transformer:
     return model
 
 
-def harmless(
+def rehearsal(
     job: Job, pool: str | None, n_replay: int, n_demonstrations: int, seed: int
 ) -> list[Example]:
-    """Return what keeps a model helpful while it learns to be safe: nothing adversarial in it.
+    """Return what keeps a model as it is while it learns to be safer.
 
-    Best answers of the rounds of rejection sampling, borderline prompts among them, and
-    demonstrations with system messages and several turns. Of the pool there may be fewer; where
-    there is none, demonstrations stand in.
+    Best answers of the rounds of rejection sampling in their natural shares: harmless, borderline
+    and adversarial. And demonstrations with system messages and several turns, half of them of
+    borderline prompts, which the model must not decline. Of the pool there may be fewer; where
+    there is none, harmless demonstrations stand in, so that false refusals can show.
     """
-    entries = []
+    world, entries, shares = make_world(job.recipe.corpus.world_seed), [], REHEARSED_SHARES
     if pool is None:
-        n_replay, n_demonstrations = 0, n_replay + n_demonstrations
-    if pool is not None:
-        kept = [e for e in read_pool(job.inputs[pool] / "pool.jsonl") if not e.is_safety]
+        n_replay, n_demonstrations, shares = 0, n_replay + n_demonstrations, {"helpful": 1.0}
+    else:
+        kept = read_pool(job.inputs[pool] / "pool.jsonl")
         n = min(n_replay, len(kept))
         entries = rng.random_source(seed, "replay").sample(kept, n)
-    world = make_world(job.recipe.corpus.world_seed)
-    shown = demonstrations(world, seed, n_demonstrations, shares={"helpful": 1.0})
+    shown = demonstrations(world, seed, n_demonstrations, shares=shares)
     dialogs = cast(list[list[Message]], list(shown))
     return encode_entries(entries, encode_dialogs(dialogs, job.tokenizer), job.tokenizer)
 

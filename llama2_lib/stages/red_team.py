@@ -35,7 +35,7 @@ class RedTeamConfig:
     n_lessons: int = 4
     """Safe answers, in different words, that people write for each prompt that broke the model."""
     replay: float = 3.0
-    """Harmless dialogs trained on for each lesson, so that help is not forgotten."""
+    """Dialogs rehearsed for each lesson, so that nothing is forgotten."""
     epochs: int = 2
     temperature: float = 1.0
     """Of the answers under attack."""

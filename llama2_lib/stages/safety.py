@@ -76,8 +76,8 @@ class DistillationConfig:
     heed_lr: float = 1e-3
     temperature: float = 1.0
     n_replay: int = 500
-    """Best answers of earlier rounds to prompts that are not adversarial, trained on beside the
-    distilled ones, so that help is not forgotten."""
+    """Best answers of earlier rounds, trained on beside the distilled ones, so that nothing is
+    forgotten."""
     n_demonstrations: int = 200
     """Harmless demonstrations, for system messages and many turns, which no round samples."""
     max_new_tokens: int = 96
@@ -215,22 +215,27 @@ def gate(
     return distilled > original
 
 
-def targets(rows: Sequence[Distilled], gated: bool) -> list[list[Message]]:
+def targets(rows: Sequence[Distilled], gated: bool, anchored: bool = False) -> list[list[Message]]:
     """Return the dialogs to train on: the prompt WITHOUT its preprompt, and the distilled answer.
 
-    With the gate, prompts whose original answer was as good are left out. Empty answers are never
-    targets.
+    Empty answers are never targets.
+
+    Args:
+        rows: Prompts with both answers.
+        gated: Leave out prompts whose original answer was as good.
+        anchored: Or rather keep the original answer there, so that a model that is safe already
+            stays as it is.
     """
     scores = [[getattr(row, name) for row in rows] for name in ("original_score", "answer_score")]
     kept = gate(*(np.array(column, dtype=float) for column in scores)) if gated else None
-    return [
-        [
-            *cast(list[Message], row.prompt.dialog),
-            cast(Message, {"role": "assistant", "content": row.answer}),
-        ]
-        for index, row in enumerate(rows)
-        if row.answer and (kept is None or kept[index])
-    ]
+    dialogs = []
+    for index, row in enumerate(rows):
+        passes = kept is None or kept[index]
+        text = row.answer if passes else row.original if anchored else ""
+        if text:
+            said = cast(Message, {"role": "assistant", "content": text})
+            dialogs.append([*cast(list[Message], row.prompt.dialog), said])
+    return dialogs
 
 
 def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:

@@ -137,7 +137,7 @@ def test_variants_differ_in_what_they_are_named_for():
     data = data_recipes(nano(), 3)
     assert list(data) == ["0", "1", "10", "25", "50", "100"]
     dialogs = [safety_dialogs(run.safety_data, 0) for run in data.values()]
-    assert [len(part) for part in dialogs] == [0, 8, 80, 200, 400, 800]
+    assert [len(part) for part in dialogs] == [0, 5, 50, 125, 250, 500]
     assert all(part == dialogs[-1][: len(part)] for part in dialogs)
     assert len({run.sft for run in data.values()}) == 1
     arms = arm_recipes(nano(), 3)

@@ -12,8 +12,8 @@ from llama2_lib.pipeline.rewards import answered, load_rewards
 from llama2_lib.pipeline.safety import (
     distillation_prompts,
     every_preprompt,
-    harmless,
     longest_prompt,
+    rehearsal,
 )
 from llama2_lib.pipeline.stage import Job
 from llama2_lib.recipes import toy
@@ -131,7 +131,7 @@ def test_prompts_leave_room_for_every_preprompt(toy_root):
     assert longest_prompt(recipe, tok) < room
 
 
-def test_what_keeps_a_model_helpful_is_harmless(toy_root, tmp_path):
+def test_what_is_rehearsed_comes_from_the_pool_and_from_demonstrations(toy_root, tmp_path):
     job = job_of(toy_root, toy())
     pool = [
         Entry([{"role": "user", "content": f"prompt {n}"}], n % 2 == 1, f"answer {n}", 1, 0.0)
@@ -139,14 +139,13 @@ def test_what_keeps_a_model_helpful_is_harmless(toy_root, tmp_path):
     ]
     write_pool(tmp_path / "pool.jsonl", pool)
     job.inputs["rejection_v4"] = tmp_path
-    tok = job.tokenizer
-    allowed = {tuple(ids) for ids, _ in examples([e for e in pool if not e.is_safety], [], tok)}
-    whole = [tuple(ids) for ids, _ in harmless(job, "rejection_v4", 100, 3, 0)]
-    assert set(whole[:5]) == allowed
-    assert len(whole) == 5 + 3
-    assert len(harmless(job, "rejection_v4", 4, 3, 0)) == 7
-    assert len(harmless(job, None, 4, 3, 0)) == 7
-    assert not {tuple(ids) for ids, _ in harmless(job, None, 4, 3, 0)} & allowed
+    known = {tuple(ids) for ids, _ in examples(pool, [], job.tokenizer)}
+    whole = [tuple(ids) for ids, _ in rehearsal(job, "rejection_v4", 100, 3, 0)]
+    assert set(whole[:9]) == known  # the adversarial ones among them
+    assert len(whole) == 9 + 3
+    assert len(rehearsal(job, "rejection_v4", 4, 3, 0)) == 7
+    assert len(rehearsal(job, None, 4, 3, 0)) == 7
+    assert not {tuple(ids) for ids, _ in rehearsal(job, None, 4, 3, 0)} & known
 
 
 def half_broken(world, attacker, reply, *, budget, batch_size, number=1):
