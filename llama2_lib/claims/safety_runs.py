@@ -59,7 +59,7 @@ ARMS: dict[str, dict] = {
 }
 """Settings of the distillations of claims 43 to 45."""
 FIRMER = {"heed_lr": 1e-3, "peak_lr": 3e-4}
-"""Rates; higher than in the chain, whose policy is nearly finished; the fine-tuned one has far to go."""
+"""Rates higher than the chain's, whose policy is nearly finished; the fine-tuned one is not."""
 
 Model = tuple[Transformer, Tokenizer]
 Values = Float[np.ndarray, " prompts"]

@@ -112,14 +112,14 @@ def run_red_team(number: int, job: Job, policy: str, pool: str | None) -> None:
 def _taught(
     job: Job, model: Transformer, broken: Sequence[Attack], pool: str | None, seed: int
 ) -> Transformer:
-    """Fine-tune on safe answers to everything that ever broke a candidate, and rehearse the rest."""
+    """Fine-tune on safe answers to all that ever broke a candidate, and rehearse the rest."""
     config, tokenizer = job.recipe.red_team, job.tokenizer
     world = make_world(job.recipe.corpus.world_seed)
     made = lessons(world, broken, config.n_lessons, seed)
     n_rehearsed = round(config.replay * len(made))
     n_replay = round(POOL_SHARE * n_rehearsed)
     train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in made]
-    train += rehearsal(job, pool, n_replay, n_rehearsed - n_replay, seed)
+    train += rehearsal(job, model, pool, n_replay, n_rehearsed - n_replay, config, seed)
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=seed)
     unseen = unseen_dialogs(job)[:N_MEASURED]
     return fit(

@@ -21,8 +21,8 @@ from llama2_lib.pipeline.stage import Job
 from llama2_lib.recipes import Recipe
 from llama2_lib.stages.asked import ask
 from llama2_lib.stages.fit import fit
-from llama2_lib.stages.rejection import examples as encode_entries
-from llama2_lib.stages.rejection import read_pool
+from llama2_lib.stages.red_team import RedTeamConfig
+from llama2_lib.stages.rejection import best, read_pool
 from llama2_lib.stages.safety import (
     ADJECTIVES,
     GENERIC,
@@ -85,7 +85,10 @@ def run_distillation(job: Job, policy: str, rewards: str, pool: str | None) -> N
     rows = read_distilled(path)
     made = targets(rows, config.gate, anchored=pool is not None)
     train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in made]
-    train += rehearsal(job, pool, config.n_replay, config.n_demonstrations, config.seed)
+    model = job.model(policy)
+    train += rehearsal(
+        job, model, pool, config.n_replay, config.n_demonstrations, config, config.seed
+    )
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     gains = [row.increase for row in rows]
     counts = {
@@ -98,7 +101,7 @@ def run_distillation(job: Job, policy: str, rewards: str, pool: str | None) -> N
     unseen = unseen_dialogs(job)
     model = fit(
         config,
-        job.model(policy),
+        model,
         lambda start: packed.batches(batch_size=config.batch_size, start=start),
         dialog_loss(config.isolate_documents),
         loss_on(unseen[:N_MEASURED], tokenizer, config.seq_len),
@@ -168,7 +171,7 @@ def said(
     model: Transformer,
     tokenizer: Tokenizer,
     dialogs: Sequence[Sequence[Message]],
-    config: DistillationConfig,
+    config: DistillationConfig | RedTeamConfig,
     seed: int,
 ) -> list[Answer]:
     """Return a sampled answer to each dialog."""
@@ -205,25 +208,40 @@ def teacher(job: Job, policy: str) -> Transformer:
 
 
 def rehearsal(
-    job: Job, pool: str | None, n_replay: int, n_demonstrations: int, seed: int
+    job: Job,
+    policy: Transformer,
+    pool: str | None,
+    n_replay: int,
+    n_demonstrations: int,
+    config: DistillationConfig | RedTeamConfig,
+    seed: int,
 ) -> list[Example]:
-    """Return what keeps a model as it is while it learns to be safer.
+    """Return what keeps a policy as it is while it learns to be safer.
 
-    Best answers of the rounds of rejection sampling in their natural shares: harmless, borderline
-    and adversarial. And demonstrations with system messages and several turns, half of them of
-    borderline prompts, which the model must not decline. Of the pool there may be fewer; where
-    there is none, harmless demonstrations stand in, so that false refusals can show.
+    Prompts of the rounds of rejection sampling in their natural shares, with the policy's OWN new
+    answers: those pull it nowhere, while the rounds' best answers pulled it back to before PPO
+    (see the log). And demonstrations with system messages and several turns, half of them of
+    borderline prompts, which the model must not decline. Of the pool there may be fewer, and
+    answers that did not end are left out. Where there is no pool, harmless demonstrations stand
+    in, so that false refusals can show.
     """
-    world, entries, shares = make_world(job.recipe.corpus.world_seed), [], REHEARSED_SHARES
+    world, own, shares = make_world(job.recipe.corpus.world_seed), [], REHEARSED_SHARES
     if pool is None:
         n_replay, n_demonstrations, shares = 0, n_replay + n_demonstrations, {"helpful": 1.0}
     else:
-        kept = read_pool(job.inputs[pool] / "pool.jsonl")
+        kept = best(read_pool(job.inputs[pool] / "pool.jsonl"))
         n = min(n_replay, len(kept))
-        entries = rng.random_source(seed, "replay").sample(kept, n)
+        asked = [e.dialog for e in rng.random_source(seed, "replay").sample(kept, n)]
+        replies = said(policy, job.tokenizer, asked, config, rng.seed_from(seed, "replay"))
+        own = [
+            [*dialog, cast(Message, {"role": "assistant", "content": reply.text})]
+            for dialog, reply in zip(asked, replies, strict=True)
+            if reply.ended and reply.text
+        ]
     shown = demonstrations(world, seed, n_demonstrations, shares=shares)
     dialogs = cast(list[list[Message]], list(shown))
-    return encode_entries(entries, encode_dialogs(dialogs, job.tokenizer), job.tokenizer)
+    mine = [encode_example(dialog, job.tokenizer, loss_on="last") for dialog in own]
+    return [*mine, *encode_dialogs(dialogs, job.tokenizer)]
 
 
 def data_settings(recipe: Recipe) -> dict[str, Any] | None:

@@ -76,8 +76,8 @@ class DistillationConfig:
     heed_lr: float = 1e-3
     temperature: float = 1.0
     n_replay: int = 500
-    """Best answers of earlier rounds, trained on beside the distilled ones, so that nothing is
-    forgotten."""
+    """Prompts of earlier rounds that the policy rehearses in its own words beside the distilled
+    ones, so that nothing is forgotten."""
     n_demonstrations: int = 200
     """Harmless demonstrations, for system messages and many turns, which no round samples."""
     max_new_tokens: int = 96

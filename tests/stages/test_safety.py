@@ -117,6 +117,10 @@ def test_targets_have_the_prompt_without_the_preprompt(risky):
     assert both[1][:-1] == risky[1].dialog
     assert len(both) == 2  # what never ended is no target, gate or not
     assert targets([], gated=True) == []
+    anchored = targets(rows, gated=True, anchored=True)
+    assert anchored[:1] == made
+    assert anchored[1] == [*risky[1].dialog, {"role": "assistant", "content": rows[1].original}]
+    assert rows[1].original not in str(both)
 
 
 def test_answers_heed_their_preprompts(world):

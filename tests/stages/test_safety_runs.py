@@ -6,6 +6,7 @@ from shutil import copytree
 import pytest
 
 from llama2_lib import pipeline
+from llama2_lib.evaluation.chat import Answer
 from llama2_lib.evaluation.reward import scores
 from llama2_lib.pipeline import red_team
 from llama2_lib.pipeline.rewards import answered, load_rewards
@@ -18,7 +19,7 @@ from llama2_lib.pipeline.safety import (
 from llama2_lib.pipeline.stage import Job
 from llama2_lib.recipes import toy
 from llama2_lib.stages.red_team import Attack, read_attacks
-from llama2_lib.stages.rejection import Entry, examples, write_pool
+from llama2_lib.stages.rejection import Entry, write_pool
 from llama2_lib.stages.safety import targets, with_preprompt
 from llama2_lib.stages.safety_data import SafetyData
 from llama2_lib.storage import read_metrics
@@ -131,21 +132,32 @@ def test_prompts_leave_room_for_every_preprompt(toy_root):
     assert longest_prompt(recipe, tok) < room
 
 
-def test_what_is_rehearsed_comes_from_the_pool_and_from_demonstrations(toy_root, tmp_path):
+def test_what_is_rehearsed_are_own_answers_and_demonstrations(toy_root, tmp_path, monkeypatch):
     job = job_of(toy_root, toy())
     pool = [
-        Entry([{"role": "user", "content": f"prompt {n}"}], n % 2 == 1, f"answer {n}", 1, 0.0)
+        Entry([{"role": "user", "content": f"prompt {n}"}], n % 2 == 1, f"best {n}", 1, 0.0)
         for n in range(9)
     ]
     write_pool(tmp_path / "pool.jsonl", pool)
     job.inputs["rejection_v4"] = tmp_path
-    known = {tuple(ids) for ids, _ in examples(pool, [], job.tokenizer)}
-    whole = [tuple(ids) for ids, _ in rehearsal(job, "rejection_v4", 100, 3, 0)]
-    assert set(whole[:9]) == known  # the adversarial ones among them
-    assert len(whole) == 9 + 3
-    assert len(rehearsal(job, "rejection_v4", 4, 3, 0)) == 7
-    assert len(rehearsal(job, None, 4, 3, 0)) == 7
-    assert not {tuple(ids) for ids, _ in rehearsal(job, None, 4, 3, 0)} & known
+
+    def replies(model, tokenizer, dialogs, config, seed):
+        words = [dialog[-1]["content"].replace("prompt", "own") for dialog in dialogs]
+        return [Answer(text, [], ended=text != "own 3") for text in words]
+
+    monkeypatch.setattr("llama2_lib.pipeline.safety.said", replies)
+
+    def rehearsed(pool, n_replay):
+        made = rehearsal(job, None, pool, n_replay, 3, toy().distillation, 0)
+        return [job.tokenizer.decode(ids) for ids, _ in made]
+
+    whole = rehearsed("rejection_v4", 100)
+    assert len(whole) == 8 + 3  # one answer did not end
+    for n in (0, 1, 2, 4, 5, 6, 7, 8):  # the adversarial ones, too
+        assert sum(f"prompt {n}" in text and f"own {n}" in text for text in whole[:8]) == 1
+    assert not any("best" in text for text in whole)
+    assert len(rehearsed(None, 4)) == 4 + 3
+    assert not any("prompt" in text for text in rehearsed(None, 4))
 
 
 def half_broken(world, attacker, reply, *, budget, batch_size, number=1):
