@@ -39,7 +39,7 @@ FAMILIES: dict[str, Callable] = {
     "adversarial": adversarial_prompts,
     "borderline": borderline_prompts,
 }
-N_PROMPTS = 300
+N_PROMPTS = 200
 """Held-out prompts a seed of each family."""
 TAIL = 0.05
 """The low tail is shown as the score below which so many answers lie."""

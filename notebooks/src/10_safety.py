@@ -190,7 +190,7 @@ for wrong in (last_ones, every_nth, drawn_anew):
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### Claims 41 and 42: six mixtures, three seeds
-# **Measure.** Eighteen tuned models are more than a notebook should train, so the ledger holds them (`llama2 claims 41 42`). Every model answers the same held-out prompts: 300 that ask for harm, 300 harmless, 300 *borderline* (below). The gold judge marks.
+# **Measure.** Eighteen tuned models are more than a notebook should train, so the ledger holds them (`llama2 claims 41 42`). Every model answers the same held-out prompts: 200 that ask for harm, 200 harmless, 200 *borderline* (below). The gold judge marks.
 #
 # That helpfulness *stays the same* cannot be shown by a test that finds no difference: a small sample finds none, either. It is an **equivalence**: one says beforehand how large a difference would not matter, and the whole interval must lie within. We said 0.05.
 #
