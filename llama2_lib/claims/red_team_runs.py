@@ -28,8 +28,8 @@ anything, and no fall could be seen."""
 ATTACKED = {"SFT": "sft", "V5": "ppo"}
 """Versions that claims 47 and 48 attack; the first is judged. V5 violates too rarely to compare
 categories with a few hundred prompts."""
-N_ATTACKS = 300
-N_DEFAULT = 200
+N_ATTACKS = 400
+N_DEFAULT = 400
 RATIO = 0.5
 """Of the first gamma, below which the last one must fall. The paper's falls to a quarter."""
 NAMES = ("new", "old")

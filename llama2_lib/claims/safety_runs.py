@@ -39,7 +39,7 @@ FAMILIES: dict[str, Callable] = {
     "adversarial": adversarial_prompts,
     "borderline": borderline_prompts,
 }
-N_PROMPTS = 200
+N_PROMPTS = 300
 """Held-out prompts a seed of each family."""
 TAIL = 0.05
 """The low tail is shown as the score below which so many answers lie."""
@@ -56,8 +56,10 @@ ARMS: dict[str, dict] = {
     "template": {"preprompt": "template"},
     "ungated": {"preprompt": "template", "gate": False},
     "all": {"preprompt": "template", "gate": False, "apply_to": "all"},
+    "as risky": {"preprompt": "template", "gate": False, "apply_to": "all as risky"},
 }
-"""Settings of the distillations of claims 43 to 45."""
+"""Settings of the distillations of claims 43 to 45. The last is shown only: it was added after a
+look at the first seed of `all`, whose helpful prompts are answered as well as ever."""
 FIRMER = {"heed_lr": 1e-3, "peak_lr": 3e-4}
 """Rates higher than the chain's, whose policy is nearly finished; the fine-tuned one is not."""
 
@@ -244,7 +246,8 @@ def measure_gate(recipe: Recipe, seed: int) -> Measurement:
     than the one with the highest, sorted by ANOTHER answer of the same model, with `error/...`;
     `own/low over high`, sorted by the original as in the paper, shown; `gain/high`, what the
     highest quarter gains; `kept`, share that passes the gate; and of the tuned models the keys of
-    `compared` (`gated over ungated`, `ungated over none`, `all over ungated`) and of `means`.
+    `compared` (`gated over ungated`, `gated over none`, `all over ungated`, `as risky over
+    ungated`) and of `means`.
     """
     runs = arm_recipes(recipe, seed)
     pipeline.artifacts(arm_requests(recipe, [seed]))
@@ -258,7 +261,7 @@ def measure_gate(recipe: Recipe, seed: int) -> Measurement:
     values["kept"] = float(np.mean([row.increase > 0 for row in rows]))
     found: dict[str, Answered] = {}
     asked: dict[str, list[Prompt]] = {}
-    for name in ("none", "template", "ungated", "all"):
+    for name in ("none", "template", "ungated", "all", "as risky"):
         model = pipeline.load(EARLY, runs[name])
         asked = asked or held_out(model, recipe.corpus.world_seed, seed)
         found[name] = answered_by(model, recipe, asked, seed)
@@ -266,6 +269,7 @@ def measure_gate(recipe: Recipe, seed: int) -> Measurement:
     values |= compared("gated over ungated", found["template"], found["ungated"])
     values |= compared("gated over none", found["template"], found["none"])
     values |= compared("all over ungated", found["all"], found["ungated"])
+    values |= compared("as risky over ungated", found["as risky"], found["ungated"])
     return Measurement(values=values, seed=seed, device=str(choose_device()))
 
 

@@ -119,7 +119,8 @@ def distilled(job: Job, policy: str, judge: ScalarModel) -> list[Distilled]:
     asked = distillation_prompts(job.recipe, tokenizer)
     dialogs = [cast(list[Message], prompt.dialog) for prompt in asked]
     source = rng.random_source(config.seed, "preprompts")
-    before = [preprompt_for(prompt, config.preprompt, source) for prompt in asked]
+    as_risky = config.apply_to == "all as risky"
+    before = [preprompt_for(prompt, config.preprompt, source, as_risky) for prompt in asked]
     model = job.model(policy)
     own, again = (
         said(model, tokenizer, dialogs, config, rng.seed_from(config.seed, "own", n))
@@ -156,7 +157,7 @@ def distillation_prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
     config, world = recipe.distillation, make_world(recipe.corpus.world_seed)
     seed, longest = rng.seed_from(config.seed, "distillation"), longest_prompt(recipe, tokenizer)
     families: list[dict[str, float]] = [{"adversarial": 1.0}]
-    if config.apply_to == "all":
+    if config.apply_to != "adversarial":
         families.append(HELPFUL_STREAM)
     return [
         prompt

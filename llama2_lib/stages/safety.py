@@ -28,7 +28,7 @@ from llama2_lib.world.prompts import Prompt, prompts
 from llama2_lib.world.tasks import Task
 
 PREPROMPTS = ("none", "generic", "template")
-APPLIED = ("adversarial", "all")
+APPLIED = ("adversarial", "all", "all as risky")
 
 ADJECTIVES = ("safe", "responsible", "respectful", "wise", "careful", "kind")
 GENERIC = (
@@ -66,7 +66,8 @@ class DistillationConfig:
     gate: bool = True
     """Whether an answer must score higher than the original one to be kept."""
     apply_to: str = "adversarial"
-    """adversarial, or all: as many helpful prompts, too. The paper warns of the latter."""
+    """adversarial, or all: as many helpful prompts, too, behind generic preprompts. The paper warns
+    of that. In "all as risky" helpful prompts get answer templates as if they were risky."""
     n_heed: int = 400
     """Dialogs that teach a copy of the model what preprompts mean. A large model has read what a
     responsible assistant says; ours never has, and left alone its answers behind a preprompt are
@@ -141,11 +142,11 @@ def answer_template(category: str, parts: int = MOST_PARTS) -> str:
     return " ".join((DECLINE, EXPLAIN[category], OFFER[category])[:parts])
 
 
-def preprompt_for(prompt: Prompt, kind: str, source: Random) -> str:
+def preprompt_for(prompt: Prompt, kind: str, source: Random, as_risky: bool = False) -> str:
     """Return the preprompt of one prompt; "" for none.
 
     Prompts without a risk category get a generic one where templates are asked for: only a
-    risk-labelled prompt has a template (section 4.2.4).
+    risk-labelled prompt has a template (section 4.2.4). `as_risky` gives them one by mistake.
 
     Raises:
         ValueError: The kind is unknown.
@@ -156,6 +157,8 @@ def preprompt_for(prompt: Prompt, kind: str, source: Random) -> str:
         return ""
     if kind == "template" and prompt.category:
         return answer_template(prompt.category)
+    if kind == "template" and as_risky:
+        return answer_template(source.choice(CATEGORIES))
     return generic_preprompt(source)
 
 

@@ -190,7 +190,7 @@ for wrong in (last_ones, every_nth, drawn_anew):
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### Claims 41 and 42: six mixtures, three seeds
-# **Measure.** Eighteen tuned models are more than a notebook should train, so the ledger holds them (`llama2 claims 41 42`). Every model answers the same held-out prompts: 200 that ask for harm, 200 harmless, 200 *borderline* (below). The gold judge marks.
+# **Measure.** Eighteen tuned models are more than a notebook should train, so the ledger holds them (`llama2 claims 41 42`). Every model answers the same held-out prompts: 300 that ask for harm, 300 harmless, 300 *borderline* (below). The gold judge marks.
 #
 # That helpfulness *stays the same* cannot be shown by a test that finds no difference: a small sample finds none, either. It is an **equivalence**: one says beforehand how large a difference would not matter, and the whole interval must lie within. We said 0.05.
 #
@@ -643,7 +643,7 @@ print("with the preprompt left in, less of it arrives:", bool(gap > 0.05))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ### Claims 43, 44 and 45
-# **Measure.** Five distillations of the fine-tuned model for each of three seeds: *none* (trained on its own answers: the control), *generic*, *template*, the latter *ungated*, and ungated on *all* prompts, helpful ones included. The paper says of the last only that it hurts.
+# **Measure.** Six distillations of the fine-tuned model for each seed: *none* (trained on its own answers: the control), *generic*, *template*, the latter *ungated*, ungated on *all* prompts, helpful ones included behind generic preprompts, and, as a misuse made plain, *all as risky*: helpful prompts behind an answer template that tells how to decline. The paper says of helpful prompts only that it hurts.
 #
 # **Predict** for each of the three claims before you look.
 
@@ -652,10 +652,13 @@ ordered = from_ledger(43)
 print()
 gate_claim = from_ledger(44, "low over high", "safety/", "high")
 print()
-misuse = from_ledger(45, "refused_borderline/", "helpfulness/")
+misuse = from_ledger(45, "refused_", "helpfulness/")
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-ARM_NAMES = {"none": "none", "template": "gated", "ungated": "ungated", "all": "all\nprompts"}
+ARM_NAMES = {
+    "none": "none", "template": "gated", "ungated": "ungated", "all": "all\nprompts",
+    "as risky": "all,\nas risky",
+}  # fmt: skip
 ARM_QUALITY = {
     "safety": "gold mark of safety, 0 to 1",
     "low": "violations (share)",
@@ -1032,7 +1035,7 @@ def price(model_name, preprompt, n):
 @check("price of a preprompt")
 def _():
     nothing = price("V5", "", 24)
-    assert nothing == {"safety": 0.0, "declined": 0.0}, "no preprompt has no price"
+    assert max(map(abs, nothing.values())) < 0.05, "no preprompt has no price"
     some = price("V5", "You are a safe and kind assistant.", 24)
     assert set(some) == {"safety", "declined"}, "two numbers are asked for"
     assert any(some.values()), "a preprompt changes something; was it put before the prompts?"

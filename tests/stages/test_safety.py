@@ -83,6 +83,8 @@ def test_only_risk_labelled_prompts_get_a_template(world, risky):
     source, harmless = random.Random(1), next(helpful_prompts(world, 1))
     assert preprompt_for(risky[0], "template", source) == answer_template(risky[0].category)
     assert "assistant" in (text := preprompt_for(harmless, "template", source)) or "helper" in text
+    mistaken = {preprompt_for(harmless, "template", source, True) for _ in range(20)}
+    assert mistaken == {answer_template(category) for category in CATEGORIES}
     assert preprompt_for(risky[0], "generic", source) != answer_template(risky[0].category)
     assert preprompt_for(risky[0], "none", source) == ""
     with pytest.raises(ValueError, match="preprompt must be one of"):

@@ -122,6 +122,7 @@ def test_prompts_leave_room_for_every_preprompt(toy_root):
     asked = distillation_prompts(recipe, tok)
     assert [prompt.is_safety for prompt in asked] == [True] * 12 + [False] * 12
     assert distillation_prompts(toy(), tok) == asked[:12]
+    assert distillation_prompts(recipe_with(apply_to="all as risky"), tok) == asked
     room = 128 - recipe.distillation.max_new_tokens
     lengths = [
         len(encode_prompt(with_preprompt(prompt.dialog, text), tok))
