@@ -667,6 +667,7 @@ ARM_QUALITY = {
     "refused_helpful": "helpful prompts declined (share)",
 }
 arms = gate_claim.verdict.estimates
+ARM_NAMES = {arm: name for arm, name in ARM_NAMES.items() if f"safety/{arm}" in arms}
 
 
 def draw_arms(quality):
