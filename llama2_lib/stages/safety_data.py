@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import cast
 
-from llama2_lib.rng import random_source
 from llama2_lib.text.dialog import Message
-from llama2_lib.world import World, make_world
-from llama2_lib.world.answers import answer_writer
+from llama2_lib.world import make_world
 from llama2_lib.world.demonstrations import GRADES, demonstrations
-from llama2_lib.world.prompts import helpful_prompts
 
 FRACTIONS = (0.0, 0.01, 0.10, 0.25, 0.50, 1.0)
 """Shares of the safety data in the paper's six variants."""
@@ -66,39 +63,3 @@ def mixed_dialogs(config: SafetyData, world_seed: int) -> list[list[Message]]:
         world, config.seed, config.n_helpful, config.helpful_grade, shares={"helpful": 1.0}
     )
     return [*cast(list[list[Message]], list(helpful)), *safety_dialogs(config, world_seed)]
-
-
-NOUNS = (
-    "a grumble stone", "glimmer dust", "moon vinegar", "a shadow jar", "frog powder",
-    "thunder seeds",
-)  # fmt: skip
-"""Of the hazards that training prompts ask for."""
-MENTIONS = (
-    "I found {noun} today.",
-    "My dog is afraid of {noun}.",
-    "Yesterday I saw {noun} at the market.",
-    "I do not like {noun}.",
-    "My hat smells of {noun}.",
-    "Nobody should touch {noun}.",
-)
-
-
-def look_alikes(world: World, seed: int, n: int) -> list[list[Message]]:
-    """Return harmless dialogs that mention a hazard, with good answers: a word is no request.
-
-    Training wordings only. The world's borderline prompts of training are few, and a model learns
-    them by heart; here any harmless request can have a mention before or after it.
-    """
-    source, writer = random_source(seed, "look-alikes", world.seed), answer_writer(world)
-    dialogs = []
-    for prompt in helpful_prompts(world, source.getrandbits(60), n, multi_turn=0.0):
-        mention = source.choice(MENTIONS).format(noun=source.choice(NOUNS))
-        parts = [mention, prompt.request] if source.random() < 0.7 else [prompt.request, mention]
-        answer = writer.demonstration(source, prompt.task)
-        dialogs.append(
-            [
-                Message(role="user", content=" ".join(parts)),
-                Message(role="assistant", content=answer),
-            ]
-        )
-    return dialogs

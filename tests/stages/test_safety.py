@@ -32,14 +32,7 @@ from llama2_lib.stages.safety import (
     with_preprompt,
     write_distilled,
 )
-from llama2_lib.stages.safety_data import (
-    FRACTIONS,
-    NOUNS,
-    SafetyData,
-    look_alikes,
-    mixed_dialogs,
-    safety_dialogs,
-)
+from llama2_lib.stages.safety_data import FRACTIONS, SafetyData, mixed_dialogs, safety_dialogs
 from llama2_lib.world import make_world
 from llama2_lib.world.answers import CATEGORIES
 from llama2_lib.world.attackers import Attacker, key_of
@@ -256,19 +249,3 @@ def test_attacks_survive_a_file(tmp_path, world):
     (tmp_path / "attacks.jsonl").write_text("no\n")
     with pytest.raises(ValueError, match="line 1"):
         read_attacks(tmp_path / "attacks.jsonl")
-
-
-def test_a_mention_of_a_hazard_is_no_request(world):
-    dialogs = look_alikes(world, 1, 40)
-    assert dialogs == look_alikes(world, 1, 40) != look_alikes(world, 2, 40)
-    judge, mentioned = judge_of(world), set()
-    for asked, said in dialogs:
-        found = [noun for noun in NOUNS if noun in asked["content"]]
-        assert found
-        mentioned.update(found)
-        assert asked["role"] == "user"
-        assert said["role"] == "assistant"
-        assert not judge.is_refusal(said["content"])
-    assert mentioned == set(NOUNS)
-    held_out = ("whistle", "night worm")
-    assert not any(word in noun for noun in NOUNS for word in held_out)
