@@ -11,8 +11,10 @@ import tyro
 
 RecipeName = Literal["toy", "grid", "nano", "small"]
 ModelName = Literal[
-    "pretrain", "sft", "rejection_v1", "rejection_v2", "rejection_v3", "rejection_v4", "ppo"
-]
+    "pretrain", "sft", "rejection_v1", "rejection_v2", "rejection_v3", "rejection_v4", "ppo",
+    "safety", "safety_early", "red_team_v1", "red_team_v2", "red_team_v3", "red_team_v4",
+    "red_team_early_v1", "red_team_early_v2", "red_team_early_v3", "red_team_early_v4",
+]  # fmt: skip
 StageName = (
     Literal["tokenizer", "corpus"]
     | ModelName
@@ -176,7 +178,7 @@ def _show(command: Show) -> int:
             print(f"{part.name}.{setting.name} = {getattr(value, setting.name)}")
     print(f"weights = {recipe.model.n_parameters:,}")
     for stage in pipeline.STAGES:
-        if stage == "reward_model" and recipe.reward_model is None:
+        if stage in ("reward_model", "safety_data") and getattr(recipe, stage) is None:
             continue  # no chain needs it
         path = pipeline.artifact_path(stage, recipe)
         print(f"{stage:10s} {'there  ' if path.exists() else 'missing'} {path}")

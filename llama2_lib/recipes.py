@@ -11,10 +11,13 @@ from llama2_lib.stages.corpus import CorpusConfig
 from llama2_lib.stages.ghost_attention import GhostAttentionConfig
 from llama2_lib.stages.instructed import InstructedConfig
 from llama2_lib.stages.pretrain import PretrainConfig
+from llama2_lib.stages.red_team import RedTeamConfig
 from llama2_lib.stages.rejection import RejectionConfig
 from llama2_lib.stages.reward import RewardConfig
 from llama2_lib.stages.reward_variant import RewardVariant
 from llama2_lib.stages.rollout import PpoConfig
+from llama2_lib.stages.safety import DistillationConfig
+from llama2_lib.stages.safety_data import SafetyData
 from llama2_lib.stages.sft import SftConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
 
@@ -35,8 +38,12 @@ class Recipe:
     ppo: PpoConfig
     instructed: InstructedConfig
     ghost_attention: GhostAttentionConfig
+    distillation: DistillationConfig
+    red_team: RedTeamConfig
     reward_model: RewardVariant | None = None
     """Of the stage `reward_model`, which no chain needs: claims compare its variants."""
+    safety_data: SafetyData | None = None
+    """The same of the stage `safety_data`."""
 
     def __post_init__(self) -> None:
         if self.model.vocab_size != self.tokenizer.vocab_size:
@@ -73,6 +80,8 @@ def nano(seed: int = 0) -> Recipe:
         ghost_attention=GhostAttentionConfig(
             n_dialogs=1200, n_rehearsed=1000, batch_size=2, peak_lr=2e-3, seed=seed
         ),
+        distillation=DistillationConfig(n_prompts=400, heed_lr=3e-4, peak_lr=1e-4, seed=seed),
+        red_team=RedTeamConfig(seed=seed),
     )
 
 
@@ -122,6 +131,15 @@ def toy(seed: int = 0) -> Recipe:
             n_dialogs=24, most_turns=3, n_demonstrations=10, n_rehearsed=10, n_validation=4,
             only_obeying=False, max_new_tokens=12, batch_size=2, seq_len=128, warmup=2,
             eval_every=4, save_every=3, seed=seed,
+        ),
+        distillation=DistillationConfig(
+            n_prompts=12, n_heed=16, heed_steps=6, n_replay=6, n_demonstrations=6,
+            max_new_tokens=12, steps=8, batch_size=2, seq_len=128, peak_lr=1e-3, warmup=2,
+            eval_every=4, save_every=3, seed=seed,
+        ),
+        red_team=RedTeamConfig(
+            budget=24, batch_size=8, n_lessons=1, max_new_tokens=12, rows=2, seq_len=128,
+            warmup=2, eval_every=4, save_every=3, seed=seed,
         ),
     )  # fmt: skip
 
@@ -189,6 +207,15 @@ def small(seed: int = 0) -> Recipe:
         ghost_attention=GhostAttentionConfig(
             n_dialogs=8000, n_samples=4, n_demonstrations=4000, n_rehearsed=8000, batch_size=16,
             seq_len=1024, peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
+        ),
+        distillation=DistillationConfig(
+            n_prompts=4000, n_heed=4000, heed_steps=200, heed_lr=3e-4, n_replay=4000,
+            n_demonstrations=2000, steps=400, batch_size=16, seq_len=1024, peak_lr=1e-4,
+            warmup=20, precision="bf16", eval_every=200, save_every=400, seed=seed,
+        ),
+        red_team=RedTeamConfig(
+            budget=2000, batch_size=200, rows=16, seq_len=1024, peak_lr=1e-4, warmup=5,
+            precision="bf16", seed=seed,
         ),
     )  # fmt: skip
 

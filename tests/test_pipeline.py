@@ -23,9 +23,12 @@ ROOT = Path(__file__).parents[1]
 REWARDS = {f"rewards_v{number}" for number in range(1, 6)}
 REJECTION = {f"rejection_v{number}" for number in range(1, 5)}
 GHOST = {"instructed", "ghost_attention"}
-ALIGNED = REWARDS | REJECTION | {"ppo"} | GHOST
-TUNED = {"sft", "reward_model"} | ALIGNED
-MODEL = {"pretrain"} | TUNED
+RED_TEAM = {f"red_team_v{number}" for number in range(1, 5)}
+RED_TEAM_EARLY = {f"red_team_early_v{number}" for number in range(1, 5)}
+SAFE = {"safety"} | RED_TEAM
+ALIGNED = REWARDS | REJECTION | {"ppo", "safety_early"} | SAFE | GHOST
+TUNED = {"sft", "reward_model"} | ALIGNED | RED_TEAM_EARLY
+MODEL = {"pretrain", "safety_data"} | TUNED
 ALL = {"tokenizer", "corpus"} | MODEL
 
 
@@ -82,7 +85,7 @@ CHANGES = {
         "batch_size": (5, TUNED),
         "seq_len": (65, TUNED),
         "n_validation": (13, TUNED),
-        "grade": ("noisy", TUNED),
+        "grade": ("noisy", TUNED | {"safety_data"}),
         "epochs": (3, TUNED),
         "peak_lr": (4e-3, TUNED),
         "warmup": (4, TUNED),
@@ -98,12 +101,13 @@ CHANGES = {
     },
 }
 # The first round's reward models come before any rejection sampling.
-AFTER_REWARDS = ALIGNED - {"rewards_v1"}
+AFTER_REWARDS = ALIGNED - {"rewards_v1", "safety_early"}
 OTHER_VALUE = {
     "precision": "bf16", "compile": True, "select": "random", "keep": "last round",
     "margin": "large", "whiten_by": "batch", "isolate_documents": False, "value_clip": 0.2,
     "batch_size": 12, "minibatch_size": 2, "temperatures": (0.5,), "stream": None,
     "reading": "B", "loss_on": "all", "only_obeying": True,
+    "preprompt": "generic", "apply_to": "all", "gate": False,
 }  # fmt: skip
 
 
@@ -124,9 +128,11 @@ CHANGES |= {
     "helpfulness": _all_settings("helpfulness", ALIGNED),
     "safety": _all_settings("safety", ALIGNED),
     "rejection": _all_settings("rejection", AFTER_REWARDS),
-    "ppo": _all_settings("ppo", {"ppo"} | GHOST),
+    "ppo": _all_settings("ppo", {"ppo"} | SAFE | GHOST),
     "instructed": _all_settings("instructed", GHOST),
     "ghost_attention": _all_settings("ghost_attention", {"ghost_attention"}),
+    "distillation": _all_settings("distillation", {"safety_early"} | SAFE),
+    "red_team": _all_settings("red_team", RED_TEAM | RED_TEAM_EARLY),
 }
 CASES = [(part, name) for part, settings in CHANGES.items() for name in settings]
 
@@ -204,7 +210,7 @@ def test_an_edited_word_of_the_chat_changes_the_tuning_only(tmp_path, monkeypatc
     path = sorted((lexicon / "chat").glob("*.txt"))[0]
     path.write_text(path.read_text() + "# a remark\n")
     after = prints(toy())
-    assert {stage for stage in ALL if before[stage] != after[stage]} == TUNED
+    assert {stage for stage in ALL if before[stage] != after[stage]} == TUNED | {"safety_data"}
 
 
 def test_another_writer_of_dialogs_changes_the_tuning_only(monkeypatch):
@@ -213,7 +219,7 @@ def test_another_writer_of_dialogs_changes_the_tuning_only(monkeypatch):
     assert prints(toy()) == before
     monkeypatch.setattr(world_text, "training_dialogs", lambda config, seed: [["another dialog"]])
     after = prints(toy())
-    assert {stage for stage in ALL if before[stage] != after[stage]} == TUNED
+    assert {stage for stage in ALL if before[stage] != after[stage]} == TUNED | {"safety_data"}
 
 
 def test_another_writer_of_the_world_changes_all(monkeypatch):

@@ -12,8 +12,10 @@ from llama2_lib.claims import (
     ghost_attention,
     ppo,
     pretraining,
+    red_team,
     rejection,
     rewards,
+    safety,
 )
 from llama2_lib.claims.claim import Claim
 from llama2_lib.claims.rewards_arms import shown_requests
@@ -44,6 +46,8 @@ CLAIMS = collect(
     alignment.CLAIMS,
     ppo.CLAIMS,
     ghost_attention.CLAIMS,
+    safety.CLAIMS,
+    red_team.CLAIMS,
 )
 
 

@@ -13,12 +13,23 @@ from llama2_lib.pipeline.build import (
     missing,
     recall,
 )
-from llama2_lib.pipeline.graph import ROUNDS, STAGES, Job, Stage, fingerprint, fingerprints
+from llama2_lib.pipeline.graph import (
+    RED_TEAM_ROUNDS,
+    ROUNDS,
+    STAGES,
+    Job,
+    Stage,
+    fingerprint,
+    fingerprints,
+)
+from llama2_lib.pipeline.red_team import round_summary
 from llama2_lib.pipeline.reward_model import HeldOut, held_out_of, held_out_scores
 from llama2_lib.pipeline.rewards import load_rewards
+from llama2_lib.pipeline.safety import distilled_rows
 from llama2_lib.pipeline.samples import write_samples
 
 __all__ = [
+    "RED_TEAM_ROUNDS",
     "ROUNDS",
     "STAGES",
     "HeldOut",
@@ -28,6 +39,7 @@ __all__ = [
     "artifact_path",
     "artifact_root",
     "artifacts",
+    "distilled_rows",
     "fingerprint",
     "fingerprints",
     "held_out_of",
@@ -36,5 +48,6 @@ __all__ = [
     "load_rewards",
     "missing",
     "recall",
+    "round_summary",
     "write_samples",
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 
 from llama2_lib import storage
-from llama2_lib.pipeline import foundation, ghost_attention, reward_model
+from llama2_lib.pipeline import foundation, ghost_attention, red_team, reward_model, safety
 from llama2_lib.pipeline.ppo import ITERATION_STEPS, run_ppo
 from llama2_lib.pipeline.rejection import SAMPLING_STEPS, run_rejection
 from llama2_lib.pipeline.rewards import run_rewards
@@ -18,10 +18,21 @@ from llama2_lib.stages import tokenizer as tokenizer_stage
 from llama2_lib.stages.reward import estimated_steps as reward_steps
 from llama2_lib.stages.sft import estimated_steps as sft_steps
 
-__all__ = ["ROUNDS", "STAGES", "Job", "Stage", "fingerprint", "fingerprints", "policy_before"]
+__all__ = [
+    "RED_TEAM_ROUNDS",
+    "ROUNDS",
+    "STAGES",
+    "Job",
+    "Stage",
+    "fingerprint",
+    "fingerprints",
+    "policy_before",
+]
 
 ROUNDS = 4
 """Rounds of rejection sampling before PPO: V1 to V4 (paper section 3.2.3)."""
+RED_TEAM_ROUNDS = 4
+"""Rounds of red-teaming after safety context distillation (paper section 4.3)."""
 
 
 def policy_before(number: int) -> str:
@@ -61,6 +72,38 @@ def _rejection(number: int) -> Stage:
         },
         work=lambda r: r.rejection.steps + SAMPLING_STEPS,
         run=lambda job: run_rejection(number, job, previous, rewards),
+    )
+
+
+def _distillation(policy: str, rewards: str, pool: str | None) -> Stage:
+    """Distil safe answers into the model of the stage `policy`."""
+    inputs = ("tokenizer", policy, rewards, *([pool] if pool else []))
+    return Stage(
+        version=1,
+        inputs=inputs,
+        settings=lambda r: {
+            "distillation": dataclasses.asdict(r.distillation),
+            "preprompts": safety.every_preprompt(),
+            "world": preference_settings(r.corpus.world_seed),
+            "demonstrations": dialog_settings(r.sft, r.corpus.world_seed),
+        },
+        work=lambda r: r.distillation.heed_steps + safety.SAMPLING_STEPS + r.distillation.steps,
+        run=lambda job: safety.run_distillation(job, policy, rewards, pool),
+    )
+
+
+def _red_team(number: int, series: str, start: str, pool: str | None) -> Stage:
+    """Attack, learn from what broke the model: round `number` of a series after `start`."""
+    policy = start if number == 1 else f"{series}_v{number - 1}"
+    return Stage(
+        version=1,
+        inputs=("tokenizer", policy, *([pool] if pool else [])),
+        settings=lambda r: {
+            **red_team.settings(r),
+            "demonstrations": dialog_settings(r.sft, r.corpus.world_seed),
+        },
+        work=lambda r: 2 * red_team.ATTACK_STEPS,
+        run=lambda job: red_team.run_red_team(number, job, policy, pool),
     )
 
 
@@ -146,6 +189,26 @@ STAGES: dict[str, Stage] = {
         run=lambda job: ghost_attention.run_ghost_attention(
             job, "instructed", f"rewards_v{ROUNDS + 1}"
         ),
+    ),
+    "safety": _distillation("ppo", f"rewards_v{ROUNDS + 1}", f"rejection_v{ROUNDS}"),
+    "safety_early": _distillation("sft", "rewards_v1", None),
+    **{
+        f"{series}_v{number}": _red_team(number, series, start, pool)
+        for series, start, pool in (
+            ("red_team", "safety", f"rejection_v{ROUNDS}"),
+            ("red_team_early", "sft", None),
+        )
+        for number in range(1, RED_TEAM_ROUNDS + 1)
+    },
+    "safety_data": Stage(
+        version=1,
+        inputs=("tokenizer", "pretrain"),
+        settings=lambda r: {
+            "safety_data": safety.data_settings(r),
+            **dialog_settings(r.sft, r.corpus.world_seed),
+        },
+        work=lambda r: sft_steps(r.sft),
+        run=safety.run_safety_data,
     ),
 }
 

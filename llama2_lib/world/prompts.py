@@ -111,7 +111,7 @@ def helpful_prompts(
 
     def draw() -> Prompt:
         kind = draw_kind(rng)
-        earlier = _history(world, rng) if rng.random() < multi_turn else []
+        earlier = harmless_turns(world, rng) if rng.random() < multi_turn else []
         request, task = maker.draw(rng, kind)
         return Prompt(dialog=[*earlier, _user(request)], kind=kind, task=task)
 
@@ -145,7 +145,9 @@ def adversarial_prompts(
         category, attack = draw_category(rng), draw_attack(rng)
         earlier = []
         if rng.random() < multi_turn:
-            earlier = _history(world, rng) if rng.random() < 0.5 else _exchange(*maker.lead_in(rng))
+            earlier = (
+                harmless_turns(world, rng) if rng.random() < 0.5 else _exchange(*maker.lead_in(rng))
+            )
         request, task, hazard = maker.draw(rng, attack, category)
         return Prompt(
             dialog=[*earlier, _user(request)],
@@ -179,7 +181,7 @@ def borderline_prompts(
     rng = random_source(seed, "prompts", "borderline", split, world.seed)
 
     def draw() -> Prompt:
-        earlier = _history(world, rng) if rng.random() < multi_turn else []
+        earlier = harmless_turns(world, rng) if rng.random() < multi_turn else []
         request, task = maker.draw(rng, draw_kind(rng))
         return Prompt(dialog=[*earlier, _user(request)], kind="borderline", task=task)
 
@@ -231,7 +233,7 @@ def _exchange(request: str, answer: str) -> list[Message]:
     return [_user(request), {"role": "assistant", "content": answer}]
 
 
-def _history(world: World, rng: Random) -> list[Message]:
+def harmless_turns(world: World, rng: Random) -> list[Message]:
     """Return one to three harmless turns with good answers; all of them from the training side."""
     maker, writer = task_maker(world, "train"), answer_writer(world)
     turns: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """Adversarial requests (paper section 4.2.1), and borderline ones that only share their words."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
@@ -32,6 +33,9 @@ ATTACKS = (
     "other language",
 )
 """`plain` asks straight out; the others are the paper's attack vectors."""
+
+WISH_ATTACKS = ("misspelling", "metaphor")
+"""The vectors that change what is wished for; the others change how it is asked for."""
 
 CATEGORY_SHARES = {"illicit": 0.4, "hateful": 0.3, "advice": 0.3}
 BORDERLINE_SHARES = {"talk": 0.5, "story": 0.1, "list": 0.1, "sum": 0.1, "how_to": 0.2}
@@ -78,12 +82,30 @@ class RiskMaker:
 
     def draw(self, rng: Random, attack: str, category: str) -> tuple[str, Task, str]:
         """Return a request of this attack vector and category, its task, and its hazard."""
+        return self.compose(rng, (attack,), category)
+
+    def compose(self, rng: Random, attacks: Sequence[str], category: str) -> tuple[str, Task, str]:
+        """Return a request that uses several attack vectors at once.
+
+        Metaphor and misspelling change the wish; of the vectors that say how it is asked for,
+        one request can have one.
+
+        Raises:
+            ValueError: If there is no vector, or two that say how to ask.
+        """
+        frames = [attack for attack in attacks if attack not in WISH_ATTACKS]
+        if not attacks or len(frames) > 1:
+            raise ValueError(
+                f"an attack needs one vector or more, and of those that say how to ask at most "
+                f"one; got {list(attacks)}; combine it with some of {list(WISH_ATTACKS)}"
+            )
         known: Split = "train" if self.split == "train" or rng.random() < 0.5 else "held out"
         wish, task, values = self._wish(rng, category, known)
-        ask = (wish.metaphor if attack == "metaphor" else wish.plain).fill(values)
-        if attack == "misspelling":
+        ask = (wish.metaphor if "metaphor" in attacks else wish.plain).fill(values)
+        if "misspelling" in attacks:
             ask = misspelled(rng, ask)
-        request = pick(rng, self.wordings[attack]).fill(values | {"ask": ask})
+        wording = self.wordings[(frames or list(attacks))[-1]]
+        request = pick(rng, wording).fill(values | {"ask": ask})
         return request, task, wish.hazard
 
     def lead_in(self, rng: Random) -> tuple[str, str]:

@@ -1,0 +1,233 @@
+"""Checks of safety tuning, and the mistakes they recognise (paper section 4.2.3 to 4.3).
+
+Right code is the library's: `stages.safety`, `stages.safety_data`, `evaluation.safety`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from llama2_lib.teaching.rejection import compare_choice
+
+Row = tuple[str, str, str, float, float]
+"""Prompt, preprompt, distilled answer, score of the original answer, score of the distilled one."""
+Example = tuple[str, str]
+"""Prompt and answer to train on."""
+Distill = Callable[[Sequence[Row]], Sequence[Example]]
+Subset = Callable[[Sequence[str], float], Sequence[str]]
+Count = Callable[[Sequence[tuple[str, bool, bool]]], tuple[float, float]]
+Gamma = Callable[[Sequence[tuple[str, bool]], int], float]
+
+
+def _gated(rows: Sequence[Row]) -> list[Example]:
+    return [(prompt, answer) for prompt, _, answer, old, new in rows if new > old]
+
+
+DISTILL_MISTAKES: dict[str, Distill] = {
+    "the preprompt is still there; train on the prompt alone, or nothing is distilled": (
+        lambda rows: [(f"{pre} {prompt}", a) for prompt, pre, a, old, new in rows if new > old]
+    ),
+    "there is no gate; keep an answer only where it scores higher than the original": (
+        lambda rows: [(prompt, a) for prompt, _, a, _, _ in rows]
+    ),
+    "the gate is upside down: it keeps answers that score lower": lambda rows: [
+        (prompt, a) for prompt, _, a, old, new in rows if new < old
+    ],
+    "answers that score the same are kept; they teach nothing safer": lambda rows: [
+        (prompt, a) for prompt, _, a, old, new in rows if new >= old
+    ],
+    "the gate asks for a score above 0, not above that of the original answer": lambda rows: [
+        (prompt, a) for prompt, _, a, _, new in rows if new > 0
+    ],
+    "only answers to prompts whose original was unsafe are kept; the gate compares two scores": (
+        lambda rows: [(prompt, a) for prompt, _, a, old, _ in rows if old < 0]
+    ),
+    "the gate looks at the mean of all prompts; it decides for each": lambda rows: (
+        [(prompt, a) for prompt, _, a, _, _ in rows]
+        if sum(new - old for *_, old, new in rows) > 0
+        else []
+    ),
+    "each prompt's score is compared with another prompt's original": lambda rows: [
+        (row[0], row[2])
+        for row, other in zip(rows, [*rows[1:], rows[0]], strict=True)
+        if row[4] > other[3]
+    ],
+    "the sizes of the scores are compared and not their signs": lambda rows: [
+        (prompt, a) for prompt, _, a, old, new in rows if abs(new) > abs(old)
+    ],
+    "the preprompt was taken for the prompt": lambda rows: [
+        (pre, a) for _, pre, a, old, new in rows if new > old
+    ],
+}
+
+
+def distilled_pairs(candidate: Distill) -> None:
+    """Check `candidate(rows)`: the (prompt, answer) pairs that gated distillation trains on.
+
+    A row is (prompt, preprompt, distilled answer, score of the original, score of the distilled).
+    """
+    rows: list[Row] = [
+        ("How do I feed it?", "Be safe.", "I cannot help.", -1.5, 2.0),
+        ("Tell me how.", "Be kind.", "I will not.", 1.2, 0.4),
+        ("Please explain.", "Be wise.", "Sorry, no.", 0.7, 0.7),
+        ("I order you.", "Be careful.", "That is dangerous.", -2.0, -0.5),
+        ("It is not bad.", "Be honest.", "It hurts.", 0.6, 1.9),
+        ("Act as a friend.", "Be good.", "Ask a doctor.", -0.8, -9.0),
+    ]
+    actual = [tuple(pair) for pair in candidate(rows)]
+    compare_choice(actual, _gated(rows), _thunks(DISTILL_MISTAKES, rows))
+
+
+def _shuffled(items: Sequence[str], n: int) -> list[str]:
+    """Return n items that depend on n: another draw for every size."""
+    return [items[(7 * n + 3 * i) % len(items)] for i in range(n)]
+
+
+SUBSET_MISTAKES: dict[str, Subset] = {
+    "every size is another draw, so sizes differ in more than size; less must be a beginning of "
+    "more": lambda items, share: _shuffled(items, round(share * len(items))),
+    "the end is taken; then fewer are no beginning of more": lambda items, share: list(
+        items[len(items) - round(share * len(items)) :]
+    ),
+    "items are taken at equal distances, so 10 % is no part of 25 %": lambda items, share: (
+        list(items[:: round(1 / share)]) if share else []
+    ),
+    "the share is a percentage already; multiply by the fraction": lambda items, share: list(
+        items[: round(share * len(items) / 100)]
+    ),
+    "0 % still takes one item": lambda items, share: list(
+        items[: max(1, round(share * len(items)))]
+    ),
+    "the rest is taken, what the share leaves out": lambda items, share: list(
+        items[round(share * len(items)) :]
+    ),
+    "all items are taken, whatever the share": lambda items, share: list(items),
+}
+
+
+def _beginning(items: Sequence[str], share: float) -> list[str]:
+    return list(items[: round(share * len(items))])
+
+
+def nested_subset(candidate: Subset) -> None:
+    """Check `candidate(items, fraction)`: the part of the data, less being a beginning of more."""
+    items = [f"dialog {number}" for number in range(40)]
+    shares = (0.0, 0.10, 0.25, 0.50, 1.0)
+
+    def run(subset: Subset) -> list[list[str]]:
+        return [list(subset(items, share)) for share in shares]
+
+    wrong = {name: lambda f=f: run(f) for name, f in SUBSET_MISTAKES.items()}
+    compare_choice(run(candidate), run(_beginning), wrong)
+
+
+def _rates(rows: Sequence[tuple[str, bool, bool]]) -> tuple[float, float]:
+    def rate(wanted: str) -> float:
+        own = [declines for family, declines, _ in rows if family == wanted]
+        return round(sum(own) / len(own), 9)
+
+    return rate("helpful"), rate("borderline")
+
+
+def _share(rows: Sequence[bool], n: int) -> float:
+    return round(sum(rows) / n, 9)
+
+
+REFUSAL_MISTAKES: dict[str, Count] = {
+    '"I do not know." counts as a refusal; it declines nothing': lambda rows: (
+        _share([d or u for f, d, u in rows if f == "helpful"], _n(rows, "helpful")),
+        _share([d or u for f, d, u in rows if f == "borderline"], _n(rows, "borderline")),
+    ),
+    "adversarial prompts count as borderline ones; declining those is right": lambda rows: (
+        _rates(rows)[0],
+        _share(
+            [d for f, d, _ in rows if f != "helpful"],
+            _n(rows, "borderline") + _n(rows, "adversarial"),
+        ),
+    ),
+    "both shares are of all prompts; divide by the prompts of the family": lambda rows: (
+        _share([d for f, d, _ in rows if f == "helpful"], len(rows)),
+        _share([d for f, d, _ in rows if f == "borderline"], len(rows)),
+    ),
+    "answers that help are counted, not those that decline": lambda rows: (
+        round(1 - _rates(rows)[0], 9),
+        round(1 - _rates(rows)[1], 9),
+    ),
+    "helpful and borderline prompts are thrown together": lambda rows: (
+        (_share([d for f, d, _ in rows if f != "adversarial"], _n(rows, "helpful", "borderline")),)
+        * 2
+    ),
+    "the families are exchanged": lambda rows: _rates(rows)[::-1],
+    "refusals are counted, not their share": lambda rows: (
+        float(sum(d for f, d, _ in rows if f == "helpful")),
+        float(sum(d for f, d, _ in rows if f == "borderline")),
+    ),
+}
+
+
+def _n(rows: Sequence[tuple[str, bool, bool]], *families: str) -> int:
+    return sum(family in families for family, _, _ in rows)
+
+
+def false_refusal(candidate: Count) -> None:
+    """Check `candidate(rows)`: shares of false refusals on helpful and on borderline prompts.
+
+    A row is (family, the answer declines, the answer says that it does not know); the families
+    are helpful, borderline and adversarial.
+    """
+    rows = (
+        [("helpful", True, False)] * 2
+        + [("helpful", False, True)] * 3
+        + [("helpful", False, False)] * 15
+        + [("borderline", True, False)] * 4
+        + [("borderline", False, True)]
+        + [("borderline", False, False)] * 7
+        + [("adversarial", True, False)] * 5
+        + [("adversarial", False, False)]
+    )
+    actual = tuple(round(float(share), 9) for share in candidate(rows))
+    compare_choice(actual, _rates(rows), _thunks(REFUSAL_MISTAKES, rows))
+
+
+def _per_budget(queries: Sequence[tuple[str, bool]], budget: int) -> float:
+    return round(budget * len({q for q, broke in queries if broke}) / len(queries), 9)
+
+
+GAMMA_MISTAKES: dict[str, Gamma] = {
+    "the share of violating queries comes back; multiply by the budget": lambda queries, budget: (
+        round(_per_budget(queries, budget) / budget, 9)
+    ),
+    "the violating prompts are counted, not those per budget": lambda queries, budget: float(
+        len({q for q, broke in queries if broke})
+    ),
+    "a prompt that was found twice counts twice": lambda queries, budget: round(
+        budget * sum(broke for _, broke in queries) / len(queries), 9
+    ),
+    "queries that draw a safe answer are counted": lambda queries, budget: round(
+        budget * len({q for q, broke in queries if not broke}) / len(queries), 9
+    ),
+    "what is divided by are the different prompts; every query costs": lambda queries, budget: (
+        round(budget * len({q for q, broke in queries if broke}) / len({q for q, _ in queries}), 9)
+    ),
+    "queries per violation come back; gamma is violations per budget": lambda queries, budget: (
+        round(len(queries) / len({q for q, broke in queries if broke}), 9)
+    ),
+}
+
+
+def gamma(candidate: Gamma) -> None:
+    """Check `candidate(queries, budget)`: violating prompts found per budget of queries.
+
+    A query is (prompt, violated). Red-teamers may ask a prompt again: every query costs, but a
+    prompt that breaks the model is found once.
+    """
+    queries = [(f"attack {i}", i in (3, 11, 12, 20)) for i in range(24)]
+    queries += [("attack 3", True), ("attack 5", False), ("attack 11", True)]
+    budget = 12
+    wrong = {name: lambda f=f: f(queries, budget) for name, f in GAMMA_MISTAKES.items()}
+    actual = round(float(candidate(queries, budget)), 9)
+    compare_choice(actual, _per_budget(queries, budget), wrong)
+
+
+def _thunks(
+    mistakes: Mapping[str, Callable[[Sequence], object]], rows: Sequence
+) -> dict[str, Callable[[], object]]:
+    return {name: lambda f=f: f(rows) for name, f in mistakes.items()}

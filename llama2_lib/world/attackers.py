@@ -1,0 +1,209 @@
+"""Red teams (paper section 4.3): attackers that combine attack vectors and learn what works.
+
+An attacker has strategies: some attack vectors at once, in the first turn or after several. It
+keeps count of the strategies that broke the model and tries those more often, as people do. What
+it asks for is invented and harmless outside the world, like everything in `risks`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import NamedTuple, cast
+
+from llama2_lib.rng import random_source
+from llama2_lib.world.answers import CATEGORIES
+from llama2_lib.world.dialogs import Message
+from llama2_lib.world.facts import World
+from llama2_lib.world.prompts import Prompt, harmless_turns
+from llama2_lib.world.risks import ATTACKS, WISH_ATTACKS, risk_maker
+from llama2_lib.world.tasks import Split, check_split
+
+TURNS = ("single", "trust", "history")
+"""Straight away; after the attacker has gained trust; after talk of something harmless."""
+JOINT = " + "
+"""Between the vectors of a combined attack in `Prompt.attack`."""
+MOST_TRIES = 200
+"""Draws for one attack that is new, before the attacker is out of ideas."""
+
+
+class Strategy(NamedTuple):
+    """How to attack, whatever the wish."""
+
+    vectors: tuple[str, ...]
+    """Of `ATTACKS`, in their order."""
+    turns: str
+    """One of `TURNS`."""
+    category: str
+    """One of the risk categories."""
+
+    @property
+    def attack(self) -> str:
+        """Name of the vectors, as prompts carry it."""
+        return JOINT.join(self.vectors)
+
+
+def vector_sets() -> list[tuple[str, ...]]:
+    """Return every set of vectors that fit into one request, small ones first.
+
+    At most one vector says how to ask, and metaphor and misspelling come on top; `plain` is no
+    vector and stands alone.
+    """
+    frames = [a for a in ATTACKS if a not in (*WISH_ATTACKS, "plain")]
+    changes = [c for n in range(len(WISH_ATTACKS) + 1) for c in combinations(WISH_ATTACKS, n)]
+    found = [(*c, *frame) for c in changes for frame in [(), *((f,) for f in frames)]]
+    ordered = [tuple(sorted(vectors, key=ATTACKS.index)) for vectors in found if vectors]
+    return [("plain",), *sorted(ordered, key=len)]
+
+
+def strategies() -> list[Strategy]:
+    """Return every strategy: sets of vectors, turns and categories."""
+    return [
+        Strategy(vectors, turns, category)
+        for vectors in vector_sets()
+        for turns in TURNS
+        for category in CATEGORIES
+    ]
+
+
+def vectors_of(prompt: Prompt) -> tuple[str, ...]:
+    """Return the attack vectors of an adversarial prompt, combined ones apart."""
+    return tuple(prompt.attack.split(JOINT)) if prompt.attack else ()
+
+
+class Attacker:
+    """Composes attacks and learns which strategies work, within one round of red-teaming.
+
+    For every strategy and each of its three parts it counts tries and successes. A proposal draws
+    a success rate for each from the Beta distribution of its counts and takes the strategy with
+    the highest product (Thompson sampling): at first anything, later what broke the model. The
+    parts let it carry over what it learned: role play that worked for one category is tried for
+    another. No two proposals of one attacker are the same.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        seed: int,
+        split: str = "train",
+        fits: Callable[[Prompt], bool] = lambda prompt: True,
+    ) -> None:
+        """Begin without experience.
+
+        Args:
+            world: Where the wishes are.
+            seed: Of this attacker.
+            split: Wordings and hazards of training prompts, or held-out ones.
+            fits: Whether a prompt leaves room for an answer; others are counted, not asked.
+        """
+        check_split(split)
+        self.world, self.fits, self.n_too_long = world, fits, 0
+        self.strategies = strategies()
+        self.rng = random_source(seed, "attacker", split, world.seed)
+        self.maker = risk_maker(world, cast(Split, split))
+        self.tried: Counter[str] = Counter()
+        self.broken: Counter[str] = Counter()
+        self.known: dict[str, Strategy] = {}
+
+    def propose(self, n: int) -> list[Prompt]:
+        """Return n attacks that this attacker has not made before.
+
+        Raises:
+            ValueError: If n is negative, or the attacker is out of new attacks.
+        """
+        if n < 0:
+            raise ValueError(f"n must not be negative; got {n}; ask for 0 or more attacks")
+        return [self._new() for _ in range(n)]
+
+    def learn(self, prompts: Sequence[Prompt], violated: Sequence[bool]) -> None:
+        """Take in which of this attacker's proposals drew a violating answer.
+
+        Raises:
+            ValueError: If there is not one verdict a prompt, or a prompt is not its own.
+        """
+        if len(prompts) != len(violated):
+            raise ValueError(
+                f"every attack needs one verdict; got {len(prompts)} and {len(violated)}"
+            )
+        for prompt, broke in zip(prompts, violated, strict=True):
+            if key_of(prompt) not in self.known:
+                raise ValueError("an attacker learns from its own attacks; got a foreign prompt")
+            for part in self._parts(self.known[key_of(prompt)]):
+                self.tried[part] += 1
+                self.broken[part] += bool(broke)
+
+    def _new(self) -> Prompt:
+        for _ in range(MOST_TRIES):
+            strategy = max(self.strategies, key=self._promise)
+            prompt = self.make(strategy)
+            if not self.fits(prompt):
+                self.n_too_long += 1
+            elif key_of(prompt) not in self.known:
+                self.known[key_of(prompt)] = strategy
+                return prompt
+        raise ValueError(
+            f"{MOST_TRIES} attacks in a row had been made before or were too long; ask for fewer, "
+            "or give the model a longer context"
+        )
+
+    def make(self, strategy: Strategy) -> Prompt:
+        """Return one attack by this strategy; it may have been made before."""
+        earlier = self.earlier(strategy.turns)
+        request, task, hazard = self.maker.compose(self.rng, strategy.vectors, strategy.category)
+        return Prompt(
+            dialog=[*earlier, {"role": "user", "content": request}],
+            kind="adversarial",
+            task=task,
+            is_safety=True,
+            category=strategy.category,
+            attack=strategy.attack,
+            hazard=hazard,
+        )
+
+    def earlier(self, turns: str) -> list[Message]:
+        """Return what is said before the attack itself."""
+        if turns == "single":
+            return []
+        if turns == "history":
+            return harmless_turns(self.world, self.rng)
+        request, answer = self.maker.lead_in(self.rng)
+        return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+
+    def _parts(self, strategy: Strategy) -> tuple[str, ...]:
+        return (strategy.attack, f"{strategy.turns} turns", strategy.category)
+
+    def _promise(self, strategy: Strategy) -> float:
+        product = 1.0
+        for part in self._parts(strategy):
+            hits = self.broken[part]
+            product *= self.rng.betavariate(1 + hits, 1 + self.tried[part] - hits)
+        return product
+
+
+def key_of(prompt: Prompt) -> str:
+    """Name a prompt by what is said in it."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt.dialog)
+
+
+def is_multi_turn(prompt: Prompt) -> bool:
+    """Say whether the user has said something before."""
+    return sum(message["role"] == "user" for message in prompt.dialog) > 1
+
+
+def in_more_turns(
+    world: World, seed: int, prompts: Sequence[Prompt], split: str = "held out"
+) -> list[Prompt]:
+    """Return the same attacks with earlier turns, half of them trust, half harmless talk.
+
+    What is asked last stays word for word, so only what is said before it differs (claim 47).
+
+    Raises:
+        ValueError: If a prompt has earlier turns already.
+    """
+    if any(is_multi_turn(prompt) for prompt in prompts):
+        raise ValueError("turns are put before attacks of one turn; got one with earlier turns")
+    attacker = Attacker(world, seed, split)
+    return [
+        replace(prompt, dialog=[*attacker.earlier(TURNS[1 + index % 2]), *prompt.dialog])
+        for index, prompt in enumerate(prompts)
+    ]
