@@ -276,7 +276,7 @@ def test_fingerprints_are_the_same_in_another_process():
 @pytest.mark.parametrize("stage", ["dpo", "Pretrain", ""])
 def test_an_unknown_stage_is_refused(stage):
     with pytest.raises(
-        ValueError, match=r"stage must be one of tokenizer, corpus, .*, ghost_attention; got"
+        ValueError, match=r"stage must be one of tokenizer, corpus, .*, safety_data; got"
     ):
         pipeline.fingerprint(stage, toy())
 

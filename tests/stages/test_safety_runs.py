@@ -149,7 +149,7 @@ def test_what_is_rehearsed_are_own_answers_and_demonstrations(toy_root, tmp_path
     monkeypatch.setattr("llama2_lib.pipeline.safety.said", replies)
 
     def rehearsed(pool, n_replay):
-        made = rehearsal(job, None, pool, n_replay, 3, toy().distillation, 0)
+        made = rehearsal(job, job.model("ppo"), pool, n_replay, 3, toy().distillation, 0)
         return [job.tokenizer.decode(ids) for ids, _ in made]
 
     whole = rehearsed("rejection_v4", 100)
