@@ -121,7 +121,10 @@ for given in instructions(world, seed=6, n=8):
 drawn = list(instructions(world, seed=1, n=2000))
 single = [instruction for given in drawn for instruction in given]
 print("pairs, about half:", 0.45 < sum(len(given) == 2 for given in drawn) / 2000 < 0.55)
-print("terse, about half:", 0.45 < np.mean([one.text.split()[0].endswith(":") for one in single]) < 0.55)
+print(
+    "terse, about half:",
+    0.45 < np.mean([one.text.split()[0].endswith(":") for one in single]) < 0.55,
+)
 
 # %% [markdown]
 # **Build** the check for one kind. An answer acts as a figure if it begins with the figure's name and a colon. Other instructions may wrap it: quotes, brackets, stars or a dash around the whole. Big or small letters do not matter.
@@ -336,7 +339,10 @@ def masked_nats(wanted):
 
 
 print("loss unchanged by other earlier labels:", masked_nats(labels) == masked_nats(other))
-print("loss changed by another last label:", masked_nats(labels) != masked_nats((labels + 1) % tokenizer.vocab_size))
+print(
+    "loss changed by another last label:",
+    masked_nats(labels) != masked_nats((labels + 1) % tokenizer.vocab_size),
+)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where do the earlier answers come from?
