@@ -75,7 +75,7 @@ def nano(seed: int = 0) -> Recipe:
         ),
         ppo=PpoConfig(iterations=24, seed=seed),
         instructed=InstructedConfig(
-            n_dialogs=3600, n_demonstrations=300, epochs=1, batch_size=2, peak_lr=4e-3, seed=seed
+            n_dialogs=4600, n_demonstrations=300, epochs=1, batch_size=2, peak_lr=4e-3, seed=seed
         ),
         ghost_attention=GhostAttentionConfig(
             n_dialogs=1200, n_rehearsed=1000, batch_size=2, peak_lr=2e-3, seed=seed

@@ -128,13 +128,13 @@ def converse(
             temperature=temperature, seed=rng.seed_from(seed, "turn", turn),
         )  # fmt: skip
         for row, reply in zip(rows, answers, strict=True):
-            text = _carried(reply.text)
+            text = carried(reply.text)
             said[row].append(text)
             histories[row].append(_message("assistant", text))
     return said
 
 
-def _carried(text: str) -> str:
+def carried(text: str) -> str:
     """Return a text that the format can carry: no tags, not empty."""
     for tag in ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"):
         text = text.replace(tag, "")

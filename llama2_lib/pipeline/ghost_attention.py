@@ -9,6 +9,7 @@ import numpy as np
 
 from llama2_lib import rng, storage
 from llama2_lib.evaluation.chat import answer
+from llama2_lib.evaluation.consistency import carried
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.pipeline.rejection import unseen_dialogs
 from llama2_lib.pipeline.rewards import answered, load_rewards
@@ -22,7 +23,9 @@ from llama2_lib.stages.ghost_attention import (
     GhostAttentionConfig,
     best_samples,
     ghost_examples,
+    last_turns,
     on_every_turn,
+    on_first_turn_only,
 )
 from llama2_lib.stages.instructed import instructed_examples, tune
 from llama2_lib.stages.rejection import Entry, distinct, draw, rescored
@@ -83,9 +86,13 @@ def run_ghost_attention(job: Job, start: str, rewards: str) -> None:
     prompts, n_too_long = teacher_prompts(recipe, model, tokenizer)
     entries, counts = sampled(config, model, tokenizer, prompts)
     models, context = load_rewards(job.inputs[rewards], job.device), model.config.max_seq_len
+    longest = context - config.max_new_tokens
 
     def score(entries: Sequence[Entry]) -> np.ndarray:
-        rows = [answered(entry.dialog, entry.answer, tokenizer, context) for entry in entries]
+        rows = [
+            answered(last_turns(entry.dialog, tokenizer, longest), entry.answer, tokenizer, context)
+            for entry in entries
+        ]
         return models(rows, [entry.is_safety for entry in entries]).combined
 
     ghosts = best_samples(prompts, rescored(entries, score), only_obeying=config.only_obeying)
@@ -127,35 +134,34 @@ def teacher_prompts(
         (on_every_turn(cast(list[Message], as_dialog(own, open_end=True)), worded(given)), given)
         for own, given in zip(turns, drawn, strict=True)
     ]
+    longest = model.config.max_seq_len - config.max_new_tokens
     if config.reading == "B":
         asked = _with_sampled_history(config, model, tokenizer, asked)
-    longest = model.config.max_seq_len - config.max_new_tokens
-    fitting = [pair for pair in asked if len(encode_prompt(pair[0], tokenizer)) <= longest]
+    fitting = [
+        (prompt, given)
+        for prompt, given in asked
+        if len(encode_prompt(on_first_turn_only(prompt, worded(given)), tokenizer)) <= longest
+    ]
     return fitting, len(asked) - len(fitting)
 
 
 def _with_sampled_history(
     config: GhostAttentionConfig, model: Transformer, tokenizer: Tokenizer, asked: Prompts
 ) -> Prompts:
-    """Replace every earlier answer by a sample, turn after turn; too long ones stay as they are."""
+    """Replace every earlier answer by a sample, turn after turn."""
     longest = model.config.max_seq_len - config.max_new_tokens
     seed = rng.seed_from(config.seed, "history")
     dialogs = [list(prompt) for prompt, _ in asked]
     for place in range(1, max(map(len, dialogs)), 2):
-        rows = [
-            row
-            for row, dialog in enumerate(dialogs)
-            if place < len(dialog) and len(encode_prompt(dialog[:place], tokenizer)) <= longest
-        ]
-        if not rows:
-            break
+        rows = [row for row, dialog in enumerate(dialogs) if place < len(dialog)]
         said = answer(
-            model, tokenizer, [dialogs[row][:place] for row in rows],
+            model, tokenizer,
+            [last_turns(dialogs[row][:place], tokenizer, longest) for row in rows],
             max_new_tokens=config.max_new_tokens, temperature=config.temperature,
             seed=rng.seed_from(seed, place),
         )  # fmt: skip
         for row, reply in zip(rows, said, strict=True):
-            dialogs[row][place] = {"role": "assistant", "content": reply.text or "."}
+            dialogs[row][place] = {"role": "assistant", "content": carried(reply.text)}
     return [(dialog, given) for dialog, (_, given) in zip(dialogs, asked, strict=True)]
 
 
@@ -163,8 +169,10 @@ def sampled(
     config: GhostAttentionConfig, model: Transformer, tokenizer: Tokenizer, prompts: Prompts
 ) -> tuple[list[Entry], dict[str, float]]:
     """Draw the last answers; return those that ended, each text once, and what was counted."""
+    longest = model.config.max_seq_len - config.max_new_tokens
+    teachers = [last_turns(prompt, tokenizer, longest) for prompt, _ in prompts]
     drawn = draw(
-        model, tokenizer, [prompt for prompt, _ in prompts], config.n_samples, config.temperature,
+        model, tokenizer, teachers, config.n_samples, config.temperature,
         seed=rng.seed_from(config.seed, "samples"), max_new_tokens=config.max_new_tokens,
     )  # fmt: skip
     entries = [
@@ -179,6 +187,9 @@ def sampled(
     ]
     return entries, {
         "prompts": len(prompts),
+        "without first turns": sum(
+            len(short) < len(prompt) for short, (prompt, _) in zip(teachers, prompts, strict=True)
+        ),
         "samples": len(everything),
         "obeying samples": sum(everything),
         "distinct": len(entries),

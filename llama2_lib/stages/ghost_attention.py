@@ -21,7 +21,7 @@ from typing import NamedTuple, cast
 
 from llama2_lib.stages.instructed import check_counts, check_tuning
 from llama2_lib.stages.rejection import Entry, best
-from llama2_lib.text.dialog import Encoder, Message, encode_example
+from llama2_lib.text.dialog import Encoder, Message, encode_example, encode_prompt
 from llama2_lib.training.dialog_batches import Example
 from llama2_lib.world.brief import MOST_TURNS
 from llama2_lib.world.instructed import HOLDS
@@ -48,8 +48,8 @@ class GhostAttentionConfig:
     n_samples: int = 2
     """Answers drawn for each; the best by reward is kept."""
     most_turns: int = MOST_TURNS
-    """Of a training dialog. Those whose teacher's prompt does not fit the context are dropped and
-    counted: the instruction stands in it once a turn."""
+    """Of a training dialog. The instruction stands in the teacher's prompt once a turn; where that
+    does not fit the context, the teacher answers without the first turns, see `last_turns`."""
     reading: str = "A"
     """Where the earlier answers come from: A, the plain dialog; B, sampled with the instruction."""
     loss_on: str = "last"
@@ -161,6 +161,21 @@ def on_first_turn_only(prompt: Sequence[Message], instruction: str) -> list[Mess
         kept.append(message if first else {"role": "user", "content": rest})
         first = False
     return kept
+
+
+def last_turns(prompt: Sequence[Message], tok: Encoder, longest: int) -> list[Message]:
+    """Return a prompt without as many of its first turns as must go for it to fit.
+
+    The teacher misses nothing: the instruction stands before every message.
+
+    Raises:
+        ValueError: Not even its last message fits.
+    """
+    for first in range(0, len(prompt), 2):
+        kept = list(prompt[first:])
+        if len(encode_prompt(kept, tok)) <= longest:
+            return kept
+    raise ValueError(f"a message must fit {longest} tokens; got {prompt[-1]['content'][:60]!r}.")
 
 
 def ghost_example(

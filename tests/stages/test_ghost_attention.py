@@ -13,6 +13,7 @@ from llama2_lib.stages.ghost_attention import (
     best_samples,
     ghost_example,
     ghost_examples,
+    last_turns,
     on_every_turn,
     on_first_turn,
     on_first_turn_only,
@@ -69,6 +70,19 @@ def test_the_teacher_has_the_instruction_once_a_turn_and_the_student_once(n_turn
     begin = len(TOK.encode("[INST] ", bos=True))
     without = pupil[:begin] + pupil[begin + len(WORDS) + 1 :]
     assert without == encode_prompt(dialog, TOK)
+
+
+def test_the_first_turns_go_where_the_teacher_has_no_room():
+    prompt = on_every_turn(plain(5), WORDS)
+    whole = len(encode_prompt(prompt, TOK))
+    assert last_turns(prompt, TOK, whole) == prompt
+    assert last_turns(prompt, TOK, whole - 1) == prompt[2:]
+    three = len(encode_prompt(prompt[4:], TOK))
+    assert last_turns(prompt, TOK, three) == prompt[4:]
+    alone = len(encode_prompt(prompt[-1:], TOK))
+    assert last_turns(prompt, TOK, alone) == prompt[-1:]
+    with pytest.raises(ValueError, match=f"a message must fit {alone - 1} tokens"):
+        last_turns(prompt, TOK, alone - 1)
 
 
 def test_dialogs_are_left_as_they_were():

@@ -15,6 +15,7 @@ from llama2_lib.model.weights import load_model
 from llama2_lib.pipeline import ghost_attention as run
 from llama2_lib.recipes import toy
 from llama2_lib.stages import ghost_attention
+from llama2_lib.stages.ghost_attention import last_turns, on_first_turn_only
 from llama2_lib.stages.instructed import check_counts
 from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import load_tokenizer
@@ -63,13 +64,30 @@ def _ends(folder):
 
 def test_prompts_fit_the_context_and_what_does_not_is_counted(ready):
     model, tokenizer = ready
-    recipe = varied(most_turns=6)
+    recipe = varied(most_turns=8)
+    config = recipe.ghost_attention
     prompts, n_too_long = run.teacher_prompts(recipe, model, tokenizer)
-    room = model.config.max_seq_len - recipe.ghost_attention.max_new_tokens
-    assert all(len(encode_prompt(prompt, tokenizer)) <= room for prompt, _ in prompts)
-    assert len(prompts) + n_too_long == recipe.ghost_attention.n_dialogs
+    room = model.config.max_seq_len - config.max_new_tokens
+    students = [on_first_turn_only(prompt, worded(given)) for prompt, given in prompts]
+    assert all(len(encode_prompt(student, tokenizer)) <= room for student in students)
+    assert len(prompts) + n_too_long == config.n_dialogs
     assert n_too_long > 0
-    assert max(len(prompt) for prompt, _ in prompts) > 2
+    heard = []
+
+    def draw(model, tokenizer, dialogs, *given, **options):
+        heard.extend(dialogs)
+        return [[] for _ in dialogs]
+
+    with patch.object(run, "draw", draw):
+        _, counts = run.sampled(config, model, tokenizer, prompts)
+    short = 0
+    for asked, (prompt, _) in zip(heard, prompts, strict=True):
+        assert len(encode_prompt(asked, tokenizer)) <= room
+        assert asked == prompt[-len(asked) :]
+        if len(asked) < len(prompt):
+            short += 1
+            assert len(encode_prompt(prompt[-len(asked) - 2 :], tokenizer)) > room
+    assert short == counts["without first turns"] > 0
 
 
 def test_reading_a_has_plain_earlier_answers_and_reading_b_sampled_ones(ready):
@@ -99,9 +117,10 @@ def test_reading_a_has_plain_earlier_answers_and_reading_b_sampled_ones(ready):
             compared += 1
     assert compared > 3
     # Every earlier answer was asked for with the instruction in all messages up to it.
+    room = model.config.max_seq_len - varied().ghost_attention.max_new_tokens
     for prompt, given in sampled:
         for place in range(1, len(prompt), 2):
-            assert prompt[:place] in heard
+            assert last_turns(prompt[:place], tokenizer, room) in heard
         assert all(m["content"].startswith(f"{worded(given)} ") for m in prompt[::2])
 
 
@@ -114,6 +133,7 @@ def test_samples_that_were_cut_off_or_said_twice_are_left_out(ready):
     with patch.object(run, "draw", lambda *given, **options: [replies] * len(prompts)):
         entries, counts = run.sampled(config, model, tokenizer, prompts)
     assert [entry.answer for entry in entries] == ["a", "c"] * len(prompts)
+    del counts["without first turns"]
     assert counts == {
         "prompts": len(prompts), "samples": 4 * len(prompts), "obeying samples": 0,
         "distinct": 2 * len(prompts),
