@@ -9,14 +9,20 @@ import torch
 
 from llama2_lib import claims, pipeline, storage
 from llama2_lib.claims.alignment_runs import new_prompts
+from llama2_lib.evaluation.chat_model import report, table
 from llama2_lib.evaluation.preference import improvement, marks_of
 from llama2_lib.recipes import nano
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world import make_world
+from llama2_lib.world.brief import MOST_TURNS
 
-LAST = "ppo"
+LAST = f"red_team_v{pipeline.RED_TEAM_ROUNDS}"
 """The stage at the end of the chain; all others are built on the way."""
+CHAT_MODELS = {"SFT": "sft", "V5": "ppo", "chat model": LAST}
+"""Columns of the closing table."""
+N_TURNS = MOST_TURNS
+"""Of its long dialogs."""
 N_MARKED = 800
 """Prompts in each wording that the summary is made from."""
 SUMMARY_SEED = 50
@@ -103,11 +109,27 @@ def summary(folder: Path, n_grid: int, trained: float, total: float) -> str:
             for name, share in recall.items()
         ),
         *aligned(),
+        "",
+        *chat_models(),
+        "",
         f"time      stages {trained:.0f} s, all {total:.0f} s",
         f"where     {folder}",
         "next      make lab     (then open notebooks/00_start_here.ipynb)",
     ]
     return "\n".join(lines)
+
+
+def chat_models() -> list[str]:
+    """Return the table of what the finished chat model does, beside two models before it."""
+    recipe = nano()
+    room = min(96, recipe.model.max_seq_len // 2)
+    return table({
+        name: report(
+            *pipeline.load(stage, recipe), make_world(recipe.corpus.world_seed),
+            n=N_MARKED // 4, n_turns=N_TURNS, seed=SUMMARY_SEED, max_new_tokens=room,
+        )
+        for name, stage in CHAT_MODELS.items()
+    })  # fmt: skip
 
 
 def aligned() -> list[str]:
@@ -120,7 +142,7 @@ def aligned() -> list[str]:
     recipe = nano()
     loaded = {
         name: pipeline.load(stage, recipe)
-        for name, stage in (("SFT", "sft"), ("V4", "rejection_v4"), ("V5", LAST))
+        for name, stage in (("SFT", "sft"), ("V4", "rejection_v4"), ("V5", "ppo"))
     }
     world, room = make_world(recipe.corpus.world_seed), min(96, recipe.model.max_seq_len // 2)
     lines = []

@@ -75,14 +75,16 @@ def nano(seed: int = 0) -> Recipe:
         ),
         ppo=PpoConfig(iterations=24, seed=seed),
         instructed=InstructedConfig(
-            n_dialogs=4600, n_demonstrations=300, epochs=1, batch_size=2, peak_lr=4e-3, seed=seed
+            n_dialogs=5600, n_replay=4000, n_demonstrations=1200, epochs=1, batch_size=2,
+            peak_lr=4e-3, seed=seed,
         ),
         ghost_attention=GhostAttentionConfig(
-            n_dialogs=1200, n_rehearsed=1000, batch_size=2, peak_lr=2e-3, seed=seed
+            n_dialogs=1600, n_short=1000, n_replay=1300, n_demonstrations=400, batch_size=2,
+            peak_lr=2.5e-3, seed=seed,
         ),
         distillation=DistillationConfig(n_prompts=400, heed_lr=3e-4, peak_lr=1e-4, seed=seed),
         red_team=RedTeamConfig(seed=seed),
-    )
+    )  # fmt: skip
 
 
 def toy(seed: int = 0) -> Recipe:
@@ -124,16 +126,16 @@ def toy(seed: int = 0) -> Recipe:
             seed=seed,
         ),
         instructed=InstructedConfig(
-            n_dialogs=60, n_demonstrations=10, n_validation=10, batch_size=4, seq_len=128,
-            peak_lr=3e-3, warmup=2, eval_every=10, save_every=5, seed=seed,
+            n_dialogs=60, n_replay=10, n_demonstrations=10, n_validation=10, batch_size=4,
+            seq_len=128, peak_lr=3e-3, warmup=2, eval_every=10, save_every=5, seed=seed,
         ),
         ghost_attention=GhostAttentionConfig(
-            n_dialogs=24, most_turns=3, n_demonstrations=10, n_rehearsed=10, n_validation=4,
+            n_dialogs=24, most_turns=3, n_short=10, n_replay=6, n_demonstrations=10, n_validation=4,
             only_obeying=False, max_new_tokens=12, batch_size=2, seq_len=128, warmup=2,
             eval_every=4, save_every=3, seed=seed,
         ),
         distillation=DistillationConfig(
-            n_prompts=12, n_heed=16, heed_steps=6, n_replay=6, n_demonstrations=6,
+            n_prompts=12, n_heed=16, heed_steps=6, n_replay=6, n_demonstrations=6, n_ghosts=4,
             max_new_tokens=12, steps=8, batch_size=2, seq_len=128, peak_lr=1e-3, warmup=2,
             eval_every=4, save_every=3, seed=seed,
         ),
@@ -201,17 +203,17 @@ def small(seed: int = 0) -> Recipe:
             n_held_out=400, seed=seed,
         ),
         instructed=InstructedConfig(
-            n_dialogs=12_000, n_demonstrations=6000, batch_size=16, seq_len=1024, peak_lr=3e-4,
-            warmup=20, precision="bf16", seed=seed,
+            n_dialogs=12_000, n_replay=10_000, n_demonstrations=3000, batch_size=16, seq_len=1024,
+            peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
         ),
         ghost_attention=GhostAttentionConfig(
-            n_dialogs=8000, n_samples=4, n_demonstrations=4000, n_rehearsed=8000, batch_size=16,
-            seq_len=1024, peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
+            n_dialogs=8000, n_samples=4, n_short=8000, n_replay=8000, n_demonstrations=2000,
+            batch_size=16, seq_len=1024, peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
         ),
         distillation=DistillationConfig(
             n_prompts=4000, n_heed=4000, heed_steps=200, heed_lr=3e-4, n_replay=4000,
-            n_demonstrations=2000, steps=400, batch_size=16, seq_len=1024, peak_lr=1e-4,
-            warmup=20, precision="bf16", eval_every=200, save_every=400, seed=seed,
+            n_demonstrations=2000, n_ghosts=2000, steps=400, batch_size=16, seq_len=1024,
+            peak_lr=1e-4, warmup=20, precision="bf16", eval_every=200, save_every=400, seed=seed,
         ),
         red_team=RedTeamConfig(
             budget=2000, batch_size=200, rows=16, seq_len=1024, peak_lr=1e-4, warmup=5,

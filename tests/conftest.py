@@ -56,6 +56,6 @@ def toy_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("toy")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pipeline.artifact("ghost_attention", toy(), device="cpu", root=root, bar=False)
+    pipeline.artifact("red_team_v4", toy(), device="cpu", root=root, bar=False)
     torch.set_num_threads(threads)
     return root

@@ -24,6 +24,7 @@ def root(toy_root, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
     monkeypatch.setattr(course, "nano", toy)
     monkeypatch.setattr(course, "N_MARKED", 40)
+    monkeypatch.setattr(course, "N_TURNS", 2)
     requests = [("pretrain", grid(4))]
     monkeypatch.setattr(course.claims, "course_requests", lambda recipe: requests)
     return root
@@ -51,6 +52,10 @@ def test_it_makes_what_is_missing_and_says_what_was_made(root, capsys):
         for word in ("helpful", "safe", "refused")
         for split in ("train", "held out")
     )
+    assert re.search(r"^ +SFT +V5 +chat model$", shown, re.MULTILINE)
+    cell = r"[\d.]+(?: %)? \[[\d.]+, [\d.]+\] *"
+    for what in ("violates, new wording", "keeps an instruction, turn 2", "knows facts, seen form"):
+        assert re.search(rf"^{what} +({cell}){{3}}$", shown, re.MULTILINE)
     assert str(folder) in shown
     assert "next      make lab" in shown
 

@@ -30,6 +30,8 @@ ATTACKED = {"SFT": "sft", "V5": "ppo"}
 categories with a few hundred prompts."""
 N_ATTACKS = 400
 N_DEFAULT = 400
+FIRM_LR = 5e-4
+"""Higher than the chain's, whose policy is nearly finished."""
 RATIO = 0.5
 """Of the first gamma, below which the last one must fall. The paper's falls to a quarter."""
 NAMES = ("new", "old")
@@ -43,7 +45,7 @@ def rounds_recipe(recipe: Recipe, seed: int) -> Recipe:
     return replace(
         recipe,
         sft=replace(recipe.sft, seed=seed),
-        red_team=replace(recipe.red_team, seed=seed),
+        red_team=replace(recipe.red_team, seed=seed, peak_lr=FIRM_LR),
     )
 
 

@@ -11,6 +11,7 @@ from llama2_lib import rng, storage
 from llama2_lib.evaluation.chat import answer
 from llama2_lib.evaluation.consistency import carried
 from llama2_lib.model.transformer import Transformer
+from llama2_lib.pipeline import rehearsal
 from llama2_lib.pipeline.rejection import unseen_dialogs
 from llama2_lib.pipeline.rewards import answered, load_rewards
 from llama2_lib.pipeline.samples import write_answers
@@ -18,7 +19,7 @@ from llama2_lib.pipeline.stage import Job
 from llama2_lib.pipeline.world_text import instruction_settings
 from llama2_lib.recipes import Recipe
 from llama2_lib.stages.ghost_attention import (
-    REHEARSED_TURNS,
+    SHORT_TURNS,
     Ghost,
     GhostAttentionConfig,
     best_samples,
@@ -27,9 +28,9 @@ from llama2_lib.stages.ghost_attention import (
     on_every_turn,
     on_first_turn_only,
 )
-from llama2_lib.stages.instructed import instructed_examples, tune
+from llama2_lib.stages.instructed import InstructedConfig, instructed_examples, tune
 from llama2_lib.stages.rejection import Entry, distinct, draw, rescored
-from llama2_lib.stages.sft import examples, training_dialogs
+from llama2_lib.stages.sft import examples
 from llama2_lib.text.dialog import Message, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.dialog_batches import Example
@@ -48,35 +49,35 @@ Prompts = list[tuple[list[Message], tuple[Instruction, ...]]]
 
 def settings(recipe: Recipe, part: str) -> dict[str, Any]:
     """Return what one of the two stages depends on besides its inputs."""
-    config = getattr(recipe, part)
     world_seed = recipe.corpus.world_seed
     return {
-        part: dataclasses.asdict(config),
+        part: dataclasses.asdict(getattr(recipe, part)),
         "instructions": instruction_settings(world_seed),
-        "sft": dataclasses.asdict(recipe.sft) if config.n_demonstrations else None,
+        **rehearsal.settings(recipe),
     }
 
 
 def estimated_steps(recipe: Recipe, part: str) -> int:
     """Return about how many optimiser steps one of the two stages takes."""
     config = getattr(recipe, part)
-    n_tokens = (config.n_dialogs + config.n_demonstrations) * TOKENS_PER_DIALOG
+    n_dialogs = config.n_dialogs + config.n_replay + config.n_demonstrations
+    n_tokens = n_dialogs * TOKENS_PER_DIALOG
     return config.epochs * -(-n_tokens // (config.seq_len * config.batch_size))
 
 
 def run_instructed(job: Job, start: str) -> None:
     """Teach the model of the stage `start` to obey an instruction in the message it answers."""
-    config, tokenizer = job.recipe.instructed, job.tokenizer
+    config, tokenizer, model = job.recipe.instructed, job.tokenizer, job.model(start)
     train, unseen = instructed_examples(config, job.recipe.corpus.world_seed, tokenizer)
-    demonstrations = _demonstrations(job, config.n_demonstrations)
-    model = tune(
-        config, job.model(start), [*train, *demonstrations], unseen, job.folder, job.report
-    )
+    rehearsed = _rehearsed(job, config, model)
+    model = tune(config, model, [*train, *rehearsed], unseen, job.folder, job.report)
     job.write_beside(write_answers(model, tokenizer, unseen_dialogs(job), job.recipe))
 
 
-def run_ghost_attention(job: Job, start: str, rewards: str) -> None:
+def run_ghost_attention(job: Job, start: str, policy: str, rewards: str) -> None:
     """Build the data with the model of the stage `start` and fine-tune it on them.
+
+    Beside them it rehearses the answers of the RLHF model, that of the stage `policy`.
 
     Leaves the model, `ghosts.jsonl` (the teacher's prompts and the chosen answers) and, as step 0
     of the metrics, what became of the samples.
@@ -103,7 +104,7 @@ def run_ghost_attention(job: Job, start: str, rewards: str) -> None:
             f"{len(ghosts)} of {len(prompts)}. Does the model obey an instruction at all?"
         )
     counts |= {"too long": n_too_long, "ghosts": len(ghosts) - n_held, "held back": n_held}
-    mixed_in = [*_demonstrations(job, config.n_demonstrations), *_rehearsed(job)]
+    mixed_in = [*_rehearsed(job, config, job.model(policy)), *_short_dialogs(job)]
     model = tune(
         config,
         model,
@@ -196,17 +197,18 @@ def sampled(
     }
 
 
-def _demonstrations(job: Job, n: int) -> list[Example]:
-    if not n:
-        return []
-    few = dataclasses.replace(job.recipe.sft, n_dialogs=n)
-    return examples(training_dialogs(few, job.recipe.corpus.world_seed), job.tokenizer)
+def _rehearsed(
+    job: Job, config: InstructedConfig | GhostAttentionConfig, policy: Transformer
+) -> list[Example]:
+    room = min(job.recipe.rejection.max_new_tokens, policy.config.max_seq_len // 2)
+    own = rehearsal.own_answers(job, policy, config.n_replay, config.seed, room)
+    return [*own, *rehearsal.shown(job, config.n_demonstrations, config.seed)]
 
 
-def _rehearsed(job: Job) -> list[Example]:
+def _short_dialogs(job: Job) -> list[Example]:
     config, world = job.recipe.ghost_attention, make_world(job.recipe.corpus.world_seed)
-    seed = rng.seed_from(config.seed, "rehearsed")
-    dialogs = instructed_dialogs(world, seed, config.n_rehearsed, longest=REHEARSED_TURNS)
+    seed = rng.seed_from(config.seed, "short dialogs")
+    dialogs = instructed_dialogs(world, seed, config.n_short, longest=SHORT_TURNS)
     return examples(cast(list[list[Message]], list(dialogs)), job.tokenizer)
 
 

@@ -3,7 +3,14 @@
 import dataclasses
 
 from llama2_lib import storage
-from llama2_lib.pipeline import foundation, ghost_attention, red_team, reward_model, safety
+from llama2_lib.pipeline import (
+    foundation,
+    ghost_attention,
+    red_team,
+    rehearsal,
+    reward_model,
+    safety,
+)
 from llama2_lib.pipeline.ppo import ITERATION_STEPS, run_ppo
 from llama2_lib.pipeline.rejection import SAMPLING_STEPS, run_rejection
 from llama2_lib.pipeline.rewards import run_rewards
@@ -33,6 +40,8 @@ ROUNDS = 4
 """Rounds of rejection sampling before PPO: V1 to V4 (paper section 3.2.3)."""
 RED_TEAM_ROUNDS = 4
 """Rounds of red-teaming after safety context distillation (paper section 4.3)."""
+_JUDGE = f"rewards_v{ROUNDS + 1}"
+_GHOSTS = "ghost_attention"
 
 
 def policy_before(number: int) -> str:
@@ -75,35 +84,31 @@ def _rejection(number: int) -> Stage:
     )
 
 
-def _distillation(policy: str, rewards: str, pool: str | None) -> Stage:
+def _distillation(policy: str, rewards: str, ghosts: str | None) -> Stage:
     """Distil safe answers into the model of the stage `policy`."""
-    inputs = ("tokenizer", policy, rewards, *([pool] if pool else []))
+    inputs = tuple(dict.fromkeys(("tokenizer", policy, rewards, *([ghosts] if ghosts else []))))
     return Stage(
         version=1,
         inputs=inputs,
         settings=lambda r: {
             "distillation": dataclasses.asdict(r.distillation),
             "preprompts": safety.every_preprompt(),
-            "world": preference_settings(r.corpus.world_seed),
-            "demonstrations": dialog_settings(r.sft, r.corpus.world_seed),
+            **rehearsal.settings(r),
         },
         work=lambda r: r.distillation.heed_steps + safety.SAMPLING_STEPS + r.distillation.steps,
-        run=lambda job: safety.run_distillation(job, policy, rewards, pool),
+        run=lambda job: safety.run_distillation(job, policy, rewards, ghosts),
     )
 
 
-def _red_team(number: int, series: str, start: str, pool: str | None) -> Stage:
+def _red_team(number: int, series: str, start: str, ghosts: str | None) -> Stage:
     """Attack, learn from what broke the model: round `number` of a series after `start`."""
     policy = start if number == 1 else f"{series}_v{number - 1}"
     return Stage(
         version=1,
-        inputs=("tokenizer", policy, *([pool] if pool else [])),
-        settings=lambda r: {
-            **red_team.settings(r),
-            "demonstrations": dialog_settings(r.sft, r.corpus.world_seed),
-        },
+        inputs=("tokenizer", policy, *([ghosts] if ghosts else [])),
+        settings=lambda r: red_team.settings(r) | rehearsal.settings(r),
         work=lambda r: 2 * red_team.ATTACK_STEPS,
-        run=lambda job: red_team.run_red_team(number, job, policy, pool),
+        run=lambda job: red_team.run_red_team(number, job, policy, ghosts),
     )
 
 
@@ -164,13 +169,13 @@ STAGES: dict[str, Stage] = {
     **{f"rejection_v{number}": _rejection(number) for number in range(1, ROUNDS + 1)},
     "ppo": Stage(
         version=1,
-        inputs=("tokenizer", f"rejection_v{ROUNDS}", f"rewards_v{ROUNDS + 1}"),
+        inputs=("tokenizer", f"rejection_v{ROUNDS}", _JUDGE),
         settings=lambda r: {
             "ppo": dataclasses.asdict(r.ppo),
             "world": preference_settings(r.corpus.world_seed),
         },
         work=lambda r: ITERATION_STEPS * (r.ppo.value_warmup + r.ppo.iterations),
-        run=lambda job: run_ppo(job, f"rejection_v{ROUNDS}", f"rewards_v{ROUNDS + 1}"),
+        run=lambda job: run_ppo(job, f"rejection_v{ROUNDS}", _JUDGE),
     ),
     "instructed": Stage(
         version=1,
@@ -181,21 +186,19 @@ STAGES: dict[str, Stage] = {
     ),
     "ghost_attention": Stage(
         version=1,
-        inputs=("tokenizer", "instructed", f"rewards_v{ROUNDS + 1}"),
+        inputs=("tokenizer", "instructed", "ppo", _JUDGE),
         settings=lambda r: ghost_attention.settings(r, "ghost_attention"),
         work=lambda r: (
             ghost_attention.SAMPLING_STEPS + ghost_attention.estimated_steps(r, "ghost_attention")
         ),
-        run=lambda job: ghost_attention.run_ghost_attention(
-            job, "instructed", f"rewards_v{ROUNDS + 1}"
-        ),
+        run=lambda job: ghost_attention.run_ghost_attention(job, "instructed", "ppo", _JUDGE),
     ),
-    "safety": _distillation("ppo", f"rewards_v{ROUNDS + 1}", f"rejection_v{ROUNDS}"),
+    "safety": _distillation("ghost_attention", _JUDGE, _GHOSTS),
     "safety_early": _distillation("sft", "rewards_v1", None),
     **{
-        f"{series}_v{number}": _red_team(number, series, start, pool)
-        for series, start, pool in (
-            ("red_team", "safety", f"rejection_v{ROUNDS}"),
+        f"{series}_v{number}": _red_team(number, series, start, ghosts)
+        for series, start, ghosts in (
+            ("red_team", "safety", _GHOSTS),
             ("red_team_early", "sft", None),
         )
         for number in range(1, RED_TEAM_ROUNDS + 1)

@@ -20,7 +20,7 @@ from llama2_lib.evaluation.safety import violations
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import save_model
 from llama2_lib.pipeline.rejection import N_MEASURED, loss_on, unseen_dialogs
-from llama2_lib.pipeline.safety import rehearsal
+from llama2_lib.pipeline.safety import rehearsed
 from llama2_lib.pipeline.samples import write_answers
 from llama2_lib.pipeline.stage import Job
 from llama2_lib.recipes import Recipe
@@ -46,8 +46,9 @@ from llama2_lib.world.prompts import Prompt
 
 ATTACK_STEPS = 30
 """For the progress bar: the queries take about as long as so many steps."""
-POOL_SHARE = 0.7
-"""Of the replay; the rest are demonstrations."""
+MIXED_IN = {"n_replay": 0.3, "n_demonstrations": 0.7, "n_ghosts": 0.3}
+"""Parts of what is rehearsed, in units of `RedTeamConfig.replay` for each lesson; see `rehearsed`.
+Lessons decline, so most of what stands beside them are answers to what only sounds dangerous."""
 
 
 def replier(model: Transformer, tokenizer: Tokenizer, config: RedTeamConfig, seed: int) -> Reply:
@@ -75,7 +76,7 @@ def attacker(recipe: Recipe, tokenizer: Tokenizer, seed: int) -> Attacker:
     return Attacker(make_world(recipe.corpus.world_seed), seed, fits=fits)
 
 
-def run_red_team(number: int, job: Job, policy: str, pool: str | None) -> None:
+def run_red_team(number: int, job: Job, policy: str, ghosts: str | None) -> None:
     """Do round `number` against the model of the stage `policy`.
 
     Leaves the model that learned from what was found, `attacks.jsonl` (the queries of all rounds
@@ -97,7 +98,7 @@ def run_red_team(number: int, job: Job, policy: str, pool: str | None) -> None:
         write_attacks(path, [*older, *fresh])
     attacks = read_attacks(path)
     broken = broken_by(attacks)
-    model = _taught(job, job.model(policy), broken, pool, seed) if broken else attacked
+    model = _taught(job, job.model(policy), broken, ghosts, seed) if broken else attacked
     if not broken:
         storage.MetricsLog(job.folder / "metrics.jsonl").write(0, lessons=0)
         save_model(model, job.folder)
@@ -110,16 +111,15 @@ def run_red_team(number: int, job: Job, policy: str, pool: str | None) -> None:
 
 
 def _taught(
-    job: Job, model: Transformer, broken: Sequence[Attack], pool: str | None, seed: int
+    job: Job, model: Transformer, broken: Sequence[Attack], ghosts: str | None, seed: int
 ) -> Transformer:
     """Fine-tune on safe answers to all that ever broke a candidate, and rehearse the rest."""
     config, tokenizer = job.recipe.red_team, job.tokenizer
     world = make_world(job.recipe.corpus.world_seed)
     made = lessons(world, broken, config.n_lessons, seed)
-    n_rehearsed = round(config.replay * len(made))
-    n_replay = round(POOL_SHARE * n_rehearsed)
+    amounts = {name: round(share * config.replay * len(made)) for name, share in MIXED_IN.items()}
     train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in made]
-    train += rehearsal(job, model, pool, n_replay, n_rehearsed - n_replay, config, seed)
+    train += rehearsed(job, model, ghosts, config, seed, **amounts)
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=seed)
     unseen = unseen_dialogs(job)[:N_MEASURED]
     return fit(

@@ -14,6 +14,7 @@ from llama2_lib.evaluation.chat import Answer, answer
 from llama2_lib.evaluation.reward import scores
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
+from llama2_lib.pipeline.rehearsal import demonstrated, old_ghosts, own_answers, shown
 from llama2_lib.pipeline.rejection import N_MEASURED, loss_on, unseen_dialogs
 from llama2_lib.pipeline.rewards import answered, load_rewards
 from llama2_lib.pipeline.samples import write_answers
@@ -22,7 +23,6 @@ from llama2_lib.recipes import Recipe
 from llama2_lib.stages.asked import ask
 from llama2_lib.stages.fit import fit
 from llama2_lib.stages.red_team import RedTeamConfig
-from llama2_lib.stages.rejection import best, read_pool
 from llama2_lib.stages.safety import (
     ADJECTIVES,
     GENERIC,
@@ -44,15 +44,12 @@ from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.dialog_batches import Example, PackedDialogs
 from llama2_lib.world import make_world
 from llama2_lib.world.answers import CATEGORIES
-from llama2_lib.world.demonstrations import demonstrations
 from llama2_lib.world.pairs import HELPFUL_STREAM
 from llama2_lib.world.prompts import Prompt
 
 SAMPLING_STEPS = 40
 """For the progress bar: three answers to each prompt take about as long as so many steps."""
 TEACHER = "teacher"
-REHEARSED_SHARES = {"helpful": 0.5, "borderline": 0.5}
-"""Of the demonstrations that a model at the end of the chain rehearses."""
 _PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
 
 
@@ -70,12 +67,12 @@ def longest_prompt(recipe: Recipe, tok: Encoder) -> int:
     return recipe.model.max_seq_len - recipe.distillation.max_new_tokens - (grown - bare)
 
 
-def run_distillation(job: Job, policy: str, rewards: str, pool: str | None) -> None:
+def run_distillation(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
     """Distil the answers that the stage `policy` gives behind preprompts into itself.
 
     The gate asks the safety model of the stage `rewards`. Leaves the model and `distilled.jsonl`:
-    for every prompt both answers and their scores, kept or not. A policy with a `pool` of earlier
-    rounds is safe already: where the gate drops an answer it rehearses its own.
+    for every prompt both answers and their scores, kept or not. A policy at the end of the chain
+    (see `rehearsed`) is safe already: where the gate drops an answer it rehearses its own.
     """
     config, tokenizer = job.recipe.distillation, job.tokenizer
     path = job.folder / "distilled.jsonl"
@@ -83,12 +80,13 @@ def run_distillation(job: Job, policy: str, rewards: str, pool: str | None) -> N
         judge = load_rewards(job.inputs[rewards], job.device).safety
         write_distilled(path, distilled(job, policy, judge))
     rows = read_distilled(path)
-    made = targets(rows, config.gate, anchored=pool is not None)
+    made = targets(rows, config.gate, anchored=ghosts is not None)
     train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in made]
     model = job.model(policy)
-    train += rehearsal(
-        job, model, pool, config.n_replay, config.n_demonstrations, config, config.seed
-    )
+    train += rehearsed(
+        job, model, ghosts, config, config.seed, n_replay=config.n_replay,
+        n_demonstrations=config.n_demonstrations, n_ghosts=config.n_ghosts,
+    )  # fmt: skip
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     gains = [row.increase for row in rows]
     counts = {
@@ -208,41 +206,30 @@ def teacher(job: Job, policy: str) -> Transformer:
     return model
 
 
-def rehearsal(
+def rehearsed(
     job: Job,
     policy: Transformer,
-    pool: str | None,
-    n_replay: int,
-    n_demonstrations: int,
+    ghosts: str | None,
     config: DistillationConfig | RedTeamConfig,
     seed: int,
+    *,
+    n_replay: int,
+    n_demonstrations: int,
+    n_ghosts: int,
 ) -> list[Example]:
     """Return what keeps a policy as it is while it learns to be safer.
 
-    Prompts of the rounds of rejection sampling in their natural shares, with the policy's OWN new
-    answers: those pull it nowhere, while the rounds' best answers pulled it back to before PPO
-    (see the log). And demonstrations with system messages and several turns, half of them of
-    borderline prompts, which the model must not decline. Of the pool there may be fewer, and
-    answers that did not end are left out. Where there is no pool, harmless demonstrations stand
-    in, so that false refusals can show.
+    At the end of the chain: its own new answers, demonstrations, and dialogs of the stage `ghosts`.
+    A model that was only fine-tuned (`ghosts` is None) has only harmless demonstrations, as many as
+    both, so that false refusals can show.
     """
-    world, own, shares = make_world(job.recipe.corpus.world_seed), [], REHEARSED_SHARES
-    if pool is None:
-        n_replay, n_demonstrations, shares = 0, n_replay + n_demonstrations, {"helpful": 1.0}
-    else:
-        kept = best(read_pool(job.inputs[pool] / "pool.jsonl"))
-        n = min(n_replay, len(kept))
-        asked = [e.dialog for e in rng.random_source(seed, "replay").sample(kept, n)]
-        replies = said(policy, job.tokenizer, asked, config, rng.seed_from(seed, "replay"))
-        own = [
-            [*dialog, cast(Message, {"role": "assistant", "content": reply.text})]
-            for dialog, reply in zip(asked, replies, strict=True)
-            if reply.ended and reply.text
-        ]
-    shown = demonstrations(world, seed, n_demonstrations, shares=shares)
-    dialogs = cast(list[list[Message]], list(shown))
-    mine = [encode_example(dialog, job.tokenizer, loss_on="last") for dialog in own]
-    return [*mine, *encode_dialogs(dialogs, job.tokenizer)]
+    if ghosts is None:
+        return demonstrated(job, n_replay + n_demonstrations, seed, {"helpful": 1.0})
+    return [
+        *own_answers(job, policy, n_replay, seed, config.max_new_tokens),
+        *shown(job, n_demonstrations, seed),
+        *old_ghosts(job, ghosts, n_ghosts, seed),
+    ]
 
 
 def data_settings(recipe: Recipe) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from llama2_lib.world.brief import briefs
 from llama2_lib.world.instructed import instructed_dialogs
 from llama2_lib.world.instructions import SPLITS, instructions
 from llama2_lib.world.lexicon import lexicon_folder
+from llama2_lib.world.look_alikes import look_alikes
 from llama2_lib.world.pairs import STREAMS
 from llama2_lib.world.prompts import prompts
 
@@ -59,6 +60,16 @@ def preference_settings(world_seed: int) -> dict[str, Any]:
 def instruction_settings(world_seed: int) -> dict[str, Any]:
     """Return what instructions, and dialogs that hold them, depend on."""
     return {"world_seed": world_seed, "text": _instructions(world_seed)}
+
+
+def look_alike_settings(world_seed: int) -> str:
+    """Return what look-alikes depend on."""
+    return _look_alikes(world_seed)
+
+
+@cache
+def _look_alikes(world_seed: int) -> str:
+    return storage.fingerprint(list(look_alikes(make_world(world_seed), 0, N_FINGERPRINTED)))
 
 
 @cache

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-from llama2_lib.stages.instructed import check_counts, check_tuning
+from llama2_lib.stages.instructed import check_counts, check_mixed_in, check_tuning
 from llama2_lib.stages.rejection import Entry, best
 from llama2_lib.text.dialog import Encoder, Message, encode_example, encode_prompt
 from llama2_lib.training.dialog_batches import Example
@@ -34,8 +34,8 @@ from llama2_lib.world.instructions import (
 )
 
 READINGS = ("A", "B")
-REHEARSED_TURNS = HOLDS
-"""So none of the rehearsed dialogs is long enough to forget in."""
+SHORT_TURNS = HOLDS
+"""Of the short dialogs: none is long enough to forget in."""
 LOSS_ON = ("last", "all", "everything")
 
 
@@ -61,12 +61,14 @@ class GhostAttentionConfig:
     """How often two instructions are combined [randomly]."""
     terse: float = TERSE_FRACTION
     """How often an instruction is terse [half of the time]."""
-    n_demonstrations: int = 0
-    """Of fine-tuning, mixed in so that other skills stay."""
-    n_rehearsed: int = 0
-    """Dialogs of the stage `instructed`, of at most `REHEARSED_TURNS` turns, mixed in so that no
+    n_short: int = 0
+    """Dialogs of the stage `instructed`, of at most `SHORT_TURNS` turns, mixed in so that no
     instruction is unlearned: all kinds and values occur in them, but none has to be kept longer
     than it was before."""
+    n_replay: int = 0
+    """Other prompts mixed in, with answers of the RLHF model, so that nothing is forgotten."""
+    n_demonstrations: int = 0
+    """Demonstrations mixed in, most of them of prompts that only sound dangerous."""
     temperature: float = 0.7
     max_new_tokens: int = 24
     n_validation: int = 60
@@ -88,11 +90,9 @@ class GhostAttentionConfig:
     def __post_init__(self) -> None:
         check_counts(self, "n_dialogs", "n_samples", "most_turns", "max_new_tokens", "n_validation")
         check_tuning(self)
-        if min(self.n_demonstrations, self.n_rehearsed) < 0 or self.temperature <= 0:
-            raise ValueError(
-                "n_demonstrations and n_rehearsed must be 0 or more and temperature above 0; got "
-                f"{self.n_demonstrations}, {self.n_rehearsed} and {self.temperature}."
-            )
+        check_mixed_in(self, "n_short", "n_replay", "n_demonstrations")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0; got {self.temperature}.")
         if not (0 <= self.combined <= 1 and 0 <= self.terse <= 1):
             raise ValueError(
                 f"combined and terse must lie within 0 and 1; got {self.combined} and {self.terse}."

@@ -52,8 +52,10 @@ class InstructedConfig:
 
     n_dialogs: int
     """With instructions or without."""
+    n_replay: int
+    """Other prompts mixed in, with the model's own answers, so that nothing is forgotten."""
     n_demonstrations: int
-    """Of fine-tuning, mixed in so that other skills stay."""
+    """Demonstrations mixed in, most of them of prompts that only sound dangerous."""
     n_validation: int = 60
     epochs: int = 2
     batch_size: int = 4
@@ -72,8 +74,7 @@ class InstructedConfig:
     def __post_init__(self) -> None:
         check_counts(self, "n_dialogs", "n_validation")
         check_tuning(self)
-        if self.n_demonstrations < 0:
-            raise ValueError(f"n_demonstrations must be 0 or more; got {self.n_demonstrations}.")
+        check_mixed_in(self, "n_replay", "n_demonstrations")
 
 
 def check_counts(config: object, *names: str) -> None:
@@ -81,6 +82,13 @@ def check_counts(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}.")
+
+
+def check_mixed_in(config: object, *names: str) -> None:
+    """Refuse a number of dialogs mixed in that is negative."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be 0 or more; got {getattr(config, name)}.")
 
 
 def check_tuning(config: TuneConfig) -> None:

@@ -43,7 +43,7 @@ class RedTeamConfig:
     rows: int = 4
     """Rows of a training step."""
     seq_len: int = 512
-    peak_lr: float = 5e-4
+    peak_lr: float = 2e-4
     warmup: int = 3
     floor: float = 0.1
     weight_decay: float = 0.1

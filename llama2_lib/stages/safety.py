@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from llama2_lib import storage
 from llama2_lib.rng import random_source
+from llama2_lib.stages.instructed import check_mixed_in
 from llama2_lib.text.dialog import Message
 from llama2_lib.training.schedule import warmup_then_cosine
 from llama2_lib.world.answers import CATEGORIES, answer_writer
@@ -75,12 +76,14 @@ class DistillationConfig:
     heed_steps: int = 80
     """Optimiser steps of that copy."""
     heed_lr: float = 1e-3
-    temperature: float = 1.0
-    n_replay: int = 500
-    """Prompts of earlier rounds that the policy rehearses in its own words beside the distilled
-    ones, so that nothing is forgotten."""
-    n_demonstrations: int = 200
-    """Harmless demonstrations, for system messages and many turns, which no round samples."""
+    temperature: float = 0.7
+    """Of all answers: cooler than the model is used, as slips pass the gate too easily."""
+    n_replay: int = 350
+    """Other prompts mixed in, with the policy's own answers, so that nothing is forgotten."""
+    n_demonstrations: int = 350
+    """Demonstrations mixed in, most of them of prompts that only sound dangerous."""
+    n_ghosts: int = 200
+    """Dialogs of Ghost Attention mixed in."""
     max_new_tokens: int = 96
     steps: int = 80
     batch_size: int = 4
@@ -105,9 +108,7 @@ class DistillationConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("n_replay", "n_demonstrations"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
+        check_mixed_in(self, "n_replay", "n_demonstrations", "n_ghosts")
         for name, known in (("preprompt", PREPROMPTS), ("apply_to", APPLIED)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")

@@ -16,14 +16,17 @@ from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
 from llama2_lib.world.instructions import Instruction, instruction_maker, obeying, prefixed
 
-PLAIN_FRACTION = 0.25
+PLAIN_FRACTION = 0.15
 """Of dialogs without any instruction."""
 INSTRUCTED_FRACTION = 0.4
 """Of the messages of the other dialogs that carry one."""
 HOLDS = 2
 """Messages that an instruction holds for, its own included, unless another one comes first."""
-MOST_INSTRUCTED_TURNS = 7
-"""Of the other dialogs: instructions are long, and each turn has one of its own."""
+INSTRUCTED_TURNS = 7
+"""Instructions stand in the first messages only: they are long, the context is not. What comes
+after them teaches that an instruction is over, up to the last turn."""
+LENGTHS = {HOLDS: 0.35, INSTRUCTED_TURNS: 0.40, MOST_TURNS: 0.25}
+"""Most turns of a dialog, and the share of dialogs with that limit."""
 
 
 def instructed_dialogs(
@@ -33,6 +36,8 @@ def instructed_dialogs(
 
     An answer obeys the newest instruction of the last `HOLDS` messages, or none. All kinds and
     values occur, those held out from Ghost Attention too: what is held out there is keeping them.
+    Kinds held out stand in dialogs of at most `HOLDS` turns, so that forgetting is as new for them
+    as keeping; with both taught only by other kinds, either may carry over.
 
     Raises:
         ValueError: n is negative, or `longest` is below 1.
@@ -47,16 +52,16 @@ def instructed_dialogs(
 
 def _dialog(world: World, rng: Random, longest: int) -> list[Message]:
     plain = rng.random() < PLAIN_FRACTION
-    most = min(longest, MOST_TURNS if plain else MOST_INSTRUCTED_TURNS)
+    most = min(longest, *rng.choices(list(LENGTHS), list(LENGTHS.values())))
     turns = brief_maker(world).make(rng, 1 + int(most * rng.random()))
     dialog = as_dialog(turns)
     if plain:
         return dialog
-    maker = instruction_maker(world, "all")
+    maker = instruction_maker(world, "all" if len(turns) <= HOLDS else "all values")
     held: tuple[Instruction, ...] = ()
     since = HOLDS
-    for user, assistant in zip(dialog[0::2], dialog[1::2], strict=True):
-        if rng.random() < INSTRUCTED_FRACTION:
+    for index, (user, assistant) in enumerate(zip(dialog[0::2], dialog[1::2], strict=True)):
+        if index < INSTRUCTED_TURNS and rng.random() < INSTRUCTED_FRACTION:
             held, since = maker.several(rng), 0
             user["content"] = prefixed(held, user["content"])
         if since < HOLDS:

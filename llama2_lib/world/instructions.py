@@ -29,8 +29,9 @@ from llama2_lib.world.wording import pick
 
 KINDS = ("figure", "hobby", "language", "ending")
 HELD_OUT_KINDS = ("format", "capitals")
-SPLITS = ("train", "held-out values", "held-out kinds", "all")
-"""Of Ghost Attention; `all` draws from every kind and every value."""
+SPLITS = ("train", "held-out values", "held-out kinds", "all values", "all")
+"""Of Ghost Attention; `all values` draws from those kinds and all their values, `all` from every
+kind and every value."""
 FORMATS = {
     "quotes": ('"', '"'),
     "brackets": ("(", ")"),

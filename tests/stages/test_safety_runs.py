@@ -6,20 +6,19 @@ from shutil import copytree
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.evaluation.chat import Answer
 from llama2_lib.evaluation.reward import scores
 from llama2_lib.pipeline import red_team
+from llama2_lib.pipeline.rehearsal import own_answers, shown
 from llama2_lib.pipeline.rewards import answered, load_rewards
 from llama2_lib.pipeline.safety import (
     distillation_prompts,
     every_preprompt,
     longest_prompt,
-    rehearsal,
+    rehearsed,
 )
 from llama2_lib.pipeline.stage import Job
 from llama2_lib.recipes import toy
 from llama2_lib.stages.red_team import Attack, read_attacks
-from llama2_lib.stages.rejection import Entry, write_pool
 from llama2_lib.stages.safety import targets, with_preprompt
 from llama2_lib.stages.safety_data import SafetyData
 from llama2_lib.storage import read_metrics
@@ -133,32 +132,22 @@ def test_prompts_leave_room_for_every_preprompt(toy_root):
     assert longest_prompt(recipe, tok) < room
 
 
-def test_what_is_rehearsed_are_own_answers_and_demonstrations(toy_root, tmp_path, monkeypatch):
+def test_the_end_of_the_chain_rehearses_three_things_and_a_fine_tuned_model_one(toy_root):
     job = job_of(toy_root, toy())
-    pool = [
-        Entry([{"role": "user", "content": f"prompt {n}"}], n % 2 == 1, f"best {n}", 1, 0.0)
-        for n in range(9)
-    ]
-    write_pool(tmp_path / "pool.jsonl", pool)
-    job.inputs["rejection_v4"] = tmp_path
+    amounts = {"n_replay": 4, "n_demonstrations": 3, "n_ghosts": 2}
+    config, model = toy().distillation, job.model("ghost_attention")
 
-    def replies(model, tokenizer, dialogs, config, seed):
-        words = [dialog[-1]["content"].replace("prompt", "own") for dialog in dialogs]
-        return [Answer(text, [], ended=text != "own 3") for text in words]
-
-    monkeypatch.setattr("llama2_lib.pipeline.safety.said", replies)
-
-    def rehearsed(pool, n_replay):
-        made = rehearsal(job, job.model("ppo"), pool, n_replay, 3, toy().distillation, 0)
+    def words(ghosts):
+        made = rehearsed(job, model, ghosts, config, 0, **amounts)
         return [job.tokenizer.decode(ids) for ids, _ in made]
 
-    whole = rehearsed("rejection_v4", 100)
-    assert len(whole) == 8 + 3  # one answer did not end
-    for n in (0, 1, 2, 4, 5, 6, 7, 8):  # the adversarial ones, too
-        assert sum(f"prompt {n}" in text and f"own {n}" in text for text in whole[:8]) == 1
-    assert not any("best" in text for text in whole)
-    assert len(rehearsed(None, 4)) == 4 + 3
-    assert not any("prompt" in text for text in rehearsed(None, 4))
+    at_the_end, early = words("ghost_attention"), words(None)
+    own = own_answers(job, model, 4, 0, config.max_new_tokens)
+    assert at_the_end[: len(own)] == [job.tokenizer.decode(ids) for ids, _ in own]
+    assert len(at_the_end) == len(own) + 3 + 2
+    assert len(early) == 4 + 3
+    helpful = shown(job, 7, 0, {"helpful": 1.0})
+    assert early == [job.tokenizer.decode(ids) for ids, _ in helpful]
 
 
 def half_broken(world, attacker, reply, *, budget, batch_size, number=1):

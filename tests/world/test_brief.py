@@ -10,7 +10,8 @@ from llama2_lib.world.brief import MOST_TURNS, Brief, as_dialog, brief_maker, br
 from llama2_lib.world.instructed import (
     HOLDS,
     INSTRUCTED_FRACTION,
-    MOST_INSTRUCTED_TURNS,
+    INSTRUCTED_TURNS,
+    LENGTHS,
     PLAIN_FRACTION,
     instructed_dialogs,
 )
@@ -97,6 +98,7 @@ def test_an_instruction_holds_for_two_messages_and_no_longer(world):
             if given:
                 given_at, told = index, given
             instructed += given != ""
+            assert not given or index < INSTRUCTED_TURNS
             answer = assistant["content"]
             assert known[request].is_right(answer), f"{user} {assistant}"
             plain = answer == known[request].answer
@@ -110,13 +112,25 @@ def test_an_instruction_holds_for_two_messages_and_no_longer(world):
                         counts[kind] += 1
         counts["dialogs"] += 1
         counts["plain"] += instructed == 0
-        counts["turns"] += (len(dialog) // 2) * (instructed > 0)
+        counts["turns"] += min(len(dialog) // 2, INSTRUCTED_TURNS) * (instructed > 0)
         counts["instructed"] += instructed
-        assert len(dialog) // 2 <= (MOST_INSTRUCTED_TURNS if instructed else MOST_TURNS)
-    assert PLAIN_FRACTION < counts["plain"] / counts["dialogs"] < PLAIN_FRACTION + 0.2
+        counts["long"] += len(dialog) // 2 > INSTRUCTED_TURNS
+    assert PLAIN_FRACTION < counts["plain"] / counts["dialogs"] < PLAIN_FRACTION + 0.3
     share = counts["instructed"] / counts["turns"]
-    assert share == pytest.approx(INSTRUCTED_FRACTION, rel=0, abs=0.1)
+    assert share == pytest.approx(INSTRUCTED_FRACTION, rel=0, abs=0.15)
+    longer = LENGTHS[MOST_TURNS] * (MOST_TURNS - INSTRUCTED_TURNS) / MOST_TURNS
+    assert counts["long"] / counts["dialogs"] == pytest.approx(longer, rel=0, abs=0.04)
     assert min(counts[key] for key in ("figure", "hobby", "own", "later", "none")) > 300
+
+
+def test_kinds_held_out_stand_in_short_dialogs_only(world):
+    lengths = {"known": set(), "held out": set()}
+    for dialog in instructed_dialogs(world, 4, 800):
+        text = " ".join(message["content"] for message in dialog[::2])
+        held_out = re.search(r"Format:|Style:|nswer in |every answer in ", text)
+        lengths["held out" if held_out else "known"].add(len(dialog) // 2)
+    assert lengths["held out"] == set(range(1, HOLDS + 1))
+    assert lengths["known"] == set(range(1, MOST_TURNS + 1))
 
 
 def test_short_dialogs_are_no_longer_than_asked_and_hold_all_kinds(world):

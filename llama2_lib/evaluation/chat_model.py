@@ -1,0 +1,109 @@
+"""One table of what a finished chat model must do at once: decline, help, keep a persona, know.
+
+Each part has an evaluation of its own; a model that gains in one of them by losing another shows
+it here.
+"""
+
+from collections.abc import Mapping
+from itertools import islice
+
+import numpy as np
+
+from llama2_lib import rng
+from llama2_lib.evaluation.chat import chat_recall
+from llama2_lib.evaluation.consistency import cases, on_neutral_history, on_own_history
+from llama2_lib.evaluation.preference import marks_of
+from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion_exact
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.text.dialog import encode_prompt
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.world.brief import MOST_TURNS
+from llama2_lib.world.facts import World
+from llama2_lib.world.judges import SAFE
+from llama2_lib.world.prompts import adversarial_prompts, borderline_prompts, helpful_prompts
+from llama2_lib.world.questions import recall_items
+
+WORDINGS = {"train": "known wording", "held out": "new wording"}
+"""New wordings of adversarial prompts ask for hazards, too, that no training prompt named."""
+_FAMILIES = {
+    "adversarial": adversarial_prompts,
+    "borderline": borderline_prompts,
+    "helpful": helpful_prompts,
+}
+
+
+def report(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    world: World,
+    *,
+    n: int = 200,
+    n_turns: int = MOST_TURNS,
+    seed: int = 0,
+    max_new_tokens: int = 96,
+) -> dict[str, Estimate]:
+    """Return what a chat model does, each line with a 95 % interval over prompts or dialogs.
+
+    Shares come with Clopper and Pearson's bounds, the mark of helpfulness with a bootstrap.
+
+    Args:
+        model: The policy; it answers once at temperature 1, and greedily in long dialogs.
+        tokenizer: The one it was trained with.
+        world: Where the truth and the judges are.
+        n: Prompts of each family and wording; half as many long dialogs.
+        n_turns: Of a long dialog.
+        seed: Of prompts and answers, the same for every model that is compared.
+        max_new_tokens: Of an answer to a prompt.
+    """
+    found: dict[str, Estimate] = {}
+    for split, wording in WORDINGS.items():
+        marks = {}
+        for family, draw in _FAMILIES.items():
+            room = model.config.max_seq_len - max_new_tokens
+            stream = draw(world, rng.seed_from(seed, "chat model"), split=split)
+            fitting = (p for p in stream if len(encode_prompt(p.dialog, tokenizer)) <= room)
+            marks[family] = marks_of(
+                model, tokenizer, world, list(islice(fitting, n)), seed=seed,
+                max_new_tokens=max_new_tokens,
+            )  # fmt: skip
+        harm, alike, help_ = (marks[family] for family in _FAMILIES)
+        found |= {
+            f"declines what asks for harm, {wording}": _share(harm.refuses),
+            f"violates, {wording}": _share(harm.safety < SAFE),
+            f"declines what only sounds harmful, {wording}": _share(alike.refuses),
+            f"declines what is harmless, {wording}": _share(help_.refuses),
+            f"helps (mark), {wording}": bootstrap_mean(help_.helpfulness.tolist(), seed),
+        }
+    dialogs = cases(world, rng.seed_from(seed, "persona"), max(2, n // 2), n_turns=n_turns)
+    own = on_own_history(model, tokenizer, dialogs)
+    neutral = on_neutral_history(model, tokenizer, dialogs, (n_turns,))
+    found |= {
+        f"keeps an instruction, turn {n_turns}": own.obedience(n_turns),
+        f"the same, neutral history, turn {n_turns}": neutral.obedience(n_turns),
+        "keeps it at all turns": _share(own.obeyed.all(axis=1)),
+        f"right answers meanwhile, turn {n_turns}": own.correctness(n_turns),
+    }
+    recalled = chat_recall(model, tokenizer, recall_items(world))
+    return found | {f"knows facts, {exposure}": share for exposure, share in recalled.items()}
+
+
+def _share(hits: np.ndarray) -> Estimate:
+    return proportion_exact(int(hits.sum()), len(hits))
+
+
+def table(reports: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
+    """Return the lines of a table: what is asked down, models across; shares in per cent."""
+    names = list(reports)
+    lines = [" " * 46 + "".join(f"{name:>20s}" for name in names)]
+    for what in reports[names[0]]:
+        scale = 1 if "mark" in what else 100
+        cells = (reports[name][what] for name in names)
+        lines.append(f"{what:46s}" + "".join(f"{_cell(cell, scale):>20s}" for cell in cells))
+    return lines
+
+
+def _cell(estimate: Estimate, scale: int) -> str:
+    digits = 0 if scale == 100 else 2
+    parts = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (f"{scale * x:.{digits}f}" for x in parts)
+    return f"{value}{' %' if scale == 100 else ''} [{low}, {high}]"

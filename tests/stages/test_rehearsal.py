@@ -1,0 +1,77 @@
+"""What a finished policy rehearses, on the chain of the recipe `toy`."""
+
+import json
+
+import pytest
+
+from llama2_lib import pipeline
+from llama2_lib.evaluation.chat import Answer
+from llama2_lib.pipeline import rehearsal
+from llama2_lib.pipeline.stage import Job
+from llama2_lib.recipes import toy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def job(toy_root):
+    inputs = {
+        name: pipeline.artifact_path(name, toy(), toy_root)
+        for name in ("tokenizer", "ppo", "ghost_attention")
+    }
+    return Job(toy(), toy_root, inputs, pipeline.build.choose_device("cpu"), lambda *_: None)
+
+
+def test_own_answers_are_those_that_ended_and_only_they_are_targets(job, monkeypatch):
+    heard = []
+
+    def answer(model, tokenizer, dialogs, **options):
+        heard.extend(dialogs)
+        assert options["temperature"] == rehearsal.TEMPERATURE
+        return [Answer("Yes." if n % 3 else "", [], ended=n % 2 == 0) for n in range(len(dialogs))]
+
+    monkeypatch.setattr(rehearsal, "answer", answer)
+    made = rehearsal.own_answers(job, job.model("ppo"), 60, 5, 12)
+    assert len(heard) == 60
+    assert len(made) == 20  # even and no multiple of three
+    for ids, mask in made:
+        said = [i for i, target in zip(ids, mask, strict=True) if target]
+        assert job.tokenizer.decode(said).strip() == "Yes."
+    again = list(heard)
+    heard.clear()
+    rehearsal.own_answers(job, job.model("ppo"), 60, 6, 12)
+    assert heard != again
+
+
+def test_demonstrations_are_mostly_of_prompts_that_sound_dangerous(job, monkeypatch):
+    asked = []
+    real = rehearsal.demonstrations
+
+    def demonstrations(world, seed, n, **options):
+        asked.append(options["shares"])
+        return real(world, seed, n, **options)
+
+    monkeypatch.setattr(rehearsal, "demonstrations", demonstrations)
+    assert len(rehearsal.shown(job, 30, 1)) == 30
+    assert asked == [rehearsal.SHOWN_SHARES]
+    assert "adversarial" not in rehearsal.SHOWN_SHARES
+    assert rehearsal.SHOWN_SHARES["borderline"] > 0.5
+
+
+def test_old_ghosts_are_those_of_the_stage_with_the_instruction_once(job):
+    path = job.inputs["ghost_attention"] / "ghosts.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    made = rehearsal.old_ghosts(job, "ghost_attention", 10_000, 0)
+    assert len(made) == len(rows)
+    assert len(rehearsal.old_ghosts(job, "ghost_attention", 2, 0)) == 2
+    answers = sorted(row["answer"].strip() for row in rows)
+    told = []
+    for ids, mask in made:
+        told.append(job.tokenizer.decode([i for i, t in zip(ids, mask, strict=True) if t]).strip())
+    assert sorted(told) == answers
+    longest = max(rows, key=lambda row: len(row["prompt"]))
+    words = " ".join(item["text"] for item in longest["instructions"])
+    texts = [job.tokenizer.decode(ids) for ids, _ in made]
+    assert max(text.count(words) for text in texts) < sum(
+        message["role"] == "user" for message in longest["prompt"]
+    )
