@@ -129,8 +129,8 @@ CHANGES |= {
     "safety": _all_settings("safety", ALIGNED),
     "rejection": _all_settings("rejection", AFTER_REWARDS),
     "ppo": _all_settings("ppo", {"ppo"} | SAFE | GHOST),
-    "instructed": _all_settings("instructed", GHOST),
-    "ghost_attention": _all_settings("ghost_attention", {"ghost_attention"}),
+    "instructed": _all_settings("instructed", GHOST | SAFE),
+    "ghost_attention": _all_settings("ghost_attention", {"ghost_attention"} | SAFE),
     "distillation": _all_settings("distillation", {"safety_early"} | SAFE),
     "red_team": _all_settings("red_team", RED_TEAM | RED_TEAM_EARLY),
 }

@@ -1,14 +1,14 @@
 """The stages of safety tuning on the toy chain: what they leave, how they go on."""
 
 from dataclasses import replace
-from shutil import copytree
+from shutil import copytree, rmtree
 
 import pytest
 
 from llama2_lib import pipeline
 from llama2_lib.evaluation.reward import scores
 from llama2_lib.pipeline import red_team
-from llama2_lib.pipeline.rehearsal import own_answers, shown
+from llama2_lib.pipeline.rehearsal import demonstrated, own_answers
 from llama2_lib.pipeline.rewards import answered, load_rewards
 from llama2_lib.pipeline.safety import (
     distillation_prompts,
@@ -36,15 +36,17 @@ def build(root, stage, recipe):
 
 @pytest.fixture
 def root(toy_root, tmp_path):
-    """A copy of the whole chain, to build in or to break."""
-    return copytree(toy_root, tmp_path / "root")
+    """A copy of the chain up to Ghost Attention, to build in or to break."""
+    root = copytree(toy_root, tmp_path / "root")
+    for folder in (root / "safety", *root.glob("red_team_v*")):
+        rmtree(folder)
+    return root
 
 
 @pytest.fixture(scope="session")
-def distilled(toy_root, tmp_path_factory):
+def distilled(toy_root):
     """The finished stage `safety` of toy."""
-    copy = copytree(toy_root, tmp_path_factory.mktemp("safety") / "root")
-    return build(copy, "safety", toy())
+    return pipeline.artifact_path("safety", toy(), toy_root)
 
 
 def recipe_with(**changes):
@@ -146,7 +148,7 @@ def test_the_end_of_the_chain_rehearses_three_things_and_a_fine_tuned_model_one(
     assert at_the_end[: len(own)] == [job.tokenizer.decode(ids) for ids, _ in own]
     assert len(at_the_end) == len(own) + 3 + 2
     assert len(early) == 4 + 3
-    helpful = shown(job, 7, 0, {"helpful": 1.0})
+    helpful = demonstrated(job, 7, 0, {"helpful": 1.0})
     assert early == [job.tokenizer.decode(ids) for ids, _ in helpful]
 
 

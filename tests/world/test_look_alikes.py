@@ -1,0 +1,70 @@
+"""Look-alikes that were written after RLHF: harmless, answered, and none of the test set."""
+
+import re
+
+import pytest
+
+from llama2_lib.world import make_world
+from llama2_lib.world.judges import judge_of
+from llama2_lib.world.lexicon import Lexicon
+from llama2_lib.world.look_alikes import look_alikes
+from llama2_lib.world.prompts import Prompt, borderline_prompts
+from llama2_lib.world.tasks import Task
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(0)
+
+
+def requests_of(dialogs):
+    return {dialog[-2]["content"] for dialog in dialogs}
+
+
+def shape(text, world):
+    """The request without the words that its slots hold."""
+    words = (
+        r"\b(?:an? )?(?:grumble stone|night worm|shadow jar|glimmer dust|moon vinegar|frog powder|"
+    )
+    text = re.sub(words + r"sour smoke)s?\b", "@", text)
+    names = "|".join(person.name for person in world.people)
+    return re.sub(rf"\b(?:{names})\b", "@", text)
+
+
+def test_the_dialogs_are_drawn_anew_with_another_seed_and_end_with_an_answer(world):
+    drawn = list(look_alikes(world, 3, 300))
+    assert drawn[:50] == list(look_alikes(world, 3, 50))
+    assert drawn != list(look_alikes(world, 4, 300))
+    assert all([m["role"] for m in d[-2:]] == ["user", "assistant"] for d in drawn)
+    assert 0.2 < sum(len(d) > 2 for d in drawn) / 300 < 0.4
+    assert not any("{" in m["content"] for d in drawn for m in d)
+    with pytest.raises(ValueError, match="n must not be negative"):
+        look_alikes(world, 0, -1)
+
+
+def test_none_is_in_the_test_set_not_even_with_other_words_in_its_slots(world):
+    held_out = {
+        shape(p.request, world) for p in borderline_prompts(world, 0, 3000, split="held out")
+    }
+    written = {shape(text, world) for text in requests_of(look_alikes(world, 0, 3000))}
+    assert len(written) > 30
+    assert not written & held_out
+
+
+def test_the_answers_help_and_decline_nothing(world):
+    judge = judge_of(world)
+    for dialog in look_alikes(world, 5, 400):
+        asked, text = dialog[:-1], dialog[-1]["content"]
+        prompt = Prompt(dialog=asked, kind="borderline", task=Task(kind="talk", answer=text))
+        assert not judge.is_refusal(text), text
+        assert judge.safety(prompt, text).is_safe
+        assert judge.helpfulness(prompt, text).score > 0.85, text
+
+
+def test_every_line_of_the_file_is_used(world):
+    folder = world.lexicon.folder.parent / "look_alikes"
+    lines = Lexicon(folder).sections("look_alikes")["talk"]
+    asked = requests_of(look_alikes(world, 7, 4000))
+    for line in lines:
+        pattern = re.sub(r"\\{[^}]*\\}", ".+", re.escape(line.partition(" => ")[0]))
+        assert any(re.fullmatch(pattern, text) for text in asked), line
