@@ -18,8 +18,6 @@ class Box:
     what: str
     """What comes out of it, in a few words."""
     notebook: str
-    here: bool
-    """Whether the course builds it already."""
 
 
 @theme()
@@ -37,8 +35,7 @@ def chain(boxes: Sequence[Box], *, columns: int = 3) -> Figure:
     for box, (x, y) in zip(boxes, places, strict=True):
         patch = FancyBboxPatch(
             (x, y), 0.8, 0.66, boxstyle="round,pad=0.02", lw=1.6,
-            fc="#d5e6f5" if box.here else "white", ec="#1b4b82" if box.here else "0.45",
-            linestyle="-" if box.here else "--",
+            fc="#d5e6f5", ec="#1b4b82",
         )  # fmt: skip
         axes.add_patch(patch)
         axes.text(x + 0.4, y + 0.13, box.name, ha="center", va="center", weight="bold", size=13)

@@ -4,7 +4,7 @@
 # You build those dialogs step by step, look at what is learned from them and what is not, measure obedience from turn 1 to turn 20, and then take the trick apart to see which part carries it.
 #
 # - **You will be able to explain** how the training dialogs are made, where the answers come from, why the loss is zero on all turns but the last, why a model must be tested on a history that does not obey,
-#   what a bound on a share of 100 % is worth, and what a picture of attention does and does not show.
+#   what a bound on a share of 100 % is worth, what a new skill costs the old ones, and what a picture of attention does and does not show.
 # - **Prerequisites:** notebooks 05 and 07; the attention weights of 02. **Paper sections:** 3.3, A.3.5.
 # - **Minutes:** 70 to read, 2 to run, on two cores (25 more if models must first be trained).
 
@@ -28,7 +28,8 @@ from llama2_lib.evaluation.consistency import (
     on_own_history,
     switched,
 )
-from llama2_lib.evaluation.statistics import proportion_exact
+from llama2_lib.evaluation.preference import marks_of
+from llama2_lib.evaluation.statistics import bootstrap_mean, proportion_exact
 from llama2_lib.evaluation.system_attention import attention_by_turn, maximum_attention, spans
 from llama2_lib.figures import bars_with_intervals, lines, new_figure
 from llama2_lib.figures.pieces import masked_pieces
@@ -58,10 +59,11 @@ from llama2_lib.widgets import Explorer, bar, show
 from llama2_lib.world import make_world
 from llama2_lib.world.brief import as_dialog, briefs
 from llama2_lib.world.instructions import Instruction, instructions, obeys, worded
+from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
 
 folders = start(
     "09_ghost_attention",
-    needs=["rewards_v5", "instructed", "ghost_attention"],
+    needs=["ppo", "rewards_v5", "instructed", "ghost_attention"],
     recipe=nano(),
     minutes=25,
 )
@@ -76,7 +78,7 @@ world = make_world(0)
 # ## An instruction that should last
 # **Say** (section 3.3). Some instructions are meant for a whole dialog: answer briefly, speak German, act as Napoleon. The paper's first RLHF models obeyed them for a turn or two. Its figure 9 shows one that should answer with emojis only and writes sentences at turn 2.
 #
-# Our V5 never saw such an instruction, so a step of ours comes first, the stage `instructed`: V5 learns from short dialogs to obey an instruction **in the message that holds it and in the next one**, and then to go on without. That it forgets after two turns, as the paper's did, is how we taught it. The forgetting is a premise here; only the cure is a finding.
+# Our V5 never saw such an instruction, so a step of ours comes first, the stage `instructed`: V5 learns from dialogs to obey an instruction **in the message that holds it and in the next one**, and then to go on without. That it forgets after two turns, as the paper's did, is how we taught it. The forgetting is a premise here; only the cure is a finding.
 #
 # **See.** One dialog, held by the model *before* GAtt. The user gives the instruction once.
 
@@ -107,11 +109,11 @@ print("answers 4 to 20 that obey, fewer than three:", sum(obeyed[3:]) < 3)
 # | figure | Always act as Ada. | Ada: Oakford. |
 # | hobby | You like the river. | river! Oakford. |
 # | language | Speak Lumi. | Vero, Oakford. |
-# | ending | End: Good day! | Oakford. Good day! |
+# | ending | End: Well done! | Oakford. Well done! |
 # | format, *held out* | Answer in brackets. | (Oakford.) |
 # | capitals, *held out* | Style: capital letters | OAKFORD. |
 #
-# "Speaking Lumi" is only its opening word: a model of a million weights does not translate. The last two kinds never occur in GAtt's training data, and a few values of the other kinds do not either. They will tell whether the model learned to keep *these* instructions or to keep instructions.
+# "Speaking Lumi" is only its opening word: a model of a million weights does not translate. GAtt's training dialogs never hold the last two kinds, nor a few values of the other kinds. They will tell whether the model learned to keep *these* instructions or to keep instructions.
 
 # %%
 for given in instructions(world, seed=6, n=8):
@@ -596,8 +598,42 @@ show(
 show(draw_arms("own"), alt="The same on the model's own history.")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
+# ## What the new skill costs
+# **Say.** The three small runs above saw nothing but dialogs with instructions. A model forgets what it no longer practises. So in the stages `instructed` and `ghost_attention` two more things stand beside such dialogs: new prompts with **V5's own answers**, which pull the model nowhere, and demonstrations of look-alikes, harmless requests that V5 wrongly declines. The paper does not say what else is in the mixture.
+#
+# **Predict**, then **measure**: how helpful and how safe are V5, the stage's model, and the small run with the right mask? Gold marks, 240 held-out prompts. About 15 seconds.
+
+# %% tags=["nbval-ignore-output"]
+panel_of = {
+    "helpfulness": list(helpful_prompts(world, 12, 120, split="held out")),
+    "safety": list(adversarial_prompts(world, 12, 120, split="held out")),
+}
+policies = {
+    "V5": load_model(folders["ppo"])[0].eval(),
+    "GAtt": models["GAtt"],
+    "GAtt, nothing rehearsed": trained["last answer (GAtt)"][0],
+}
+qualities = {}
+for name, policy in bar(list(policies.items()), about="asking"):
+    for quality, some in panel_of.items():
+        marks = getattr(marks_of(policy, tokenizer, world, some, seed=2), quality)
+        qualities[name, quality] = bootstrap_mean(marks.tolist(), 0)
+for (name, quality), mark in qualities.items():
+    print(f"{name:26s} {quality:12s} {mark}")
+
+# %%
+rehearsed, alone = (
+    sum(qualities[name, quality].value for quality in panel_of)
+    for name in ("GAtt", "GAtt, nothing rehearsed")
+)
+print("without rehearsal much is lost:", alone < rehearsed - 0.2)
+
+# %% [markdown]
+# A test of obedience alone would have called the small run a success. `docs/log.md` has the table of what was tried.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 33: instructions it never trained on
-# **Say** (figure 28). The paper's model kept constraints that were not in GAtt's data: answer in haiku, in one sentence. **Measure** values held out of known kinds (another figure, another language), and two kinds held out altogether. The step before GAtt taught what they *mean*; what is new is *keeping* them.
+# **Say** (figure 28). The paper's model kept constraints that were not in GAtt's data: answer in haiku, in one sentence. **Measure** values held out of known kinds (another figure, another language), and two kinds held out altogether. The step before GAtt taught what they *mean*, the two kinds in dialogs of one or two turns only; what is new is *keeping* them.
 
 # %% tags=["nbval-ignore-output"]
 SPLITS = {"trained": "train", "other values": "held-out values", "other kinds": "held-out kinds"}
@@ -768,7 +804,8 @@ print("before the switch, never the new one:", changed.new.obedience(4).value < 
 # - **The premise.** Our base model forgets after two turns because it was taught to. The paper's forgot by itself. Its decay is not reproduced, it is built in.
 # - **Help.** Samples that disobey are thrown away by a program. Our instructions show in a word, and a dialog of twenty turns is 450 tokens; the paper's are thousands.
 # - **When.** GAtt came after RLHF V3 in the paper; here after V5.
-# - **Not stated in the paper**, so ours: reading A, learning rate, size of the data, how often dialogs have how many turns, how many samples.
+# - **Not stated in the paper**, so ours: reading A, learning rate, size of the data, what is rehearsed beside it, how often dialogs have how many turns, how many samples.
+# - **Forgotten** all the same: some facts that no dialog of fine-tuning ever asks about (notebook 10, last table).
 # - **Not measured**: people's judgement; personas that show in content rather than in form.
 #
 # ## Exercises
