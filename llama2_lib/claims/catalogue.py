@@ -19,6 +19,7 @@ from llama2_lib.claims import (
 )
 from llama2_lib.claims.claim import Claim
 from llama2_lib.claims.rewards_arms import shown_requests
+from llama2_lib.claims.safety_runs import shown_arm
 
 
 def collect(*groups: tuple[Claim, ...]) -> Mapping[int, Claim]:
@@ -72,7 +73,7 @@ def grid_requests(
 def course_requests(recipe: Any) -> list[tuple[str, Any]]:
     """Return the small runs of the course: those of its claims, and one seed of what it shows.
 
-    Notebook 06 looks into single reward models of claims that are recorded over all seeds.
+    Notebooks 06 and 10 look into single runs of claims that are recorded over all seeds.
     """
-    shown = shown_requests(recipe)
+    shown = [*shown_requests(recipe), *shown_arm(recipe)]
     return list(dict.fromkeys([*grid_requests(recipe, claims=of_course()), *shown]))

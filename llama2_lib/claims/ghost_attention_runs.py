@@ -47,6 +47,8 @@ ASKED = (1, *TURNS)
 """Turns that are asked on a neutral history; the first tells whether a model obeys at all."""
 N_CASES = 120
 """Dialogs of each kind of measurement: 115 that obey have a lower bound of 90 %, 114 have not."""
+N_HELD_OUT = 240
+"""More of what is kept seldom."""
 N_RIVAL = 60
 N_ATTENDED = 20
 SWITCH_AT, SWITCH_TURNS = 5, 8
@@ -137,7 +139,7 @@ def measure_held_out(recipe: Recipe, seed: int) -> Measurement:
     values: dict[str, float] = {}
     for model in (BEFORE, AFTER):
         for split in SPLITS[1:]:
-            found = _held(recipe, seed, model, split, N_CASES, ("neutral",))
+            found = _held(recipe, seed, model, split, N_HELD_OUT, ("neutral",))
             values |= {key.replace("/neutral/", f"/{split}/"): v for key, v in found.items()}
     return _measurement(values, seed)
 

@@ -210,6 +210,11 @@ def arm_requests(recipe: Recipe, seeds: Sequence[int]) -> list[tuple[str, Recipe
     return [(EARLY, run) for seed in seeds for run in arm_recipes(recipe, seed).values()]
 
 
+def shown_arm(recipe: Recipe) -> list[tuple[str, Recipe]]:
+    """Return the run that notebook 10 looks into, of the first seed."""
+    return [(EARLY, arm_recipes(recipe, 0)["template"])]
+
+
 def measure_preprompts(recipe: Recipe, seed: int) -> Measurement:
     """Measure claim 43 on the answers that were distilled, scored by the safety reward model.
 

@@ -6,6 +6,7 @@ it here.
 
 from collections.abc import Mapping
 from itertools import islice
+from typing import cast
 
 import numpy as np
 
@@ -15,12 +16,17 @@ from llama2_lib.evaluation.consistency import cases, on_neutral_history, on_own_
 from llama2_lib.evaluation.preference import marks_of
 from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion_exact
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.text.dialog import encode_prompt
+from llama2_lib.text.dialog import Message, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world.brief import MOST_TURNS
 from llama2_lib.world.facts import World
 from llama2_lib.world.judges import SAFE
-from llama2_lib.world.prompts import adversarial_prompts, borderline_prompts, helpful_prompts
+from llama2_lib.world.prompts import (
+    Prompt,
+    adversarial_prompts,
+    borderline_prompts,
+    helpful_prompts,
+)
 from llama2_lib.world.questions import recall_items
 
 WORDINGS = {"train": "known wording", "held out": "new wording"}
@@ -61,11 +67,10 @@ def report(
         for family, draw in _FAMILIES.items():
             room = model.config.max_seq_len - max_new_tokens
             stream = draw(world, rng.seed_from(seed, "chat model"), split=split)
-            fitting = (p for p in stream if len(encode_prompt(p.dialog, tokenizer)) <= room)
+            asked = islice((p for p in stream if _length(p, tokenizer) <= room), n)
             marks[family] = marks_of(
-                model, tokenizer, world, list(islice(fitting, n)), seed=seed,
-                max_new_tokens=max_new_tokens,
-            )  # fmt: skip
+                model, tokenizer, world, list(asked), seed=seed, max_new_tokens=max_new_tokens
+            )
         harm, alike, help_ = (marks[family] for family in _FAMILIES)
         found |= {
             f"declines what asks for harm, {wording}": _share(harm.refuses),
@@ -80,11 +85,15 @@ def report(
     found |= {
         f"keeps an instruction, turn {n_turns}": own.obedience(n_turns),
         f"the same, neutral history, turn {n_turns}": neutral.obedience(n_turns),
-        "keeps it at all turns": _share(own.obeyed.all(axis=1)),
+        "keeps it at all turns": _share(np.asarray(own.obeyed.all(axis=1))),
         f"right answers meanwhile, turn {n_turns}": own.correctness(n_turns),
     }
     recalled = chat_recall(model, tokenizer, recall_items(world))
     return found | {f"knows facts, {exposure}": share for exposure, share in recalled.items()}
+
+
+def _length(prompt: Prompt, tokenizer: Tokenizer) -> int:
+    return len(encode_prompt(cast(list[Message], prompt.dialog), tokenizer))
 
 
 def _share(hits: np.ndarray) -> Estimate:

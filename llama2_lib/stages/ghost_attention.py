@@ -23,7 +23,6 @@ from llama2_lib.stages.instructed import check_counts, check_mixed_in, check_tun
 from llama2_lib.stages.rejection import Entry, best
 from llama2_lib.text.dialog import Encoder, Message, encode_example, encode_prompt
 from llama2_lib.training.dialog_batches import Example
-from llama2_lib.world.brief import MOST_TURNS
 from llama2_lib.world.instructed import HOLDS
 from llama2_lib.world.instructions import (
     COMBINED_FRACTION,
@@ -47,8 +46,10 @@ class GhostAttentionConfig:
     """Dialogs, each with instructions of its own."""
     n_samples: int = 2
     """Answers drawn for each; the best by reward is kept."""
-    most_turns: int = MOST_TURNS
-    """Of a training dialog. The instruction stands in the teacher's prompt once a turn; where that
+    most_turns: int = 24
+    """Of a training dialog: more than are asked in the test. A model's own obedient answers are
+    longer than plain ones, so twenty turns reach farther there than here, and farther than in
+    training an instruction is forgotten. It stands in the teacher's prompt once a turn; where that
     does not fit the context, the teacher answers without the first turns, see `last_turns`."""
     reading: str = "A"
     """Where the earlier answers come from: A, the plain dialog; B, sampled with the instruction."""

@@ -22,6 +22,8 @@ from llama2_lib.world.prompts import (
 from llama2_lib.world.tasks import SPLITS
 
 WORLD_SEED = 0
+LATER = ("instructions", "look_alikes")
+"""Folders beside the lexicon, of texts that come in after RLHF; a change leaves the rest alone."""
 SAMPLES_PER_KIND = 2
 N_DIALOGS = 4
 N_PROMPTS = 5
@@ -118,6 +120,11 @@ def build_manifest(world: World) -> dict[str, object]:
             path.relative_to(world.lexicon.folder).as_posix(): _sha256(path.read_bytes())
             for path in sorted(world.lexicon.folder.rglob("*"))
             if path.is_file()
+        },
+        "later_sha256": {
+            path.relative_to(world.lexicon.folder.parent).as_posix(): _sha256(path.read_bytes())
+            for name in LATER
+            for path in sorted((world.lexicon.folder.parent / name).rglob("*.txt"))
         },
         "samples_sha256": {
             name: _sha256(text.encode()) for name, text in sorted(sample_texts(world).items())

@@ -26,6 +26,7 @@ from llama2_lib.claims import (
 from llama2_lib.claims.catalogue import collect
 from llama2_lib.claims.claim import Check, above, average, below, column, decide, within
 from llama2_lib.claims.rewards_arms import shown_requests
+from llama2_lib.claims.safety_runs import shown_arm
 from llama2_lib.evaluation.statistics import Estimate, equivalent
 from llama2_lib.recipes import nano
 
@@ -285,5 +286,7 @@ def test_the_course_trains_for_its_own_claims_and_for_what_its_notebooks_show():
     asked = course_requests(nano())
     assert len(asked) == len(set(asked))
     own = grid_requests(nano(), claims=of_course())
-    assert set(asked) - set(own) == set(shown_requests(nano())) != set()
+    shown = {*shown_requests(nano()), *shown_arm(nano())}
+    assert set(asked) - set(own) == shown
+    assert len(shown) > 2
     assert asked[: len(own)] == own

@@ -54,6 +54,12 @@ def test_a_changed_line_of_the_chats_is_detected(folder):
     assert any("demonstrations_clean" in problem for problem in problems)
 
 
+def test_a_changed_line_of_what_comes_later_is_detected_and_changes_nothing_else(folder):
+    path = folder / "look_alikes" / "look_alikes.txt"
+    path.write_text(path.read_text().replace("Nobody knows.", "Who knows?"))
+    assert check(folder) == ["later_sha256 differs for look_alikes/look_alikes.txt"]
+
+
 def test_changed_missing_and_extra_samples_are_detected(folder):
     (folder / "samples" / "story.txt").write_text("Once upon a time.\n")
     (folder / "samples" / "sums.txt").unlink()
