@@ -17,8 +17,10 @@ VERSIONS = {
     "SFT": "sft",
     **{f"V{number}": f"rejection_v{number}" for number in range(1, pipeline.ROUNDS + 1)},
     f"V{pipeline.ROUNDS + 1}": "ppo",
+    "GAtt": "ghost_attention",
+    "chat": f"red_team_v{pipeline.RED_TEAM_ROUNDS}",
 }
-"""The versions of the chat model by the paper's names, and the stages that make them."""
+"""The versions of the chat model, by the paper's names where it has some, and their stages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,7 @@ def talk(stage: str, recipe: Recipe, manner: Manner, device: str = "auto") -> in
 
 
 def compare(recipe: Recipe, manner: Manner, device: str = "auto") -> int:
-    """Ask all versions the same question, from the base model to V5."""
+    """Ask all versions the same question, from the base model to the finished chat model."""
     loaded = {name: pipeline.load(stage, recipe, device=device) for name, stage in VERSIONS.items()}
     print("Every version answers what you ask, each time a new dialog. Ctrl-D ends.")
 

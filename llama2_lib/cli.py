@@ -12,6 +12,7 @@ import tyro
 RecipeName = Literal["toy", "grid", "nano", "small"]
 ModelName = Literal[
     "pretrain", "sft", "rejection_v1", "rejection_v2", "rejection_v3", "rejection_v4", "ppo",
+    "instructed", "ghost_attention",
     "safety", "safety_early", "red_team_v1", "red_team_v2", "red_team_v3", "red_team_v4",
     "red_team_early_v1", "red_team_early_v2", "red_team_early_v3", "red_team_early_v4",
 ]  # fmt: skip
@@ -64,8 +65,9 @@ class Show:
 class Chat:
     """Talk to a chat model, or give the pretrained one a beginning. Ctrl-D ends."""
 
-    stage: ModelName = "sft"
-    """Whose model: pretrain goes on with your text, all others answer."""
+    stage: ModelName = "red_team_v4"
+    """Whose model: pretrain goes on with your text, all others answer. The finished chat model
+    is that of the last round of red-teaming."""
     compare: bool = False
     """Let all versions answer side by side, from the base model to the last."""
     recipe: RecipeName = "nano"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from shutil import copytree
+from typing import get_args
 
 import pytest
 import torch
@@ -253,11 +254,18 @@ def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
     assert "a dialog must leave room for an answer in 128 tokens" in errors
 
 
+def test_every_model_of_the_chain_can_be_talked_to():
+    models = set(get_args(cli.ModelName))
+    no_models = {"tokenizer", "corpus", "reward_model", "safety_data"}
+    rewards = {stage for stage in pipeline.STAGES if stage.startswith("rewards_")}
+    assert models == set(pipeline.STAGES) - no_models - rewards
+
+
 def test_all_versions_answer_side_by_side(root, say):
     answers, errors = say(["What is 3 plus 4?", ""], "--compare", "--max-new-tokens", "5")
     assert errors == ""
     assert [line[:5].strip() for line in answers[: len(talking.VERSIONS)]] == [
-        "base", "SFT", "V1", "V2", "V3", "V4", "V5",
+        "base", "SFT", "V1", "V2", "V3", "V4", "V5", "GAtt", "chat",
     ]  # fmt: skip
 
 
