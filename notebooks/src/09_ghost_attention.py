@@ -355,6 +355,8 @@ print(
 #
 # The shortcut is invisible in a normal test, in which the model meets its own obedient answers. It shows on a **neutral history**: the model is given a dialog in which no earlier answer obeys, and is asked for the next. So everything below is measured on both: *own* history, as a user meets it, and *neutral* history, which only memory of turn 1 can pass.
 #
+# Neither is simply the easier one. Obedient answers are longer ("Oakford. That is all!"), so twenty turns of own history reach farther back than the plain ones of reading A: 480 tokens against 400. Training dialogs of twenty turns left one in twenty dialogs forgotten there, in the last two turns. Ours have up to 24.
+#
 # | the user says | reading A | reading B |
 # |---|---|---|
 # | Always act as Ada. Where does Mara live? | Oakford. *(no loss)* | Ada: Oakford. *(no loss)* |
