@@ -406,7 +406,7 @@ Explorer(draw_borderline, "Borderline prompt {prompt}.", prompt=ipywidgets.IntSl
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### A cure for shyness
-# **Say.** V5 declines more than half of the borderline prompts in new wordings: it has learned that a grumble stone is dangerous, whatever is asked about it. What helps? Not fewer refusals: with fewer adversarial prompts in training both numbers fall, violations rise (`docs/log.md`). Other *data* does. Forty more wordings of look-alikes were written, in other words than the test's, with good answers. From the stage `instructed` on they stand beside everything that is taught. **Compare** V5 and GAtt in the table above.
+# **Say.** V5 declines more than half of the borderline prompts in new wordings: it has learned that a grumble stone is dangerous, whatever is asked about it. What helps? Not less of the same data: with fewer adversarial prompts among those rehearsed, false refusals fell and violations rose (`docs/log.md`). Other *data* does. Thirty-nine more wordings of look-alikes were written, in other words than the test's, with good answers. From the stage `instructed` on they stand beside everything that is taught. **Compare** V5 and GAtt in the table above.
 
 # %%
 for dialog in look_alikes(world, 2, 6):
@@ -1057,7 +1057,7 @@ def _():
 # - Declining everything has no violation. Which line of the final table would tell, and which reward would have taught it?
 # - The safety reward model is the gate *and* the judge of claim 43. Why is its verdict worth less than the gold judge's of claim 44?
 # - Our attackers learn within an hour and forget overnight. What would gamma show over the rounds if they remembered?
-# - Forty wordings of look-alikes moved false refusals without moving violations. Which forty would you write next, and how would you keep the test set honest while you write?
+# - Thirty-nine wordings of look-alikes moved false refusals without moving violations. Which ones would you write next, and how would you keep the test set honest while you write?
 #
 # ## Next
 # `11_evaluation`: benchmarks, win rates, raters who disagree, and what test items in the training data do.
