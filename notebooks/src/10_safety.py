@@ -1057,7 +1057,7 @@ def _():
 # - Declining everything has no violation. Which line of the final table would tell, and which reward would have taught it?
 # - The safety reward model is the gate *and* the judge of claim 43. Why is its verdict worth less than the gold judge's of claim 44?
 # - Our attackers learn within an hour and forget overnight. What would gamma show over the rounds if they remembered?
-# - Thirty-nine wordings of look-alikes moved false refusals without moving violations. Which ones would you write next, and how would you keep the test set honest while you write?
+# - Thirty-nine wordings of look-alikes lowered false refusals. Which ones would you write next, and how would you keep the test set honest while you write?
 #
 # ## Next
 # `11_evaluation`: benchmarks, win rates, raters who disagree, and what test items in the training data do.
