@@ -434,6 +434,11 @@ for history in ("neutral", "own"):
 PAPER = {"before": {2: 1.0, 4: 0.1, 6: 0.0, 20: 0.0}, "GAtt": {2: 1.0, 4: 1.0, 6: 1.0, 20: 1.0}}
 
 
+def at_turns(figure, turns=TURNS):
+    figure.axes[0].set_xticks(turns, [str(turn) for turn in turns])
+    return figure
+
+
 def draw_obedience(history):
     series = {}
     for name in models:
@@ -443,9 +448,11 @@ def draw_obedience(history):
             TURNS, [e.value for e in own], [e.low for e in own], [e.high for e in own],
         )  # fmt: skip
         series[f"{name}, paper"] = (list(PAPER[name]), list(PAPER[name].values()))
-    return lines(
-        series, "turn of the dialog", "share that obeys", markers=True,
-        title=f"{history} history",
+    return at_turns(
+        lines(
+            series, "turn of the dialog", "share that obeys", markers=True,
+            title=f"{history} history",
+        )
     )  # fmt: skip
 
 
@@ -465,13 +472,12 @@ def draw_kind(kind, history):
         there = [[i for i in own if marks.reached[i, t - 1]] for t in TURNS]
         shares = [marks.obeyed[r, t - 1].mean() for r, t in zip(there, TURNS, strict=True)]
         series[name] = (TURNS, shares)
-    return lines(
-        series,
-        "turn of the dialog",
-        "share that obeys",
-        title=f"{kind}, {history} history",
-        markers=True,
-    )
+    return at_turns(
+        lines(
+            series, "turn of the dialog", "share that obeys", markers=True,
+            title=f"{kind}, {history} history",
+        )
+    )  # fmt: skip
 
 
 def kind_words(kind, history):
@@ -666,7 +672,7 @@ print(
 def draw_zero_shot(turn):
     rows = [zero_shot[name, label].obedience(turn) for label in SPLITS for name in models]
     return bars_with_intervals(
-        [f"{label}\n{name}" for label in SPLITS for name in models],
+        ["\n".join((*label.split(), name)) for label in SPLITS for name in models],
         [e.value for e in rows], [e.low for e in rows], [e.high for e in rows],
         f"share that obeys at turn {turn}",
     )  # fmt: skip
@@ -741,20 +747,20 @@ def draw_attention(dialog, what):
     if what == "by turn":
         turns = np.arange(1, 21)
         series = {name: (turns, rows[dialog]) for name, rows in attended.items()}
-        return lines(
-            series,
-            "turn of the dialog",
-            "maximum attention to the instruction",
-            title=worded(c.instructions),
-            markers=True,
-        )
+        return at_turns(
+            lines(
+                series, "turn of the dialog", "maximum attention to the instruction", markers=True,
+                title=worded(c.instructions),
+            ),
+            range(1, 21),
+        )  # fmt: skip
     own = spans(plain_dialog(c), worded(c.instructions), tokenizer)
     figure, axes = new_figure(8.0, 3.6, rows=2, columns=1)
     for axis, (name, model) in zip(axes, models.items(), strict=True):
         largest = maximum_attention(model, torch.tensor(own.ids), own.instruction).numpy()
         axis.imshow(largest[None], aspect="auto", interpolation="nearest", vmin=0, vmax=1)
         axis.set_yticks([])
-        label_axes(axis, "position (tokens)", "", f"{name}: {worded(c.instructions)}")
+        label_axes(axis, "position (tokens)", name, worded(c.instructions))
     return figure
 
 
@@ -812,14 +818,14 @@ print("before the switch, never the new one:", changed.new.obedience(4).value < 
 #
 # ## Exercises
 # ### Exercise 1 (easy, 5 minutes)
-# Half of the instructions are made terse. Write `terse(kind, value)`: "figure", "Ada" becomes `Figure: Ada`.
-# <details><summary>Hint</summary>`str.capitalize`.</details>
+# Half of the instructions are made terse. Write `terse(kind, value)`: "figure", "Ada" becomes `Figure: Ada`. Only "ending" is shortened, too: `End: Thank you!`.
+# <details><summary>Hint</summary>`str.capitalize`, and one exception.</details>
 
 
 # %% tags=["exercise"]
 def terse(kind, value):
     ### BEGIN SOLUTION
-    return f"{kind.capitalize()}: {value}"
+    return f"{'End' if kind == 'ending' else kind.capitalize()}: {value}"
     ### END SOLUTION
 
 
