@@ -1,8 +1,9 @@
 """Claims on safety tuning: safety RLHF, safety data, context distillation (paper section 4.2).
 
 Claims 40, 41 and 42 tune the pretrained model, 43 to 45 the fine-tuned one, which declines little
-and so shows what a method adds; seeds differ in data, order and samples. The runs of three seeds
-take from five to fifteen minutes, so the ledger holds them.
+and so shows what a method adds; seeds differ in data, order and samples. Three seeds take from
+five to fifteen minutes, so the ledger holds them. It has six: three were declared and left several
+intervals too wide to decide, so three were added to each of 40 to 45, once (docs/log.md).
 """
 
 from collections.abc import Sequence

@@ -93,7 +93,7 @@ def bars_with_intervals(
         axes.plot(*zip(*known, strict=True), "D", color="black", ms=8, mfc="white", label="paper")
     for index, (label, height) in enumerate((reference or {}).items()):
         axes.axhline(height, color="0.35", linestyle=DASHES[(index + 1) % 4], lw=1.5, label=label)
-    axes.set_xticks(at, labels)
+    axes.set_xticks(at, labels, fontsize="medium" if len(labels) <= 6 else "small")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title)
