@@ -727,6 +727,9 @@ Explorer(draw_arms, "Claims 44 and 45: {quality} by distillation.", quality=list
 for number, result in ((43, ordered), (44, gate_claim), (45, misuse)):
     print(f"claim {number} has a verdict:", result.verdict.outcome in VERDICTS)
 
+# %% [markdown]
+# A verdict follows its rule, also at the edge. For claim 43 the template's lead over the generic preprompt was 0.007 [0.00002, 0.0135] when this was written, after a second look at the data: reproduced by the rule, and nothing to lean on. Generic over none, 0.24, is beyond doubt.
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Red-teaming
 # **Say** (section 4.3). Tests that were written once measure what was thought of once. So people are asked to *break* the model: over 350 of them, in several rounds, each round against the newest candidate. What breaks it becomes data. Two numbers tell whether it helps:
