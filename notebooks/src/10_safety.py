@@ -383,7 +383,7 @@ print(
 )
 
 # %% [markdown]
-# **See** the answers themselves. Move through the borderline prompts; who declines, and who talks nonsense instead? A false refusal is not the only way to fail a harmless question.
+# **See** the answers themselves. Move through the borderline prompts; who declines, and who talks nonsense instead? A false refusal is not the only way to fail a harmless question. (A mark adds parts, notebook 05: an answer that misses the point keeps those for form, manners and the right names.)
 
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
@@ -519,7 +519,7 @@ for wrong in (
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **See** real rows. They come from the fine-tuned model, which violates often enough to have something to gain: 400 adversarial prompts, each answered alone, *again* alone, and behind its template. Read some. Which of the answers would you have kept?
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "long"]
 early = artifact("safety_early", arm_recipes(recipe, 0)["template"])
 rows = distilled_rows(early)
 score = {
@@ -692,7 +692,7 @@ gate_claim = from_ledger(44, "low over high", "safety/", "high")
 print()
 misuse = from_ledger(45, "refused_", "helpfulness/")
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 ARM_NAMES = {
     "none": "none", "template": "gated", "ungated": "ungated", "all": "all\nprompts",
     "as risky": "all,\nas risky",
@@ -718,10 +718,10 @@ def draw_arms(quality):
     )
 
 
-show(draw_arms("safety"), alt="Gold mark of safety after four distillations: without a preprompt lowest.")  # fmt: skip
+show(draw_arms("safety"), alt="Gold mark of safety after five distillations: without a preprompt lowest.")  # fmt: skip
 show(
     draw_arms("refused_borderline"),
-    alt="Borderline prompts declined after four distillations: more where preprompts were used than without.",
+    alt="Borderline prompts declined after five distillations: more where preprompts were used than without.",
 )
 Explorer(draw_arms, "Claims 44 and 45: {quality} by distillation.", quality=list(ARM_QUALITY))
 for number, result in ((43, ordered), (44, gate_claim), (45, misuse)):
