@@ -917,7 +917,7 @@ print("claim 54 has a verdict:", default.verdict.outcome in VERDICTS)
 
 # %% tags=["nbval-ignore-output", "long"]
 reports = {
-    name: report(models[name], tokenizer, world, n=100, seed=7)
+    name: report(models[name], tokenizer, world, n=80, seed=7)
     for name in bar(["SFT", "V5", "GAtt", "chat model"], about="asking")
 }
 print("\n".join(table(reports)))

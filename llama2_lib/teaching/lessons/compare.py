@@ -11,7 +11,7 @@ Notebooks = Annotated[tuple[Path, ...], tyro.conf.Positional]
 
 
 def compare(notebooks: Notebooks = (), /, *, folder: Path = Path("notebooks")) -> list[str]:
-    """Run nbval over the given .ipynb files, or over all of `folder`, in one pytest process.
+    """Run nbval over the given .ipynb files, or over all of `folder`, two notebooks at a time.
 
     Raises:
         FileNotFoundError: There is no such notebook, or none at all.
@@ -23,5 +23,6 @@ def compare(notebooks: Notebooks = (), /, *, folder: Path = Path("notebooks")) -
     # The project's pytest options stay out: they type-check the library inside pytest's own
     # process, where no notebook runs, and must be set up before the library is imported.
     options = ["-o", "addopts=", "-p", "llama2_lib.teaching.nbval_glue", "--nbval", "-q"]
+    options += ["-n", "2", "--dist", "loadfile"]  # a kernel has one thread and up to a gigabyte
     finished = subprocess.run([sys.executable, "-m", "pytest", *options, *map(str, files)])
     return [f"nbval ended with status {finished.returncode}"] if finished.returncode else []
