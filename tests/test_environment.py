@@ -1,6 +1,8 @@
 """pyproject.toml, environment.yml and constraints.txt say the same; a wrong pin is found."""
 
 import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
@@ -168,3 +170,33 @@ def test_every_pin_installs_on_the_oldest_python_that_is_promised():
     assert too_new(needs, oldest) == []
     # a package that left the first releases of Python 3.11 behind
     assert too_new(needs | {"soupsieve": ">=3.11.5"}, oldest) == ["soupsieve"]
+
+
+USES_ALL_DATA = """
+from llama2_lib.claims import recorded
+from llama2_lib.world import make_world
+from llama2_lib.world.instructions import instructions
+from llama2_lib.world.look_alikes import look_alikes
+import llama2_lib
+world = make_world(0)
+made = (*look_alikes(world, 0, 3), *instructions(world, 0, 3))
+print(llama2_lib.__file__, len(made), recorded(46).declared["id"])
+"""
+
+
+def test_a_wheel_holds_the_data_that_the_library_reads(tmp_path):
+    """Laid out as a wheel lays it out, far from the checkout."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    wheel = build["targets"]["wheel"]
+    for package in wheel["packages"]:
+        shutil.copytree(ROOT / package, tmp_path / package)
+    for source, place in wheel["force-include"].items():
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, tmp_path / place)
+    run = subprocess.run(
+        [sys.executable, "-c", USES_ALL_DATA], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [str(tmp_path / "llama2_lib" / "__init__.py"), "6", "46"]
