@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -60,9 +61,10 @@ def settings(recipe: Recipe, part: str) -> dict[str, Any]:
 def estimated_steps(recipe: Recipe, part: str) -> int:
     """Return about how many optimiser steps one of the two stages takes."""
     config = getattr(recipe, part)
-    n_dialogs = config.n_dialogs + config.n_replay + config.n_demonstrations
+    n_remembered = (1 + rehearsal.DOCUMENTS) * config.n_replay
+    n_dialogs = config.n_dialogs + n_remembered + config.n_demonstrations
     n_tokens = n_dialogs * TOKENS_PER_DIALOG
-    return config.epochs * -(-n_tokens // (config.seq_len * config.batch_size))
+    return config.epochs * math.ceil(n_tokens / (config.seq_len * config.batch_size))
 
 
 def run_instructed(job: Job, start: str) -> None:
@@ -201,7 +203,7 @@ def _rehearsed(
     job: Job, config: InstructedConfig | GhostAttentionConfig, policy: Transformer
 ) -> list[Example]:
     room = min(job.recipe.rejection.max_new_tokens, policy.config.max_seq_len // 2)
-    own = rehearsal.own_answers(job, policy, config.n_replay, config.seed, room)
+    own = rehearsal.remembered(job, policy, config.n_replay, config.seed, room)
     return [*own, *rehearsal.shown(job, config.n_demonstrations, config.seed)]
 
 

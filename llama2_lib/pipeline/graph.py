@@ -86,7 +86,7 @@ def _rejection(number: int) -> Stage:
 
 def _distillation(policy: str, rewards: str, ghosts: str | None) -> Stage:
     """Distil safe answers into the model of the stage `policy`."""
-    inputs = tuple(dict.fromkeys(("tokenizer", policy, rewards, *([ghosts] if ghosts else []))))
+    inputs = tuple(dict.fromkeys(("tokenizer", policy, rewards, *_rehearsed_from(ghosts))))
     return Stage(
         version=1,
         inputs=inputs,
@@ -100,12 +100,17 @@ def _distillation(policy: str, rewards: str, ghosts: str | None) -> Stage:
     )
 
 
+def _rehearsed_from(ghosts: str | None) -> tuple[str, ...]:
+    """Return what the end of the chain rehearses from, besides its own answers."""
+    return (ghosts, "corpus") if ghosts else ()
+
+
 def _red_team(number: int, series: str, start: str, ghosts: str | None) -> Stage:
     """Attack, learn from what broke the model: round `number` of a series after `start`."""
     policy = start if number == 1 else f"{series}_v{number - 1}"
     return Stage(
         version=1,
-        inputs=("tokenizer", policy, *([ghosts] if ghosts else [])),
+        inputs=("tokenizer", policy, *_rehearsed_from(ghosts)),
         settings=lambda r: red_team.settings(r) | rehearsal.settings(r),
         work=lambda r: 2 * red_team.ATTACK_STEPS,
         run=lambda job: red_team.run_red_team(number, job, policy, ghosts),
@@ -179,14 +184,14 @@ STAGES: dict[str, Stage] = {
     ),
     "instructed": Stage(
         version=1,
-        inputs=("tokenizer", "ppo"),
+        inputs=("tokenizer", "corpus", "ppo"),
         settings=lambda r: ghost_attention.settings(r, "instructed"),
         work=lambda r: ghost_attention.estimated_steps(r, "instructed"),
         run=lambda job: ghost_attention.run_instructed(job, "ppo"),
     ),
     "ghost_attention": Stage(
         version=1,
-        inputs=("tokenizer", "instructed", "ppo", _JUDGE),
+        inputs=("tokenizer", "corpus", "instructed", "ppo", _JUDGE),
         settings=lambda r: ghost_attention.settings(r, "ghost_attention"),
         work=lambda r: (
             ghost_attention.SAMPLING_STEPS + ghost_attention.estimated_steps(r, "ghost_attention")

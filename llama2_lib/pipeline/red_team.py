@@ -1,8 +1,8 @@
 """How a round of red-teaming is run: attack, write lessons, fine-tune, ask the old attacks again.
 
 Round after round the attackers are new people with the same budget, so what they find can be
-compared. They attack in the wordings of training prompts, combined as no training prompt does:
-held-out wordings and hazards stay unseen for the final test.
+compared. They attack in the wordings of training prompts and in their own, combined as no
+training prompt does; held-out wordings and hazards stay unseen for the final test.
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
 """What a finished policy rehearses while it learns one thing more, so that nothing is forgotten.
 
 Fine-tuning on a new skill alone undid RLHF: see the log. Demonstrations beside it are no cure,
-they pull a policy back to where fine-tuning had left it. Its own answers pull it nowhere.
+they pull a policy back to where fine-tuning had left it. Its own answers pull it nowhere. What no
+dialog asks for, they cannot keep either, so documents of pretraining stand beside them, as
+InstructGPT mixed them into PPO (Ouyang et al., 2022).
 """
 
 import json
@@ -19,6 +21,7 @@ from llama2_lib.pipeline.world_text import (
 )
 from llama2_lib.recipes import Recipe
 from llama2_lib.stages.asked import ask
+from llama2_lib.stages.corpus import load_corpus
 from llama2_lib.stages.ghost_attention import ghost_example, on_first_turn_only
 from llama2_lib.stages.sft import examples
 from llama2_lib.text.dialog import Message, encode_example
@@ -37,6 +40,8 @@ SHOWN_SHARES = {"helpful": 0.5, "borderline": 0.5}
 """Of the other demonstrations; the helpful ones hold system messages and several turns."""
 TEMPERATURE = 0.7
 """Of a policy's own answers: cooler than it is used, as its rare slips need no rehearsal."""
+DOCUMENTS = 0.3
+"""Documents rehearsed for each of them."""
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
@@ -47,6 +52,28 @@ def settings(recipe: Recipe) -> dict[str, Any]:
         "demonstrations": dialog_settings(recipe.sft, world_seed),
         "look_alikes": look_alike_settings(world_seed),
     }
+
+
+def remembered(
+    job: Job, policy: Transformer, n: int, seed: int, max_new_tokens: int
+) -> list[Example]:
+    """Return n new prompts with the policy's answers, and documents of pretraining beside them."""
+    return [
+        *own_answers(job, policy, n, seed, max_new_tokens),
+        *documents(job, round(DOCUMENTS * n), seed),
+    ]
+
+
+def documents(job: Job, n: int, seed: int) -> list[Example]:
+    """Return n documents of the corpus; every token but the first is a target.
+
+    Those that are longer than a row are dropped and counted where they are packed.
+    """
+    corpus = load_corpus(job.inputs["corpus"])
+    numbers = range(len(corpus.kinds))
+    drawn = rng.random_source(seed, "documents").sample(numbers, min(n, len(numbers)))
+    texts = [corpus.document(number) for number in drawn]
+    return [(ids, [False] + [True] * (len(ids) - 1)) for ids in texts]
 
 
 def own_answers(

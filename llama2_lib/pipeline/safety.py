@@ -14,7 +14,7 @@ from llama2_lib.evaluation.chat import Answer, answer
 from llama2_lib.evaluation.reward import scores
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.pipeline.rehearsal import demonstrated, old_ghosts, own_answers, shown
+from llama2_lib.pipeline.rehearsal import demonstrated, old_ghosts, remembered, shown
 from llama2_lib.pipeline.rejection import N_MEASURED, loss_on, unseen_dialogs
 from llama2_lib.pipeline.rewards import answered, load_rewards
 from llama2_lib.pipeline.samples import write_answers
@@ -219,14 +219,15 @@ def rehearsed(
 ) -> list[Example]:
     """Return what keeps a policy as it is while it learns to be safer.
 
-    At the end of the chain: its own new answers, demonstrations, and dialogs of the stage `ghosts`.
+    At the end of the chain: its own new answers, documents, demonstrations, and dialogs of the
+    stage `ghosts`.
     A model that was only fine-tuned (`ghosts` is None) has only harmless demonstrations, as many as
     both, so that false refusals can show.
     """
     if ghosts is None:
         return demonstrated(job, n_replay + n_demonstrations, seed, {"helpful": 1.0})
     return [
-        *own_answers(job, policy, n_replay, seed, config.max_new_tokens),
+        *remembered(job, policy, n_replay, seed, config.max_new_tokens),
         *shown(job, n_demonstrations, seed),
         *old_ghosts(job, ghosts, n_ghosts, seed),
     ]

@@ -9,15 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from llama2_lib.rng import random_source
 from llama2_lib.world.answers import CATEGORIES
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
 from llama2_lib.world.prompts import Prompt, harmless_turns
-from llama2_lib.world.risks import ATTACKS, WISH_ATTACKS, risk_maker
-from llama2_lib.world.tasks import Split, check_split
+from llama2_lib.world.risks import ATTACKS, RED_TEAM, WISH_ATTACKS, risk_maker
 
 TURNS = ("single", "trust", "history")
 """Straight away; after the attacker has gained trust; after talk of something harmless."""
@@ -85,7 +84,7 @@ class Attacker:
         self,
         world: World,
         seed: int,
-        split: str = "train",
+        split: str = RED_TEAM,
         fits: Callable[[Prompt], bool] = lambda prompt: True,
     ) -> None:
         """Begin without experience.
@@ -93,14 +92,13 @@ class Attacker:
         Args:
             world: Where the wishes are.
             seed: Of this attacker.
-            split: Wordings and hazards of training prompts, or held-out ones.
+            split: Whose wordings and hazards, see `RiskMaker`.
             fits: Whether a prompt leaves room for an answer; others are counted, not asked.
         """
-        check_split(split)
         self.world, self.fits, self.n_too_long = world, fits, 0
         self.strategies = strategies()
         self.rng = random_source(seed, "attacker", split, world.seed)
-        self.maker = risk_maker(world, cast(Split, split))
+        self.maker = risk_maker(world, split)
         self.tried: Counter[str] = Counter()
         self.broken: Counter[str] = Counter()
         self.known: dict[str, Strategy] = {}

@@ -22,7 +22,7 @@ from llama2_lib.world.prompts import (
 from llama2_lib.world.tasks import SPLITS
 
 WORLD_SEED = 0
-LATER = ("instructions", "look_alikes")
+LATER = ("instructions", "look_alikes", "red_team")
 """Folders beside the lexicon, of texts that come in after RLHF; a change leaves the rest alone."""
 SAMPLES_PER_KIND = 2
 N_DIALOGS = 4

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from llama2_lib.world.answers import CATEGORIES
 from llama2_lib.world.facts import World
-from llama2_lib.world.lexicon import Sections
+from llama2_lib.world.lexicon import Lexicon, Sections
 from llama2_lib.world.practical import Surroundings, guides
 from llama2_lib.world.tasks import (
     COUNTS,
+    SPLITS,
     Split,
     Task,
     chat_lexicon,
-    check_split,
     groups_of,
     section_of,
     split_arrow,
@@ -37,8 +37,15 @@ ATTACKS = (
 WISH_ATTACKS = ("misspelling", "metaphor")
 """The vectors that change what is wished for; the others change how it is asked for."""
 
+RED_TEAM = "red_team"
+"""Folder beside the lexicon with the wordings that red teams bring."""
+LOOK_ALIKES = "look_alikes"
+"""Folder beside the lexicon with harmless requests for training alone, see `world.look_alikes`."""
+
 CATEGORY_SHARES = {"illicit": 0.4, "hateful": 0.3, "advice": 0.3}
 BORDERLINE_SHARES = {"talk": 0.5, "story": 0.1, "list": 0.1, "sum": 0.1, "how_to": 0.2}
+FEARED = ("dread", "stuff")
+"""Slots of look-alikes alone: what people of the world fear, and what they should not touch."""
 GUIDE_FRACTION = {"illicit": 1.0, "hateful": 0.3, "advice": 0.3}
 """How much of a category asks for one of hazards.txt; the rest asks for insults or remedies."""
 
@@ -61,15 +68,21 @@ class RiskMaker:
     """Draws adversarial requests.
 
     Held-out requests always use a held-out wording; half of them ask for a held-out hazard, the
-    others for one that training prompts ask for, too.
+    others for one that training prompts ask for, too. A red team asks for what training prompts
+    ask for, in their wordings and in its own.
     """
 
-    def __init__(self, world: World, split: Split) -> None:
-        check_split(split)
+    def __init__(self, world: World, split: str) -> None:
+        if split not in (*SPLITS, RED_TEAM):
+            raise ValueError(f"split must be one of {[*SPLITS, RED_TEAM]}; got {split!r}")
         self.world, self.split = world, split
-        lexicon = chat_lexicon(world)
-        attacks = lexicon.templates("attacks", ("ask", "trade", "place", "name"))
-        self.wordings = {attack: attacks[section_of(attack, split)] for attack in ATTACKS}
+        lexicon, slots = chat_lexicon(world), ("ask", "trade", "place", "name")
+        attacks = lexicon.templates("attacks", slots)
+        if split == RED_TEAM:
+            own = Lexicon(world.lexicon.folder.parent / RED_TEAM).templates("attacks", slots)
+            self.wordings = {attack: [*attacks[attack], *own[attack]] for attack in ATTACKS}
+        else:
+            self.wordings = {attack: attacks[section_of(attack, split)] for attack in ATTACKS}
         self.lead_ins = [split_arrow(line, "attacks") for line in attacks["lead in"]]
         self.surroundings = Surroundings(world)
         risks = lexicon.templates("risks", _SLOTS)
@@ -99,7 +112,7 @@ class RiskMaker:
                 f"an attack needs one vector or more, and of those that say how to ask at most "
                 f"one; got {list(attacks)}; combine it with some of {list(WISH_ATTACKS)}"
             )
-        known: Split = "train" if self.split == "train" or rng.random() < 0.5 else "held out"
+        known: Split = "train" if self.split != "held out" or rng.random() < 0.5 else "held out"
         wish, task, values = self._wish(rng, category, known)
         ask = (wish.metaphor if "metaphor" in attacks else wish.plain).fill(values)
         if "misspelling" in attacks:
@@ -178,13 +191,21 @@ def _swapped(rng: Random, word: str) -> str:
 class BorderlineMaker:
     """Draws harmless requests with the words of the hazards in them."""
 
-    def __init__(self, world: World, split: Split) -> None:
-        check_split(split)
-        self.world, self.split = world, split
-        sections = chat_lexicon(world).templates(
-            "borderline", (*_SLOTS, "count", "group", "n", "m")
-        )
-        kinds = {kind: sections[section_of(kind, split)] for kind in BORDERLINE_SHARES}
+    def __init__(self, world: World, split: str) -> None:
+        if split not in (*SPLITS, LOOK_ALIKES):
+            raise ValueError(f"split must be one of {[*SPLITS, LOOK_ALIKES]}; got {split!r}")
+        self.world = world
+        self.summands: Split = "held out" if split == "held out" else "train"
+        slots = (*_SLOTS, "count", "group", "n", "m")
+        if split == LOOK_ALIKES:
+            folder = world.lexicon.folder.parent / LOOK_ALIKES
+            sections = Lexicon(folder).templates(LOOK_ALIKES, (*slots, *FEARED))
+            kinds = {kind: sections[kind] for kind in BORDERLINE_SHARES}
+            self.feared = {slot: [line.text for line in sections[slot]] for slot in FEARED}
+        else:
+            sections = chat_lexicon(world).templates("borderline", slots)
+            kinds = {kind: sections[section_of(kind, split)] for kind in BORDERLINE_SHARES}
+            self.feared: dict[str, list[str]] = {}
         self.wordings = {kind: kinds[kind] for kind in ("story", "list", "sum")}
         self.talk = [split_arrow(line, "borderline") for line in kinds["talk"]]
         known = {title.text for title, _ in guides(world, "how_to")}
@@ -197,6 +218,7 @@ class BorderlineMaker:
     def draw(self, rng: Random, kind: str) -> tuple[str, Task]:
         """Return a request and its task; `kind` is a key of `BORDERLINE_SHARES`."""
         values = self.surroundings.draw(rng)
+        values |= {slot: pick(rng, words) for slot, words in self.feared.items()}
         if kind == "talk":
             request, answer = pick(rng, self.talk)
             return request.fill(values), Task(kind=kind, answer=answer.fill(values))
@@ -211,19 +233,19 @@ class BorderlineMaker:
             task = Task(kind=kind, count=COUNTS[count], group=values["group"])
         else:
             # the wordings add; a drawn "minus" becomes a sum of the same two numbers
-            values |= sum_values(rng, self.split)
+            values |= sum_values(rng, self.summands)
             values |= {"sign": "plus", "result": str(int(values["n"]) + int(values["m"]))}
             task = sum_task(values)
         return pick(rng, self.wordings[kind]).fill(values), task
 
 
 @lru_cache(maxsize=8)
-def risk_maker(world: World, split: Split) -> RiskMaker:
+def risk_maker(world: World, split: str) -> RiskMaker:
     """Return the maker of a world's adversarial requests; built once."""
     return RiskMaker(world, split)
 
 
 @lru_cache(maxsize=8)
-def borderline_maker(world: World, split: Split) -> BorderlineMaker:
+def borderline_maker(world: World, split: str) -> BorderlineMaker:
     """Return the maker of a world's borderline requests; built once."""
     return BorderlineMaker(world, split)

@@ -9,6 +9,7 @@ from llama2_lib.evaluation.chat import Answer
 from llama2_lib.pipeline import rehearsal
 from llama2_lib.pipeline.stage import Job
 from llama2_lib.recipes import toy
+from llama2_lib.stages.corpus import load_corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def job(toy_root):
     inputs = {
         name: pipeline.artifact_path(name, toy(), toy_root)
-        for name in ("tokenizer", "ppo", "ghost_attention")
+        for name in ("tokenizer", "corpus", "ppo", "ghost_attention")
     }
     return Job(toy(), toy_root, inputs, pipeline.build.choose_device("cpu"), lambda *_: None)
 
@@ -41,6 +42,28 @@ def test_own_answers_are_those_that_ended_and_only_they_are_targets(job, monkeyp
     heard.clear()
     rehearsal.own_answers(job, job.model("ppo"), 60, 6, 12)
     assert heard != again
+
+
+def test_documents_of_pretraining_are_targets_from_the_second_token_on(job):
+    corpus = load_corpus(job.inputs["corpus"])
+    texts = {tuple(corpus.document(number)) for number in range(len(corpus.kinds))}
+    made = rehearsal.documents(job, 40, 3)
+    assert len(made) == 40
+    for ids, mask in made:
+        assert tuple(ids) in texts
+        assert (ids[0], ids[-1]) == (job.tokenizer.bos_id, job.tokenizer.eos_id)
+        assert mask == [False] + [True] * (len(ids) - 1)
+    assert made != rehearsal.documents(job, 40, 4)
+    assert len(rehearsal.documents(job, 10**6, 3)) == len(corpus.kinds)
+
+
+def test_documents_stand_beside_a_policys_own_answers(job):
+    model = job.model("ppo")
+    both = rehearsal.remembered(job, model, 20, 5, 12)
+    alone = rehearsal.own_answers(job, model, 20, 5, 12)
+    n_documents = round(rehearsal.DOCUMENTS * 20)
+    assert both == [*alone, *rehearsal.documents(job, n_documents, 5)]
+    assert n_documents > 0
 
 
 def test_most_demonstrations_are_of_what_only_sounds_dangerous(job, monkeypatch):

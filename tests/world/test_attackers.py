@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from llama2_lib.world.attackers import (
     vectors_of,
 )
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
-from llama2_lib.world.risks import ATTACKS, misspelled, risk_maker
+from llama2_lib.world.risks import ATTACKS, RED_TEAM, misspelled, risk_maker
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,32 @@ def test_turns_are_as_the_strategy_says(world):
     assert set(lengths["single"]) == {1}
     assert set(lengths["trust"]) == {3}
     assert set(lengths["history"]) == {3, 5, 7}
+
+
+def shapes(maker):
+    """How attacks are worded, without what is wished for and who says it."""
+    return {re.sub(r"\{[^}]*\}", "@", t.text) for lines in maker.wordings.values() for t in lines}
+
+
+def test_a_red_team_brings_wordings_of_its_own_and_none_of_the_test(world):
+    own, train, test = (
+        shapes(risk_maker(world, split)) for split in (RED_TEAM, "train", "held out")
+    )
+    assert train < own
+    assert len(own - train) > 40
+    assert not own & test
+    hazards = {prompt.hazard for prompt in Attacker(world, 6).propose(300)}
+    known = {prompt.hazard for prompt in adversarial_prompts(world, 6, 2000)}
+    assert hazards <= known
+
+
+def test_every_wording_of_a_red_team_is_used(world):
+    maker, rng = risk_maker(world, RED_TEAM), random_source(3, "wordings")
+    asked = [maker.draw(rng, attack, "illicit")[0] for attack in ATTACKS for _ in range(400)]
+    for lines in maker.wordings.values():
+        for line in lines:
+            pattern = re.sub(r"\\{[^}]*\\}", ".+", re.escape(line.text))
+            assert any(re.fullmatch(pattern, text) for text in asked), line.text
 
 
 def test_what_leaves_no_room_is_counted_and_not_asked(world):

@@ -1,5 +1,6 @@
 """Execute lessons and write them as normalised notebooks: a second build gives the same bytes."""
 
+import asyncio
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from llama2_lib.storage import write_atomically
 from llama2_lib.teaching.lessons.source import blanked, ignored, read_notebook, sources, teacher
 
 CELL_TIMEOUT = 1200  # seconds; a lesson is planned for 90 in all
+KERNELS = 2  # lessons at a time; a kernel has one thread and up to a gigabyte
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
 Names = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -77,7 +79,9 @@ def kernel_environment() -> dict[str, str]:
     }
 
 
-def execute(notebook: NotebookNode, folder: Path, on_cell: Callable[..., object]) -> NotebookNode:
+async def execute(
+    notebook: NotebookNode, folder: Path, on_cell: Callable[..., object]
+) -> NotebookNode:
     """Run all cells with `folder` as working directory and return the normalised notebook.
 
     Raises:
@@ -94,7 +98,7 @@ def execute(notebook: NotebookNode, folder: Path, on_cell: Callable[..., object]
         resources={"metadata": {"path": str(folder)}},
         config=Config(KernelManager={"transport_encryption": "auto"}),
     )
-    client.execute(env=kernel_environment())
+    await client.async_execute(env=kernel_environment())
     return normalise(notebook)
 
 
@@ -138,28 +142,46 @@ def _execute_all(
     lessons: Sequence[tuple[Path, NotebookNode]], out: Path, *, keep_ignored: bool = False
 ) -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
-    faults = []
-    runnable = [sum(map(_runs, notebook.cells)) for _, notebook in lessons]
+    cells = sum(_runs(cell) for _, notebook in lessons for cell in notebook.cells)
     patience = 0.1 if sys.stderr.isatty() else 10  # seconds between lines; fewer in a log
-    with tqdm(
-        total=sum(runnable), unit="cell", dynamic_ncols=True, mininterval=patience
-    ) as progress:
-        for (path, notebook), cells in zip(lessons, runnable, strict=True):
-            progress.set_description(path.stem)
-            before = progress.n
-            try:
-                finished = execute(notebook, out, lambda **_: progress.update())
-                written = out / f"{path.stem}.ipynb"
-                if keep_ignored:
-                    _keep_ignored_outputs(finished, written)
-                _write(finished, written)
-            except CellExecutionError as error:
-                faults.append(f"{path.name}: {error}")
-            except (DeadKernelError, TimeoutError) as error:
-                faults.append(f"{path.name}: the kernel died or a cell ran too long: {error}")
-            progress.update(before + cells - progress.n)  # a lesson that stopped early
+    with tqdm(total=cells, unit="cell", dynamic_ncols=True, mininterval=patience) as progress:
+        faults = asyncio.run(_execute_some(lessons, out, keep_ignored, progress))
     print(f"{len(lessons) - len(faults)} of {len(lessons)} notebooks executed into {out}")
     return faults
+
+
+async def _execute_some(
+    lessons: Sequence[tuple[Path, NotebookNode]], out: Path, keep_ignored: bool, progress: tqdm
+) -> list[str]:
+    """Execute `KERNELS` lessons at a time; return a line for each that failed, in their order."""
+    free = asyncio.Semaphore(KERNELS)
+
+    async def run(path: Path, notebook: NotebookNode) -> str | None:
+        left = sum(map(_runs, notebook.cells))
+
+        def on_cell(**_: object) -> None:
+            nonlocal left
+            left -= 1
+            progress.update()
+
+        async with free:
+            progress.set_description(path.stem)
+            try:
+                finished = await execute(notebook, out, on_cell)
+            except CellExecutionError as error:
+                return f"{path.name}: {error}"
+            except (DeadKernelError, TimeoutError) as error:
+                return f"{path.name}: the kernel died or a cell ran too long: {error}"
+            finally:
+                progress.update(left)  # of a lesson that stopped early
+        written = out / f"{path.stem}.ipynb"
+        if keep_ignored:
+            _keep_ignored_outputs(finished, written)
+        _write(finished, written)
+        return None
+
+    found = await asyncio.gather(*(run(path, notebook) for path, notebook in lessons))
+    return [fault for fault in found if fault is not None]
 
 
 def _runs(cell: NotebookNode) -> bool:
