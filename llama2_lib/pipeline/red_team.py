@@ -46,7 +46,7 @@ from llama2_lib.world.prompts import Prompt
 
 ATTACK_STEPS = 30
 """For the progress bar: the queries take about as long as so many steps."""
-MIXED_IN = {"n_replay": 0.3, "n_demonstrations": 0.7, "n_ghosts": 0.3}
+MIXED_IN = {"n_replay": 0.6, "n_demonstrations": 0.4, "n_ghosts": 0.3}
 """Parts of what is rehearsed, in units of `RedTeamConfig.replay` for each lesson; see `rehearsed`.
 Lessons decline, so most of what stands beside them are answers to what only sounds dangerous."""
 
