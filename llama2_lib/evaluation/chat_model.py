@@ -28,9 +28,11 @@ from llama2_lib.world.prompts import (
     helpful_prompts,
 )
 from llama2_lib.world.questions import recall_items
+from llama2_lib.world.risks import held_out_hazards
 
 WORDINGS = {"train": "known wording", "held out": "new wording"}
-"""New wordings of adversarial prompts ask for hazards, too, that no training prompt named."""
+"""Half of the adversarial prompts in new wordings ask for hazards that no training prompt named;
+they have lines of their own as well."""
 _FAMILIES = {
     "adversarial": adversarial_prompts,
     "borderline": borderline_prompts,
@@ -62,15 +64,18 @@ def report(
         max_new_tokens: Of an answer to a prompt.
     """
     found: dict[str, Estimate] = {}
+    unnamed = held_out_hazards(world)
     for split, wording in WORDINGS.items():
-        marks = {}
+        marks, new = {}, np.zeros(0, dtype=bool)
         for family, draw in _FAMILIES.items():
             room = model.config.max_seq_len - max_new_tokens
             stream = draw(world, rng.seed_from(seed, "chat model"), split=split)
-            asked = islice((p for p in stream if _length(p, tokenizer) <= room), n)
+            asked = list(islice((p for p in stream if _length(p, tokenizer) <= room), n))
             marks[family] = marks_of(
-                model, tokenizer, world, list(asked), seed=seed, max_new_tokens=max_new_tokens
+                model, tokenizer, world, asked, seed=seed, max_new_tokens=max_new_tokens
             )
+            if family == "adversarial":
+                new = np.array([prompt.hazard in unnamed for prompt in asked], dtype=bool)
         harm, alike, help_ = (marks[family] for family in _FAMILIES)
         found |= {
             f"declines what asks for harm, {wording}": _share(harm.refuses),
@@ -79,6 +84,11 @@ def report(
             f"declines what is harmless, {wording}": _share(help_.refuses),
             f"helps (mark), {wording}": bootstrap_mean(help_.helpfulness.tolist(), seed),
         }
+        if new.any():
+            found |= {
+                "declines what asks for harm, new hazard": _share(harm.refuses[new]),
+                "violates, new hazard": _share(harm.safety[new] < SAFE),
+            }
     dialogs = cases(world, rng.seed_from(seed, "persona"), max(2, n // 2), n_turns=n_turns)
     own = on_own_history(model, tokenizer, dialogs)
     neutral = on_neutral_history(model, tokenizer, dialogs, (n_turns,))

@@ -30,7 +30,7 @@ from llama2_lib.stages.ghost_attention import (
     on_first_turn_only,
 )
 from llama2_lib.stages.instructed import InstructedConfig, instructed_examples, tune
-from llama2_lib.stages.rejection import Entry, distinct, draw, rescored
+from llama2_lib.stages.rejection import Entry, distinct, draw
 from llama2_lib.stages.sft import examples
 from llama2_lib.text.dialog import Message, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ def run_ghost_attention(job: Job, start: str, policy: str, rewards: str) -> None
         ]
         return models(rows, [entry.is_safety for entry in entries]).combined
 
-    ghosts = best_samples(prompts, rescored(entries, score), only_obeying=config.only_obeying)
+    ghosts = best_samples(prompts, entries, score, only_obeying=config.only_obeying)
     n_held = config.n_validation
     if len(ghosts) <= n_held:
         raise ValueError(

@@ -15,12 +15,13 @@ the instruction, turn after turn, so they obey, and a model may copy its own ear
 of looking at the first one.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 from llama2_lib.stages.instructed import check_counts, check_mixed_in, check_tuning
-from llama2_lib.stages.rejection import Entry, best
+from llama2_lib.stages.rejection import Entry, Rewards, best, rescored
 from llama2_lib.text.dialog import Encoder, Message, encode_example, encode_prompt
 from llama2_lib.training.dialog_batches import Example
 from llama2_lib.world.instructed import HOLDS
@@ -111,8 +112,8 @@ class Ghost(NamedTuple):
     instructions: tuple[Instruction, ...]
     answer: str
     """Sampled after `prompt`."""
-    score: float
-    """Its reward."""
+    score: float | None
+    """Its reward; None where there was no other sample to compare it with."""
 
 
 def with_instruction(message: Message, instruction: str) -> Message:
@@ -205,20 +206,30 @@ def ghost_example(
 
 def best_samples(
     prompts: Sequence[tuple[list[Message], tuple[Instruction, ...]]],
-    scored: Sequence[Entry],
+    samples: Sequence[Entry],
+    rewards: Rewards,
     *,
     only_obeying: bool,
 ) -> list[Ghost]:
     """Choose the best sample of every prompt by reward; a prompt without any is left out.
 
+    Long prompts are slow to score, so only samples with a rival are.
+
     Args:
         prompts: The teacher's prompts and their instructions.
-        scored: Samples with their rewards.
+        samples: Their samples.
+        rewards: Scores samples.
         only_obeying: Whether samples that disobey are dropped first.
     """
     asked = {Entry(prompt, False, "", 0, 0.0).key: given for prompt, given in prompts}
-    kept = [entry for entry in scored if not only_obeying or obeys(asked[entry.key], entry.answer)]
-    return [Ghost(top.dialog, asked[top.key], top.answer, top.score) for top in best(kept)]
+    kept = [entry for entry in samples if not only_obeying or obeys(asked[entry.key], entry.answer)]
+    n_of = Counter(entry.key for entry in kept)
+    scored = iter(rescored([entry for entry in kept if n_of[entry.key] > 1], rewards))
+    compared = [next(scored) if n_of[entry.key] > 1 else entry for entry in kept]
+    return [
+        Ghost(top.dialog, asked[top.key], top.answer, top.score if n_of[top.key] > 1 else None)
+        for top in best(compared)
+    ]
 
 
 def ghost_examples(ghosts: Sequence[Ghost], tok: Encoder, loss_on: str = "last") -> list[Example]:

@@ -245,6 +245,18 @@ def risk_maker(world: World, split: str) -> RiskMaker:
     return RiskMaker(world, split)
 
 
+def held_out_hazards(world: World) -> frozenset[str]:
+    """Return the hazards that no training prompt and no red team asks for."""
+    maker = risk_maker(world, "held out")
+    asked = {
+        wish.hazard
+        for (kind, known), wishes in maker.wishes.items()
+        for wish in wishes
+        if known == "held out" and kind != "cure"  # there the remedy is the hazard
+    }
+    return frozenset(asked | set(maker.remedies["held out"]))
+
+
 @lru_cache(maxsize=8)
 def borderline_maker(world: World, split: str) -> BorderlineMaker:
     """Return the maker of a world's borderline requests; built once."""

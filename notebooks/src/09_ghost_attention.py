@@ -607,7 +607,7 @@ show(draw_arms("own"), alt="The same on the model's own history.")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the new skill costs
-# **Say.** The three small runs above saw nothing but dialogs with instructions. A model forgets what it no longer practises. So in the stages `instructed` and `ghost_attention` two more things stand beside such dialogs: new prompts with **V5's own answers**, which pull the model nowhere, and demonstrations of look-alikes, harmless requests that V5 wrongly declines. The paper does not say what else is in the mixture.
+# **Say.** The three small runs above saw nothing but dialogs with instructions. A model forgets what it no longer practises. So in the stages `instructed` and `ghost_attention` three more things stand beside such dialogs: new prompts with **V5's own answers**, which pull the model nowhere; **documents of pretraining**, for what no dialog asks about (notebook 10, last table); and demonstrations of look-alikes, harmless requests that V5 wrongly declines. The paper does not say what else is in the mixture.
 #
 # **Predict**, then **measure**: how helpful and how safe are V5, the stage's model, and the small run with the right mask? Gold marks, 240 held-out prompts. About 15 seconds.
 
@@ -813,7 +813,6 @@ print("before the switch, never the new one:", changed.new.obedience(4).value < 
 # - **Help.** Samples that disobey are thrown away by a program. Our instructions show in a word, and a dialog of twenty turns is 450 tokens; the paper's are thousands.
 # - **When.** GAtt came after RLHF V3 in the paper; here after V5.
 # - **Not stated in the paper**, so ours: reading A, learning rate, size of the data, what is rehearsed beside it, how often dialogs have how many turns, how many samples.
-# - **Forgotten** all the same: some facts that no dialog of fine-tuning ever asks about (notebook 10, last table).
 # - **Not measured**: people's judgement; personas that show in content rather than in form.
 #
 # ## Exercises

@@ -408,7 +408,7 @@ Explorer(draw_borderline, "Borderline prompt {prompt}.", prompt=ipywidgets.IntSl
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### A cure for shyness
-# **Say.** V5 declines more than half of the borderline prompts in new wordings: it has learned that a grumble stone is dangerous, whatever is asked about it. What helps? Not less of the same data: with fewer adversarial prompts among those rehearsed, false refusals fell and violations rose (`docs/log.md`). Other *data* does. Thirty-nine more wordings of look-alikes were written, in other words than the test's, with good answers. From the stage `instructed` on they stand beside everything that is taught. **Compare** V5 and GAtt in the table above.
+# **Say.** V5 declines more than half of the borderline prompts in new wordings: it has learned that a grumble stone is dangerous, whatever is asked about it. What helps? Not less of the same data: with fewer adversarial prompts among those rehearsed, false refusals fell and violations rose (`docs/log.md`). Other *data* does. Ninety-seven more wordings of look-alikes were written, in other words than the test's, with good answers. From the stage `instructed` on they stand beside everything that is taught. **Compare** V5 and GAtt in the table above.
 
 # %%
 for dialog in look_alikes(world, 2, 6):
@@ -831,7 +831,7 @@ for number, result in ((47, turns), (48, categories)):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Rounds
-# **Say.** After a round people write safe answers to everything that broke the model, the model is tuned on them (and rehearses the rest), and new attackers come. Here: four answers to each such prompt, four rounds of 400 queries, beginning at SFT.
+# **Say.** After a round people write safe answers to everything that broke the model, the model is tuned on them (and rehearses the rest), and new attackers come. Here: four answers to each such prompt, four rounds of 400 queries, beginning at SFT. Attackers use the wordings of training prompts and forty-four of their own (`data/red_team`), in every round the same, so that rounds can be compared; the wordings and hazards of the test stay unseen.
 #
 # **See** lessons for one attack that worked.
 
@@ -963,7 +963,7 @@ refusals = from_ledger(42, "over", "refused")
 print("claim 42 has a verdict:", refusals.verdict.outcome in VERDICTS)
 
 # %% [markdown]
-# - **Scale.** A dozen hazards and nine wordings of an attack are few. What declines here has learned words, and look-alikes in new wordings show it: they are declined more often than those in known ones.
+# - **Scale.** A dozen hazards and sixty wordings of attacks are few, and the test has seven. What declines here has learned words, and look-alikes in new wordings show it: they are declined more often than those in known ones.
 # - **Not stated in the paper**, so ours: what happens to prompts whose distilled answer fails the gate, what is rehearsed beside it, rates and steps, how many lessons a broken prompt gets, what an hour is.
 # - **The judge** reads words. It cannot see tone, half-truths or a harmful answer in new words; people could.
 # - **Not measured**: people's ratings of 2,000 prompts, experts on weapons and elections, inputs in many languages.
@@ -1089,7 +1089,7 @@ def _():
 # - Declining everything has no violation. Which line of the final table would tell, and which reward would have taught it?
 # - The safety reward model is the gate *and* the judge of claim 43. Why is its verdict worth less than the gold judge's of claim 44?
 # - Our attackers learn within an hour and forget overnight. What would gamma show over the rounds if they remembered?
-# - Thirty-nine wordings of look-alikes lowered false refusals. Which ones would you write next, and how would you keep the test set honest while you write?
+# - Ninety-seven wordings of look-alikes lowered false refusals. Which ones would you write next, and how would you keep the test set honest while you write?
 #
 # ## Next
 # `11_evaluation`: benchmarks, win rates, raters who disagree, and what test items in the training data do.

@@ -41,6 +41,10 @@ def test_a_model_that_declines_everything_is_safe_and_useless(loaded, monkeypatc
             assert found[f"declines what {what}, {wording}"] == proportion_exact(20, 20)
         assert found[f"violates, {wording}"] == proportion_exact(0, 20)
         assert found[f"helps (mark), {wording}"].value < 0.5
+    unnamed = found["declines what asks for harm, new hazard"]
+    assert unnamed.value == 1
+    assert 4 <= unnamed.n <= 16  # half of those in new wordings
+    assert found["violates, new hazard"] == proportion_exact(0, unnamed.n)
     for what, share in found.items():
         if what.startswith(("keeps", "the same", "right", "knows")):
             assert share.value == 0, what

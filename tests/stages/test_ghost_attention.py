@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -185,34 +186,48 @@ FIGURE = Instruction(kind="figure", value="Mara", text="Figure: Mara")
 CHESS = Instruction(kind="hobby", value="chess", text="Hobby: chess")
 
 
-def scored():
+MARKS = {
+    "Oakford.": 3.0, "Mara: Oakford.": 1.0, "Mara: Pineham.": 2.0,
+    "Mara: a.": 5.0, "Chess!": 6.0, "Mara: a. Chess!": -4.0,
+}  # fmt: skip
+
+
+def sampled():
     """Two prompts: the best sample of each by reward, and the best that obeys, differ."""
     prompts = [
         (on_every_turn(plain(2), worded(given)), given) for given in ((FIGURE,), (FIGURE, CHESS))
     ]
-    said = [
-        [("Oakford.", 3.0), ("Mara: Oakford.", 1.0), ("Mara: Pineham.", 2.0)],
-        [("Mara: a.", 5.0), ("Chess!", 6.0), ("Mara: a. Chess!", -4.0)],
-    ]
+    said = (list(MARKS)[:3], list(MARKS)[3:])
     rows = zip(prompts, said, strict=True)
-    entries = [Entry(p, False, text, 0, score) for (p, _), row in rows for text, score in row]
-    return prompts, entries
+    return prompts, [Entry(p, False, text, 0, 0.0) for (p, _), row in rows for text in row]
 
 
-def test_the_best_sample_that_obeys_is_kept():
-    prompts, entries = scored()
-    kept = best_samples(prompts, entries, only_obeying=True)
+def rewards(entries):
+    return np.array([MARKS[entry.answer] for entry in entries])
+
+
+def test_the_best_sample_that_obeys_is_kept_and_only_rivals_are_scored():
+    prompts, entries = sampled()
+    heard = []
+
+    def listening(entries):
+        heard.append([entry.answer for entry in entries])
+        return rewards(entries)
+
+    kept = best_samples(prompts, entries, listening, only_obeying=True)
     assert [ghost.answer for ghost in kept] == ["Mara: Pineham.", "Mara: a. Chess!"]
     assert [ghost.instructions for ghost in kept] == [(FIGURE,), (FIGURE, CHESS)]
-    assert [ghost.score for ghost in kept] == [2.0, -4.0]
-    free = best_samples(prompts, entries, only_obeying=False)
+    assert [ghost.score for ghost in kept] == [2.0, None]
+    free = best_samples(prompts, entries, listening, only_obeying=False)
     assert [ghost.answer for ghost in free] == ["Oakford.", "Chess!"]
-    assert best_samples(prompts, entries[:1], only_obeying=True) == []
+    assert [ghost.score for ghost in free] == [3.0, 6.0]
+    assert best_samples(prompts, entries[:1], listening, only_obeying=True) == []
+    assert heard == [["Mara: Oakford.", "Mara: Pineham."], list(MARKS)]
 
 
 def test_examples_have_the_instruction_once_and_the_sampled_answer():
-    prompts, entries = scored()
-    made = ghost_examples(best_samples(prompts, entries, only_obeying=True), TOK)
+    prompts, entries = sampled()
+    made = ghost_examples(best_samples(prompts, entries, rewards, only_obeying=True), TOK)
     for (ids, mask), (_, told), said in zip(
         made, prompts, ("Mara: Pineham.", "Mara: a. Chess!"), strict=True
     ):

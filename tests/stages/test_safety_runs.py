@@ -8,7 +8,7 @@ import pytest
 from llama2_lib import pipeline
 from llama2_lib.evaluation.reward import scores
 from llama2_lib.pipeline import red_team
-from llama2_lib.pipeline.rehearsal import demonstrated, own_answers
+from llama2_lib.pipeline.rehearsal import demonstrated, remembered
 from llama2_lib.pipeline.rewards import answered, load_rewards
 from llama2_lib.pipeline.safety import (
     distillation_prompts,
@@ -134,7 +134,7 @@ def test_prompts_leave_room_for_every_preprompt(toy_root):
     assert longest_prompt(recipe, tok) < room
 
 
-def test_the_end_of_the_chain_rehearses_three_things_and_a_fine_tuned_model_one(toy_root):
+def test_the_end_of_the_chain_rehearses_four_things_and_a_fine_tuned_model_one(toy_root):
     job = job_of(toy_root, toy())
     amounts = {"n_replay": 4, "n_demonstrations": 3, "n_ghosts": 2}
     config, model = toy().distillation, job.model("ghost_attention")
@@ -144,7 +144,7 @@ def test_the_end_of_the_chain_rehearses_three_things_and_a_fine_tuned_model_one(
         return [job.tokenizer.decode(ids) for ids, _ in made]
 
     at_the_end, early = words("ghost_attention"), words(None)
-    own = own_answers(job, model, 4, 0, config.max_new_tokens)
+    own = remembered(job, model, 4, 0, config.max_new_tokens)
     assert at_the_end[: len(own)] == [job.tokenizer.decode(ids) for ids, _ in own]
     assert len(at_the_end) == len(own) + 3 + 2
     assert len(early) == 4 + 3

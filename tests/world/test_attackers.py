@@ -18,7 +18,7 @@ from llama2_lib.world.attackers import (
     vectors_of,
 )
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
-from llama2_lib.world.risks import ATTACKS, RED_TEAM, misspelled, risk_maker
+from llama2_lib.world.risks import ATTACKS, RED_TEAM, held_out_hazards, misspelled, risk_maker
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +132,17 @@ def test_a_red_team_brings_wordings_of_its_own_and_none_of_the_test(world):
     assert train < own
     assert len(own - train) > 40
     assert not own & test
-    hazards = {prompt.hazard for prompt in Attacker(world, 6).propose(300)}
-    known = {prompt.hazard for prompt in adversarial_prompts(world, 6, 2000)}
-    assert hazards <= known
+    unnamed = held_out_hazards(world)
+    assert not unnamed & {prompt.hazard for prompt in Attacker(world, 6).propose(300)}
+
+
+def test_half_of_the_test_asks_for_hazards_that_training_never_names(world):
+    unnamed = held_out_hazards(world)
+    train = {prompt.hazard for prompt in adversarial_prompts(world, 6, 2000)}
+    assert not unnamed & train
+    asked = [p.hazard for p in adversarial_prompts(world, 6, 2000, "held out")]
+    assert unnamed <= set(asked) <= unnamed | train
+    assert 0.4 < sum(hazard in unnamed for hazard in asked) / 2000 < 0.6
 
 
 def test_every_wording_of_a_red_team_is_used(world):
