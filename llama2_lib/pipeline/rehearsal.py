@@ -65,15 +65,19 @@ def remembered(
 
 
 def documents(job: Job, n: int, seed: int) -> list[Example]:
-    """Return n documents of the corpus; every token but the first is a target.
+    """Draw n documents of the corpus; every token but the first is a target.
 
-    Those that are longer than a row are dropped and counted where they are packed.
+    The few that are longer than the context are left out: they would be cut in the middle.
     """
     corpus = load_corpus(job.inputs["corpus"])
     numbers = range(len(corpus.kinds))
     drawn = rng.random_source(seed, "documents").sample(numbers, min(n, len(numbers)))
     texts = [corpus.document(number) for number in drawn]
-    return [(ids, [False] + [True] * (len(ids) - 1)) for ids in texts]
+    return [
+        (ids, [False] + [True] * (len(ids) - 1))
+        for ids in texts
+        if len(ids) <= job.recipe.model.max_seq_len
+    ]
 
 
 def own_answers(

@@ -46,24 +46,26 @@ def test_own_answers_are_those_that_ended_and_only_they_are_targets(job, monkeyp
 
 def test_documents_of_pretraining_are_targets_from_the_second_token_on(job):
     corpus = load_corpus(job.inputs["corpus"])
-    texts = {tuple(corpus.document(number)) for number in range(len(corpus.kinds))}
+    every = [tuple(corpus.document(number)) for number in range(len(corpus.kinds))]
+    texts = [ids for ids in every if len(ids) <= toy().model.max_seq_len]
+    assert len(texts) < len(every)
     made = rehearsal.documents(job, 40, 3)
-    assert len(made) == 40
+    assert 30 < len(made) <= 40
     for ids, mask in made:
         assert tuple(ids) in texts
         assert (ids[0], ids[-1]) == (job.tokenizer.bos_id, job.tokenizer.eos_id)
         assert mask == [False] + [True] * (len(ids) - 1)
     assert made != rehearsal.documents(job, 40, 4)
-    assert len(rehearsal.documents(job, 10**6, 3)) == len(corpus.kinds)
+    assert len(rehearsal.documents(job, 10**6, 3)) == len(texts)
 
 
 def test_documents_stand_beside_a_policys_own_answers(job):
     model = job.model("ppo")
     both = rehearsal.remembered(job, model, 20, 5, 12)
     alone = rehearsal.own_answers(job, model, 20, 5, 12)
-    n_documents = round(rehearsal.DOCUMENTS * 20)
-    assert both == [*alone, *rehearsal.documents(job, n_documents, 5)]
-    assert n_documents > 0
+    texts = rehearsal.documents(job, round(rehearsal.DOCUMENTS * 20), 5)
+    assert both == [*alone, *texts]
+    assert texts
 
 
 def test_most_demonstrations_are_of_what_only_sounds_dangerous(job, monkeypatch):
