@@ -50,7 +50,7 @@ def test_documents_of_pretraining_are_targets_from_the_second_token_on(job):
     texts = [ids for ids in every if len(ids) <= toy().model.max_seq_len]
     assert len(texts) < len(every)
     made = rehearsal.documents(job, 40, 3)
-    assert 30 < len(made) <= 40
+    assert 20 < len(made) <= 40
     for ids, mask in made:
         assert tuple(ids) in texts
         assert (ids[0], ids[-1]) == (job.tokenizer.bos_id, job.tokenizer.eos_id)
