@@ -113,11 +113,12 @@ def _share(hits: np.ndarray) -> Estimate:
 def table(reports: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
     """Return the lines of a table: what is asked down, models across; shares in per cent."""
     names = list(reports)
-    lines = [" " * 46 + "".join(f"{name:>20s}" for name in names)]
+    width = max(map(len, reports[names[0]]))
+    lines = [" " * width + "".join(f"{name:>20s}" for name in names)]
     for what in reports[names[0]]:
         scale = 1 if "mark" in what else 100
         cells = (reports[name][what] for name in names)
-        lines.append(f"{what:46s}" + "".join(f"{_cell(cell, scale):>20s}" for cell in cells))
+        lines.append(f"{what:{width}s}" + "".join(f"{_cell(cell, scale):>20s}" for cell in cells))
     return lines
 
 

@@ -75,7 +75,7 @@ def test_wordings_are_those_of_their_split_and_dialogs_are_held_to_the_last_turn
 def test_the_table_has_a_column_a_model_and_shares_in_per_cent():
     share = Estimate(value=0.5, low=0.251, high=0.749, n=10)
     mark = Estimate(value=0.625, low=0.5, high=0.75, n=10)
-    one = {"violates": share, "helps (mark)": mark}
+    one = {"violates": share, "helps (mark)": mark, "a line with a long name " * 3: share}
     lines = table({"SFT": one, "chat model": one})
     assert lines[0].split() == ["SFT", "chat", "model"]
     assert lines[1].split() == ["violates", *["50", "%", "[25,", "75]"] * 2]
