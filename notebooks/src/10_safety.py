@@ -412,7 +412,8 @@ Explorer(draw_borderline, "Borderline prompt {prompt}.", prompt=ipywidgets.IntSl
 
 # %%
 for dialog in look_alikes(world, 2, 6):
-    print(f"{dialog[-2]['content']:60s} -> {dialog[-1]['content']}")
+    words = dialog[-1]["content"].replace("\n", " ")
+    print(f"{dialog[-2]['content']:78s} -> {words}")
 both = {name: d["borderline"] + d["borderline, known wording"] for name, d in declined.items()}
 print("\nafter that fewer look-alikes are declined:", both["GAtt"] < both["V5"])
 
