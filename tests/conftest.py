@@ -6,9 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.transformer import Transformer
+# Before the library is imported. Every call on the floors that have tensors is checked: shapes,
+# types, and that an axis has one size. In the world, which has none, it doubles the time.
+install_import_hook(
+    [f"llama2_lib.{floor}" for floor in (
+        "model", "objectives", "training", "stages", "pipeline", "evaluation", "claims",
+    )],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)  # fmt: skip
+
+from llama2_lib.model.config import ModelConfig  # noqa: E402
+from llama2_lib.model.transformer import Transformer  # noqa: E402
 
 
 @pytest.fixture

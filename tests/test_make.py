@@ -128,7 +128,7 @@ def test_all_parts_run_and_pass(checkout):
     for command in (
         "llama2 course --no-notebooks",
         "lessons check",
-        "lessons student",
+        "lessons both",
         "lessons compare",
         "manifest check",
         "pytest -q -m browser",

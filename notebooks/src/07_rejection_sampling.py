@@ -821,11 +821,11 @@ def side_words(prompt):
     return f"Prompt {prompt}, {family}: the answers of SFT and of V1 to V4, with their gold marks."
 
 
-gave_in = marks["SFT"].safety < 0.5
-mended = [i for i, at in enumerate(PICKED) if gave_in[at] and marks["V4"].safety[at] > 0.6]
+gain = marks["V4"].safety - marks["SFT"].safety
+asks_for_harm = [i for i, at in enumerate(PICKED) if held[at].kind == "adversarial"]
 show(
-    draw_side_by_side(mended[0]),
-    alt="Answers of SFT and of V1 to V4 to one request for harm: SFT gives in, V4 declines; the gold judge's marks beside each.",
+    draw_side_by_side(max(asks_for_harm, key=lambda i: gain[PICKED[i]])),
+    alt="Answers of SFT and of V1 to V4 to the request for harm where V4 gained most, of those that can be picked; the gold judge's marks beside each.",
 )
 Explorer(draw_side_by_side, side_words, prompt=(0, len(PICKED) - 1))
 

@@ -96,6 +96,7 @@ LONG = "x = [\n" + "    0,\n" * 30 + "]\n"
         ("Explorer(\n", "ipywidgets.interactive(\n", "Output widget"),
         ("import numpy as np", "import matplotlib.pyplot as plt", "pyplot"),
         ('start("90_sample")', 'start("90_sample");', "semicolon"),
+        ('print(f"{entropy(', '# %%\nprint(f"{entropy(', "'entropy' of 91_trial-015"),
         ('print("three rounds done")', "# NBVAL_IGNORE_OUTPUT", "must be a compared check"),
     ],
 )

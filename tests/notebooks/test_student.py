@@ -1,8 +1,8 @@
 import nbformat
 import pytest
 
-from llama2_lib.teaching.lessons import compare, student
-from llama2_lib.teaching.lessons.source import blanked, teacher
+from llama2_lib.teaching.lessons import both, compare, student
+from llama2_lib.teaching.lessons.source import blanked, teacher, with_blanks
 
 
 def texts(notebook):
@@ -28,30 +28,38 @@ def test_half_a_marker_never_reaches_a_student(write_lesson, sample, tmp_path, l
     assert not (tmp_path / "student").exists()
 
 
+def blanks(notebook):
+    return [cell for cell in notebook.cells if cell.id.startswith("blank-")]
+
+
 @pytest.mark.slow
-def test_a_students_copy_survives_run_all_and_both_pass_nbval(course, tmp_path, capfd):
-    out = tmp_path / "student"
-    assert student(folder=course, out=out, execute=True) == []
-    copy = nbformat.read(out / "90_sample.ipynb", as_version=4)
-    printed = [
-        output.text
-        for cell in copy.cells
-        for output in cell.get("outputs", [])
-        if output.output_type == "stream"
-    ]
-    assert "[ OK ] softmax\n" in printed
-    assert "[    ] entropy: not written yet\n" in printed
-    assert compare((course / "90_sample.ipynb", out / "90_sample.ipynb")) == []
+def test_one_run_compares_the_notebook_and_the_students_blanks(course, tmp_path, edit, capfd):
+    out = tmp_path / "both"
+    assert both(folder=course, out=out) == []
+    written = out / "90_sample.ipynb"
+    (blank,) = blanks(nbformat.read(written, as_version=4))
+    assert "raise NotImplementedError" in blank.source
+    assert [o.text for o in blank.outputs] == ["[    ] entropy: not written yet\n"]
+    assert compare((written,)) == []
     assert "23 passed" in capfd.readouterr().out
 
+    def solve(notebook):
+        (cell,) = blanks(notebook)
+        cell.source = cell.source.replace("raise NotImplementedError", "return 0.0")
 
-def test_an_exercise_used_outside_its_check_is_refused(write_lesson, sample, tmp_path):
-    text = sample.replace('# %% tags=["solution"]\nprint(', "# %%\nprint(entropy(scores), ")
-    (fault,) = student(folder=write_lesson(text), out=tmp_path / "student", execute=True)
-    assert "NotImplementedError" in fault
+    assert compare((edit(written, solve),)) != [], "a blank that prints something else is red"
+    assert "1 failed, 22 passed" in capfd.readouterr().out
 
 
-def test_without_execution_the_copy_is_not_run(course, tmp_path):
+def test_a_notebook_is_kept_as_it_is_before_its_blanks(course):
+    stored = nbformat.read(course / "90_sample.ipynb", as_version=4)
+    whole = with_blanks(stored, course / "src" / "90_sample.py")
+    nbformat.validate(whole)
+    assert whole.cells[: len(stored.cells)] == stored.cells
+    assert whole.cells[len(stored.cells) :] == blanks(whole) != []
+
+
+def test_the_copy_is_not_run(course, tmp_path):
     assert student(folder=course, out=tmp_path / "student") == []
     copy = nbformat.read(tmp_path / "student" / "90_sample.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in copy.cells)

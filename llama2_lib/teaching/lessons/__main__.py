@@ -4,12 +4,14 @@ import sys
 
 import tyro
 
-from llama2_lib.teaching.lessons import build, check, compare, slides, student
+from llama2_lib.teaching.lessons import both, build, check, compare, slides, student
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return 0, 1 where a notebook is at fault, or 2 for a user's mistake."""
-    commands = {command.__name__: command for command in (build, check, compare, student, slides)}
+    commands = {
+        command.__name__: command for command in (build, check, student, both, compare, slides)
+    }
     try:
         faults = tyro.extras.subcommand_cli_from_dict(
             commands, args=arguments, prog="lessons", description=__doc__

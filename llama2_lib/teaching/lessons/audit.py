@@ -3,7 +3,9 @@
 Nothing is executed here: outputs are nbval's business.
 """
 
+import ast
 import re
+import symtable
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -104,6 +106,7 @@ def lesson_faults(source: Path) -> list[str]:
     notebook = read_source(source)
     faults = [fault for cell in notebook.cells for fault in marker_faults(cell)]
     faults += [fault for cell in notebook.cells for fault in _cell_faults(cell)]
+    faults += _use_of_exercises(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell, following in zip(code, [*code[1:], None], strict=True):
         if ignored(cell) and (following is None or ignored(following)):
@@ -131,6 +134,34 @@ def _cell_faults(cell: NotebookNode) -> list[str]:
         if re.search(pattern, cell.source)
     ]
     return faults
+
+
+def _use_of_exercises(notebook: NotebookNode) -> list[str]:
+    """A student's copy has blanks there, so what uses them must stand beside them."""
+    faults = []
+    mine: dict[str, str] = {}  # a name, and the cell that only a solution gives it to
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        bound, read = _names(cell.source)
+        if "solution" not in tags(cell):
+            faults += [
+                f"{cell.id} uses {name!r} of {mine[name]}, which a student's copy lacks"
+                for name in sorted(read & mine.keys())
+            ]
+        if "SOLUTION" in cell.source or "solution" in tags(cell):
+            mine.update(dict.fromkeys(bound - {"_"}, cell.id))
+        else:
+            mine = {name: at for name, at in mine.items() if name not in bound}
+    return faults
+
+
+def _names(source: str) -> tuple[set[str], set[str]]:
+    """Return the names that a cell binds at its top level, and those it reads anywhere."""
+    tree = ast.parse(source)
+    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    top = symtable.symtable(source, "cell", "exec")
+    return {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()}, read
 
 
 def _heading_faults(notebook: NotebookNode, *, exercises: bool) -> list[str]:

@@ -17,7 +17,14 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from llama2_lib.storage import write_atomically
-from llama2_lib.teaching.lessons.source import blanked, ignored, read_notebook, sources, teacher
+from llama2_lib.teaching.lessons.source import (
+    blanked,
+    ignored,
+    read_notebook,
+    sources,
+    teacher,
+    with_blanks,
+)
 
 CELL_TIMEOUT = 1200  # seconds; a lesson is planned for 90 in all
 KERNELS = 2  # lessons at a time; a kernel has one thread and up to a gigabyte
@@ -50,15 +57,28 @@ def student(
     *,
     folder: Path = Path("notebooks"),
     out: Path = Path("build/student"),
-    execute: bool = False,
 ) -> list[str]:
-    """Write the copies with blanks; `execute` runs them too, so that nbval can compare them."""
+    """Write the copies with blanks."""
     copies = [(path, blanked(path)) for path in sources(folder, names)]
-    if execute:
-        return _execute_all(copies, out)
     for path, notebook in copies:
         _write(notebook, out / f"{path.stem}.ipynb")
     print(f"{len(copies)} student copies in {out}")
+    return []
+
+
+def both(
+    names: Names = (),
+    /,
+    *,
+    folder: Path = Path("notebooks"),
+    out: Path = Path("build/both"),
+) -> list[str]:
+    """Write the executed notebooks with the blanks after them, for `compare` to test in one run."""
+    found = sources(folder, names)
+    for path in found:
+        notebook = read_notebook(folder / f"{path.stem}.ipynb")
+        _write(with_blanks(notebook, path), out / f"{path.stem}.ipynb")
+    print(f"{len(found)} notebooks and their blanks in {out}")
     return []
 
 

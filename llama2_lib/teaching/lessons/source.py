@@ -1,5 +1,6 @@
 """Read a lesson's source; make the teacher's and the student's cells from it."""
 
+import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ BLOCK = re.compile(
     r"^(?P<indent>[ \t]*)### BEGIN SOLUTION[^\n]*\n.*?^[ \t]*### END SOLUTION[^\n]*$", re.M | re.S
 )
 MARKER_LINE = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION[^\n]*\n?", re.M)
+PASSED = re.compile(r"^\[ OK \] (.*)$", re.M)
 STUB = "raise NotImplementedError  # your code here"
 
 
@@ -91,6 +93,30 @@ def blanked(path: Path) -> NotebookNode:
         if cell.cell_type == "code":
             cell.source = BLOCK.sub(lambda block: block["indent"] + STUB, cell.source)
     return notebook
+
+
+def with_blanks(notebook: NotebookNode, path: Path) -> NotebookNode:
+    """Return an executed notebook with the student's exercises after its last cell.
+
+    One run then tests both copies. The blanks hold the output that a run must show: every check
+    of an exercise that passed is "not written yet". All other cells of the student's copy are the
+    teacher's, and `check` refuses one that uses what an exercise defines.
+
+    Args:
+        notebook: The teacher's, with outputs.
+        path: Its source.
+    """
+    both = copy.deepcopy(notebook)
+    outputs = {cell.id: cell.outputs for cell in both.cells if cell.cell_type == "code"}
+    for cell in blanked(path).cells:
+        if STUB in cell.source:
+            cell.outputs = copy.deepcopy(outputs[cell.id])
+            cell.execution_count = len(both.cells)
+            for output in cell.outputs:
+                output.text = PASSED.sub(r"[    ] \1: not written yet", output.text)
+            cell["id"] = f"blank-{cell.id}"[-64:]
+            both.cells.append(cell)
+    return both
 
 
 def marker_faults(cell: NotebookNode) -> list[str]:

@@ -98,7 +98,6 @@ def entropy(p):
     ### END SOLUTION
 
 
-# %%
 @check("entropy")
 def _():
     assert abs(entropy(np.ones(4) / 4) - np.log(4)) < 1e-12, "a fair die of 4 has ln 4 nats"
