@@ -1,9 +1,13 @@
 """A damaged artifact is refused with a message, set aside, and built again as it was."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from shutil import copytree, rmtree
 
+import psutil
 import pytest
 import torch
 
@@ -167,3 +171,49 @@ def test_a_request_that_stands_alone_is_built_here(root, monkeypatch):
     folders = pipeline.artifacts(requests, root=root, device="cpu", bar=False)
     assert folders == [path(recipe, root) for _, recipe in requests]
     assert all(folder.is_dir() for folder in folders)
+
+
+LONG_WORK = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from llama2_lib.pipeline.build import _start_worker
+
+def work(path):
+    Path(path + ".part").write_text(str(os.getpid()))
+    os.rename(path + ".part", path)
+    time.sleep(100)
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, get_context("spawn"), _start_worker) as pool:
+        list(pool.map(work, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_asked(tmp_path):
+    script, notes = tmp_path / "long_work.py", [tmp_path / "first", tmp_path / "second"]
+    script.write_text(LONG_WORK)
+    asked = subprocess.Popen([sys.executable, script, *notes])
+    try:
+        wait_until(lambda: all(note.exists() for note in notes), "both workers work")
+        workers = [psutil.Process(int(note.read_text())) for note in notes]
+    finally:
+        asked.kill()
+        asked.wait()
+    wait_until(lambda: not any(map(alive, workers)), "no worker is left")
+
+
+def alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition, what):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, f"within a minute {what}: that did not happen"
+        time.sleep(0.1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from llama2_lib import rng
 from llama2_lib.evaluation.language import document_nats, ratio_interval
 from llama2_lib.evaluation.statistics import Estimate, proportion
+from llama2_lib.model.cache import Past
 from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.text.dialog import Message, encode_prompt
@@ -35,6 +36,7 @@ def answer(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    pasts: Sequence[Past] | None = None,
 ) -> list[Answer]:
     """Return the model's answer to each dialog, in order.
 
@@ -49,6 +51,8 @@ def answer(
         temperature: 0 for greedy answers.
         top_p: Mass of the nucleus.
         seed: One seed, from which every dialog's is derived.
+        pasts: What was read of every dialog before, see `generate`: one that grows by a turn is
+            not read from its start.
 
     Raises:
         ValueError: A dialog is malformed, or fills the whole context.
@@ -72,6 +76,7 @@ def answer(
             top_p=top_p,
             seed=[rng.seed_from(seed, "answer", row) for row in rows],
             stop_ids={tokenizer.eos_id},
+            pasts=None if pasts is None else [pasts[row] for row in rows],
         )
         for row, done in zip(rows, completions, strict=True):
             answers[row] = Answer(tokenizer.decode(done.ids).strip(), done.ids, done.finished)

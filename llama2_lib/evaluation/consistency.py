@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from llama2_lib import rng
 from llama2_lib.evaluation.chat import answer
 from llama2_lib.evaluation.statistics import Estimate, proportion_exact
+from llama2_lib.model.cache import Past
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.text.dialog import Message, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
@@ -109,6 +110,7 @@ def converse(
     """
     histories: list[list[Message]] = [[] for _ in requests]
     said: list[list[str | None]] = [[] for _ in requests]
+    pasts = [Past() for _ in requests]
     context = model.config.max_seq_len
     for turn in range(max(map(len, requests), default=0)):
         rows: list[int] = []
@@ -126,6 +128,7 @@ def converse(
         answers = answer(
             model, tokenizer, [histories[row] for row in rows], max_new_tokens=max_new_tokens,
             temperature=temperature, seed=rng.seed_from(seed, "turn", turn),
+            pasts=[pasts[row] for row in rows],
         )  # fmt: skip
         for row, reply in zip(rows, answers, strict=True):
             text = carried(reply.text)
@@ -189,13 +192,15 @@ def on_neutral_history(
     Only `turns`, counted from 1, are asked; the others are marked as not reached.
     """
     said: list[list[str | None]] = [[None] * len(case.turns) for case in dialogs]
+    pasts = [Past() for _ in dialogs]
     for turn in turns:
         prompts = [plain_until(case, turn) for case in dialogs]
         room = model.config.max_seq_len
         rows = [r for r, p in enumerate(prompts) if len(encode_prompt(p, tokenizer)) < room]
         answers = answer(
-            model, tokenizer, [prompts[row] for row in rows], max_new_tokens=MAX_NEW_TOKENS
-        )
+            model, tokenizer, [prompts[row] for row in rows], max_new_tokens=MAX_NEW_TOKENS,
+            pasts=[pasts[row] for row in rows],
+        )  # fmt: skip
         for row, reply in zip(rows, answers, strict=True):
             said[row][turn - 1] = reply.text
     return marked(dialogs, said)

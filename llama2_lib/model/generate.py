@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llama2_lib import rng
-from llama2_lib.model.cache import KVCache
+from llama2_lib.model.cache import KVCache, Past
 from llama2_lib.model.decode import STACK_LIMIT, Decoder
 from llama2_lib.model.sampling import sample
 from llama2_lib.model.transformer import Transformer
@@ -36,6 +36,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
     stop_ids: Collection[int] | Sequence[Collection[int]] = (),
+    pasts: Sequence[Past] | None = None,
 ) -> list[Completion]:
     """Continue each prompt by up to `max_new_tokens` tokens.
 
@@ -50,40 +51,39 @@ def generate(
         top_p: Mass of the nucleus that is sampled from; 1 keeps everything.
         seed: One seed, from which every row's is derived, or one a row.
         stop_ids: Ids that end a row, for all rows or one collection a row.
+        pasts: What this model has read of every row before, brought up to date: see `Past`.
 
     Raises:
         ValueError: An argument is out of range, or prompt and answer exceed the context.
     """
     batch, vocab = len(prompts), model.config.vocab_size
     limits = [max_new_tokens] * batch if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    _check(model, prompts, limits, temperature, top_p)
+    _check(model, prompts, limits, temperature, top_p, pasts)
     device, longest = model.tok_embeddings.weight.device, max(limits)
     table = _stop_table(stop_ids, batch, vocab).to(device)
     # What belongs to the rows still being written; `rows` are their numbers in the answer.
-    rows = torch.arange(batch, device=device)
-    limit, stops = torch.tensor(limits, device=device), table
+    rows, limit = torch.arange(batch, device=device), torch.tensor(limits, device=device)
+    stops, alive = table, torch.ones(batch, dtype=torch.bool, device=device)
     draws = _uniforms(seed, batch, longest if temperature else 1).to(device)
-    alive = torch.ones(batch, dtype=torch.bool, device=device)
     written = _Answers(batch, longest, model.tok_embeddings.weight)
     ask_every = 1 if device.type == "cpu" else 8  # asking makes the CPU wait for a GPU
-    logits, state = _prefill(model, prompts, longest)
+    logits, state = _prefill(model, prompts, longest, pasts)
     for step in range(longest):
         token, logprob = sample(logits, draws[:, step if temperature else 0], temperature, top_p)
         written.append(token, logprob)
         if step + 1 == longest:
             break
         alive = alive & ~stops.gather(1, token[:, None])[:, 0] & (limit > step + 1)
-        if (step + 1) % ask_every == 0:
-            n_alive = int(alive.sum())
-            if n_alive == 0:
-                break
-            if n_alive <= 0.875 * len(rows):  # copying the cache must pay for itself
-                written.flush(rows)
-                keep = alive.nonzero()[:, 0]
-                rows, token, alive, limit, stops, draws = (
-                    t[keep] for t in (rows, token, alive, limit, stops, draws)
-                )
-                state.keep_rows(keep)
+        n_alive = int(alive.sum()) if (step + 1) % ask_every == 0 else len(rows)
+        if n_alive == 0:
+            break
+        if n_alive <= 0.875 * len(rows):  # copying the cache must pay for itself
+            written.flush(rows)
+            keep = alive.nonzero()[:, 0]
+            rows, token, alive, limit, stops, draws = (
+                t[keep] for t in (rows, token, alive, limit, stops, draws)
+            )
+            state.keep_rows(keep)
         logits = state.decode(token)
     written.flush(rows)
     return _completions(written, table, torch.tensor(limits))
@@ -159,24 +159,48 @@ class _State:
 
 
 def _prefill(
-    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    pasts: Sequence[Past] | None,
 ) -> tuple[Tensor, _State]:
-    """Run the prompts, padded on the left to one length; return the next logits and the state."""
+    """Run the prompts, padded on the left to one length; return the next logits and the state.
+
+    Copies of a prompt, as best-of-N asks for, are read once.
+    """
     device = model.tok_embeddings.weight.device
-    longest = max(map(len, prompts))
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    first: dict[tuple[int, ...], int] = {}
+    for row, prompt in enumerate(prompts):
+        first.setdefault(tuple(prompt), row)
+    longest = max(map(len, first))
+    n_new = longest
+    if pasts is not None:
+        n_new = max(len(prompt) - pasts[row].n_shared(prompt) for prompt, row in first.items())
+    padding = torch.tensor([longest - len(prompt) for prompt in first], device=device)
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in first], device=device)
     cache = KVCache(
         model.config,
-        len(prompts),
+        len(first),
         longest + max_new_tokens,
         device,
         torch.get_autocast_dtype(device.type)
         if torch.is_autocast_enabled(device.type)
         else model.tok_embeddings.weight.dtype,
     )
+    cache.length = longest - n_new
+    if pasts is not None:
+        for at, (prompt, row) in enumerate(first.items()):
+            cache.recall(at, pasts[row], len(prompt) - n_new)
     state = _State(model, cache, padding if bool(padding.any()) else None)
-    return state.read(ids), state
+    logits = state.read(ids[:, cache.length :])
+    if len(first) < len(prompts):
+        row_of = {prompt: at for at, prompt in enumerate(first)}
+        rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+        logits = logits[rows]
+        state.keep_rows(rows)
+    for row, past in enumerate(pasts or ()):
+        cache.remember(row, prompts[row], past)
+    return logits, state
 
 
 def _uniforms(seed: int | Sequence[int], batch: int, steps: int) -> Tensor:
@@ -227,9 +251,12 @@ def _check(
     limits: Sequence[int],
     temperature: float,
     top_p: float,
+    pasts: Sequence[Past] | None,
 ) -> None:
     if not prompts:
         raise ValueError("generate needs at least one prompt; got none.")
+    if pasts is not None and len(pasts) != len(prompts):
+        raise ValueError(f"pasts must be one a prompt; got {len(pasts)} for {len(prompts)}.")
     if len(limits) != len(prompts):
         raise ValueError(
             f"max_new_tokens must be one number or one a prompt; got {len(limits)} for "

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -197,7 +198,7 @@ def _in_processes(
     # Longest first, so that no core idles at the end.
     ordered = sorted(requests, key=lambda r: -cost[r])
     with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
         _bar(total=len(requests), disable=not bar, unit="run", desc="grid") as progress,
     ):
         waiting = [pool.submit(_one_artifact, stage, recipe, root) for stage, recipe in ordered]
@@ -215,8 +216,17 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    """Keep to one core, and end with the process that asked, even where that is killed."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _one_artifact(stage: str, recipe: Recipe, root: Path) -> None:

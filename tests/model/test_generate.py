@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import binomtest, chisquare
 
+from llama2_lib.model.cache import Past
 from llama2_lib.model.decode import Decoder
 from llama2_lib.model.generate import Completion, generate
 
@@ -240,6 +241,46 @@ def test_rows_that_stop_leave_too_and_the_rest_go_on_unchanged(model, decoded):
     assert sum(len(c.ids) for c in stopped) < 60
     longest = max(len(c.ids) for c in stopped)
     assert len(decoded) == longest, "a step was computed that nobody reads"
+
+
+def test_copies_of_a_prompt_are_read_once(model, decoded):
+    copies = [PROMPTS[2], PROMPTS[0], PROMPTS[2], PROMPTS[2], PROMPTS[0]]
+    seeds = [3, 1, 4, 1, 5]
+    found = generate(model, copies, max_new_tokens=5, seed=seeds)
+    assert decoded[0] == (2, 6), "two prompts, the longest of six"
+    for prompt, seed, done in zip(copies, seeds, found, strict=True):
+        (alone,) = generate(model, [prompt], max_new_tokens=5, seed=[seed])
+        assert done.ids == alone.ids
+        assert done.logprobs == pytest.approx(alone.logprobs, rel=0, abs=1e-5)
+
+
+def test_what_was_read_is_not_read_again(model, decoded):
+    pasts = [Past() for _ in range(4)]
+    generate(model, PROMPTS, max_new_tokens=3, pasts=pasts)
+    grown = [
+        [*PROMPTS[0], 5, 6, 7],
+        [1, 50, 51],
+        [1, 43, *PROMPTS[2], 11],  # another beginning: only its first id was read before
+        PROMPTS[3],
+    ]
+    for seed, prompts in ((2, grown), (3, [[*prompt, 12, 13] for prompt in grown])):
+        decoded.clear()
+        found = generate(model, prompts, max_new_tokens=4, seed=seed, pasts=pasts)
+        assert decoded[0] == (4, 5 if seed == 2 else 2), "the most that any prompt added"
+        fresh = generate(model, prompts, max_new_tokens=4, seed=seed)
+        assert [done.ids for done in found] == [done.ids for done in fresh]
+        for one, other in zip(found, fresh, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, rel=0, abs=1e-5)
+    with pytest.raises(ValueError, match="pasts must be one a prompt; got 4 for 1"):
+        generate(model, [[1]], max_new_tokens=1, pasts=pasts)
+
+
+def test_prompts_of_one_length_go_on_from_what_was_read(model):
+    pasts = [Past(), Past()]
+    generate(model, [[1, 7, 9], [1, 8, 4]], max_new_tokens=3, pasts=pasts)
+    grown = [[1, 7, 9, 20, 21, 22], [1, 8, 4, 30, 31, 32]]
+    found = generate(model, grown, max_new_tokens=6, temperature=0, pasts=pasts)
+    assert [done.ids for done in found] == [greedy(model, prompt, 6) for prompt in grown]
 
 
 def test_few_finished_rows_wait_for_more(model, decoded):
