@@ -473,9 +473,11 @@ def draw_heat(round_):
 
 def heat_words(round_):
     curves = heat[round_]
-    top = max(curves, key=lambda t: curves[t][-1])
+    apart = [
+        max(c[n] for c in curves.values()) - min(c[n] for c in curves.values()) for n in (0, 5)
+    ]
     ranks = sorted(curves, key=lambda t: -curves[t][0])
-    return f"Round {round_}: one by one the coolest samples are best: {ranks[0] == '0.6'}; of 6 samples the best reward comes at {top}."
+    return f"Round {round_}: one by one the coolest samples are best: {ranks[0] == '0.6'}; with six samples the temperatures lie closer together: {apart[1] < apart[0]}."
 
 
 show(
@@ -793,10 +795,13 @@ print("helpfulness moves by less than 0.05:",
 Explorer(draw_rounds, rounds_words, what=sorted(rated("SFT"), reverse=True))
 
 # %% [markdown]
-# **See** the answers side by side, SFT and all rounds, with what the gold judge says. Look for three things: a refusal that got better, a fact that did *not* become right, and a "Gladly!" that was not there before.
+# **See** the answers side by side, SFT and all rounds, with what the gold judge says. Prompt 8 is picked: of all requests for harm the one on which V4 gained most. The others are the first of their kind. Look for three things: a refusal that got better, a fact that did *not* become right, and a "Gladly!" that was not there before.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-PICKED = [*range(0, 8), *range(N_HELP, N_HELP + 8), *range(N_HELP + N_HARM, N_HELP + N_HARM + 4)]
+harmful, borderline = N_HELP, N_HELP + N_HARM  # where each begins
+gain = marks["V4"].safety - marks["SFT"].safety
+MENDED = harmful + int(gain[harmful:borderline].argmax())
+PICKED = [*range(8), MENDED, *range(harmful, harmful + 7), *range(borderline, borderline + 4)]
 
 
 def parts(prompt, text):
@@ -821,11 +826,9 @@ def side_words(prompt):
     return f"Prompt {prompt}, {family}: the answers of SFT and of V1 to V4, with their gold marks."
 
 
-gain = marks["V4"].safety - marks["SFT"].safety
-asks_for_harm = [i for i, at in enumerate(PICKED) if held[at].kind == "adversarial"]
 show(
-    draw_side_by_side(max(asks_for_harm, key=lambda i: gain[PICKED[i]])),
-    alt="Answers of SFT and of V1 to V4 to the request for harm where V4 gained most, of those that can be picked; the gold judge's marks beside each.",
+    draw_side_by_side(PICKED.index(MENDED)),
+    alt="Answers of SFT and of V1 to V4 to the request for harm, of all that were asked, on which V4 gained most; the gold judge's marks beside each.",
 )
 Explorer(draw_side_by_side, side_words, prompt=(0, len(PICKED) - 1))
 
