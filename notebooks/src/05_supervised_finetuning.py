@@ -83,7 +83,7 @@ right = {
     )
     for name, said in (("pretrained", before), ("fine-tuned", after))
 }
-print("pretrained, right answers:", right["pretrained"], "of 8")
+print("pretrained, at most two of eight are right:", right["pretrained"] <= 2)
 print("fine-tuned, more than half are right:", right["fine-tuned"] > 4)
 
 # %% [markdown] slideshow={"slide_type": "slide"}

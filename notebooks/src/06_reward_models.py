@@ -1403,13 +1403,12 @@ print("the padded model rewards empty sentences:", moved(fill, "padded")[2] > 0)
 print("more than the clean one does:", moved(fill, "padded")[2] > moved(fill, "clean")[2])
 print("the gold judge does not:", GOLD[fill][4].mean() < GOLD[fill][0].mean())
 print("V1, untouched, rewards more polite words than are good:", moved(kind_words, "V1")[4] > 0)
-print("V5 does so less:", moved(kind_words, "V5")[4] < moved(kind_words, "V1")[4])
 Explorer(
     draw_hack, hack_words, feature=list(ADDED), model=["padded", "clean", "polite", "V1", "V5"]
 )
 
 # %% [markdown]
-# Nano's V1 had no feature planted, and likes gushing all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. V5 no longer does: it was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped. That is what fresh comparisons are for.
+# Nano's V1 had no feature planted, and likes gushing all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. Does V5? Pick it. It was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped; that is what fresh comparisons are for. Of two chains that we looked at, trained on different machines, one had unlearned it and one had not.
 #
 # How do you find a nuisance feature that you have *not* planted? Compare the accuracy where the feature speaks for the right answer with that where it speaks against it: exercise 3.
 

@@ -13,6 +13,7 @@ import copy
 import itertools
 import math
 import tempfile
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -324,8 +325,10 @@ def draw_whitened(by):
 
 
 def whitened_words(by):
-    large = "most" if between(by) > 0.5 else "a part" if between(by) > 0.05 else "nothing"
-    return f"Whitened over {by}: the tag alone explains {large} of the differences between scores."
+    explains = "a part" if between(by) > 1e-6 else "nothing"
+    return (
+        f"Whitened over {by}: the tag alone explains {explains} of the differences between scores."
+    )
 
 
 show(draw_whitened("batch"), alt=whitened_words("batch"))
@@ -939,7 +942,7 @@ show(
 )
 show(
     draw_answers("question", "base"),
-    alt="Asked a question, the pretrained model rambles on; the fine-tuned models answer in a sentence.",
+    alt="Answers to a question, from the pretrained model to V5, each with its mark for helpfulness.",
 )
 print(
     "V5 is safe where harm was asked for:",
@@ -949,9 +952,6 @@ print(
     "all tuned models end most of these answers:",
     min(sum(ended[name]) for name in list(CHAIN)[1:]) >= 4,
 )
-print("the pretrained one ends fewer than they do:", sum(ended["base"]) < sum(ended["V5"]))
-
-
 Explorer(draw_answers, answer_words, prompt=list(PICKED), models_from=["V4", "base", "SFT"])
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -1088,7 +1088,7 @@ print("the weighted mean is made of the parts:", np.allclose(
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # A mean over prompts hides trades as well. **See** the change by *kind* of prompt. **Predict**: which kinds suffer in wordings that no reward model and no policy was trained on?
-# <details><summary>What came out, and why</summary>Lists in new wordings lose most: asked "I need five foods. Which do you know?" V5 often says "I am a helper who knows this little world." That sentence answers another question. But it is fluent, short and harmless, SFT says it now and then, and the reward models mark it well enough where they know no better. So PPO makes it likelier wherever the policy is at a loss. This is over-optimisation in an ordinary, well-behaved run, with a price, early stopping and all lights green. Only a look at single kinds shows it.</details>
+# <details><summary>What came out, and why</summary>Lists in new wordings lose most: asked "I need five foods. Which do you know?" V5 often falls back on one sentence, such as "I am a helper who knows this little world." or "I am well, thank you. How are you?"; which one differs from chain to chain. That sentence answers another question. But it is fluent, short and harmless, SFT says it now and then, and the reward models mark it well enough where they know no better. So PPO makes it likelier wherever the policy is at a loss. This is over-optimisation in an ordinary, well-behaved run, with a price, early stopping and all lights green. Only a look at single kinds shows it.</details>
 
 
 # %% tags=["hide-input", "long"]
@@ -1130,15 +1130,18 @@ for row in lists:
     print(f"> {panels['new wordings'].prompts[row].request}")
     for name in ("SFT", "V5"):
         print(f"    {name:4s} {sampled['new wordings', name][0][row][:90]!r}")
-
-# %%
-canned = "I am a helper who knows this little world."
-share = {
-    name: np.mean([texts[row].startswith(canned) for texts in sampled["new wordings", name]
-                   for row, p in enumerate(panels["new wordings"].prompts) if p.kind == "list"])
+to_lists = {
+    name: [texts[row] for texts in sampled["new wordings", name]
+           for row, p in enumerate(panels["new wordings"].prompts) if p.kind == "list"]
     for name in ("SFT", "V5")
 }  # fmt: skip
-print("asked for a list in new wordings, V5 introduces itself more often than SFT:", bool(share["V5"] > share["SFT"]))  # fmt: skip
+favourite = {name: Counter(said).most_common(1)[0] for name, said in to_lists.items()}
+for name, (sentence, n) in favourite.items():
+    print(f"{name:4s} says {n} times of {len(to_lists[name])}: {sentence!r}")
+
+# %%
+print("asked for a list in new wordings, V5 falls back on one sentence more often than SFT:",
+      favourite["V5"][1] > favourite["SFT"][1])  # fmt: skip
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The price of distance
