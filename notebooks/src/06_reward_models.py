@@ -1408,7 +1408,7 @@ Explorer(
 )
 
 # %% [markdown]
-# Nano's V1 had no feature planted, and likes gushing all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. Does V5? Pick it. It was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped; that is what fresh comparisons are for. Of two chains that we looked at, trained on different machines, one had unlearned it and one had not.
+# Nano's V1 had no feature planted, and likes gushing all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. Does V5? Pick it. It was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped; that is what fresh comparisons are for. Of two chains that we looked at one had unlearned it and one had not.
 #
 # How do you find a nuisance feature that you have *not* planted? Compare the accuracy where the feature speaks for the right answer with that where it speaks against it: exercise 3.
 
