@@ -18,7 +18,7 @@ from llama2_lib.stages.sft import dialog_loss, examples, training_dialogs
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.dialog import Encoder, Message, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
-from llama2_lib.training.batches import isolate
+from llama2_lib.training.batches import apart
 from llama2_lib.training.dialog_batches import DialogBatch, PackedDialogs
 from llama2_lib.world import make_world
 from llama2_lib.world.answers import answer_writer
@@ -217,13 +217,11 @@ def neighbour_leak(model: Transformer, batch: DialogBatch, *, isolated: bool) ->
         raise CannotShow("no row holds two dialogs; raise seq_len")
     row = slice(int(several[0]), int(several[0]) + 1)
     ids, document = batch.ids[row, :-1], batch.document[row, :-1]
-    seen: dict[str, Tensor] = {}
-    if isolated:
-        seen["positions"], seen["visible"] = isolate(document)
+    seen = apart(document) if isolated else {}
     others = document > 0
     changed = torch.where(document == 0, (ids + 7) % model.config.vocab_size, ids)
-    apart = model(ids, **seen) - model(changed, **seen)
-    return float(apart[others].abs().max())
+    moved = model(ids, **seen) - model(changed, **seen)
+    return float(moved[others].abs().max())
 
 
 def _waste_to_longest(lengths: Sequence[int], batch_size: int, seed: int) -> float:

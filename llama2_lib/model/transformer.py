@@ -1,5 +1,8 @@
 """The decoder: embeddings, blocks, final norm, output head (paper section 2.2)."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
@@ -29,9 +32,12 @@ class TransformerBlock(nn.Module):
         cache: LayerCache | None = None,
         start: int = 0,
         since: int = 0,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch wanted dim"]:
         """Return h + FFN(norm(h)) with h = x + Attention(norm(x)), from position `since` on."""
-        attended = self.attention(self.attention_norm(x), rotation, visible, cache, start, since)
+        attended = self.attention(
+            self.attention_norm(x), rotation, visible, cache, start, since, lengths
+        )
         h = x[:, since:] + attended
         return h + self.feed_forward(self.ffn_norm(h))
 
@@ -53,6 +59,7 @@ class Transformer(nn.Module):
         *,
         positions: Int[Tensor, "batch seq"] | None = None,
         visible: Bool[Tensor, "#batch seq keys"] | None = None,
+        lengths: Sequence[int] | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of each next token, in fp32 (fp64 for an fp64 model).
@@ -61,12 +68,17 @@ class Transformer(nn.Module):
             ids: Token ids.
             positions: Rotary position of each token; counted from the cache's end if left out.
             visible: True where a token (row) may look at a key (column); causal if left out.
+            lengths: Of documents packed into the rows, row after row. Each is read as if it stood
+                alone: this takes the place of `positions` and `visible`.
             cache: Keys and values of the tokens before these; extended in place.
 
         Raises:
-            ValueError: The sequence does not fit `max_seq_len`, or the cache.
+            ValueError: The sequence does not fit `max_seq_len`, or the cache; or the documents do
+                not fill the rows.
         """
-        return self.head(self.hidden(ids, positions=positions, visible=visible, cache=cache))
+        return self.head(
+            self.hidden(ids, positions=positions, visible=visible, lengths=lengths, cache=cache)
+        )
 
     def head(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """Return the logits of normalised hidden states."""
@@ -79,6 +91,7 @@ class Transformer(nn.Module):
         *,
         positions: Int[Tensor, "batch seq"] | None = None,
         visible: Bool[Tensor, "#batch seq keys"] | None = None,
+        lengths: Sequence[int] | None = None,
         cache: KVCache | None = None,
         since: int = 0,
     ) -> Float[Tensor, "batch wanted dim"]:
@@ -106,12 +119,19 @@ class Transformer(nn.Module):
             # PyTorch's own causal mask starts at the upper left; new tokens stand at the end.
             visible = torch.ones(1, ids.shape[1], end, dtype=torch.bool, device=ids.device)
             visible = visible.tril(start)
+        if lengths is not None:
+            if positions is not None or visible is not None or cache is not None or since:
+                raise ValueError(
+                    "lengths say which tokens see each other and where positions restart, for "
+                    "whole rows; give no positions, visible, cache or since beside them."
+                )
+            positions = _within(lengths, ids)
         h = self.tok_embeddings(ids)
         rotation = self.rotation(h, positions, start)
         for index, layer in enumerate(self.layers):
             kept = cache and cache.layers[index]
             unread = since if index + 1 == len(self.layers) else 0
-            h = layer(h, rotation, visible, kept, start, unread)
+            h = layer(h, rotation, visible, kept, start, unread, lengths)
         if cache is not None:
             cache.length = end
         return self.norm(h)
@@ -134,6 +154,19 @@ class Transformer(nn.Module):
         if positions is not None:
             return table[positions]
         return table[start : start + h.shape[1]].unsqueeze(0)
+
+
+def _within(lengths: Sequence[int], ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Return the position of every token within its document."""
+    ends, (batch, seq) = list(accumulate(lengths)), ids.shape
+    rows = {seq * row for row in range(1, batch + 1)}
+    if min(lengths, default=0) < 1 or not rows <= {*ends} or ends[-1] != batch * seq:
+        raise ValueError(
+            f"lengths must fill {batch} rows of {seq} tokens with documents that end where their "
+            f"row does; got documents that end at {ends}."
+        )
+    counted = [torch.arange(length, device=ids.device) for length in lengths]
+    return torch.cat(counted).view(batch, seq)
 
 
 def initialise(model: Transformer, seed: int) -> Transformer:

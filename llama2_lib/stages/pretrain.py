@@ -14,7 +14,7 @@ from llama2_lib.objectives.language import masked_loss, next_token_loss
 from llama2_lib.objectives.terms import LossTerm
 from llama2_lib.stages.corpus import CorpusSplit
 from llama2_lib.stages.fit import Report, fit
-from llama2_lib.training.batches import PackedBatch, isolate
+from llama2_lib.training.batches import PackedBatch, apart
 from llama2_lib.training.schedule import warmup_then_cosine
 
 
@@ -72,8 +72,7 @@ def packed_loss(isolate_documents: bool) -> Callable[[Callable[..., Any], Packed
         return next_token_loss(model(batch.ids[:, :-1]), batch.ids)
 
     def isolated(model: Callable[..., Any], batch: PackedBatch) -> LossTerm:
-        positions, visible = isolate(batch.document[:, :-1])
-        logits = model(batch.ids[:, :-1], positions=positions, visible=visible)
+        logits = model(batch.ids[:, :-1], **apart(batch.document[:, :-1]))
         targets = torch.zeros_like(batch.ids, dtype=torch.bool)
         targets[:, 1:] = batch.document[:, 1:] == batch.document[:, :-1]
         return masked_loss(logits, batch.ids, targets)

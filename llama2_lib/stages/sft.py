@@ -13,7 +13,7 @@ from llama2_lib.objectives.language import masked_loss
 from llama2_lib.objectives.terms import LossTerm
 from llama2_lib.stages.fit import Report, fit
 from llama2_lib.text.dialog import Encoder, Message, encode_example, render
-from llama2_lib.training.batches import isolate
+from llama2_lib.training.batches import apart
 from llama2_lib.training.dialog_batches import DialogBatch, Example, PackedDialogs, shorten_all
 from llama2_lib.training.schedule import warmup_then_cosine
 from llama2_lib.world import make_world
@@ -123,9 +123,7 @@ def dialog_loss(isolate_documents: bool) -> Callable[[Callable[..., Any], Dialog
     """Return the loss on the answers of a batch, with dialogs that see each other or do not."""
 
     def loss(model: Callable[..., Any], batch: DialogBatch) -> LossTerm:
-        seen: dict[str, torch.Tensor] = {}
-        if isolate_documents:
-            seen["positions"], seen["visible"] = isolate(batch.document[:, :-1])
+        seen = apart(batch.document[:, :-1]) if isolate_documents else {}
         return masked_loss(model(batch.ids[:, :-1], **seen), batch.ids, batch.loss_mask)
 
     return loss

@@ -5,7 +5,7 @@ there is no iterator state to save.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,10 +95,30 @@ def isolate(
 
     With them a document in a pack gets the logits that it would get alone.
     """
-    new = torch.ones_like(document, dtype=torch.bool)
-    new[:, 1:] = document[:, 1:] != document[:, :-1]
+    new = _begins(document)
     index = torch.arange(document.shape[1], device=document.device).expand_as(document)
     first = torch.where(new, index, 0).cummax(dim=1).values
     same = document[:, :, None] == document[:, None, :]
     causal = index[0][:, None] >= index[0][None, :]
     return index - first, same & causal
+
+
+def apart(document: Int[Tensor, "batch seq"]) -> dict[str, Any]:
+    """Return the arguments with which a `Transformer` reads every document as if it were alone.
+
+    On a CPU the lengths, so that attention costs the squares of the documents and not of the
+    rows. Elsewhere positions and mask of `isolate`: their shapes stay the same, which
+    `torch.compile` needs. The logits are the same up to rounding.
+    """
+    if document.device.type == "cpu":
+        begins = _begins(document).flatten().nonzero()[:, 0].tolist()
+        return {"lengths": np.diff([*begins, document.numel()]).tolist()}
+    positions, visible = isolate(document)
+    return {"positions": positions, "visible": visible}
+
+
+def _begins(document: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
+    """Return True at every document's first token; a row begins one."""
+    new = torch.ones_like(document, dtype=torch.bool)
+    new[:, 1:] = document[:, 1:] != document[:, :-1]
+    return new

@@ -163,12 +163,15 @@ def draw_reward(helpfulness, tagged=False):
     parts = {"R_s decides": safety < 0.15, "R_h decides": safety >= 0.15}
     if tagged:
         parts = {"R_s decides": safety > 0}
-    return lines(
+    figure = lines(
         {name: (safety[where], combined[where]) for name, where in parts.items()},
         "safety of the answer, R_s (probability)", "combined reward, R_c (probability)",
         title=f"R_h = {helpfulness:g}, prompt {'tagged' if tagged else 'not tagged'}",
-        reference={"threshold 0.15": 0.15},
     )  # fmt: skip
+    (axes,) = figure.axes
+    axes.axvline(0.15, color="0.35", linestyle=":", label="threshold 0.15")
+    axes.legend()
+    return figure
 
 
 def reward_words(helpfulness, tagged):

@@ -10,7 +10,7 @@ import pytest
 from llama2_lib.teaching.lessons import build, slides
 
 ROOT = Path(__file__).parents[2]
-COURSE = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+COURSE = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"), reverse=True)  # long ones first
 
 TRIAL = """\
 # %% [markdown] slideshow={"slide_type": "slide"}

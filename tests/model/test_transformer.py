@@ -84,6 +84,58 @@ def test_documents_in_one_pack_do_not_see_each_other(random_model):
     assert torch.equal(changed, wanted)
 
 
+PACKS = [[5, 6, 7], [9, 9]]
+"""Lengths of documents in two rows of 18."""
+
+
+def numbers(packs):
+    return torch.stack([
+        torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in packs
+    ])  # fmt: skip
+
+
+def gradients(model, logits, weights):
+    model.zero_grad()
+    (logits * weights).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_lengths_of_documents_stand_for_positions_and_mask(random_model):
+    """Logits and gradients; lengths that are wrong give others."""
+    model, pack = random_model(), tokens(2, 18)
+    positions, visible = isolate(numbers(PACKS))
+    weights = torch.randn(
+        2, 18, 53, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
+    masked = model(pack, positions=positions, visible=visible)
+    split = model(pack, lengths=[*PACKS[0], *PACKS[1]])
+    torch.testing.assert_close(split, masked, rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        gradients(model, split, weights), gradients(model, masked, weights), rtol=1e-9, atol=1e-9
+    )
+    assert (model(pack, lengths=[5, 7, 6, 9, 9]) - masked).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "lengths", [[], [18], [18, 17], [18, 19], [17, 19], [18, 18, 1], [18, 0, 18]]
+)
+def test_documents_must_fill_the_rows(random_model, lengths):
+    with pytest.raises(ValueError, match="lengths must fill 2 rows of 18 tokens"):
+        random_model()(tokens(2, 18), lengths=lengths)
+
+
+def test_lengths_stand_alone(random_model):
+    model, ids = random_model(), tokens(1, 5)
+    positions, visible = isolate(torch.zeros(1, 5, dtype=torch.int64))
+    beside = [
+        {"positions": positions}, {"visible": visible}, {"since": 2},
+        {"cache": KVCache(model.config, 1, 9, "cpu", torch.float64)},
+    ]  # fmt: skip
+    for other in beside:
+        with pytest.raises(ValueError, match="give no positions, visible, cache or since"):
+            model.hidden(ids, lengths=[5], **other)
+
+
 @pytest.mark.parametrize("n_layers", [1, 8])
 @torch.no_grad()
 def test_an_untrained_model_knows_nothing(config, n_layers):

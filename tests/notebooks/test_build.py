@@ -1,3 +1,4 @@
+import asyncio
 import json
 
 import nbformat
@@ -87,6 +88,17 @@ def test_a_failing_lesson_is_named_and_the_others_are_written(write_lesson, capf
     assert (folder / "92_sound.ipynb").exists()
     assert main(["build", "91_trial", "--folder", str(folder)]) == 1
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_caller_may_have_a_running_loop(write_lesson):
+    """As a cell of a notebook has, and a test that drives a browser."""
+
+    async def built():
+        return build(folder=folder)
+
+    folder = write_lesson("# %%\nprint(6 * 7)\n")
+    assert asyncio.run(built()) == []
+    assert "42" in (folder / "91_trial.ipynb").read_text()
 
 
 def test_another_folder_leaves_the_checkout_clean(write_lesson, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llama2_lib.training.batches import PackedCorpus, isolate
+from llama2_lib.training.batches import PackedCorpus, apart, isolate
 
 LENGTHS = [7, 2, 11, 5, 3, 9, 4, 6, 13, 8, 2, 10]
 BATCH, SEQ = 3, 5
@@ -117,6 +117,15 @@ def test_a_document_in_a_pack_gets_the_logits_it_would_get_alone(random_model):
     packed = model(ids, positions=positions, visible=visible)
     alone = torch.cat([model(part) for part in ids.split(lengths, dim=1)], dim=1)
     torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(model(ids, **apart(document)), alone, rtol=1e-9, atol=1e-10)
     plain = model(ids)
     torch.testing.assert_close(plain[:, :6], alone[:, :6], rtol=1e-9, atol=1e-10)
     assert not torch.allclose(plain[:, 6:], alone[:, 6:], rtol=1e-3, atol=1e-3)
+
+
+def test_documents_are_read_apart_by_their_lengths_and_elsewhere_by_a_mask_of_one_shape():
+    """A number that comes again, in the next row or the same one, is another document."""
+    document = torch.tensor([[0, 0, 1, 1, -1], [-1, 2, 2, 2, -1]])
+    assert apart(document) == {"lengths": [2, 2, 1, 1, 3, 1]}
+    elsewhere = {name: tuple(given.shape) for name, given in apart(document.to("meta")).items()}
+    assert elsewhere == {"positions": (2, 5), "visible": (2, 5, 5)}

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -165,7 +166,10 @@ def _execute_all(
     cells = sum(_runs(cell) for _, notebook in lessons for cell in notebook.cells)
     patience = 0.1 if sys.stderr.isatty() else 10  # seconds between lines; fewer in a log
     with tqdm(total=cells, unit="cell", dynamic_ncols=True, mininterval=patience) as progress:
-        faults = asyncio.run(_execute_some(lessons, out, keep_ignored, progress))
+        # In a thread of its own: the caller's may have a running loop already, as a notebook's has.
+        with ThreadPoolExecutor(1) as thread:
+            work = _execute_some(lessons, out, keep_ignored, progress)
+            faults = thread.submit(asyncio.run, work).result()
     print(f"{len(lessons) - len(faults)} of {len(lessons)} notebooks executed into {out}")
     return faults
 
