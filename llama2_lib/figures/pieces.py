@@ -95,7 +95,9 @@ def _draw_line(axes: Axes, line: Sequence[str], top: float, colours: dict[str, s
 def _draw_box(
     axes: Axes, piece: str, left: float, top: float, colour: str, *, bold: bool = False
 ) -> None:
-    box = Rectangle((left, top + 0.1), _width(piece), 0.8, fc=colour, ec="0.4", lw=0.8)
+    box = Rectangle(
+        (left, top + 0.1), _width(piece), 0.8, fc=colour, ec="0.4", lw=0.8, clip_on=False
+    )
     axes.add_patch(box)
     axes.text(
         left + _width(piece) / 2, top + 0.52, piece, ha="center", va="center", family="monospace",
