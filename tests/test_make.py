@@ -131,7 +131,7 @@ def test_all_parts_run_and_pass(checkout):
         "lessons both",
         "lessons compare",
         "manifest check",
-        "pytest -q -m browser",
+        "pytest -q -n 2 --maxschedchunk 1 -m browser",
     ):
         assert command in made, f"{command} was not called: {made}"
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -189,7 +189,7 @@ def logit_gradient(model: Transformer, batch: DialogBatch, loss_mask: Tensor) ->
     """Return (batch, seq): the largest derivative of the loss by the logits of each position."""
     kept: list[Tensor] = []
 
-    def recording(ids: Tensor, **seen: Tensor) -> Tensor:
+    def recording(ids: Tensor, **seen: Any) -> Tensor:
         logits = model(ids, **seen)
         logits.retain_grad()
         kept.append(logits)
