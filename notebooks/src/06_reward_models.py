@@ -612,7 +612,7 @@ print("below the ceiling:", live.value < my_ceiling(gaps["helpfulness"]))
 #
 # The model sees *manner* and does not see *truth*, although the chat model that it started from often knows the right fact. To compare a fact in the answer with one in the weights is a different skill from saying it, and some thousand pairs do not teach it at this size.
 #
-# A flaw below the dashed line is worse than not seen: it is *liked*. V1 prefers gushing, three polite words where one would do, and likes to hear an answer twice. The section "Fooled on purpose" comes back to it.
+# A flaw below the dashed line is worse than not seen: it is *liked*. In two of the three trainings of this chain that we looked at V1 prefers gushing, three polite words where one would do, and likes to hear an answer twice. The section "Fooled on purpose" comes back to it.
 #
 # Note it well. A policy trained on this model will be polite, brief and on topic, and nothing will hold it to the facts. Notebook 08 shows just that.
 # </details>
@@ -677,7 +677,7 @@ def seen_words(model):
 
 show(
     draw_seen("V1"),
-    alt="Rude, refused and garbled answers are always seen; a wrong fact about as often as by chance; gushing and repeated answers score higher than good ones.",
+    alt="Rude, refused and garbled answers are always seen; a wrong fact about as often as by chance.",
 )
 
 print("garbled answers are seen:", SEEN["V1"]["garbled"].value > 0.9)
@@ -686,9 +686,11 @@ print(
     "wrong ones much less than rude ones:",
     SEEN["V1"]["wrong"].value < SEEN["V1"]["rude"].value - 0.1,
 )
+Explorer(draw_seen, seen_words, model=list(SEEN))
+
+# %% tags=["nbval-ignore-output"]
 print("V1 likes gushing better than a good answer:", SEEN["V1"]["gushing"].value < 0.5)
 print("V5 less so:", SEEN["V5"]["gushing"].value > SEEN["V1"]["gushing"].value)
-Explorer(draw_seen, seen_words, model=list(SEEN))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two models against one
@@ -1402,13 +1404,15 @@ fill, kind_words = ADDED
 print("the padded model rewards empty sentences:", moved(fill, "padded")[2] > 0)
 print("more than the clean one does:", moved(fill, "padded")[2] > moved(fill, "clean")[2])
 print("the gold judge does not:", GOLD[fill][4].mean() < GOLD[fill][0].mean())
-print("V1, untouched, rewards more polite words than are good:", moved(kind_words, "V1")[4] > 0)
 Explorer(
     draw_hack, hack_words, feature=list(ADDED), model=["padded", "clean", "polite", "V1", "V5"]
 )
 
+# %% tags=["nbval-ignore-output"]
+print("V1, untouched, rewards more polite words than are good:", moved(kind_words, "V1")[4] > 0)
+
 # %% [markdown]
-# Nano's V1 had no feature planted, and likes gushing all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. Does V5? Pick it. It was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped; that is what fresh comparisons are for. Of two chains that we looked at one had unlearned it and one had not.
+# Nano's V1 had no feature planted, and in two of three trainings of the chain it liked gushing all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. Does V5? Pick it. It was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped; that is what fresh comparisons are for. Of those two chains one had unlearned it and one had not.
 #
 # How do you find a nuisance feature that you have *not* planted? Compare the accuracy where the feature speaks for the right answer with that where it speaks against it: exercise 3.
 

@@ -1091,10 +1091,10 @@ print("the weighted mean is made of the parts:", np.allclose(
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # A mean over prompts hides trades as well. **See** the change by *kind* of prompt. **Predict**: which kinds suffer in wordings that no reward model and no policy was trained on?
-# <details><summary>What came out, and why</summary>Lists in new wordings lose most: asked "I need five foods. Which do you know?" V5 often falls back on one sentence, such as "I am a helper who knows this little world." or "I am well, thank you. How are you?"; which one differs from chain to chain. That sentence answers another question. But it is fluent, short and harmless, SFT says it now and then, and the reward models mark it well enough where they know no better. So PPO makes it likelier wherever the policy is at a loss. This is over-optimisation in an ordinary, well-behaved run, with a price, early stopping and all lights green. Only a look at single kinds shows it.</details>
+# <details><summary>What came out, and why</summary>In two of three trainings of the chain lists in new wordings lost most, in one how-tos. Asked "I need five foods. Which do you know?" V5 often falls back on one sentence, such as "I am a helper who knows this little world." or "I am well, thank you. How are you?"; which one differs from chain to chain. That sentence answers another question. But it is fluent, short and harmless, SFT says it now and then, and the reward models mark it well enough where they know no better. So PPO makes it likelier wherever the policy is at a loss. This is over-optimisation in an ordinary, well-behaved run, with a price, early stopping and all lights green. Only a look at single kinds shows it.</details>
 
 
-# %% tags=["hide-input", "long"]
+# %% tags=["hide-input", "long", "nbval-ignore-output"]
 def by_kind(before, after, words):
     kinds = np.array([p.kind for p in panels[words].prompts])
     mark = {name: mean_mark(words, name, "quality") for name in (before, after)}
@@ -1123,9 +1123,13 @@ def kinds_words(before, words):
 
 show(
     draw_kinds("SFT", "new wordings"),
-    alt="By kind of prompt, new wordings: adversarial prompts gain most, lists lose.",
+    alt=kinds_words("SFT", "new wordings"),
 )
 Explorer(draw_kinds, kinds_words, before=["SFT", "V4"], words=list(panels))
+
+# %%
+gains = by_kind("SFT", "V5", "new wordings")
+print("requests for harm gain in new wordings:", gains["adversarial"].low > 0)
 
 # %% tags=["nbval-ignore-output"]
 lists = [row for row, p in enumerate(panels["new wordings"].prompts) if p.kind == "list"][:8]

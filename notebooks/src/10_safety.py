@@ -627,7 +627,7 @@ print("the template still gains where luck cannot help:", bool(real[0] > 0.05))
 # **Say.** Why must the preprompt go? Where a model learns from its own answers, as in the paper, they were sampled *behind* the preprompt: behind it they are what the model says anyhow, and there is nothing to learn. Without it they are news. The loss on the answers, before any training, tells how much. **Predict** both numbers of our SFT model, and remember who wrote its answers.
 
 
-# %%
+# %% tags=["nbval-ignore-output"]
 right = targets(rows, gated=True)
 left_in = [
     with_preprompt(dialog, row.preprompt) for row in rows for dialog in targets([row], gated=True)
