@@ -612,7 +612,7 @@ print("below the ceiling:", live.value < my_ceiling(gaps["helpfulness"]))
 #
 # The model sees *manner* and does not see *truth*, although the chat model that it started from often knows the right fact. To compare a fact in the answer with one in the weights is a different skill from saying it, and some thousand pairs do not teach it at this size.
 #
-# A flaw below the dashed line is worse than not seen: it is *liked*. In two of the three trainings of this chain that we looked at V1 prefers gushing, three polite words where one would do, and likes to hear an answer twice. The section "Fooled on purpose" comes back to it.
+# A flaw below the dashed line is worse than not seen: it is *liked*. The V1 shown here likes to hear an answer twice. It seems to prefer gushing, three polite words where one would do; but the interval reaches chance, and the V1 of another training of this chain did not. The section "Fooled on purpose" comes back to it.
 #
 # Note it well. A policy trained on this model will be polite, brief and on topic, and nothing will hold it to the facts. Notebook 08 shows just that.
 # </details>
@@ -1412,7 +1412,7 @@ Explorer(
 print("V1, untouched, rewards more polite words than are good:", moved(kind_words, "V1")[4] > 0)
 
 # %% [markdown]
-# Nano's V1 had no feature planted, and in two of three trainings of the chain it liked gushing all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. Does V5? Pick it. It was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped; that is what fresh comparisons are for. Of those two chains one had unlearned it and one had not.
+# Nano's V1 had no feature planted, and in most trainings of the chain that we saw it scored gushing above good answers all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. Does V5? Pick it. It was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped; that is what fresh comparisons are for. Of two chains that we looked at one had unlearned it and one had not.
 #
 # How do you find a nuisance feature that you have *not* planted? Compare the accuracy where the feature speaks for the right answer with that where it speaks against it: exercise 3.
 
