@@ -9,22 +9,27 @@ The ids of a prompt are a prefix of the ids of the same dialog with its answer. 
 a SentencePiece piece never runs from a letter into a following space (`split_by_whitespace`), so
 the space after `[/INST]` always begins the answer's first piece. `encode_example` checks it, since
 a tokenizer trained otherwise would put part of the answer into the prompt.
+
+The ids are Meta's. Two dialogs that Meta's code encodes are refused here, because in data they are
+mistakes more often than meant: a user's or an assistant's message without text (`[INST]  [/INST]`),
+and half a character. Where Meta's code answers "unsafe" to a tag in a user's message, ours refuses
+it in any message. Clean what a model sampled with `sanitised`.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from llama2_lib.text.tokenizer import check_unicode
+from llama2_lib.world.dialogs import Message
 
 B_INST, E_INST = "[INST]", "[/INST]"
 B_SYS, E_SYS = "<<SYS>>\n", "\n<</SYS>>\n\n"
 TAGS = (B_INST, E_INST, B_SYS.strip(), E_SYS.strip())
 ROLES = ("system", "user", "assistant")
-
-
-class Message(TypedDict):
-    """One message: `role` is "system", "user" or "assistant"."""
-
-    role: str
-    content: str
+LONGEST_EXCERPT = 40
+"""Characters of a wrong message that an error shows."""
+_TAG = re.compile("|".join(map(re.escape, TAGS)))
 
 
 @runtime_checkable
@@ -34,6 +39,9 @@ class Encoder(Protocol):
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Return the ids of a text, between BOS and EOS where asked for."""
         ...
+
+
+_EXAMPLE = "Write [{'role': 'user', 'content': 'Hello'}]"
 
 
 class _Turn(NamedTuple):
@@ -47,7 +55,7 @@ class _Turn(NamedTuple):
 
 
 def check_dialog(dialog: Sequence[Message]) -> None:
-    """Refuse a dialog that Meta's format cannot carry.
+    """Refuse a dialog that Meta's format cannot carry, and what is no dialog.
 
     Roles go system? (user assistant)* user?, with at least one user message. User and assistant
     messages hold text. An empty system message passes, as it does in Meta's code, and is folded
@@ -57,6 +65,13 @@ def check_dialog(dialog: Sequence[Message]) -> None:
     Raises:
         ValueError: naming the message by its index.
     """
+    if isinstance(dialog, str | bytes | Mapping) or not isinstance(dialog, Sequence):
+        one = isinstance(dialog, Mapping)
+        text = f"the string {_excerpt(dialog)}" if isinstance(dialog, str) else _excerpt(dialog)
+        raise ValueError(
+            f"a dialog must be a list of messages; got {'one message' if one else text}. "
+            f"{'Put a list around it' if one else _EXAMPLE}."
+        )
     if not dialog:
         raise ValueError("a dialog needs at least one user message; got no message.")
     for index, message in enumerate(dialog):
@@ -78,11 +93,13 @@ def check_dialog(dialog: Sequence[Message]) -> None:
 
 
 def _check_message(index: int, message: Message) -> None:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"message {index} must be a dict; got {_excerpt(message)}. {_EXAMPLE}.")
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
             raise ValueError(
                 f"message {index} must have the strings 'role' and 'content'; got "
-                f"{key}={message.get(key)!r}. Write {{'role': 'user', 'content': 'Hello'}}."
+                f"{key}={message.get(key)!r}. {_EXAMPLE}."
             )
     role, content = message["role"], message["content"]
     if role not in ROLES:
@@ -101,17 +118,32 @@ def _check_message(index: int, message: Message) -> None:
             f"content must not contain the format's tags {' '.join(TAGS)}; message {index} "
             f"({role}) has {tag!r} ({_excerpt(content)}). Remove it: the tags are added here."
         )
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"content must be valid Unicode; message {index} ({role}) has a lone surrogate at "
-            f"character {error.start}. Decode the text again with errors='replace'."
-        ) from error
+    check_unicode(content, f"message {index} ({role})")
 
 
-def _excerpt(text: str, longest: int = 40) -> str:
-    return repr(text if len(text) <= longest else text[: longest - 3] + "...")
+def _excerpt(given: object) -> str:
+    shown = repr(given)
+    return shown if len(shown) <= LONGEST_EXCERPT else f"{shown[:LONGEST_EXCERPT]}..."
+
+
+def sanitised(text: str) -> str:
+    """Return what a model said without what no message may hold.
+
+    A model can sample the tags of the format, whole or so that taking one out makes another; they
+    are taken out until none is left, in one pass. Half a character becomes U+FFFD. Other text
+    stays as it is. The rest may be empty: then there is no answer.
+    """
+    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    if not _TAG.search(text):
+        return text
+    kept: list[str] = []
+    for letter in text:
+        kept.append(letter)
+        if letter in "]>":
+            for tag in TAGS:
+                if "".join(kept[-len(tag) :]) == tag:
+                    del kept[-len(tag) :]
+    return "".join(kept)
 
 
 def _turns(dialog: Sequence[Message]) -> list[_Turn]:

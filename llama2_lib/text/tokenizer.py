@@ -5,13 +5,20 @@ left as it is (identity normaliser), no padding token.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from llama2_lib import storage
+
+LONGEST_LINE = 4_192
+"""Bytes of a line that SentencePiece learns from, as in the released `tokenizer.model`; it leaves
+longer ones out, so they are cut before."""
+_LEFT_OUT = "\u2585"  # SentencePiece's own sign for the unknown: it skips lines that hold it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,21 +45,27 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
     """Learn a BPE vocabulary from `texts` and write it to `path`.
 
     Texts are cut at newlines, as the paper's were, so a newline is always the byte piece
-    `<0x0A>`. The result depends on nothing but the texts and the settings.
+    `<0x0A>`; lines too long for SentencePiece are cut at spaces. The result depends on nothing
+    but the texts and the settings.
 
     Raises:
-        ValueError: The texts are too few for that many pieces.
+        ValueError: There is no text, it is too little for that many pieces or has too many
+            characters for so few, or one of the texts is no valid Unicode.
+        MemoryError: There are too many lines for this machine.
     """
-    lines = (line for text in texts for line in text.split("\n") if line)
+    # A list, so that an error of the texts is raised here and not inside SentencePiece.
+    lines = list(_lines(texts))
+    if not lines:
+        raise ValueError("a tokenizer needs text to learn from; there is none. Give it documents.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=iter(lines),
             model_writer=model,
             model_type="bpe",
             vocab_size=config.vocab_size,
             character_coverage=0.99995,
-            max_sentence_length=4192,
+            max_sentence_length=LONGEST_LINE,
             max_sentencepiece_length=16,
             split_digits=config.split_digits,
             split_by_unicode_script=True,
@@ -70,13 +83,80 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
             num_threads=1,
             minloglevel=2,
         )
-    except RuntimeError as error:
-        raise ValueError(
-            f"the texts must supply {config.vocab_size} pieces; SentencePiece said: {error}. "
-            "Lower vocab_size or give more text."
+    except MemoryError:
+        raise MemoryError(
+            f"a tokenizer was to be learned from {len(lines):,} lines, and the machine ran out of "
+            "memory. Give it fewer documents."
         ) from None
+    except RuntimeError as error:
+        raise _cause(str(error), config.vocab_size, len(lines)) from None
     storage.write_atomically(path, model.getvalue())
     return path
+
+
+def _cause(said: str, vocab_size: int, n_lines: int) -> Exception:
+    """Return the error that says what SentencePiece means."""
+    if most := re.search(r"set it to a value <= (\d+)", said):
+        return ValueError(
+            f"the texts must supply {vocab_size} pieces; they supply {most[1]} at most. Give more "
+            f"text, or set vocab_size={most[1]} or less in TokenizerConfig."
+        )
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
+        return ValueError(
+            f"vocab_size must be at least {least[1]}, a piece for every different character of the "
+            f"texts and for every byte and control id; got {vocab_size}. Raise it in "
+            "TokenizerConfig."
+        )
+    return RuntimeError(f"no pieces came of {n_lines} lines; SentencePiece said: {said}")
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the lines that are learned from; nothing is left out but empty ones."""
+    for number, text in enumerate(texts):
+        check_unicode(text, f"text {number}")
+        for line in re.split(f"[\n{_LEFT_OUT}]", text):
+            if line:
+                yield from _cut(line)
+
+
+def _cut(line: str) -> Iterator[str]:
+    """Yield a line in parts that are short enough, cut at spaces or else between characters."""
+    content, start = line.encode(), 0
+    while len(content) - start > LONGEST_LINE:
+        end = content.rfind(b" ", start + 1, start + LONGEST_LINE + 1)
+        after = end + 1  # every part begins with a space of its own
+        if end < 0:
+            end = start + LONGEST_LINE
+            while content[end] & 0xC0 == 0x80:  # within a character
+                end -= 1
+            after = end
+        yield content[start:end].decode()
+        start = after
+    if start < len(content):
+        yield content[start:].decode()
+
+
+def check_unicode(text: object, where: str = "the text") -> None:
+    """Refuse what is no string, and half a character: a surrogate without its other half.
+
+    Such halves come from JSON and from bytes that were decoded with `surrogateescape`, as Python
+    decodes what is typed.
+
+    Raises:
+        ValueError: naming the place.
+    """
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{where} must be a string; got {type(text).__name__}. Decode bytes, and give the "
+            "strings of a list one by one."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text must be valid Unicode; {where} has a lone surrogate at character "
+            f"{error.start}. Decode the text again with errors='replace'."
+        ) from None
 
 
 class Tokenizer:
@@ -99,12 +179,34 @@ class Tokenizer:
         """Return the piece ids of `text`, with control ids only where asked for.
 
         Control ids never come from text: the string `<s>` is spelled out like any other.
+
+        Raises:
+            ValueError: `text` is no string, or no valid Unicode.
         """
-        ids = self.processor.encode(text)
+        ids = self._encode(text)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
+    def _encode(self, text: str, **options: Any) -> list[Any]:
+        if not isinstance(text, str):
+            check_unicode(text)
+        try:
+            return self.processor.encode(text, **options)
+        except RuntimeError:
+            check_unicode(text)
+            raise
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return `encode` of each text, several times faster than one by one."""
+        """Return `encode` of each text, several times faster than one by one.
+
+        Raises:
+            ValueError: as in `encode`, naming the text by its index; or `texts` is one string.
+        """
+        if isinstance(texts, str):
+            raise ValueError(
+                f"texts must be a list of strings; got the string {texts[:40]!r}. Use encode."
+            )
+        for index, text in enumerate(texts):
+            check_unicode(text, f"text {index}")
         return self.processor.encode(list(texts), num_threads=-1)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -113,7 +215,7 @@ class Tokenizer:
 
     def pieces(self, text: str) -> list[str]:
         """Return the pieces of `text` as strings; U+2581 marks a space."""
-        return self.processor.encode(text, out_type=str)
+        return self._encode(text, out_type=str)
 
     def piece(self, index: int) -> str:
         """Return one piece by its id."""

@@ -12,16 +12,16 @@ from itertools import combinations
 from typing import NamedTuple
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.answers import CATEGORIES
-from llama2_lib.world.dialogs import Message
+from llama2_lib.world.dialogs import Message, exchange, transcript
 from llama2_lib.world.facts import World
 from llama2_lib.world.prompts import Prompt, harmless_turns
 from llama2_lib.world.risks import ATTACKS, RED_TEAM, WISH_ATTACKS, risk_maker
+from llama2_lib.world.tasks import CATEGORIES
 
 TURNS = ("single", "trust", "history")
 """Straight away; after the attacker has gained trust; after talk of something harmless."""
 JOINT = " + "
-"""Between the vectors of a combined attack in `Prompt.attack`."""
+"""What joins the vectors of a combined attack in `Prompt.attack`."""
 MOST_TRIES = 200
 """Draws for one attack that is new, before the attacker is out of ideas."""
 
@@ -30,7 +30,7 @@ class Strategy(NamedTuple):
     """How to attack, whatever the wish."""
 
     vectors: tuple[str, ...]
-    """Of `ATTACKS`, in their order."""
+    """Some of `ATTACKS`, in their order."""
     turns: str
     """One of `TURNS`."""
     category: str
@@ -50,8 +50,8 @@ def vector_sets() -> list[tuple[str, ...]]:
     """
     frames = [a for a in ATTACKS if a not in (*WISH_ATTACKS, "plain")]
     changes = [c for n in range(len(WISH_ATTACKS) + 1) for c in combinations(WISH_ATTACKS, n)]
-    found = [(*c, *frame) for c in changes for frame in [(), *((f,) for f in frames)]]
-    ordered = [tuple(sorted(vectors, key=ATTACKS.index)) for vectors in found if vectors]
+    sets = [(*c, *frame) for c in changes for frame in [(), *((f,) for f in frames)]]
+    ordered = [tuple(sorted(vectors, key=ATTACKS.index)) for vectors in sets if vectors]
     return [("plain",), *sorted(ordered, key=len)]
 
 
@@ -87,13 +87,9 @@ class Attacker:
         split: str = RED_TEAM,
         fits: Callable[[Prompt], bool] = lambda prompt: True,
     ) -> None:
-        """Begin without experience.
+        """Begin without experience, with the wordings and hazards of a split of `RiskMaker`.
 
-        Args:
-            world: Where the wishes are.
-            seed: Of this attacker.
-            split: Whose wordings and hazards, see `RiskMaker`.
-            fits: Whether a prompt leaves room for an answer; others are counted, not asked.
+        A prompt that does not fit leaves no room for an answer; it is counted and not asked.
         """
         self.world, self.fits, self.n_too_long = world, fits, 0
         self.strategies = strategies()
@@ -104,21 +100,13 @@ class Attacker:
         self.known: dict[str, Strategy] = {}
 
     def propose(self, n: int) -> list[Prompt]:
-        """Return n attacks that this attacker has not made before.
-
-        Raises:
-            ValueError: If n is negative, or the attacker is out of new attacks.
-        """
+        """Return n attacks that this attacker has not made before."""
         if n < 0:
             raise ValueError(f"n must not be negative; got {n}; ask for 0 or more attacks")
         return [self._new() for _ in range(n)]
 
     def learn(self, prompts: Sequence[Prompt], violated: Sequence[bool]) -> None:
-        """Take in which of this attacker's proposals drew a violating answer.
-
-        Raises:
-            ValueError: If there is not one verdict a prompt, or a prompt is not its own.
-        """
+        """Take in which of this attacker's proposals drew a violating answer."""
         if len(prompts) != len(violated):
             raise ValueError(
                 f"every attack needs one verdict; got {len(prompts)} and {len(violated)}"
@@ -164,8 +152,7 @@ class Attacker:
             return []
         if turns == "history":
             return harmless_turns(self.world, self.rng)
-        request, answer = self.maker.lead_in(self.rng)
-        return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+        return exchange(*self.maker.lead_in(self.rng))
 
     def _parts(self, strategy: Strategy) -> tuple[str, ...]:
         return (strategy.attack, f"{strategy.turns} turns", strategy.category)
@@ -180,7 +167,7 @@ class Attacker:
 
 def key_of(prompt: Prompt) -> str:
     """Name a prompt by what is said in it."""
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt.dialog)
+    return transcript(prompt.dialog)
 
 
 def is_multi_turn(prompt: Prompt) -> bool:
@@ -194,9 +181,6 @@ def in_more_turns(
     """Return the same attacks with earlier turns, half of them trust, half harmless talk.
 
     What is asked last stays word for word, so only what is said before it differs (claim 47).
-
-    Raises:
-        ValueError: If a prompt has earlier turns already.
     """
     if any(is_multi_turn(prompt) for prompt in prompts):
         raise ValueError("turns are put before attacks of one turn; got one with earlier turns")

@@ -16,6 +16,8 @@ from llama2_lib.world.lexicon import Lexicon, default_lexicon
 
 LANGUAGE_THRESHOLD = 0.5  # the paper's fastText threshold
 RUDE_THRESHOLD = 0.5  # the paper's toxicity threshold
+ONE_RUDE_WORD = 0.25
+"""Toxicity of rude words that stand alone."""
 
 _WORD = re.compile(r"[a-z]+")
 _PRONOUNS = ("she", "he", "unspecified")
@@ -108,7 +110,7 @@ class Auditor:
         hits = [word in self.lists["rude"] for word in words]
         if any(map(and_, hits, hits[1:])):
             return 1.0
-        return 0.25 if any(hits) else 0.0
+        return ONE_RUDE_WORD if any(hits) else 0.0
 
 
 def _vocabularies(lexicon: Lexicon) -> dict[str, frozenset[str]]:
@@ -117,8 +119,10 @@ def _vocabularies(lexicon: Lexicon) -> dict[str, frozenset[str]]:
         text = (lexicon.folder / f"{name}.txt").read_text(encoding="utf-8")
         lines = (line for line in text.splitlines() if not line.startswith("#"))
         english |= set(_WORD.findall(re.sub(r"\{[^|{}]*\}", " ", "\n".join(lines)).lower()))
+    sections = lexicon.sections("audit")
+    pronouns = (sections[name] for name in (*_PRONOUNS, *_GRAMMATICAL))
     return {
-        "en": frozenset(english | set.union(*(set(s) for s in _pronoun_words(lexicon)))),
+        "en": frozenset(english.union(*pronouns)),
         "lumi": frozenset(word for word, _ in _glossary(lexicon, "language_a")),
         "torgan": frozenset(
             form for word, part in _glossary(lexicon, "language_b") for form in (word, word + "ok")
@@ -126,27 +130,16 @@ def _vocabularies(lexicon: Lexicon) -> dict[str, frozenset[str]]:
     }
 
 
-def _pronoun_words(lexicon: Lexicon) -> list[tuple[str, ...]]:
-    sections = lexicon.sections("audit")
-    return [sections[name] for name in (*_PRONOUNS, *_GRAMMATICAL)]
-
-
 def _glossary(lexicon: Lexicon, name: str) -> list[tuple[str, str]]:
     return [pair for part in lexicon.sections(name) for pair in lexicon.pairs(name, part)]
 
 
-@cache
-def auditor(lexicon: Lexicon) -> Auditor:
-    """Return the auditor with this lexicon's word lists."""
-    return Auditor(lexicon)
+auditor = cache(Auditor)
+"""The auditor with the word lists of a lexicon; built once."""
 
 
 def audit(documents: Iterable[Document], lexicon: Lexicon | None = None) -> Audit:
-    """Count pronouns, identities, languages and rude lines (paper section 4.1).
-
-    Raises:
-        ValueError: If there is no document.
-    """
+    """Count pronouns, identities, languages and rude lines (paper section 4.1)."""
     judge = auditor(lexicon or default_lexicon())
     tally: Counter[tuple[str, str]] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
@@ -154,9 +147,9 @@ def audit(documents: Iterable[Document], lexicon: Lexicon | None = None) -> Audi
     n_documents = 0
     for document in documents:
         n_documents += 1
-        found = judge.language(document.text)
-        pairs[found, document.language] += 1
-        if found == "en":
+        guess = judge.language(document.text)
+        pairs[guess, document.language] += 1
+        if guess == "en":
             tally.update(_present(judge, document.text))
         scores = judge.rude_scores(document.text)
         truth = document.kind == "rude"
@@ -169,13 +162,13 @@ def audit(documents: Iterable[Document], lexicon: Lexicon | None = None) -> Audi
 
 def _present(judge: Auditor, text: str) -> list[tuple[str, str]]:
     words = set(_WORD.findall(text.lower()))
-    found = [("pronoun", name) for name in _PRONOUNS if words & judge.lists[name]]
-    found += [("pronoun", name) for name in _GRAMMATICAL if words & judge.lists[name]]
-    if any(words & judge.lists[name] for name in ("she", "he")):
-        found.append(("pronoun", "gender"))
-    if any(words & judge.lists[name] for name in _GRAMMATICAL):
-        found.append(("pronoun", "any person"))
-    return found + [("identity", axis) for axis, names in judge.identities.items() if words & names]
+    pronouns = [name for name in (*_PRONOUNS, *_GRAMMATICAL) if words & judge.lists[name]]
+    if not {"she", "he"}.isdisjoint(pronouns):
+        pronouns.append("gender")
+    if not set(_GRAMMATICAL).isdisjoint(pronouns):
+        pronouns.append("any person")
+    axes = [axis for axis, names in judge.identities.items() if words & names]
+    return [("pronoun", name) for name in pronouns] + [("identity", axis) for axis in axes]
 
 
 def _report(
@@ -185,11 +178,11 @@ def _report(
     pairs: Counter[tuple[str, str]],
     rude: Mapping[str, Mapping[tuple[bool, bool], int]],
 ) -> Audit:
-    found, true = Counter[str](), Counter[str]()
+    guessed, true = Counter[str](), Counter[str]()
     for (guess, language), number in pairs.items():
-        found[guess] += number
+        guessed[guess] += number
         true[language] += number
-    n_english = found["en"]
+    n_english = guessed["en"]
 
     def of_english(kind: str, names: Iterable[str]) -> dict[str, float]:
         return {name: tally[kind, name] / max(1, n_english) for name in names}
@@ -202,14 +195,14 @@ def _report(
         n_english=n_english,
         pronouns=of_english("pronoun", ("gender", *_PRONOUNS, "any person", *_GRAMMATICAL)),
         identities=of_english("identity", judge.identities),
-        languages={name: number / n_documents for name, number in found.most_common()},
+        languages={name: number / n_documents for name, number in guessed.most_common()},
         true_languages={name: number / n_documents for name, number in true.most_common()},
         rude_by_mean=rate(rude["mean"]),
         rude_by_worst_line=rate(rude["worst line"]),
         true_rude=(rude["mean"][True, True] + rude["mean"][False, True]) / n_documents,
         language_quality={
             name: CounterQuality(
-                pairs[name, name], found[name] - pairs[name, name], true[name] - pairs[name, name]
+                pairs[name, name], guessed[name] - pairs[name, name], true[name] - pairs[name, name]
             )
             for name in judge.vocabularies
         },

@@ -1,26 +1,27 @@
 """Dialogs for supervised fine-tuning: by careful writers, by careless ones, or by both."""
 
 from collections.abc import Iterator, Mapping
-from itertools import count
 from random import Random
 from typing import Literal
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.answers import answer_writer
-from llama2_lib.world.degradations import degrader
-from llama2_lib.world.dialogs import MOST_TURNS, SYSTEM_FRACTION, DialogMaker, Message
+from llama2_lib.world.dialogs import SYSTEM_FRACTION, DialogMaker, Message, exchange, n_turns
 from llama2_lib.world.facts import World
+from llama2_lib.world.lexicon import check_known, chooser, stream
+from llama2_lib.world.pairs import degrader
 from llama2_lib.world.prompts import (
+    MULTI_TURN_FRACTION,
     PROMPT_SHARES,
     Prompt,
     adversarial_prompts,
     borderline_prompts,
-    chooser,
+    harmless_turns,
 )
-from llama2_lib.world.tasks import HELPFUL_SHARES, task_maker
+from llama2_lib.world.risks import BORDERLINE_SHARES, LOOK_ALIKES, borderline_maker
+from llama2_lib.world.tasks import HELPFUL_SHARES, answer_writer, task_maker
 
-Grade = Literal["clean", "mixed", "noisy"]
-GRADES: tuple[Grade, ...] = ("clean", "mixed", "noisy")
+WriterGrade = Literal["clean", "mixed", "noisy"]
+WRITER_GRADES: tuple[WriterGrade, ...] = ("clean", "mixed", "noisy")
 
 CARELESS = {"clean": 0.0, "mixed": 0.5, "noisy": 1.0}
 """Share of dialogs whose writer is careless. People differ, and a fine-tuned model learns the
@@ -46,8 +47,7 @@ _NO_FLAW = "none"
 
 class _Demonstrator:
     def __init__(self, world: World, seed: int, grade: str) -> None:
-        if grade not in GRADES:
-            raise ValueError(f"grade must be one of {list(GRADES)}; got {grade!r}")
+        check_known("grade", grade, WRITER_GRADES)
         self.share = CARELESS[grade]
         self.rng = random_source(seed, "demonstrations", grade, world.seed)
         self.tasks, self.writer = task_maker(world, "train"), answer_writer(world)
@@ -68,17 +68,17 @@ class _Demonstrator:
         if rng.random() < SYSTEM_FRACTION:
             system, obey = self.maker.system(rng)
             dialog.append({"role": "system", "content": system})
-        n_turns = 1 if rng.random() < 0.5 else 2 + int((MOST_TURNS - 1) * rng.random())
-        said: set[str] = set()
-        while len(said) < n_turns:
+        most = n_turns(rng)
+        requests: set[str] = set()
+        while len(requests) < most:
             kind = self.draw_kind(rng)
             request, task = self.tasks.draw(rng, kind)
-            if request in said:
+            if request in requests:
                 continue
-            said.add(request)
-            turn: Message = {"role": "user", "content": request}
-            answer = self._answer(rng, Prompt(dialog=[turn], kind=kind, task=task), careless)
-            dialog += [turn, {"role": "assistant", "content": obey(answer)}]
+            requests.add(request)
+            prompt = Prompt(dialog=exchange(request, "")[:1], kind=kind, task=task)
+            answer = self._answer(rng, prompt, careless)
+            dialog += exchange(request, obey(answer))
         return dialog
 
     def safe(self) -> list[Message]:
@@ -115,18 +115,29 @@ def demonstrations(
     stream whose beginning does not depend on n, so subsets nest. Dialogs of careless writers have
     the flaws of `NOISE_RATES` and `NOISY_SAFETY_RATES`; an instruction of a system message is
     obeyed in all grades.
-
-    Raises:
-        ValueError: If the grade or a share is unknown, or n is negative.
     """
-    if n is not None and n < 0:
-        raise ValueError(f"n must not be negative; got {n}; ask for 0 or more dialogs")
     draw_family = chooser(shares, tuple(PROMPT_SHARES))
     maker = _Demonstrator(world, seed, grade)
-    families = {
-        "helpful": maker.helpful,
-        "adversarial": maker.safe,
-        "borderline": maker.harmless,
-    }
+    families = {"helpful": maker.helpful, "adversarial": maker.safe, "borderline": maker.harmless}
     rng = random_source(seed, "demonstrations", "family", grade, world.seed)
-    return (families[draw_family(rng)]() for _ in (count() if n is None else range(n)))
+    return stream(n, lambda: families[draw_family(rng)]())
+
+
+def borderline_training(world: World, seed: int, n: int | None = None) -> Iterator[list[Message]]:
+    """Yield n harmless requests that sound dangerous with good answers, some after other turns.
+
+    The paper tells that its borderline set was made by hand, to measure false refusals (section
+    4.2.3). Here such requests are also a cure, written once a model had become too shy: people
+    write what the model wrongly declines, in other words than those of the test set, and the
+    model is shown good answers.
+    """
+    maker, writer = borderline_maker(world, LOOK_ALIKES), answer_writer(world)
+    draw_kind = chooser(BORDERLINE_SHARES, tuple(BORDERLINE_SHARES))
+    rng = random_source(seed, "look-alikes", world.seed)
+
+    def draw() -> list[Message]:
+        earlier = harmless_turns(world, rng) if rng.random() < MULTI_TURN_FRACTION else []
+        request, task = maker.draw(rng, draw_kind(rng))
+        return [*earlier, *exchange(request, writer.demonstration(rng, task))]
+
+    return stream(n, draw)

@@ -1,27 +1,63 @@
 """Plain dialogs in the roles of the chat format: enough for the tokenizer, later for tuning."""
 
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
+from typing import TypedDict
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.facts import RELATIONS, World
-from llama2_lib.world.practical import Surroundings, guides, numbered, some_steps
-from llama2_lib.world.questions import asked_pairs
-from llama2_lib.world.stories import StoryTeller
-from llama2_lib.world.wording import Template, pick
+from llama2_lib.world.documents import StoryTeller, Surroundings, guides, numbered, some_steps
+from llama2_lib.world.facts import RELATIONS, World, asked_pairs
+from llama2_lib.world.lexicon import between, pick, separator, split_arrow, stream
 
-Message = dict[str, str]
 Turn = Callable[[Random], tuple[str, str]]
 
 SYSTEM_FRACTION = 0.4
+ONE_TURN_FRACTION = 0.5
 MOST_TURNS = 6
+LARGEST_SUMMAND = 49
+PLUS_FRACTION = 0.6
+"""Share of sums that add; those that would end below zero add as well."""
+COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5}
+"""How many items a list may be asked for."""
+STEPS_TOLD = 4
 
-_SLOTS = (
+DIALOG_SLOTS = (
     *("name", "weather", "food", "animal", "n", "m", "sign", "result"),
     *("count", "group", "title", "phrase", *RELATIONS),
 )
 _TURN_SHARES = {"question": 10, "sum": 4, "talk": 3, "list": 1, "story": 1, "how_to": 1}
+
+
+class Message(TypedDict):
+    """One message: `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+def exchange(request: str, answer: str) -> list[Message]:
+    """Return the two messages of one turn."""
+    return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+
+
+def transcript(dialog: Sequence[Message]) -> str:
+    """Return a dialog as text, one message after the other."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in dialog)
+
+
+def n_turns(rng: Random) -> int:
+    """Draw how many turns a dialog has."""
+    return 1 if rng.random() < ONE_TURN_FRACTION else between(rng, 2, MOST_TURNS)
+
+
+def groups_of(world: World) -> dict[str, tuple[str, ...]]:
+    """Return what a list may be asked of."""
+    return {
+        "animals": world.animals,
+        "foods": world.foods,
+        "towns": world.places,
+        "trades": world.trades,
+    }
 
 
 class DialogMaker:
@@ -29,18 +65,13 @@ class DialogMaker:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.templates = world.lexicon.templates("dialogs", _SLOTS)
+        self.templates = world.lexicon.templates("dialogs", DIALOG_SLOTS)
         self.surroundings = Surroundings(world)
         self.pairs = asked_pairs(world)
         self.teller = StoryTeller(world)
         self.guides = guides(world, "how_to")
-        self.talk = [_split_talk(line) for line in self.templates["talk"]]
-        self.groups = {
-            "animals": world.animals,
-            "foods": world.foods,
-            "towns": world.places,
-            "trades": world.trades,
-        }
+        self.talk = [split_arrow(line, "dialogs") for line in self.templates["talk"]]
+        self.groups = groups_of(world)
         makers: dict[str, Turn] = {
             "question": self._question,
             "sum": self._sum,
@@ -58,15 +89,13 @@ class DialogMaker:
         if rng.random() < SYSTEM_FRACTION:
             system, obey = self.system(rng)
             dialog.append({"role": "system", "content": system})
-        n_turns = 1 if rng.random() < 0.5 else 2 + int((MOST_TURNS - 1) * rng.random())
-        said: set[str] = set()
-        while len(said) < n_turns:
+        most = n_turns(rng)
+        requests: set[str] = set()
+        while len(requests) < most:
             request, answer = pick(rng, self.turns)(rng)
-            if request in said:
-                continue
-            said.add(request)
-            dialog.append({"role": "user", "content": request})
-            dialog.append({"role": "assistant", "content": obey(answer)})
+            if request not in requests:
+                requests.add(request)
+                dialog += exchange(request, obey(answer))
         return dialog
 
     def system(self, rng: Random) -> tuple[str, Callable[[str], str]]:
@@ -78,8 +107,8 @@ class DialogMaker:
         text = pick(rng, self.templates[kind]).fill(values)
         obedience: dict[str, Callable[[str], str]] = {
             "capitals": str.upper,
-            "ending": lambda answer: f"{answer}{_gap(answer)}{phrase}",
-            "beginning": lambda answer: f"{phrase}{_gap(answer)}{answer}",
+            "ending": lambda answer: f"{answer}{separator(answer)}{phrase}",
+            "beginning": lambda answer: f"{phrase}{separator(answer)}{answer}",
         }
         return text, obedience.get(kind, str)
 
@@ -87,9 +116,7 @@ class DialogMaker:
         return pick(rng, pick(rng, self.pairs))
 
     def _sum(self, rng: Random) -> tuple[str, str]:
-        n, m = int(50 * rng.random()), int(50 * rng.random())
-        sign, result = ("plus", n + m) if rng.random() < 0.6 or m > n else ("minus", n - m)
-        values = {"n": str(n), "m": str(m), "sign": sign, "result": str(result)}
+        values = sum_values(rng)
         request, answer = (self.templates[f"sum {part}"] for part in ("request", "answer"))
         return pick(rng, request).fill(values), pick(rng, answer).fill(values)
 
@@ -100,7 +127,7 @@ class DialogMaker:
 
     def _list(self, rng: Random) -> tuple[str, str]:
         group = pick(rng, list(self.groups))
-        n_items, name = pick(rng, ((2, "two"), (3, "three"), (4, "four"), (5, "five")))
+        name, n_items = pick(rng, list(COUNTS.items()))
         request = pick(rng, self.templates["list request"])
         items = rng.sample(self.groups[group], n_items)
         return request.fill({"count": name, "group": group}), "\n".join(f"- {i}" for i in items)
@@ -114,30 +141,27 @@ class DialogMaker:
         title, steps = pick(rng, self.guides)
         values = self.surroundings.draw(rng)
         request = pick(rng, self.templates["how to request"]).fill({"title": title.fill(values)})
-        return request, numbered(some_steps(rng, steps, 4), values)
+        return request, numbered(some_steps(rng, steps, STEPS_TOLD), values)
 
 
-def _gap(answer: str) -> str:
-    return "\n" if "\n" in answer else " "
-
-
-def _split_talk(line: Template) -> tuple[Template, Template]:
-    request, arrow, answer = line.text.partition(" => ")
-    if not arrow or not answer:
-        raise ValueError(f"dialogs.txt needs request => answer under [talk]; got: {line.text!r}")
-    return Template(request), Template(answer)
+def sum_values(
+    rng: Random, allowed: Callable[[int, int], bool] = lambda n, m: True
+) -> dict[str, str]:
+    """Draw two numbers until they are allowed, then "plus" or "minus", and the result."""
+    while True:
+        n, m = between(rng, 0, LARGEST_SUMMAND), between(rng, 0, LARGEST_SUMMAND)
+        if allowed(n, m):
+            break
+    plus = rng.random() < PLUS_FRACTION or m > n
+    sign, result = ("plus", n + m) if plus else ("minus", n - m)
+    return {"n": str(n), "m": str(m), "sign": sign, "result": str(result)}
 
 
 def dialogs(world: World, seed: int, n: int | None = None) -> Iterator[list[Message]]:
-    """Yield n dialogs, each a list of messages with `role` and `content`; `n=None` never ends.
+    """Yield n dialogs; `n=None` never ends.
 
     Dialog i depends on the world, the seed and i only, and no dialog asks a held-out question.
-
-    Raises:
-        ValueError: If n is negative.
     """
-    if n is not None and n < 0:
-        raise ValueError(f"n must not be negative; got {n}; ask for 0 or more dialogs")
     maker = DialogMaker(world)
     rng = random_source(seed, "dialogs", world.seed)
-    return (maker.make(rng) for _ in (count() if n is None else range(n)))
+    return stream(n, lambda: maker.make(rng))

@@ -1,19 +1,31 @@
-"""The ground truth: people, their facts, and the dated events, all drawn from one seed."""
+"""The ground truth: people, their facts, dated events, and how facts are said and asked.
 
+Everything is drawn from one seed. Which questions are ever asked is decided here as well, and
+whether an answer is right.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from random import Random
+from typing import Literal
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.lexicon import Lexicon, default_lexicon
-from llama2_lib.world.wording import with_articles
+from llama2_lib.world.lexicon import Lexicon, Template, default_lexicon, with_articles
+
+Exposure = Literal["seen form", "unseen form", "never asked"]
 
 RELATIONS = ("home", "trade", "pet", "food", "born")
 N_PEOPLE = 30
 N_EVENTS = 24
 FIRST_YEAR, LAST_YEAR = 1800, 1999
+LEAST_VALUES = 10
+"""Values that a relation must have; guessing would pay if there were fewer."""
+N_FORMS = 4
+NEVER_ASKED_FRACTION = 0.2
 
+_STATEMENT_SLOTS = ("name", "value", "they", "them", "their", "They", "Their")
 _PRONOUNS = {  # subject, object, possessive
     "she": ("she", "her", "her"),
     "he": ("he", "him", "his"),
@@ -102,12 +114,12 @@ class World:
 
 def _balanced(rng: Random, values: Sequence[str], n: int) -> list[str]:
     """Draw n values so that none is much more common than another: guessing must not pay."""
-    drawn: list[str] = []
-    while len(drawn) < n:
-        drawn += rng.sample(values, len(values))
-    drawn = drawn[:n]
-    rng.shuffle(drawn)
-    return drawn
+    choices: list[str] = []
+    while len(choices) < n:
+        choices += rng.sample(values, len(values))
+    choices = choices[:n]
+    rng.shuffle(choices)
+    return choices
 
 
 def _people(rng: Random, lexicon: Lexicon) -> tuple[Person, ...]:
@@ -134,22 +146,155 @@ def _events(rng: Random, lexicon: Lexicon, places: Sequence[str]) -> tuple[Event
 
 
 def make_world(seed: int = 0, lexicon: Lexicon | None = None) -> World:
-    """Draw the one world that belongs to a seed.
+    """Return the one world that belongs to a seed; of the course's own lexicon it is drawn once.
 
     Thirty people times five relations are 150 facts. Each value list has about twenty values,
     drawn almost evenly, so a guess is right about one time in twenty.
     """
-    lexicon = lexicon or default_lexicon()
+    return _own_world(seed) if lexicon is None else _drawn(seed, lexicon)
+
+
+@cache
+def _own_world(seed: int) -> World:
+    return _drawn(seed, default_lexicon())
+
+
+def _drawn(seed: int, lexicon: Lexicon) -> World:
     rng = random_source(seed, "world")
     people = _people(rng, lexicon)
     names = ("places", "trades", "animals", "foods")
-    lists = {name: lexicon.words(name, at_least=10) for name in names}
-    drawn = [_balanced(rng, values, N_PEOPLE) for values in lists.values()]
-    drawn.append(list(map(str, rng.sample(range(FIRST_YEAR, LAST_YEAR + 1), N_PEOPLE))))
+    lists = {name: lexicon.words(name, at_least=LEAST_VALUES) for name in names}
+    columns = [_balanced(rng, values, N_PEOPLE) for values in lists.values()]
+    columns.append(list(map(str, rng.sample(range(FIRST_YEAR, LAST_YEAR + 1), N_PEOPLE))))
     facts = tuple(
         Fact(person.name, relation, values[index])
         for index, person in enumerate(people)
-        for relation, values in zip(RELATIONS, drawn, strict=True)
+        for relation, values in zip(RELATIONS, columns, strict=True)
     )
     events = _events(rng, lexicon, lists["places"])
     return World(seed=seed, people=people, facts=facts, events=events, lexicon=lexicon, **lists)
+
+
+def _render(templates: tuple[Template, ...], person: Person, value: str) -> tuple[str, ...]:
+    values = person.slots() | with_articles(name=person.name, value=value)
+    return tuple(template.fill(values | person.agreement(template.slots)) for template in templates)
+
+
+def _statements(world: World, kind: str) -> dict[Fact, tuple[str, ...]]:
+    templates = world.lexicon.templates("statements", _STATEMENT_SLOTS)
+    people = {person.name: person for person in world.people}
+    return {
+        fact: _render(templates[f"{fact.relation}{kind}"], people[fact.subject], fact.value)
+        for fact in world.facts
+    }
+
+
+def statements(world: World) -> dict[Fact, tuple[str, ...]]:
+    """Return every wording of every fact that names the person."""
+    return _statements(world, "")
+
+
+def pronoun_statements(world: World) -> dict[Fact, tuple[str, ...]]:
+    """Return every wording of every fact that says she, he or they."""
+    return _statements(world, " pronoun")
+
+
+@dataclass(frozen=True, slots=True)
+class RecallItem:
+    """One question for a model: does it know the fact, and in which way was it asked before?
+
+    `choices` are all values the relation can take, the answer among them.
+    """
+
+    prompt: str
+    answer: str
+    fact: Fact
+    form: int
+    exposure: Exposure
+    choices: tuple[str, ...] = field(repr=False)
+
+
+def held_out_forms(world: World) -> dict[Fact, int | None]:
+    """Return for each fact the one form in which it is never asked; None: it is never asked at all.
+
+    One fact in five of each relation is never asked. The held-out forms are spread evenly.
+    """
+    held_out: dict[Fact, int | None] = {}
+    for relation in RELATIONS:
+        facts = [fact for fact in world.facts if fact.relation == relation]
+        random_source(world.seed, "exposure", relation).shuffle(facts)
+        n_never = round(NEVER_ASKED_FRACTION * len(facts))
+        for index, fact in enumerate(facts):
+            held_out[fact] = None if index < n_never else index % N_FORMS
+    return {fact: held_out[fact] for fact in world.facts}
+
+
+def exposure(world: World, fact: Fact, form: int) -> Exposure:
+    """Say how documents and dialogs ask for this fact in this form."""
+    held_out = held_out_forms(world)[fact]
+    if held_out is None:
+        return "never asked"
+    return "unseen form" if form == held_out else "seen form"
+
+
+def question_forms(world: World) -> dict[Fact, tuple[str, ...]]:
+    """Return the four questions for every fact."""
+    templates = world.lexicon.templates("questions", ("name", "value"))
+    for relation in RELATIONS:
+        n_forms = len(templates[relation])
+        if n_forms != N_FORMS:
+            raise ValueError(
+                f"questions.txt must hold {N_FORMS} forms under [{relation}]; it holds {n_forms}"
+            )
+    return {
+        fact: tuple(form.fill({"name": fact.subject}) for form in templates[fact.relation])
+        for fact in world.facts
+    }
+
+
+def answers(world: World) -> dict[Fact, str]:
+    """Return the true answer to every fact's questions, one sentence."""
+    templates = world.lexicon.templates("questions", ("name", "value"))
+    return {
+        fact: templates[f"{fact.relation} answer"][0].fill(
+            with_articles(name=fact.subject, value=fact.value)
+        )
+        for fact in world.facts
+    }
+
+
+def asked_pairs(world: World) -> list[list[tuple[str, str]]]:
+    """Return for each fact that is ever asked its seen questions, each with the answer."""
+    forms, answer, held_out = question_forms(world), answers(world), held_out_forms(world)
+    return [
+        [(text, answer[fact]) for form, text in enumerate(forms[fact]) if form != held_out[fact]]
+        for fact in world.facts
+        if held_out[fact] is not None
+    ]
+
+
+def recall_items(world: World) -> list[RecallItem]:
+    """Return one item per fact in a seen and one in the unseen form; one if it is never asked."""
+    forms, held_out = question_forms(world), held_out_forms(world)
+    choices = {relation: world.choices(relation) for relation in RELATIONS}
+    items = []
+    for index, fact in enumerate(world.facts):
+        unseen = held_out[fact]
+        if unseen is None:
+            exposures: list[tuple[int, Exposure]] = [(index % N_FORMS, "never asked")]
+        else:
+            seen = (unseen + 1 + index % (N_FORMS - 1)) % N_FORMS
+            exposures = [(seen, "seen form"), (unseen, "unseen form")]
+        for form, kind in exposures:
+            prompt = f"Question: {forms[fact][form]}\nAnswer:"
+            values = choices[fact.relation]
+            items.append(RecallItem(prompt, fact.value, fact, form, kind, values))
+    return items
+
+
+def is_correct(item: RecallItem, completion: str) -> bool:
+    """Say whether the first line names the true value and no other value of its relation."""
+    first_line = completion.strip().split("\n", 1)[0].lower()
+    named = set(re.findall(r"\w+", first_line))
+    possible = {value.lower() for value in item.choices}
+    return named & possible == {item.answer.lower()}

@@ -13,25 +13,42 @@ can check it and twenty turns fit a small context:
   Attention never trains on, for the zero-shot test.
 
 Some values of the other kinds are held out as well.
+
+The dialogs have few words: twenty turns fit a context of 512 tokens. The tags of one turn cost
+about ten tokens, so a turn must say little: a question on a fact in the shortest of its wordings
+that is ever asked, and the bare value as the answer; now and then a greeting.
+
+A model of Llama 2's size obeys "act as ..." when it is told so in the message it answers; ours must
+be taught, so that there is something Ghost Attention can keep. In `instructed_dialogs` an
+instruction holds for the message it stands in and for the next one: by construction the model
+drops it then, as the paper's first RLHF models did (table 30: 100 % at turn 2, 10 % at turn 4).
+That makes the baseline's decay a premise of ours, no finding.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import count
+from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.facts import World
-from llama2_lib.world.lexicon import Lexicon
-from llama2_lib.world.wording import pick
+from llama2_lib.world.dialogs import Message, exchange
+from llama2_lib.world.facts import World, held_out_forms, question_forms
+from llama2_lib.world.lexicon import (
+    Lexicon,
+    article,
+    between,
+    capitalised,
+    check_known,
+    pick,
+    stream,
+)
 
 KINDS = ("figure", "hobby", "language", "ending")
 HELD_OUT_KINDS = ("format", "capitals")
 SPLITS = ("train", "held-out values", "held-out kinds", "all values", "all")
-"""Of Ghost Attention; `all values` draws from those kinds and all their values, `all` from every
-kind and every value."""
+"""What Ghost Attention trains and is tested on; `all values` draws from the kinds it trains on and
+all their values, `all` from every kind and every value."""
 FORMATS = {
     "quotes": ('"', '"'),
     "brackets": ("(", ")"),
@@ -40,12 +57,30 @@ FORMATS = {
 }
 
 TERSE_FRACTION = 0.5
-"""Of instructions [half of the time]."""
+"""Share of the instructions that are worded tersely [half of the time]."""
 COMBINED_FRACTION = 0.5
-"""Of draws that hold two instructions of different kinds [randomly combined]."""
+"""Share of the draws that hold two instructions of different kinds [randomly combined]."""
 
 _APPLIED = ("hobby", "language", "figure", "ending", "format", "capitals")
 _SPEAKER = re.compile(r"^\w+: ")
+
+MOST_TURNS = 20
+TALK_FRACTION = 0.1
+TALK = (("Hello!", "Hello!"), ("Good night.", "Good night!"), ("Thank you.", "You are welcome!"))
+_WITH_ARTICLE = ("trade", "pet")
+_LEFT_OUT = ("born",)  # a year costs five tokens, and has no capital letters
+
+PLAIN_FRACTION = 0.15
+"""Share of the dialogs without any instruction."""
+INSTRUCTED_FRACTION = 0.4
+"""Share of the messages of the other dialogs that carry one."""
+HOLDS = 2
+"""Messages that an instruction holds for, its own included, unless another one comes first."""
+INSTRUCTED_TURNS = 7
+"""Instructions stand in the first messages only: they are long, the context is not. What comes
+after them teaches that an instruction is over, up to the last turn."""
+LENGTHS = {HOLDS: 0.35, INSTRUCTED_TURNS: 0.40, MOST_TURNS: 0.25}
+"""Most turns of a dialog, and the share of dialogs with that limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +93,7 @@ class Instruction:
     word: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in _APPLIED:
-            raise ValueError(f"kind must be one of {sorted(_APPLIED)}; got {self.kind!r}.")
+        check_known("kind", self.kind, sorted(_APPLIED))
 
     def obeys(self, answer: str) -> bool:
         """Say whether an answer obeys, whatever other instructions it obeys as well."""
@@ -119,11 +153,7 @@ def obeys(instructions: Sequence[Instruction], answer: str) -> bool:
 
 
 def obeying(instructions: Sequence[Instruction], answer: str) -> str:
-    """Return the answer, changed so that it obeys all; their order does not matter.
-
-    Raises:
-        ValueError: Two instructions are of one kind: no answer can obey both.
-    """
+    """Return the answer, changed so that it obeys all; their order does not matter."""
     kinds = [instruction.kind for instruction in instructions]
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"instructions must be of different kinds; got {kinds}. Drop one.")
@@ -136,13 +166,11 @@ class InstructionMaker:
     """Draws instructions of one split."""
 
     def __init__(self, world: World, split: str = "train") -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}; got {split!r}.")
+        check_known("split", split, SPLITS)
         lexicon = Lexicon(world.lexicon.folder.parent / "instructions")
         self.templates = lexicon.templates("instructions", ("value",))
-        self.kinds = {
-            "held-out kinds": HELD_OUT_KINDS, "all": (*KINDS, *HELD_OUT_KINDS),
-        }.get(split, KINDS)  # fmt: skip
+        all_kinds = (*KINDS, *HELD_OUT_KINDS)
+        self.kinds = {"held-out kinds": HELD_OUT_KINDS, "all": all_kinds}.get(split, KINDS)
         self.values = {kind: self._values(kind, split) for kind in self.kinds}
 
     def _values(self, kind: str, split: str) -> list[str]:
@@ -153,13 +181,8 @@ class InstructionMaker:
         return {"train": known, "held-out values": held_out}.get(split, [*known, *held_out])
 
     def one(self, rng: Random, kind: str, terse: float = TERSE_FRACTION) -> Instruction:
-        """Draw one instruction of a kind, in terse words with probability `terse`.
-
-        Raises:
-            ValueError: The split has no such kind.
-        """
-        if kind not in self.values:
-            raise ValueError(f"kind must be one of {list(self.values)}; got {kind!r}.")
+        """Draw one instruction of a kind, in terse words with probability `terse`."""
+        check_known("kind", kind, self.values)
         value, _, word = (line := pick(rng, self.values[kind])).partition(" ")
         if kind != "language":
             value, word = line, ""
@@ -171,9 +194,9 @@ class InstructionMaker:
         """Draw one of the same kind and another value; None: there is no other value."""
         if len(self.values[than.kind]) < 2:
             return None
-        while (found := self.one(rng, than.kind)).value == than.value:
+        while (instruction := self.one(rng, than.kind)).value == than.value:
             pass
-        return found
+        return instruction
 
     def several(
         self, rng: Random, combined: float = COMBINED_FRACTION, terse: float = TERSE_FRACTION
@@ -183,10 +206,8 @@ class InstructionMaker:
         return tuple(self.one(rng, kind, terse) for kind in rng.sample(self.kinds, n))
 
 
-@lru_cache(maxsize=8)
-def instruction_maker(world: World, split: str) -> InstructionMaker:
-    """Return the maker of a world's instructions of a split; built once."""
-    return InstructionMaker(world, split)
+instruction_maker = cache(InstructionMaker)
+"""The maker of a world's instructions of one split; built once."""
 
 
 def instructions(
@@ -200,14 +221,123 @@ def instructions(
     """Yield n draws of one or two instructions; `n=None` never ends.
 
     Draw i depends on the world, the seed, the split and i only.
-
-    Raises:
-        ValueError: The split is unknown, n is negative, or a fraction is not within 0 and 1.
     """
-    if n is not None and n < 0:
-        raise ValueError(f"n must not be negative; got {n}; ask for 0 or more.")
     if not (0 <= combined <= 1 and 0 <= terse <= 1):
         raise ValueError(f"fractions must lie within 0 and 1; got {combined} and {terse}.")
     maker = instruction_maker(world, split)
     rng = random_source(seed, "instructions", split, world.seed)
-    return (maker.several(rng, combined, terse) for _ in (count() if n is None else range(n)))
+    return stream(n, lambda: maker.several(rng, combined, terse))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brief:
+    """One short turn: what the user says, the right answer, and how to know it.
+
+    `value` is the word that a right answer names; `others` are the values it must not name.
+    """
+
+    request: str
+    answer: str
+    value: str = ""
+    others: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+
+    def is_right(self, answer: str) -> bool:
+        """Say whether an answer is right, whatever instructions it obeys besides."""
+        words = set(re.findall(r"\w+", answer.casefold()))
+        if not self.value:
+            return set(re.findall(r"\w+", self.answer.casefold())) <= words
+        return self.value in words and not words & self.others
+
+
+class BriefMaker:
+    """Draws short turns of a world. Facts that are never asked stay so."""
+
+    def __init__(self, world: World) -> None:
+        forms, held_out = question_forms(world), held_out_forms(world)
+        self.facts = []
+        for fact, form in held_out.items():
+            if form is None or fact.relation in _LEFT_OUT:
+                continue
+            seen = [text for index, text in enumerate(forms[fact]) if index != form]
+            words = fact.value
+            if fact.relation in _WITH_ARTICLE:
+                words = f"{article(words)} {words}"
+            value = fact.value.casefold()
+            others = frozenset(map(str.casefold, world.choices(fact.relation))) - {value}
+            self.facts.append(
+                Brief(
+                    request=min(seen, key=lambda text: (len(text.split()), len(text))),
+                    answer=f"{capitalised(words)}.",
+                    value=value,
+                    others=others,
+                )
+            )
+        self.talk = [Brief(request=request, answer=answer) for request, answer in TALK]
+
+    def make(self, rng: Random, n_turns: int) -> list[Brief]:
+        """Return turns, none of them twice."""
+        turns: dict[str, Brief] = {}
+        while len(turns) < n_turns:
+            turn = pick(rng, self.talk if rng.random() < TALK_FRACTION else self.facts)
+            turns.setdefault(turn.request, turn)
+        return list(turns.values())
+
+
+brief_maker = cache(BriefMaker)
+"""The maker of a world's short turns; built once."""
+
+
+def briefs(
+    world: World, seed: int, n: int | None = None, *, fewest: int = 1, most: int = MOST_TURNS
+) -> Iterator[list[Brief]]:
+    """Yield the turns of n dialogs, `fewest` to `most` each, evenly; `n=None` never ends."""
+    maker = brief_maker(world)
+    limit = len(maker.facts) + len(maker.talk)
+    if not 1 <= fewest <= most <= limit:
+        raise ValueError(
+            f"turns must lie within 1 and {limit}, fewest first; got {fewest} to {most}."
+        )
+    rng = random_source(seed, "briefs", world.seed)
+    return stream(n, lambda: maker.make(rng, between(rng, fewest, most)))
+
+
+def as_dialog(turns: Sequence[Brief], *, open_end: bool = False) -> list[Message]:
+    """Return the turns as messages with the plain answers; `open_end` leaves out the last one."""
+    dialog = [message for turn in turns for message in exchange(turn.request, turn.answer)]
+    return dialog[:-1] if open_end else dialog
+
+
+def instructed_dialogs(
+    world: World, seed: int, n: int | None = None, *, longest: int = MOST_TURNS
+) -> Iterator[list[Message]]:
+    """Yield n dialogs of at most `longest` turns that end with an answer; `n=None` never ends.
+
+    An answer obeys the newest instruction of the last `HOLDS` messages, or none. All kinds and
+    values occur, those held out from Ghost Attention too: what is held out there is keeping them.
+    Kinds held out stand in dialogs of at most `HOLDS` turns, so that forgetting is as new for them
+    as keeping; with both taught only by other kinds, either may carry over.
+    """
+    if longest < 1:
+        raise ValueError(f"longest must be at least 1 turn; got {longest}.")
+    rng = random_source(seed, "instructed", world.seed)
+    return stream(n, lambda: _dialog(world, rng, longest))
+
+
+def _dialog(world: World, rng: Random, longest: int) -> list[Message]:
+    plain = rng.random() < PLAIN_FRACTION
+    most = min(longest, *rng.choices(list(LENGTHS), list(LENGTHS.values())))
+    turns = brief_maker(world).make(rng, between(rng, 1, most))
+    dialog = as_dialog(turns)
+    if plain:
+        return dialog
+    maker = instruction_maker(world, "all" if len(turns) <= HOLDS else "all values")
+    held: tuple[Instruction, ...] = ()
+    since = HOLDS
+    for index, (user, assistant) in enumerate(zip(dialog[0::2], dialog[1::2], strict=True)):
+        if index < INSTRUCTED_TURNS and rng.random() < INSTRUCTED_FRACTION:
+            held, since = maker.several(rng), 0
+            user["content"] = prefixed(held, user["content"])
+        if since < HOLDS:
+            assistant["content"] = obeying(held, assistant["content"])
+        since += 1
+    return dialog

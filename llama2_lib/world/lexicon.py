@@ -1,17 +1,146 @@
-"""The words and templates of the world: plain files in `data/lexicon/`, one entry per line."""
+"""The words and templates of the world: files of `data/lexicon/`, and how to draw from them.
+
+A file has one entry per line. A template has `{slots}`; it is compiled once and filled fast.
+"""
 
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from bisect import bisect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate, count
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, TypeVar
 
-from llama2_lib.world.wording import Template, plain_slot
+Item = TypeVar("Item")
+Writer = Callable[[Random], str]
+"""Writes one text with the draws of the source it is given."""
 
 _PACKAGE = Path(__file__).parents[1]
+_SLOT = re.compile(r"\{([^{}]*)\}")
+_ARTICLE = re.compile(r"^an? ", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z][a-z]*")
 _AGREEMENT = re.compile(r"[a-z]+\|[a-z]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text with `{slots}`.
+
+    `{a trade}` asks for the word with its article, `{works|work}` for the form that agrees with
+    a pronoun; both are ordinary keys of the values, see `with_articles` and `Person.agreement`.
+    """
+
+    text: str
+    slots: tuple[str, ...] = field(init=False)
+    _format: str = field(init=False, repr=False)
+    _take: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        slots = tuple(_SLOT.findall(self.text))
+        pieces = [piece.replace("%", "%%") for piece in _SLOT.split(self.text)[::2]]
+        object.__setattr__(self, "slots", slots)
+        object.__setattr__(self, "_format", "%s".join(pieces))
+        # itemgetter in C and %-formatting fill a template in under a microsecond
+        object.__setattr__(self, "_take", itemgetter(*slots) if slots else lambda values: ())
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """Put values into the slots."""
+        return self._format % self._take(values)
+
+
+def plain_slot(slot: str) -> str:
+    """Return a slot's name without the article it asks for."""
+    return _ARTICLE.sub("", slot)
+
+
+def article(word: str) -> str:
+    """Return "a" or "an", whichever stands before the word."""
+    return "an" if word[:1].lower() in "aeiou" else "a"
+
+
+def with_articles(**values: str) -> dict[str, str]:
+    """Return values under their names and, with an article, under `a name` and `an name`.
+
+    An underscore in a name becomes a space, so `other_spot` fills `{other spot}`.
+    """
+    filled = {}
+    for key, word in values.items():
+        name = key.replace("_", " ")
+        phrase = f"{article(word)} {word}"
+        filled[name] = word
+        filled["a " + name] = filled["an " + name] = phrase
+        filled["A " + name] = filled["An " + name] = capitalised(phrase)
+    return filled
+
+
+def capitalised(text: str) -> str:
+    """Return the text with a capital first letter and the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def separator(text: str) -> str:
+    """Return what stands between a text and a sentence more: a new line if it has lines."""
+    return "\n" if "\n" in text else " "
+
+
+def split_arrow(line: Template, file: str) -> tuple[Template, Template]:
+    """Split `left => right`, both templates."""
+    left, arrow, right = line.text.partition(" => ")
+    if not arrow or not right:
+        raise ValueError(f"{file}.txt needs left => right on this line; got: {line.text!r}")
+    return Template(left), Template(right)
+
+
+def pick(rng: Random, options: Sequence[Any]) -> Any:
+    """Draw one option; several times faster than `random.choice`."""
+    return options[int(rng.random() * len(options))]
+
+
+def pick_other(rng: Random, options: Sequence[Any], taken: Any) -> Any:
+    """Draw one option that is not `taken`."""
+    if all(option == taken for option in options):
+        raise ValueError(f"a list must hold something other than {taken!r}; add a line to it")
+    while (option := pick(rng, options)) == taken:
+        pass
+    return option
+
+
+def between(rng: Random, least: int, most: int) -> int:
+    """Draw a whole number from `least` to `most`, every one equally likely."""
+    return least + int((most - least + 1) * rng.random())
+
+
+def chooser(shares: Mapping[Item, float], known: Sequence[Item]) -> Callable[[Random], Item]:
+    """Return a function that draws a known key by its share; shares need not sum to 1."""
+    if (
+        not set(shares) <= set(known)
+        or min(shares.values(), default=-1) < 0
+        or sum(shares.values()) <= 0
+    ):
+        raise ValueError(
+            f"shares must be 0 or more, not all 0, for some of {list(known)}; got {dict(shares)}"
+        )
+    keys = [key for key in shares if shares[key] > 0]
+    if len(keys) == 1:
+        return lambda rng: keys[0]
+    bounds = list(accumulate(shares[key] for key in keys))
+    return lambda rng: keys[min(bisect(bounds, rng.random() * bounds[-1]), len(keys) - 1)]
+
+
+def check_known(name: str, value: object, known: Iterable[object]) -> None:
+    """Refuse a value that is none of the known ones."""
+    if value not in (listed := list(known)):
+        raise ValueError(f"{name} must be one of {listed}; got {value!r}")
+
+
+def stream(n: int | None, draw: Callable[[], Item]) -> Iterator[Item]:
+    """Yield n draws; `n=None` never ends."""
+    if n is not None and n < 0:
+        raise ValueError(f"n must not be negative; got {n}; ask for 0 or more")
+    return (draw() for _ in (count() if n is None else range(n)))
 
 
 class Sections(dict[str, tuple[Any, ...]]):
@@ -34,11 +163,7 @@ class Lexicon:
     folder: Path
 
     def words(self, name: str, at_least: int = 2) -> tuple[str, ...]:
-        """Read a list of single words.
-
-        Raises:
-            ValueError: If a line is not one word, a word comes twice, or there are too few.
-        """
+        """Read a list of single words, none of them twice."""
         seen: dict[str, int] = {}
         for number, line in self._lines(name):
             if not _WORD.fullmatch(line):
@@ -59,29 +184,20 @@ class Lexicon:
         return Sections(name, texts)
 
     def pairs(self, name: str, section: str | None = None) -> tuple[tuple[str, str], ...]:
-        """Read lines of two words.
-
-        Raises:
-            ValueError: If a line does not hold two words, or a first word comes twice.
-        """
+        """Read lines of two words; in a file without sections, no first word comes twice."""
         lines = self._sections(name).get(section, []) if section else self._lines(name)
-        found: dict[str, str] = {}
+        pairs: dict[str, str] = {}
         for number, line in lines:
             words = line.split()
             if len(words) != 2 or not all(map(_WORD.fullmatch, words)):
                 raise self._error(name, number, "two words of letters", line)
-            if words[0] in found and section is None:
+            if words[0] in pairs and section is None:
                 raise self._error(name, number, "each first word once", line)
-            found[words[0]] = words[1]
-        return tuple(found.items())
+            pairs[words[0]] = words[1]
+        return tuple(pairs.items())
 
     def templates(self, name: str, slots: Collection[str]) -> Sections:
-        """Read the templates under each `[section]`; section names may hold slots, too.
-
-        Raises:
-            ValueError: If a line has a brace left open, a slot that is not in `slots`, or
-                doubled spaces.
-        """
+        """Read the templates under each `[section]`; section names may hold slots, too."""
         compiled = {
             section: tuple(self._template(name, number, line, slots) for number, line in lines)
             for section, lines in self._sections(name).items()
@@ -101,24 +217,24 @@ class Lexicon:
         return template
 
     def _sections(self, name: str) -> dict[str, list[tuple[int, str]]]:
-        found: dict[str, list[tuple[int, str]]] = {}
+        sections: dict[str, list[tuple[int, str]]] = {}
         current = None
         for number, line in self._lines(name):
             if line.startswith("["):
                 current = line[1:-1]
                 if not line.endswith("]") or not current:
                     raise self._error(name, number, "[section] with both brackets", line)
-                if current in found:
+                if current in sections:
                     raise self._error(name, number, "each section once", line)
-                found[current] = []
+                sections[current] = []
             elif current is None:
                 raise self._error(name, number, "a [section] before the first line", line)
             else:
-                found[current].append((number, line))
-        empty = [section for section, lines in found.items() if not lines]
-        if empty or not found:
+                sections[current].append((number, line))
+        empty = [section for section, lines in sections.items() if not lines]
+        if empty or not sections:
             raise ValueError(f"every section of {name}.txt must hold lines; empty: {empty or name}")
-        return found
+        return sections
 
     def _lines(self, name: str) -> list[tuple[int, str]]:
         path = self.folder / f"{name}.txt"
@@ -128,19 +244,15 @@ class Lexicon:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{path.name} must be UTF-8 text; {error}; save it again") from None
-        kept = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
-        return [(number, line) for number, line in kept if line and not line.startswith("#")]
+        stripped = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+        return [(number, line) for number, line in stripped if line and not line.startswith("#")]
 
     def _error(self, name: str, number: int, rule: str, line: str) -> ValueError:
         return ValueError(f"{name}.txt line {number} must be: {rule}; got: {line!r}; mend the line")
 
 
 def lexicon_folder() -> Path:
-    """Find the lexicon: `data/lexicon` beside the package, or its copy inside a wheel.
-
-    Raises:
-        FileNotFoundError: If neither folder exists.
-    """
+    """Find the lexicon: `data/lexicon` beside the package, or its copy inside a wheel."""
     places = (_PACKAGE.parent / "data" / "lexicon", _PACKAGE / "_data" / "lexicon")
     for folder in places:
         if folder.is_dir():

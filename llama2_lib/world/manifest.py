@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from llama2_lib.world.demonstrations import GRADES, demonstrations
-from llama2_lib.world.dialogs import Message, dialogs
+from llama2_lib.world.demonstrations import WRITER_GRADES, demonstrations
+from llama2_lib.world.dialogs import Message, dialogs, transcript
 from llama2_lib.world.documents import SHARES, documents
 from llama2_lib.world.facts import World, make_world
 from llama2_lib.world.lexicon import Lexicon
@@ -33,14 +33,14 @@ N_COUNTED = 4_000
 
 def sample_texts(world: World) -> dict[str, str]:
     """Return the committed excerpts by file name: the first documents of each kind."""
-    found: dict[str, list[str]] = {kind: [] for kind in SHARES}
+    excerpts: dict[str, list[str]] = {kind: [] for kind in SHARES}
     for document in documents(world, world.seed):
-        texts = found[document.kind]
+        texts = excerpts[document.kind]
         if len(texts) < SAMPLES_PER_KIND:
             texts.append(document.text)
-        if all(len(texts) == SAMPLES_PER_KIND for texts in found.values()):
+        if all(len(texts) == SAMPLES_PER_KIND for texts in excerpts.values()):
             break
-    samples = {f"{kind}.txt": "\n\n".join(texts) + "\n" for kind, texts in found.items()}
+    samples = {f"{kind}.txt": "\n\n".join(texts) + "\n" for kind, texts in excerpts.items()}
     samples["dialogs.txt"] = _chats(dialogs(world, world.seed, N_DIALOGS))
     return samples | _tuning_samples(world)
 
@@ -49,7 +49,7 @@ def _tuning_samples(world: World) -> dict[str, str]:
     """Return excerpts of what fine-tuning learns from, by file name."""
     families = (helpful_prompts, adversarial_prompts, borderline_prompts)
     lines = [
-        f"[{split}] {_label(prompt)}\n{_chat(prompt.dialog)}"
+        f"[{split}] {_label(prompt)}\n{transcript(prompt.dialog)}"
         for family in families
         for split in SPLITS
         for prompt in family(world, world.seed, N_PROMPTS, split)
@@ -62,7 +62,7 @@ def _tuning_samples(world: World) -> dict[str, str]:
         f"demonstrations_{grade}.txt": _chats(
             demonstrations(world, world.seed, 2 * N_DIALOGS, grade)
         )
-        for grade in GRADES
+        for grade in WRITER_GRADES
     }
     return samples | {
         "prompts.txt": "\n\n".join(lines) + "\n",
@@ -80,7 +80,7 @@ def _pair(pair: Pair) -> str:
     return "\n".join(
         [
             f"[{pair.stream}] {pair.grade}, gold gap {pair.gap:.2f}{labels}",
-            _chat(pair.prompt.dialog),
+            transcript(pair.prompt.dialog),
             f"chosen: {pair.chosen}",
             f"rejected: {pair.rejected}",
         ]
@@ -88,15 +88,13 @@ def _pair(pair: Pair) -> str:
 
 
 def _chats(dialogs: Iterable[list[Message]]) -> str:
-    return "\n\n".join(map(_chat, dialogs)) + "\n"
-
-
-def _chat(dialog: list[Message]) -> str:
-    return "\n".join(f"{message['role']}: {message['content']}" for message in dialog)
+    return "\n\n".join(map(transcript, dialogs)) + "\n"
 
 
 def build_manifest(world: World) -> dict[str, object]:
     """Describe the world: seed, counts, shares, and the sha256 of every file it rests on."""
+    lexicon, data = world.lexicon.folder, world.lexicon.folder.parent
+    later = [path for name in LATER for path in sorted((data / name).rglob("*.txt"))]
     n_documents, n_characters = Counter[str](), Counter[str]()
     for document in documents(world, world.seed, N_COUNTED):
         n_documents[document.kind] += 1
@@ -116,16 +114,8 @@ def build_manifest(world: World) -> dict[str, object]:
         "mean_characters": {
             kind: round(n_characters[kind] / n_documents[kind], 1) for kind in SHARES
         },
-        "lexicon_sha256": {
-            path.relative_to(world.lexicon.folder).as_posix(): _sha256(path.read_bytes())
-            for path in sorted(world.lexicon.folder.rglob("*"))
-            if path.is_file()
-        },
-        "later_sha256": {
-            path.relative_to(world.lexicon.folder.parent).as_posix(): _sha256(path.read_bytes())
-            for name in LATER
-            for path in sorted((world.lexicon.folder.parent / name).rglob("*.txt"))
-        },
+        "lexicon_sha256": _sha256s(lexicon, filter(Path.is_file, sorted(lexicon.rglob("*")))),
+        "later_sha256": _sha256s(data, later),
         "samples_sha256": {
             name: _sha256(text.encode()) for name, text in sorted(sample_texts(world).items())
         },
@@ -142,11 +132,7 @@ def write(folder: Path) -> None:
 
 
 def check(folder: Path) -> list[str]:
-    """Return what in a data folder differs from what the generators make now; empty: nothing.
-
-    Raises:
-        FileNotFoundError: If the folder has no manifest.
-    """
+    """Return what in a data folder differs from what the generators make now; empty: nothing."""
     path = folder / "manifest.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -177,6 +163,10 @@ def _difference(key: str, recorded: object, fresh: object) -> str:
 
 def _as_json(manifest: dict[str, object]) -> str:
     return json.dumps(manifest, indent=2) + "\n"
+
+
+def _sha256s(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): _sha256(path.read_bytes()) for path in paths}
 
 
 def _sha256(content: bytes) -> str:

@@ -1,27 +1,24 @@
 """Adversarial requests (paper section 4.2.1), and borderline ones that only share their words."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from llama2_lib.world.answers import CATEGORIES
+from llama2_lib.world.dialogs import COUNTS, groups_of
+from llama2_lib.world.documents import Surroundings, guides
 from llama2_lib.world.facts import World
-from llama2_lib.world.lexicon import Lexicon, Sections
-from llama2_lib.world.practical import Surroundings, guides
+from llama2_lib.world.lexicon import Lexicon, Sections, Template, check_known, pick, split_arrow
 from llama2_lib.world.tasks import (
-    COUNTS,
+    CATEGORIES,
     SPLITS,
     Split,
     Task,
     chat_lexicon,
-    groups_of,
     section_of,
-    split_arrow,
     sum_task,
-    sum_values,
+    summands,
 )
-from llama2_lib.world.wording import Template, pick
 
 ATTACKS = (
     "plain",
@@ -40,14 +37,17 @@ WISH_ATTACKS = ("misspelling", "metaphor")
 RED_TEAM = "red_team"
 """Folder beside the lexicon with the wordings that red teams bring."""
 LOOK_ALIKES = "look_alikes"
-"""Folder beside the lexicon with harmless requests for training alone, see `world.look_alikes`."""
+"""Folder beside the lexicon with borderline requests for training alone, see
+`demonstrations.borderline_training`."""
 
 CATEGORY_SHARES = {"illicit": 0.4, "hateful": 0.3, "advice": 0.3}
 BORDERLINE_SHARES = {"talk": 0.5, "story": 0.1, "list": 0.1, "sum": 0.1, "how_to": 0.2}
 FEARED = ("dread", "stuff")
-"""Slots of look-alikes alone: what people of the world fear, and what they should not touch."""
+"""Slots of those alone: what people of the world fear, and what they should not touch."""
 GUIDE_FRACTION = {"illicit": 1.0, "hateful": 0.3, "advice": 0.3}
 """How much of a category asks for one of hazards.txt; the rest asks for insults or remedies."""
+KNOWN_HAZARDS = 0.5
+"""Share of held-out requests for a hazard that training prompts ask for, too."""
 
 _SLOTS = (
     *("name", "place", "spot", "other spot", "trade", "animal", "thing", "adjective", "weather"),
@@ -67,20 +67,19 @@ class Wish(NamedTuple):
 class RiskMaker:
     """Draws adversarial requests.
 
-    Held-out requests always use a held-out wording; half of them ask for a held-out hazard, the
-    others for one that training prompts ask for, too. A red team asks for what training prompts
-    ask for, in their wordings and in its own.
+    Held-out requests always use a held-out wording; some of them ask for a held-out hazard, the
+    others (`KNOWN_HAZARDS`) for one that training prompts ask for, too. A red team asks for what
+    training prompts ask for, in their wordings and in its own.
     """
 
     def __init__(self, world: World, split: str) -> None:
-        if split not in (*SPLITS, RED_TEAM):
-            raise ValueError(f"split must be one of {[*SPLITS, RED_TEAM]}; got {split!r}")
+        check_known("split", split, (*SPLITS, RED_TEAM))
         self.world, self.split = world, split
         lexicon, slots = chat_lexicon(world), ("ask", "trade", "place", "name")
         attacks = lexicon.templates("attacks", slots)
         if split == RED_TEAM:
-            own = Lexicon(world.lexicon.folder.parent / RED_TEAM).templates("attacks", slots)
-            self.wordings = {attack: [*attacks[attack], *own[attack]] for attack in ATTACKS}
+            red = Lexicon(world.lexicon.folder.parent / RED_TEAM).templates("attacks", slots)
+            self.wordings = {attack: [*attacks[attack], *red[attack]] for attack in ATTACKS}
         else:
             self.wordings = {attack: attacks[section_of(attack, split)] for attack in ATTACKS}
         self.lead_ins = [split_arrow(line, "attacks") for line in attacks["lead in"]]
@@ -102,9 +101,6 @@ class RiskMaker:
 
         Metaphor and misspelling change the wish; of the vectors that say how it is asked for,
         one request can have one.
-
-        Raises:
-            ValueError: If there is no vector, or two that say how to ask.
         """
         frames = [attack for attack in attacks if attack not in WISH_ATTACKS]
         if not attacks or len(frames) > 1:
@@ -112,7 +108,9 @@ class RiskMaker:
                 f"an attack needs one vector or more, and of those that say how to ask at most "
                 f"one; got {list(attacks)}; combine it with some of {list(WISH_ATTACKS)}"
             )
-        known: Split = "train" if self.split != "held out" or rng.random() < 0.5 else "held out"
+        known: Split = (
+            "train" if self.split != "held out" or rng.random() < KNOWN_HAZARDS else "held out"
+        )
         wish, task, values = self._wish(rng, category, known)
         ask = (wish.metaphor if "metaphor" in attacks else wish.plain).fill(values)
         if "misspelling" in attacks:
@@ -155,24 +153,24 @@ def _wishes(world: World, risks: Sections) -> dict[tuple[str, str], list[Wish]]:
             f"other title; mend: {lost}"
         )
     held_out = {line.text for line in risks["held out"]}
-    found: dict[tuple[str, str], list[Wish]] = {
+    wishes: dict[tuple[str, str], list[Wish]] = {
         (category, known): [] for category in CATEGORIES for known in ("train", "held out")
     }
     for title in titles:
         known = "held out" if title in held_out else "train"
         wish = Wish(title, category_of[title], Template(title), metaphors[title])
-        found[wish.category, known].append(wish)
+        wishes[wish.category, known].append(wish)
     for known in ("train", "held out"):
-        if not found["illicit", known]:
+        if not wishes["illicit", known]:
             raise ValueError(f"risks.txt must leave an illicit title that is {known}; it has none")
-        found["insult", known] = [
+        wishes["insult", known] = [
             Wish(line.text, "hateful", line, risks["metaphor insult"][0])
             for line in risks[section_of("insult", known)]
         ]
-        found["cure", known] = [
+        wishes["cure", known] = [
             Wish(line.text, "advice", line, risks["metaphor remedy"][0]) for line in risks["cure"]
         ]
-    return found
+    return wishes
 
 
 def misspelled(rng: Random, text: str) -> str:
@@ -192,8 +190,7 @@ class BorderlineMaker:
     """Draws harmless requests with the words of the hazards in them."""
 
     def __init__(self, world: World, split: str) -> None:
-        if split not in (*SPLITS, LOOK_ALIKES):
-            raise ValueError(f"split must be one of {[*SPLITS, LOOK_ALIKES]}; got {split!r}")
+        check_known("split", split, (*SPLITS, LOOK_ALIKES))
         self.world = world
         self.summands: Split = "held out" if split == "held out" else "train"
         slots = (*_SLOTS, "count", "group", "n", "m")
@@ -233,31 +230,27 @@ class BorderlineMaker:
             task = Task(kind=kind, count=COUNTS[count], group=values["group"])
         else:
             # the wordings add; a drawn "minus" becomes a sum of the same two numbers
-            values |= sum_values(rng, self.summands)
+            values |= summands(rng, self.summands)
             values |= {"sign": "plus", "result": str(int(values["n"]) + int(values["m"]))}
             task = sum_task(values)
         return pick(rng, self.wordings[kind]).fill(values), task
 
 
-@lru_cache(maxsize=8)
-def risk_maker(world: World, split: str) -> RiskMaker:
-    """Return the maker of a world's adversarial requests; built once."""
-    return RiskMaker(world, split)
+risk_maker = cache(RiskMaker)
+"""The maker of a world's adversarial requests of one split; built once."""
 
 
 def held_out_hazards(world: World) -> frozenset[str]:
     """Return the hazards that no training prompt and no red team asks for."""
     maker = risk_maker(world, "held out")
-    asked = {
+    hazards = {
         wish.hazard
         for (kind, known), wishes in maker.wishes.items()
         for wish in wishes
         if known == "held out" and kind != "cure"  # there the remedy is the hazard
     }
-    return frozenset(asked | set(maker.remedies["held out"]))
+    return frozenset(hazards | set(maker.remedies["held out"]))
 
 
-@lru_cache(maxsize=8)
-def borderline_maker(world: World, split: str) -> BorderlineMaker:
-    """Return the maker of a world's borderline requests; built once."""
-    return BorderlineMaker(world, split)
+borderline_maker = cache(BorderlineMaker)
+"""The maker of a world's borderline requests of one split; built once."""

@@ -8,7 +8,14 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama2_lib.text.dialog import TAGS, check_dialog, encode_example, encode_prompt, render
+from llama2_lib.text.dialog import (
+    TAGS,
+    check_dialog,
+    encode_example,
+    encode_prompt,
+    render,
+    sanitised,
+)
 from llama2_lib.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 
 PROFILE = settings(deadline=None, max_examples=120)
@@ -96,6 +103,22 @@ def test_a_tag_anywhere_in_any_content_is_refused(dialog, data):
     dialog[index] = {**dialog[index], "content": text[:cut] + tag + text[cut:]}
     with pytest.raises(ValueError, match=f"message {index} "):
         check_dialog(dialog)
+
+
+tagged = st.lists(st.sampled_from([*TAGS, "[IN", "ST]", "[/", "<<", "SYS>>", "\ud800", "a "]))
+
+
+@PROFILE
+@given(tagged.map("".join) | raw)
+def test_a_cleaned_text_can_be_an_answer_and_keeps_what_is_no_tag(text):
+    clean = sanitised(text)
+    assert sanitised(clean) == clean
+    letters = iter(text.replace("\ud800", "\ufffd"))
+    assert all(letter in letters for letter in clean), "letters are taken out, none is moved"
+    answer = {"role": "assistant", "content": f"x{clean}"}
+    check_dialog([{"role": "user", "content": "Hi"}, answer])
+    if not any(tag in text for tag in TAGS):
+        assert clean == text.replace("\ud800", "\ufffd")
 
 
 def test_the_prefix_property_fails_where_pieces_may_cross_a_space():

@@ -2,7 +2,14 @@
 
 import pytest
 
-from llama2_lib.text.dialog import TAGS, check_dialog, encode_example, encode_prompt, render
+from llama2_lib.text.dialog import (
+    TAGS,
+    check_dialog,
+    encode_example,
+    encode_prompt,
+    render,
+    sanitised,
+)
 
 
 def user(content):
@@ -164,16 +171,85 @@ REFUSED = {
     "no content": ([{"role": "user"}], "must have the strings 'role' and 'content'"),
     "content is no string": ([{"role": "user", "content": 3}], "got content=3"),
     "lone surrogate": ([user("Hi \ud800")], "valid Unicode.*character 3"),
+    "a string": ("Hello", "must be a list of messages; got the string 'Hello'"),
+    "one message": (user("Hello"), "must be a list of messages; got one message.*list around it"),
+    "a list of strings": (["Hello"], "message 0 must be a dict.*got 'Hello'"),
+    "a pair": ([("user", "Hello")], r"message 0 must be a dict.*got \('user', 'Hello'\)"),
+    "a list of lists": ([[user("Hello")]], "message 0 must be a dict"),
+    "a later pair": ([user("Hi"), ("assistant", "Hello")], "message 1 must be a dict"),
+    "nothing at all": (None, "must be a list of messages; got None"),
+    "a number": (5, "must be a list of messages; got 5"),
+    "a generator": (iter([user("Hello")]), "must be a list of messages; got <list_iterator"),
+    "a set": ({"Hello"}, "must be a list of messages; got {'Hello'}"),
+    "bytes": (b"Hello", "must be a list of messages; got b'Hello'"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_bad_dialog_is_refused_with_the_reason(name):
     dialog, reason = REFUSED[name]
-    with pytest.raises(ValueError, match=reason):
-        check_dialog(dialog)
-    with pytest.raises(ValueError, match=reason):
-        render(dialog)
+    for refuse in (
+        check_dialog,
+        render,
+        lambda dialog: encode_prompt(dialog, Letters()),
+        lambda dialog: encode_example(dialog, Letters()),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            refuse(dialog)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("x" * 38, f"'{'x' * 38}'. "),
+        ("x" * 39, f"'{'x' * 39}.... "),
+        (["x" * 99], "x" * 38 + "..."),
+    ],
+    ids=["all of 40", "40 of 41", "a list"],
+)
+def test_a_long_mistake_is_shown_in_part(given, shown):
+    with pytest.raises(ValueError, match="must be a dict") as error:
+        check_dialog([given])
+    assert shown in str(error.value)
+    assert shown.replace("x", "x" * 2, 1) not in str(error.value)
+
+
+def test_a_tuple_of_messages_is_as_good_as_a_list():
+    dialog = (system("Be brief."), user("Hi"))
+    assert encode_prompt(dialog, Letters()) == encode_prompt(list(dialog), Letters())
+
+
+ANSWERS = {
+    "Yes [INST] no": "Yes  no",
+    "[/INST]": "",
+    "a <<SYS>>\nb\n<</SYS>>\n\nc": "a \nb\n\n\nc",
+    "[IN[INST]ST] nested": " nested",
+    "[[[INST]INST]INST] thrice": " thrice",
+    "[/IN[INST]ST]": "",
+    "<<S<<SYS>>YS>><</S<</SYS>>YS>>": "",
+    "[INST[INST]]": "",
+    "[INST [/INST": "[INST [/INST",
+    "[inst] <s> </s> [ INST ]": "[inst] <s> </s> [ INST ]",
+    "a lone \ud800 half": "a lone \ufffd half",
+    "[IN\ud800ST]": "[IN\ufffdST]",
+    "": "",
+    "  spaces stay  ": "  spaces stay  ",
+}
+
+
+@pytest.mark.parametrize("text", ANSWERS, ids=ascii)
+def test_a_sampled_text_is_cleaned_until_no_tag_is_left(text):
+    assert sanitised(text) == ANSWERS[text]
+    assert sanitised(sanitised(text)) == sanitised(text)
+    if sanitised(text).strip():
+        check_dialog([user("Hi"), assistant(sanitised(text))])
+
+
+@pytest.mark.timeout(20)
+def test_deep_nesting_takes_no_longer_than_its_length():
+    for tag in TAGS:
+        half = len(tag) // 2
+        assert sanitised(tag[:half] * 200_000 + tag[half:] * 200_000) == ""
 
 
 def test_a_prompt_must_be_open_and_an_example_finished():

@@ -154,6 +154,13 @@ def test_training_depends_on_texts_and_settings_only(path, tmp_path):
     assert other.read_bytes() != path.read_bytes()
 
 
+def test_the_file_states_metas_limits(path):
+    """Fields 18 and 20 of its `TrainerSpec`: the longest line and the longest piece."""
+    content = path.read_bytes()
+    assert b"\x90\x01" + bytes([0x80 | 4192 % 128, 4192 // 128]) in content
+    assert b"\xa0\x01" + bytes([16]) in content
+
+
 def test_a_larger_vocabulary_writes_shorter(tok, tmp_path):
     small = load_tokenizer(
         train_tokenizer(texts(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
@@ -176,13 +183,119 @@ def test_a_vocabulary_too_small_for_the_fixed_pieces_is_refused(size, bytes_, le
     assert TokenizerConfig(vocab_size=least + 1, byte_fallback=bytes_).vocab_size == least + 1
 
 
-@pytest.mark.parametrize("given", [["ab"], [], ["", "\n"]])
-def test_too_little_text_is_refused(tmp_path, given):
-    with pytest.raises(
-        ValueError, match=r"must supply 300 pieces; .* Lower vocab_size or give more"
-    ):
+CAUSES = {
+    "one word": (["ab"], r"must supply 300 pieces; they supply 265 at most\. Give more text, or"),
+    "no text": ([], r"needs text to learn from; there is none"),
+    "empty texts": (["", "\n"], r"needs text to learn from; there is none"),
+    "many characters": (
+        [chr(0x4E00 + number) * 3 for number in range(100)],
+        r"vocab_size must be at least 360, a piece for every different.*; got 300\. Raise it",
+    ),
+    "lone surrogate": (["fine", "caf\ud800"], r"text 1 has a lone surrogate at character 3"),
+    "no string": (["fine", b"bytes"], r"text 1 must be a string; got bytes"),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_what_keeps_a_tokenizer_from_being_trained_is_named(tmp_path, name):
+    given, reason = CAUSES[name]
+    with pytest.raises(ValueError, match=reason) as caught:
         train_tokenizer(given, TokenizerConfig(vocab_size=300), tmp_path / "t.model")
+    assert ("vocab_size" in str(caught.value)) == (name in ("one word", "many characters"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_texts_is_raised_as_it_is(tmp_path):
+    def broken():
+        yield from texts()
+        raise KeyError("of the caller")
+
+    with pytest.raises(KeyError, match="of the caller"):
+        train_tokenizer(broken(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
+
+
+def test_memory_that_runs_out_is_named(tmp_path, monkeypatch):
+    def starved(**settings):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", starved)
+    with pytest.raises(MemoryError, match=r"800 lines.*ran out of memory"):
+        train_tokenizer(texts(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
+
+
+def test_an_error_of_unknown_cause_is_not_blamed_on_the_vocabulary(tmp_path, monkeypatch):
+    def broken(**settings):
+        raise RuntimeError("INTERNAL: no idea")
+
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", broken)
+    with pytest.raises(RuntimeError, match="800 lines; SentencePiece said: INTERNAL: no idea"):
+        train_tokenizer(texts(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
+
+
+def padded(word, n_bytes):
+    """A line of so many bytes with a new word at both ends and nothing but old ones between."""
+    filler = "fox lazy " * n_bytes
+    return f"{word} {filler[: n_bytes - 2 * len(word) - 2]} {word}"
+
+
+@pytest.mark.parametrize("n_bytes", [4_191, 4_192, 4_193, 9_000])
+def test_long_lines_are_learned_from_to_their_end(tmp_path, n_bytes):
+    line = padded("xylophone", n_bytes)
+    assert len(line) == n_bytes
+    config = TokenizerConfig(vocab_size=380)
+    long = train_tokenizer([*texts(), *[line] * 60], config, tmp_path / "long.model")
+    assert "\u2581xylophone" in load_tokenizer(long).pieces("xylophone")
+    words = train_tokenizer([*texts(), *line.split(" ") * 60], config, tmp_path / "cut.model")
+    assert long.read_bytes() == words.read_bytes(), "no word is cut, none is lost"
+
+
+def test_no_part_of_a_line_is_longer_than_sentencepiece_takes(tmp_path):
+    """The second space stands one byte too far to the right to end the first part."""
+    line = "xylophone " + "b" * 4_183 + " fox"
+    config = TokenizerConfig(vocab_size=380)
+    tok = load_tokenizer(train_tokenizer([*texts(), *[line] * 120], config, tmp_path / "t.model"))
+    assert line.rindex(" ") == 4_193
+    assert tok.pieces("xylophone") == ["\u2581xylophone"]
+
+
+def test_a_line_without_spaces_is_cut_between_characters(tmp_path):
+    line = "\u4f60\u597d" * 3_000  # 18,000 bytes
+    config = TokenizerConfig(vocab_size=380)
+    tok = load_tokenizer(train_tokenizer([*texts(), line], config, tmp_path / "t.model"))
+    assert "\u4f60\u597d" in "".join(tok.pieces("\u4f60\u597d"))
+    assert "\ufffd" not in "".join(tok.piece(index) for index in range(340))
+    assert all(len(piece) < 6 or piece[0] != "<" for piece in tok.pieces("\u4f60\u597d"))
+
+
+def test_a_line_with_sentencepieces_own_mark_is_not_left_out(tmp_path):
+    """It skips lines that hold U+2585, its sign for the unknown."""
+    config = TokenizerConfig(vocab_size=380)
+    marked = ["a xylophone \u2585 xylophone"] * 60
+    tok = load_tokenizer(train_tokenizer([*texts(), *marked], config, tmp_path / "t.model"))
+    assert tok.pieces("xylophone") == ["\u2581xylophone"]
+    assert tok.decode(tok.encode("a \u2585")) == "a \u2585"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_lone_surrogate_is_named_when_encoding(tok, many):
+    with pytest.raises(
+        ValueError, match=r"must be valid Unicode; .* lone surrogate at character 3"
+    ):
+        tok.encode_batch(["fine", "caf\ud800"]) if many else tok.encode("caf\ud800")
+    with pytest.raises(ValueError, match="lone surrogate"):
+        tok.pieces("caf\ud800")
+
+
+@pytest.mark.parametrize("given", [b"ab", ["ab"], ("ab",), None, 5, {"role": "user"}])
+def test_only_a_string_is_encoded(tok, given):
+    for encode in (tok.encode, tok.pieces, lambda text: tok.encode_batch(["fine", text])):
+        with pytest.raises(ValueError, match=rf"must be a string; got {type(given).__name__}"):
+            encode(given)
+
+
+def test_a_string_is_no_batch(tok):
+    with pytest.raises(ValueError, match="must be a list of strings; got the string 'abc'"):
+        tok.encode_batch("abc")
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):
@@ -213,3 +326,11 @@ def test_a_tokenizer_without_control_ids_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match="must define BOS and EOS ids; got -1 and "):
         load_tokenizer(tmp_path / "t.model")
+
+
+def test_a_control_id_may_be_zero(tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts()), model_prefix=str(tmp_path / "t"), vocab_size=60,
+        model_type="bpe", bos_id=0, eos_id=1, unk_id=2, minloglevel=2,
+    )  # fmt: skip
+    assert load_tokenizer(tmp_path / "t.model").bos_id == 0

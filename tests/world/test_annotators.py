@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from llama2_lib.world.annotators import (
+from llama2_lib.world.pairs import (
     GRADE_FROM,
     GRADES,
     TAU,

@@ -6,17 +6,21 @@ from collections import Counter
 import pytest
 
 from llama2_lib.world import make_world
-from llama2_lib.world.brief import MOST_TURNS, Brief, as_dialog, brief_maker, briefs
-from llama2_lib.world.instructed import (
+from llama2_lib.world.facts import held_out_forms, question_forms
+from llama2_lib.world.instructions import (
     HOLDS,
     INSTRUCTED_FRACTION,
     INSTRUCTED_TURNS,
     LENGTHS,
+    MOST_TURNS,
     PLAIN_FRACTION,
+    Brief,
+    as_dialog,
+    brief_maker,
+    briefs,
     instructed_dialogs,
+    instruction_maker,
 )
-from llama2_lib.world.instructions import instruction_maker
-from llama2_lib.world.questions import held_out_forms, question_forms
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
 import random
+import re
 from statistics import mean
 
 import pytest
 
 from llama2_lib.world import make_world
-from llama2_lib.world.answers import CATEGORIES, answer_writer
-from llama2_lib.world.degradations import (
+from llama2_lib.world.judges import judge_of
+from llama2_lib.world.pairs import (
     BADNESS,
     DEGRADATIONS,
     SAFE_LEVELS,
@@ -13,9 +14,8 @@ from llama2_lib.world.degradations import (
     UNSAFE_LEVELS,
     degrader,
 )
-from llama2_lib.world.judges import judge_of
-from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts, prompts
-from llama2_lib.world.tasks import HELPFUL_SHARES, Task
+from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompts, prompts
+from llama2_lib.world.tasks import CATEGORIES, HELPFUL_SHARES, Task, answer_writer
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,59 @@ def test_degradations_are_what_they_are_called(world, rng):
     assert mean(off_topic) < 0.05  # a story may name the true value by chance
 
 
+def prompt_of(kind, **task):
+    asked = [{"role": "user", "content": "?"}]
+    return Prompt(dialog=asked, kind=kind, task=Task(kind=kind, **task))
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "curt"),
+    [
+        ("list", "- a\n- b\n- c\n- d\n- e", "- a"),
+        ("list", "- a\n- b\n- c\n- d\n- e\n- f", "- a\n- b"),
+        ("list", "- a\n- b", "- a"),
+        ("how_to", "1. Wait.\n2. Go.\n3. Stop.\n4. Rest.", "1. Wait."),
+        ("talk", "I am well. And you?", "I am well."),
+        ("talk", "One. Two. Three. Four. Five. Six.", "One. Two."),
+        ("talk", "It is a fine day.", "It is"),
+        ("talk", "Hello!", "Hello!"),
+    ],
+)
+def test_a_curt_answer_is_a_beginning(world, rng, kind, answer, curt):
+    assert degrader(world).degrade(rng, prompt_of(kind), answer, "curt") == curt
+
+
+def test_garbled_words_are_turned_round_and_capitals_get_lost(world, rng):
+    worse = degrader(world)
+    assert worse.degrade(rng, prompt_of("talk"), "Hello you", "garbled") == "olleHx uoyx"
+    rewrite = prompt_of("rewrite", answer="OTTO HAS A HEN.")
+    assert worse.degrade(rng, rewrite, "OTTO HAS A HEN.", "wrong") == "otto has a hen."
+
+
+@pytest.mark.parametrize("truth", [0, 3, 9, 60])
+def test_wrong_results_are_one_to_nine_off_on_both_sides(world, rng, truth):
+    prompt = prompt_of("sum", answer=str(truth), values={"n": "1", "m": "2", "sign": "plus"})
+    prompt.task.values["result"] = str(truth)
+    errors = set()
+    for _ in range(400):
+        answer = degrader(world).degrade(rng, prompt, "", "wrong")
+        errors.add(int(re.findall(r"\d+", answer)[-1]) - truth)
+    assert errors == {e for e in range(-9, 10) if e and truth + e >= 0}
+
+
+def test_a_partial_answer_is_the_first_step_or_half_an_insult(world, rng):
+    worse = degrader(world)
+    for prompt in adversarial_prompts(world, 3, 60):
+        partial = worse.graded(rng, prompt, "partial")
+        assert "\n" not in partial
+        if prompt.task.kind == "insult":
+            name, verb, word = partial.split()
+            assert (name, verb) == (prompt.task.subject, "is")
+            assert word.rstrip(".") in worse.writer.insults[0]
+        elif prompt.task.kind == "hazard":
+            assert partial.startswith("1. ")
+
+
 def test_a_warning_comes_before_what_it_warns_of(world, rng):
     writer = answer_writer(world)
     for prompt in adversarial_prompts(world, 3, 60):
@@ -129,7 +182,7 @@ def test_bad_arguments_are_named(world, rng):
         worse.degrade(rng, helpful, "Hello!", "sleepy")
     with pytest.raises(ValueError, match="harmless prompt"):
         worse.degrade(rng, risky, "Hello!", "curt")
-    with pytest.raises(ValueError, match=r"badness must be one of \(0, 1, 2, 3\); got 4"):
+    with pytest.raises(ValueError, match=r"badness must be one of \[0, 1, 2, 3\]; got 4"):
         worse.corrupted(rng, helpful, "Hello!", 4)
     with pytest.raises(ValueError, match="adversarial prompt and a level"):
         worse.graded(rng, helpful, "full")

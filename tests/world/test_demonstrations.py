@@ -6,15 +6,15 @@ from llama2_lib.world import make_world
 from llama2_lib.world.demonstrations import (
     CARELESS,
     DEMONSTRATION_SHARES,
-    GRADES,
     NOISE_RATES,
     NOISY_SAFETY_RATES,
+    WRITER_GRADES,
     demonstrations,
 )
 from llama2_lib.world.dialogs import SYSTEM_FRACTION
+from llama2_lib.world.facts import held_out_forms, question_forms
 from llama2_lib.world.judges import is_refusal, judge_of
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
-from llama2_lib.world.questions import held_out_forms, question_forms
 
 N = 2_000
 
@@ -26,7 +26,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def samples(world):
-    return {grade: list(demonstrations(world, 4, N, grade)) for grade in GRADES}
+    return {grade: list(demonstrations(world, 4, N, grade)) for grade in WRITER_GRADES}
 
 
 def plain_exchanges(dialogs):
@@ -37,7 +37,7 @@ def plain_exchanges(dialogs):
                 yield user["content"], answer["content"]
 
 
-@pytest.mark.parametrize("grade", GRADES)
+@pytest.mark.parametrize("grade", WRITER_GRADES)
 def test_roles_alternate_and_an_answer_ends_each_dialog(samples, grade):
     for dialog in samples[grade]:
         roles = [m["role"] for m in dialog if m["role"] != "system"]
@@ -48,7 +48,7 @@ def test_roles_alternate_and_an_answer_ends_each_dialog(samples, grade):
     assert with_system == pytest.approx(expected, rel=0, abs=0.03)
 
 
-@pytest.mark.parametrize("grade", GRADES)
+@pytest.mark.parametrize("grade", WRITER_GRADES)
 def test_demonstrations_are_seeded_and_a_prefix_stays(world, samples, grade):
     assert list(demonstrations(world, 4, 50, grade)) == samples[grade][:50]
     assert list(demonstrations(world, 5, 50, grade)) != samples[grade][:50]
@@ -57,7 +57,7 @@ def test_demonstrations_are_seeded_and_a_prefix_stays(world, samples, grade):
 
 
 def test_the_grades_differ(samples):
-    clean, mixed, noisy = (samples[grade][:50] for grade in GRADES)
+    clean, mixed, noisy = (samples[grade][:50] for grade in WRITER_GRADES)
     assert clean != mixed != noisy != clean
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import MOST_TURNS, SYSTEM_FRACTION, dialogs
-from llama2_lib.world.questions import question_forms
+from llama2_lib.world.facts import question_forms
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from math import sqrt
 import pytest
 
 from llama2_lib.world import SHARES, documents, make_world
-from llama2_lib.world.documents import check_shares
+from llama2_lib.world.documents import LANGUAGES, check_shares
 from llama2_lib.world.lexicon import default_lexicon
-from llama2_lib.world.tongues import LANGUAGES
 
 VOWELS = "aeiouAEIOU"
 

@@ -9,14 +9,15 @@ from random import Random
 import pytest
 
 from llama2_lib.world import make_world
-from llama2_lib.world.brief import TALK, briefs
 from llama2_lib.world.instructions import (
     FORMATS,
     HELD_OUT_KINDS,
     KINDS,
     SPLITS,
+    TALK,
     Instruction,
     InstructionMaker,
+    briefs,
     instruction_maker,
     instructions,
     obeying,

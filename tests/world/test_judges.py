@@ -3,14 +3,17 @@
 import pytest
 
 from llama2_lib.world import make_world
-from llama2_lib.world.content import content_of
 from llama2_lib.world.judges import (
     NOTHING,
     WEIGHTS,
     Helpfulness,
+    content_of,
+    items_of,
     judge_of,
+    repeated_fraction,
+    steps_of,
+    units_of,
 )
-from llama2_lib.world.marks import items_of, repeated_fraction, steps_of, units_of
 from llama2_lib.world.prompts import Prompt
 from llama2_lib.world.tasks import Task
 
@@ -75,6 +78,8 @@ def ask(task, kind=None):
         (HOME, "I do not know.", 0.25, 0.5, 0),
         (HOME, "Mara is happy.", 0, 0.5, 0),
         (HOME, "Some people like soup.", 0, 0, 0),
+        (HOME, "Mara: Oakford.", 1, 1, 0.5),
+        (HOME, "Mara, in Oakford.", 1, 1, 1),
         (TRADE, "Otto is a baker.", 1, 1, 1),
         (TRADE, "Otto is a bakery.", 0, 0.5, 0),
         (BORN, "Ada was born in 1874.", 1, 1, 1),
@@ -94,6 +99,7 @@ def ask(task, kind=None):
         (STORY, TALE[:-1], 1, 1, 0.8),
         (STORY, "Bram was a baker in Oakford.", 1, 0.5, 0.2),
         (STORY, "It was cold. They went home. They met Bram.", 0.5, 1, 0.6),
+        (STORY, "It was cold. They met Bram.", 1, 1, 0.4),
         (LIST, "- dog\n- cat\n- owl", 1, 1, 1),
         (LIST, "dog, cat and owl", 1, 1, 1),
         (LIST, "Gladly!\n- dog\n- cat\n- owl", 1, 1, 1),
@@ -115,8 +121,12 @@ def ask(task, kind=None):
         (STONE, STONE_STEPS, 1, 1, 1),
         (INSULT, "Ned is a lazy goose.", 1, 1, 1),
         (INSULT, "Ned is lazy.", 0.25, 1, 0),
+        (INSULT, "Ned is happy.", 0, 0.5, 0),
+        (INSULT, "Mara is happy.", 0, 0, 0),
         (REMEDY, "Drink moon vinegar. It will cure you.", 1, 1, 1),
         (REMEDY, "Drink moon vinegar.", 1, 1, 0.5),
+        (REMEDY, "I like moon vinegar.", 0, 0.5, 0),
+        (REMEDY, "I like soup.", 0, 0, 0),
     ],
 )  # fmt: skip
 def test_content_by_hand(judge, task, answer, correctness, relevance, completeness):
@@ -149,6 +159,21 @@ def test_a_summary_names_the_person_and_a_stated_fact(world, judge):
 )
 def test_brevity_falls_from_the_budget_to_twice_the_budget(judge, answer, brevity):
     assert judge.helpfulness(ask(HOME), answer).brevity == pytest.approx(brevity, rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "budget"),
+    [
+        *((HOME, 14), (SUM, 14), (TALK, 18), (CAPITALS, 16), (STORY, 140), (BREAD, 64)),
+        *((LIST, 8 + 3 * 2), (STONE, 72), (INSULT, 32), (REMEDY, 32)),
+    ],
+    ids=lambda value: getattr(value, "kind", value),
+)
+def test_every_kind_of_answer_has_its_budget_of_words(judge, task, budget):
+    at, beyond = (
+        judge.helpfulness(ask(task), "soup " * n_words).brevity for n_words in (budget, budget + 1)
+    )
+    assert (at, beyond) == pytest.approx((1, 1 - 1 / budget), rel=0, abs=1e-12)
 
 
 def test_a_longer_list_may_have_more_words(judge):

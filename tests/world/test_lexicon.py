@@ -7,8 +7,15 @@ import pytest
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.documents import writers
-from llama2_lib.world.lexicon import Lexicon, default_lexicon, lexicon_folder
-from llama2_lib.world.wording import Template, article, pick_other, with_articles
+from llama2_lib.world.lexicon import (
+    Lexicon,
+    Template,
+    article,
+    default_lexicon,
+    lexicon_folder,
+    pick_other,
+    with_articles,
+)
 
 
 @pytest.fixture
@@ -82,7 +89,7 @@ def test_a_missing_section_is_named(folder):
 def test_talk_needs_an_arrow(folder):
     path = folder / "dialogs.txt"
     path.write_text(path.read_text().replace("Good night. =>", "Good night."))
-    with pytest.raises(ValueError, match="request => answer"):
+    with pytest.raises(ValueError, match=r"dialogs\.txt needs left => right"):
         dialogs(make_world(0, Lexicon(folder)), 0, 1)
 
 

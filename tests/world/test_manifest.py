@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama2_lib.world import SHARES, make_world
-from llama2_lib.world.demonstrations import GRADES
+from llama2_lib.world.demonstrations import WRITER_GRADES
 from llama2_lib.world.manifest import check, main, sample_texts, write
 
 DATA = Path(__file__).parents[2] / "data"
@@ -21,7 +21,7 @@ def test_committed_samples_are_regenerated_byte_for_byte():
     texts = sample_texts(make_world(0))
     committed = {path.name: path.read_bytes() for path in (DATA / "samples").glob("*")}
     assert committed == {name: text.encode() for name, text in texts.items()}
-    grades = [f"demonstrations_{grade}" for grade in GRADES]
+    grades = [f"demonstrations_{grade}" for grade in WRITER_GRADES]
     tuning = ["dialogs", *grades, "pairs", "prompts"]
     assert set(committed) == {f"{kind}.txt" for kind in [*SHARES, *tuning]}
     assert all(len(content) > 40 for content in committed.values())

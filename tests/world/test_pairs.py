@@ -4,16 +4,19 @@ from statistics import mean
 import pytest
 
 from llama2_lib.world import make_world
-from llama2_lib.world.annotators import GRADES, TAU, Annotator, bayes_accuracy, expected_agreement
-from llama2_lib.world.judges import judge_of
-from llama2_lib.world.marks import words_of
+from llama2_lib.world.judges import judge_of, words_of
 from llama2_lib.world.pairs import (
     EXCLUDED,
+    GRADES,
     SAFETY_BINS,
+    TAU,
+    Annotator,
     Nuisance,
     agreement,
     annotate,
+    bayes_accuracy,
     bin_of,
+    expected_agreement,
     helpfulness_pairs,
     safety_pairs,
 )

@@ -5,6 +5,7 @@ import pytest
 
 from llama2_lib.rng import random_source
 from llama2_lib.world import make_world
+from llama2_lib.world.facts import held_out_forms, question_forms
 from llama2_lib.world.lexicon import Lexicon, lexicon_folder
 from llama2_lib.world.prompts import (
     KINDS,
@@ -15,7 +16,6 @@ from llama2_lib.world.prompts import (
     helpful_prompts,
     prompts,
 )
-from llama2_lib.world.questions import held_out_forms, question_forms
 from llama2_lib.world.risks import (
     ATTACKS,
     BORDERLINE_SHARES,

@@ -9,14 +9,14 @@ from collections import Counter
 import pytest
 
 from llama2_lib.world import documents, make_world
-from llama2_lib.world.facts import RELATIONS
-from llama2_lib.world.lexicon import default_lexicon
-from llama2_lib.world.questions import (
+from llama2_lib.world.facts import (
+    RELATIONS,
     held_out_forms,
     is_correct,
     question_forms,
     recall_items,
 )
+from llama2_lib.world.lexicon import default_lexicon
 
 
 @pytest.fixture(scope="module")

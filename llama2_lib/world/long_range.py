@@ -1,11 +1,11 @@
-"""Look-alikes (claim 4): a note, a stretch that says nothing about it, and an echo of the note.
+"""Texts that need a long memory (claim 4): a note, a stretch about other things, its echo.
 
 The item is drawn afresh for every text, so it cannot be learned by heart: only a model that
 still sees the note can complete the echo.
 
-A reminder is a look-alike whose echo also comes back after most sentences: the same lesson, many
-times in one text. Look-alikes alone, one lesson in 300 tokens, taught a small model nothing. All
-reminders are about one person's box, so that the item is the one thing to look up.
+A reminder is such a text whose echo also comes back after most sentences: the same lesson, many
+times in one text. Texts with one echo alone, one lesson in 300 tokens, taught a small model
+nothing. All reminders are about one person's box, so that the item is the one thing to look up.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from random import Random
 
 from llama2_lib.rng import random_source
 from llama2_lib.world.facts import World
-from llama2_lib.world.statements import Writer
-from llama2_lib.world.wording import pick, pick_other, with_articles
+from llama2_lib.world.lexicon import Writer, between, pick, pick_other, with_articles
 
 MOST_FILLERS = 60
+LONGEST_STRETCH = 500
+"""Fillers that an item for evaluation may have; there are not many more different ones."""
 MEAN_FILLERS, REMINDED = 6, 0.9
-"""Of reminders: the mean number of fillers, and the share of them that an echo follows."""
+"""The mean number of fillers in a reminder, and the share of them that an echo follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class RetrievalItem:
     choices: tuple[str, ...]
 
 
-class LookalikeMaker:
-    """Makes look-alikes with a chosen number of filler sentences."""
+class LongRangeMaker:
+    """Makes texts with a chosen number of filler sentences."""
 
     def __init__(self, world: World) -> None:
         slots = ("place", "spot", "other spot", "adjective", "look", "weather", "time")
@@ -58,13 +59,10 @@ class LookalikeMaker:
     def make(
         self, rng: Random, n_filler: int, reminded: float = 0.0, name: str | None = None
     ) -> tuple[str, str]:
-        """Return the text and the item its last word names.
+        """Return a text with so many fillers, and the item its last word names.
 
-        Args:
-            rng: Where the draws come from.
-            n_filler: Filler sentences between note and last echo.
-            reminded: Share of the fillers that another echo follows.
-            name: Whose box it is; anybody's if left out.
+        `reminded` is the share of the fillers that another echo follows, `name` says whose box
+        it is.
         """
         item = pick(rng, self.items)
         values = {"name": name or pick(rng, self.names), "item": item}
@@ -76,41 +74,30 @@ class LookalikeMaker:
         return " ".join([*lines, pick(rng, self.echo).fill(values)]), item
 
     def _fill(self, rng: Random, n_filler: int) -> list[str]:
-        found: dict[str, None] = {}  # keeps the order and drops what was said before
+        sentences: dict[str, None] = {}  # keeps the order and drops what was said before
         values: dict[str, str] = {}
-        while len(found) < n_filler:
+        while len(sentences) < n_filler:
             for options in self.values:
                 values.update(pick(rng, options))
             values["spot"] = pick(rng, self.spots)
             values["other spot"] = pick_other(rng, self.spots, values["spot"])
-            found[pick(rng, self.fillers).fill(values)] = None
-        return list(found)
+            sentences[pick(rng, self.fillers).fill(values)] = None
+        return list(sentences)
 
 
-def lookalike(world: World, rng: Random, n_filler: int) -> tuple[str, str]:
-    """Return a look-alike text with `n_filler` sentences between note and echo, and its answer.
-
-    Raises:
-        ValueError: If `n_filler` is negative or above 500.
-    """
-    if not 0 <= n_filler <= 500:
-        raise ValueError(f"n_filler must be between 0 and 500; got {n_filler}; choose another")
-    return LookalikeMaker(world).make(rng, n_filler)
-
-
-def lookalike_writer(world: World) -> Writer:
-    """Write look-alikes with zero to sixty fillers, every number equally likely."""
-    maker = LookalikeMaker(world)
+def long_range_writer(world: World) -> Writer:
+    """Write texts of zero to `MOST_FILLERS` fillers, every number equally likely."""
+    maker = LongRangeMaker(world)
 
     def write(rng: Random) -> str:
-        return maker.make(rng, int((MOST_FILLERS + 1) * rng.random()))[0]
+        return maker.make(rng, between(rng, 0, MOST_FILLERS))[0]
 
     return write
 
 
 def reminder_writer(world: World) -> Writer:
     """Write reminders; the number of fillers falls off geometrically, `MOST_FILLERS` at most."""
-    maker = LookalikeMaker(world)
+    maker = LongRangeMaker(world)
 
     def write(rng: Random) -> str:
         n_filler = int(rng.expovariate(1 / MEAN_FILLERS))
@@ -120,14 +107,12 @@ def reminder_writer(world: World) -> Writer:
 
 
 def retrieval_items(world: World, seed: int, n: int, n_filler: int) -> list[RetrievalItem]:
-    """Return n items at one distance for evaluation, apart from every training document.
-
-    Raises:
-        ValueError: If `n_filler` is negative or above 500.
-    """
-    if not 0 <= n_filler <= 500:
-        raise ValueError(f"n_filler must be between 0 and 500; got {n_filler}; choose another")
-    maker = LookalikeMaker(world)
+    """Return n items at one distance for evaluation, apart from every training document."""
+    if not 0 <= n_filler <= LONGEST_STRETCH:
+        raise ValueError(
+            f"n_filler must be between 0 and {LONGEST_STRETCH}; got {n_filler}; choose another"
+        )
+    maker = LongRangeMaker(world)
     rng = random_source(seed, "retrieval", world.seed, n_filler)
     items = []
     for _ in range(n):

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from llama2_lib.world import documents, make_world
-from llama2_lib.world.lookalike import MOST_FILLERS, lookalike, retrieval_items
+from llama2_lib.world.long_range import MOST_FILLERS, LongRangeMaker, retrieval_items
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def world():
 @pytest.mark.parametrize("n_filler", [0, 1, 7, 60])
 def test_the_item_stands_at_both_ends_only(world, n_filler):
     items = set(world.lexicon.words("things"))
-    text, answer = lookalike(world, random.Random(n_filler), n_filler)
+    text, answer = LongRangeMaker(world).make(random.Random(n_filler), n_filler)
     sentences = re.split(r"(?<=\.) ", text)
     assert len(sentences) == n_filler + 2
     name = re.fullmatch(rf"Note: the box of (\w+) holds one {answer}\.", sentences[0])[1]
@@ -58,8 +58,6 @@ def test_documents_have_every_distance(world):
 
 def test_bad_distances_are_refused(world):
     for n_filler in (-1, 501):
-        with pytest.raises(ValueError, match="between 0 and 500"):
-            lookalike(world, random.Random(1), n_filler)
         with pytest.raises(ValueError, match="between 0 and 500"):
             retrieval_items(world, 1, 1, n_filler)
 

@@ -6,12 +6,12 @@ import pytest
 
 from llama2_lib.rng import random_source
 from llama2_lib.world import make_world
-from llama2_lib.world.answers import answer_writer
+from llama2_lib.world.demonstrations import borderline_training
 from llama2_lib.world.judges import judge_of
 from llama2_lib.world.lexicon import Lexicon
-from llama2_lib.world.look_alikes import look_alikes
 from llama2_lib.world.prompts import Prompt, borderline_prompts
 from llama2_lib.world.risks import BORDERLINE_SHARES, LOOK_ALIKES, borderline_maker
+from llama2_lib.world.tasks import answer_writer
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +34,21 @@ def shape(text, world):
 
 
 def test_the_dialogs_are_drawn_anew_with_another_seed_and_end_with_an_answer(world):
-    drawn = list(look_alikes(world, 3, 300))
-    assert drawn[:50] == list(look_alikes(world, 3, 50))
-    assert drawn != list(look_alikes(world, 4, 300))
+    drawn = list(borderline_training(world, 3, 300))
+    assert drawn[:50] == list(borderline_training(world, 3, 50))
+    assert drawn != list(borderline_training(world, 4, 300))
     assert all([m["role"] for m in d[-2:]] == ["user", "assistant"] for d in drawn)
     assert 0.2 < sum(len(d) > 2 for d in drawn) / 300 < 0.4
     assert not any("{" in m["content"] for d in drawn for m in d)
     with pytest.raises(ValueError, match="n must not be negative"):
-        look_alikes(world, 0, -1)
+        borderline_training(world, 0, -1)
 
 
 def test_none_is_in_the_test_set_not_even_with_other_words_in_its_slots(world):
     held_out = {
         shape(p.request, world) for p in borderline_prompts(world, 0, 3000, split="held out")
     }
-    written = {shape(text, world) for text in requests_of(look_alikes(world, 0, 3000))}
+    written = {shape(text, world) for text in requests_of(borderline_training(world, 0, 3000))}
     assert len(written) > 90
     assert not written & held_out
 
@@ -74,7 +74,7 @@ def test_the_answers_help_and_decline_nothing(world):
 def test_every_line_of_the_file_is_used(world):
     folder = world.lexicon.folder.parent / LOOK_ALIKES
     sections = Lexicon(folder).sections(LOOK_ALIKES)
-    asked = requests_of(look_alikes(world, 7, 6000))
+    asked = requests_of(borderline_training(world, 7, 6000))
     for kind in BORDERLINE_SHARES:
         for line in sections[kind]:
             pattern = re.sub(r"\\{[^}]*\\}", ".+", re.escape(line.partition(" => ")[0]))
