@@ -1,6 +1,7 @@
 """Architecture hyper-parameters: the fields of Meta's `params.json`, validated once."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,15 @@ class ModelConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("ffn_dim_multiplier", "rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}.")
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if field.type is float:
+                if type(value) not in (int, float) or not 0 < value < math.inf:
+                    raise ValueError(f"{name} must be positive and finite; got {value!r}.")
+            elif type(value) is not int:
+                raise ValueError(f"{name} must be a whole number; got {value!r}.")
+            elif value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
         if self.dim % (2 * self.n_heads):
             step = 2 * self.n_heads
             raise ValueError(

@@ -7,11 +7,11 @@ and keeps everything else of the chat checkpoint.
 import copy
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llama2_lib import rng
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import Attend, Transformer, causal
 
 
 class ScalarModel(nn.Module):
@@ -32,11 +32,11 @@ class ScalarModel(nn.Module):
         ids: Int[Tensor, "batch seq"],
         *,
         positions: Int[Tensor, "batch seq"] | None = None,
-        visible: Bool[Tensor, "#batch seq keys"] | None = None,
+        attend: Attend = causal,
         since: int = 0,
     ) -> Float[Tensor, "batch wanted"]:
         """Return the number at every position from `since` on; see `Transformer` for the rest."""
-        hidden = self.backbone.hidden(ids, positions=positions, visible=visible, since=since)
+        hidden = self.backbone.hidden(ids, positions=positions, attend=attend, since=since)
         numbers = self.head(hidden)[..., 0]
         return numbers if numbers.dtype == torch.float64 else numbers.float()
 

@@ -1,17 +1,331 @@
-"""The decoder: embeddings, blocks, final norm, output head (paper section 2.2)."""
+"""Llama 2, read from the parts up: norm, rotation, feed-forward, attention, cache, block, decoder.
 
-from collections.abc import Sequence
+Paper section 2.2; grouped-query attention is ablated in A.2.1. Names are Meta's, so that real
+weights load.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
 from llama2_lib import rng
-from llama2_lib.model.attention import Attention
-from llama2_lib.model.cache import KVCache, LayerCache
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.layers import FeedForward, RMSNorm, rotary_table
+
+
+class RMSNorm(nn.Module):
+    """Divide each vector by its root mean square, then scale it by a learned gain."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Return g * x / sqrt(mean(x^2) + eps), computed in fp32 for half-precision input."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+@lru_cache(maxsize=32)
+def rotary_table(
+    head_dim: int,
+    n_positions: int,
+    theta: float,
+    dtype: torch.dtype = torch.complex64,
+    device: torch.device | str = "cpu",
+) -> Complex[Tensor, "n_positions pairs"]:
+    """Return exp(i * position * theta^(-2j / head_dim)) for each position and pair j.
+
+    Not a buffer of the model: `model.to(torch.bfloat16)` would round it, or drop its
+    imaginary part.
+    """
+    # A table first made while generating serves training later, so it must not be an inference
+    # tensor, which autograd refuses.
+    with torch.inference_mode(False):
+        pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
+        speed = theta ** (-pair / head_dim)
+        angle = torch.outer(torch.arange(n_positions, dtype=torch.float64), speed)
+        return torch.polar(torch.ones_like(angle), angle).to(device, dtype)
+
+
+def apply_rotary(
+    x: Float[Tensor, "batch seq heads head_dim"],
+    rotation: Complex[Tensor, "#batch seq pairs"],
+) -> Float[Tensor, "batch seq heads head_dim"]:
+    """Turn each adjacent pair of numbers of a head by its position's angle (RoPE).
+
+    Complex numbers, as in Meta's code: one multiplication that the CPU vectorises. Spelled
+    with sines and cosines the same rotation took 4 to 6 times as long (`docs/log.md`).
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation.unsqueeze(2)).flatten(-2).type_as(x)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: W2(SiLU(W1 x) * W3 x), without biases."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Map each position by itself; no position sees another here."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def attention_weights(
+    q: Float[Tensor, "batch q_len heads head_dim"],
+    k: Float[Tensor, "batch kv_len kv_heads head_dim"],
+    visible: Bool[Tensor, "#batch q_len kv_len"],
+) -> Float[Tensor, "batch heads q_len kv_len"]:
+    """Return how much each query head takes from each position; every row sums to 1.
+
+    Query head `h` reads key/value head `h // (heads // kv_heads)`, as in Meta's `repeat_kv`.
+
+    Args:
+        q: Queries, already projected and rotated.
+        k: Keys, likewise.
+        visible: True where the query (row) may look at the key (column); no row all False.
+    """
+    kv_heads, head_dim = k.shape[2:]
+    q = rearrange(q, "b q (kv group) d -> b kv group q d", kv=kv_heads)
+    scores = einsum(q, k, "b kv group q d, b k kv d -> b kv group q k") * head_dim**-0.5
+    scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
+    return rearrange(scores.softmax(dim=-1), "b kv group q k -> b (kv group) q k")
+
+
+def grouped_query_attention(
+    q: Float[Tensor, "batch q_len heads head_dim"],
+    k: Float[Tensor, "batch kv_len kv_heads head_dim"],
+    v: Float[Tensor, "batch kv_len kv_heads head_dim"],
+    visible: Bool[Tensor, "#batch q_len kv_len"],
+) -> Float[Tensor, "batch q_len heads head_dim"]:
+    """Attention in which `heads // kv_heads` query heads share one key/value head.
+
+    The definition, written out: the model itself calls PyTorch's fused kernel, and a test
+    holds the two together.
+    """
+    weights = rearrange(
+        attention_weights(q, k, visible), "b (kv group) q k -> b kv group q k", kv=v.shape[2]
+    )
+    mixed = einsum(weights, v, "b kv group q k, b k kv d -> b q kv group d")
+    return rearrange(mixed, "b q kv group d -> b q (kv group) d")
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Who sees whom: from queries, keys and values, each (batch, heads, seq, head_dim) with fewer heads
+in keys and values, to what every query takes from the values."""
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Let every token see itself and those before it; the queries are the last of the tokens."""
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    if n_queries == n_keys > 1:
+        return _fused(q, k, v, is_causal=True)
+    if n_queries == 1:
+        return _fused(q, k, v)
+    # PyTorch's own causal mask starts at the upper left; these queries stand at the end.
+    visible = torch.ones(1, n_queries, n_keys, dtype=torch.bool, device=q.device)
+    return _fused(q, k, v, visible.tril(n_keys - n_queries))
+
+
+def masked(visible: Bool[Tensor, "#batch seq keys"]) -> Attend:
+    """Let a token (row) see a token (column) where `visible` is True; no row may be all False."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _fused(q, k, v, visible[:, visible.shape[1] - q.shape[2] :])
+
+    return attend
+
+
+def packed(lengths: Sequence[int]) -> Attend:
+    """Let documents of `lengths`, which stand row after row in a batch, see only themselves.
+
+    Costs the square of each document's length. A mask over the rows gives the same and costs the
+    square of a row's.
+
+    Raises:
+        ValueError: when called, if the documents do not fill the rows.
+    """
+    ends = list(accumulate(lengths))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch, seq = q.shape[0], k.shape[2]
+        if q.shape[2] < seq:
+            raise ValueError("packed documents are read whole; give no `since` beside them.")
+        rows = {seq * row for row in range(1, batch + 1)}
+        if min(lengths, default=0) < 1 or not rows <= {*ends} or ends[-1] != batch * seq:
+            raise ValueError(
+                f"lengths must fill {batch} rows of {seq} tokens with documents that end where "
+                f"their row does; got documents that end at {ends}."
+            )
+        parts = (rearrange(x, "b h t d -> 1 h (b t) d").split(list(lengths), 2) for x in (q, k, v))
+        grouped = q.shape[1] != k.shape[1]
+        mixed = [
+            F.scaled_dot_product_attention(*document, is_causal=True, enable_gqa=grouped)
+            for document in zip(*parts, strict=True)
+        ]
+        return rearrange(torch.cat(mixed, dim=2), "1 h (b t) d -> b h t d", b=batch)
+
+    return attend
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Call PyTorch's kernel."""
+    mask = None if visible is None else visible[:, None]
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.shape[2] == 1:
+        # One query a head: the heads of a group can stand in for a query axis, so the kernel
+        # reads each key once instead of once a query head.
+        as_queries = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        return F.scaled_dot_product_attention(as_queries, k, v, attn_mask=mask).reshape(q.shape)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+    )
+
+
+class LayerCache:
+    """Keys and values of one layer, preallocated up to `max_len` tokens."""
+
+    def __init__(self, k: Tensor, v: Tensor):
+        self.k, self.v = k, v
+        """Each (batch, kv_heads, max_len, head_dim)."""
+
+    def extend(
+        self,
+        k: Float[Tensor, "batch kv_heads new head_dim"],
+        v: Float[Tensor, "batch kv_heads new head_dim"],
+        start: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Write `k` and `v` at slots `start...` and return all keys and values so far."""
+        end = start + k.shape[2]
+        self.k[:, :, start:end] = k
+        self.v[:, :, start:end] = v
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, so that none is computed twice.
+
+    Given as `attend` to a `Transformer`, it lets new tokens see themselves, each other's past and
+    all that is in the cache, and takes them in.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        max_len: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        padding: Int[Tensor, " batch"] | None = None,
+    ):
+        shape = (batch, config.n_kv_heads, max_len, config.head_dim)
+        self.layers = [
+            LayerCache(
+                torch.zeros(shape, device=device, dtype=dtype),
+                torch.zeros(shape, device=device, dtype=dtype),
+            )
+            for _ in range(config.n_layers)
+        ]
+        self.length = 0
+        """Slots filled in every layer."""
+        self.padding = padding
+        """How many of the first slots of a row hold padding, which no token sees; None: none do."""
+        self.slots = torch.arange(max_len, device=device)
+
+    @property
+    def max_len(self) -> int:
+        """Slots there are."""
+        return len(self.slots)
+
+    def attends(self, n_new: int) -> list[Attend]:
+        """Return for each layer how the next `n_new` tokens attend, after they have joined it."""
+        visible = self.visible(n_new)
+        attend = causal if visible is None else masked(visible)
+
+        def join(layer: LayerCache, start: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, *layer.extend(k, v, start))
+
+        return [partial(join, layer, self.length) for layer in self.layers]
+
+    def visible(self, n_new: int) -> Bool[Tensor, "batch n_new keys"] | None:
+        """Return where the next `n_new` tokens may look; None if that is all before them."""
+        if self.padding is None:
+            return None
+        keys = self.slots[: self.length + n_new]
+        own = keys[self.length :, None]
+        real = keys >= self.padding[:, None, None]
+        # A padding token looks at itself: a softmax over nothing would be NaN.
+        return (real & (keys <= own)) | (keys == own)
+
+    def positions(self, n_new: int) -> Int[Tensor, "batch n_new"] | None:
+        """Return the rotary positions of the next `n_new` tokens; None if they just count on."""
+        if self.padding is None:
+            return None
+        own = self.slots[self.length : self.length + n_new]
+        return (own - self.padding[:, None]).clamp(min=0)
+
+    def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep the sequences `rows`, in that order; one that is named twice is copied."""
+        for layer in self.layers:
+            layer.k, layer.v = layer.k.index_select(0, rows), layer.v.index_select(0, rows)
+        if self.padding is not None:
+            self.padding = self.padding[rows]
+
+    def n_bytes(self) -> int:
+        """Return the memory held, in bytes."""
+        return sum(
+            x.numel() * x.element_size() for layer in self.layers for x in (layer.k, layer.v)
+        )
+
+
+class Attention(nn.Module):
+    """Project, rotate, attend, project back. No biases."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
+        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+
+    def project(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        rotation: Complex[Tensor, "#batch seq pairs"],
+        since: int = 0,
+    ) -> tuple[
+        Float[Tensor, "batch wanted heads head_dim"],
+        Float[Tensor, "batch seq kv_heads head_dim"],
+        Float[Tensor, "batch seq kv_heads head_dim"],
+    ]:
+        """Return rotated queries of the positions from `since` on, rotated keys, and values."""
+        q = self.wq(x[:, since:]).unflatten(-1, (-1, self.head_dim))
+        k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wk, self.wv))
+        return apply_rotary(q, rotation[:, since:]), apply_rotary(k, rotation), v
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        rotation: Complex[Tensor, "#batch seq pairs"],
+        attend: Attend = causal,
+        since: int = 0,
+    ) -> Float[Tensor, "batch wanted dim"]:
+        """Return what the positions from `since` on take from those they see."""
+        q, k, v = (t.transpose(1, 2) for t in self.project(x, rotation, since))
+        return self.wo(attend(q, k, v).transpose(1, 2).flatten(-2))
 
 
 class TransformerBlock(nn.Module):
@@ -28,22 +342,17 @@ class TransformerBlock(nn.Module):
         self,
         x: Float[Tensor, "batch seq dim"],
         rotation: Complex[Tensor, "#batch seq pairs"],
-        visible: Bool[Tensor, "#batch seq keys"] | None = None,
-        cache: LayerCache | None = None,
-        start: int = 0,
+        attend: Attend = causal,
         since: int = 0,
-        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch wanted dim"]:
         """Return h + FFN(norm(h)) with h = x + Attention(norm(x)), from position `since` on."""
-        attended = self.attention(
-            self.attention_norm(x), rotation, visible, cache, start, since, lengths
-        )
-        h = x[:, since:] + attended
+        attended = self.attention(self.attention_norm(x), rotation, attend, since)
+        h = x[:, since:] + attended  # after it: the order decides how gradients of x add up
         return h + self.feed_forward(self.ffn_norm(h))
 
 
 class Transformer(nn.Module):
-    """A Llama 2. Parameter names are Meta's, so that real weights load."""
+    """A decoder: embeddings, blocks, final norm, output layer."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -58,29 +367,23 @@ class Transformer(nn.Module):
         ids: Int[Tensor, "batch seq"],
         *,
         positions: Int[Tensor, "batch seq"] | None = None,
-        visible: Bool[Tensor, "#batch seq keys"] | None = None,
-        lengths: Sequence[int] | None = None,
-        cache: KVCache | None = None,
+        attend: Attend | KVCache = causal,
     ) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of each next token, in fp32 (fp64 for an fp64 model).
 
         Args:
             ids: Token ids.
             positions: Rotary position of each token; counted from the cache's end if left out.
-            visible: True where a token (row) may look at a key (column); causal if left out.
-            lengths: Of documents packed into the rows, row after row. Each is read as if it stood
-                alone: this takes the place of `positions` and `visible`.
-            cache: Keys and values of the tokens before these; extended in place.
+            attend: Who sees whom: `causal`, `masked(visible)`, `packed(lengths)`, or a `KVCache`,
+                which holds the tokens before these and is extended in place.
 
         Raises:
-            ValueError: The sequence does not fit `max_seq_len`, or the cache; or the documents do
-                not fill the rows.
+            ValueError: The sequence does not fit `max_seq_len`, or the cache; an id is none of the
+                vocabulary; or packed documents do not fill the rows.
         """
-        return self.head(
-            self.hidden(ids, positions=positions, visible=visible, lengths=lengths, cache=cache)
-        )
+        return self.logits(self.hidden(ids, positions=positions, attend=attend))
 
-    def head(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+    def logits(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """Return the logits of normalised hidden states."""
         logits = self.output(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -90,12 +393,10 @@ class Transformer(nn.Module):
         ids: Int[Tensor, "batch seq"],
         *,
         positions: Int[Tensor, "batch seq"] | None = None,
-        visible: Bool[Tensor, "#batch seq keys"] | None = None,
-        lengths: Sequence[int] | None = None,
-        cache: KVCache | None = None,
+        attend: Attend | KVCache = causal,
         since: int = 0,
     ) -> Float[Tensor, "batch wanted dim"]:
-        """Return the hidden states after the final norm: what `head` and value heads read.
+        """Return the hidden states after the final norm: what `logits` and scalar heads read.
 
         Of positions before `since` the last block computes keys and values only, and they are
         left out of what is returned; see `forward` for the other arguments.
@@ -103,37 +404,33 @@ class Transformer(nn.Module):
         Raises:
             ValueError: as in `forward`, or `since` is no position.
         """
-        if not 0 <= since < ids.shape[1]:
-            raise ValueError(f"since must lie in 0...{ids.shape[1] - 1}; got {since}.")
-        start = cache.length if cache is not None else 0
-        end = start + ids.shape[1]
-        limit = self.config.max_seq_len
+        n_new = ids.shape[1]
+        if not 0 <= since < n_new:
+            raise ValueError(f"since must lie in 0...{n_new - 1}; got {since}.")
+        cache = attend if isinstance(attend, KVCache) else None
+        start, limit = 0, self.config.max_seq_len
         if cache is not None:
-            limit = min(limit, cache.max_len)
-        if end > limit:
+            start, limit = cache.length, min(limit, cache.max_len)
+            positions = cache.positions(n_new) if positions is None else positions
+        if start + n_new > limit:
             raise ValueError(
-                f"a sequence must fit {limit} tokens; got {end}. Shorten it, or use a model with "
-                "a larger max_seq_len."
+                f"a sequence must fit {limit} tokens; got {start + n_new}. Shorten it, or use a "
+                "model with a larger max_seq_len."
             )
-        if visible is None and start > 0 and ids.shape[1] > 1:
-            # PyTorch's own causal mask starts at the upper left; new tokens stand at the end.
-            visible = torch.ones(1, ids.shape[1], end, dtype=torch.bool, device=ids.device)
-            visible = visible.tril(start)
-        if lengths is not None:
-            if positions is not None or visible is not None or cache is not None or since:
-                raise ValueError(
-                    "lengths say which tokens see each other and where positions restart, for "
-                    "whole rows; give no positions, visible, cache or since beside them."
-                )
-            positions = _within(lengths, ids)
-        h = self.tok_embeddings(ids)
+        try:
+            h = self.tok_embeddings(ids)
+        except IndexError:
+            raise ValueError(
+                f"ids must lie in 0...{self.config.vocab_size - 1}; got {int(ids.min())}..."
+                f"{int(ids.max())}. Is it the tokenizer the model was trained with?"
+            ) from None
         rotation = self.rotation(h, positions, start)
-        for index, layer in enumerate(self.layers):
-            kept = cache and cache.layers[index]
-            unread = since if index + 1 == len(self.layers) else 0
-            h = layer(h, rotation, visible, kept, start, unread, lengths)
+        attends = [attend] * len(self.layers) if cache is None else cache.attends(n_new)
+        last = len(self.layers) - 1
+        for index, (layer, attend_here) in enumerate(zip(self.layers, attends, strict=True)):
+            h = layer(h, rotation, attend_here, since if index == last else 0)
         if cache is not None:
-            cache.length = end
+            cache.length += n_new
         return self.norm(h)
 
     def rotation(
@@ -154,19 +451,6 @@ class Transformer(nn.Module):
         if positions is not None:
             return table[positions]
         return table[start : start + h.shape[1]].unsqueeze(0)
-
-
-def _within(lengths: Sequence[int], ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """Return the position of every token within its document."""
-    ends, (batch, seq) = list(accumulate(lengths)), ids.shape
-    rows = {seq * row for row in range(1, batch + 1)}
-    if min(lengths, default=0) < 1 or not rows <= {*ends} or ends[-1] != batch * seq:
-        raise ValueError(
-            f"lengths must fill {batch} rows of {seq} tokens with documents that end where their "
-            f"row does; got documents that end at {ends}."
-        )
-    counted = [torch.arange(length, device=ids.device) for length in lengths]
-    return torch.cat(counted).view(batch, seq)
 
 
 def initialise(model: Transformer, seed: int) -> Transformer:

@@ -1,9 +1,10 @@
 """Weights in and out: this course's artifacts and Hugging Face folders.
 
 Meta's `params.json` with `consolidated.*.pth` and llama2.c's `.bin` are recognised and refused
-with a message; their readers belong to the notebook on scaling out.
+with a message. Pickles are never opened.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ from llama2_lib.model.transformer import Transformer
 
 Model = TypeVar("Model", Transformer, ScalarModel)
 
+PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 HF_NAMES = {
     "model.embed_tokens": "tok_embeddings",
     "model.norm": "norm",
@@ -35,6 +37,7 @@ HF_NAMES = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+ROTATED = ("attention.wq", "attention.wk")
 
 
 def save_model(model: Transformer | ScalarModel, folder: Path) -> None:
@@ -64,15 +67,16 @@ def load_model(
 
     Raises:
         FileNotFoundError: The folder, its `config.json` or its weights are missing.
-        ValueError: The configuration is no Llama 2, or the weights do not fit it.
+        ValueError: The configuration is no Llama 2, or the weights do not fit it, are of mixed or
+            integer precision, or not finite.
     """
     folder = Path(path)
     document = _read_document(folder)
     config = _config(document, folder / "config.json")
-    weights = _read_shards(folder)
+    weights = _read_weights(folder)
     if "model_type" in document:
         weights = from_hugging_face(weights, config)
-    return build(config, weights, device), config
+    return build(config, _checked(weights, folder), device), config
 
 
 def load_scalar_model(path: Path | str, device: torch.device | str = "cpu") -> ScalarModel:
@@ -86,7 +90,7 @@ def load_scalar_model(path: Path | str, device: torch.device | str = "cpu") -> S
     config = _config(_read_document(folder), folder / "config.json")
     with torch.device("meta"):
         model = ScalarModel(Transformer(config))
-    return _filled(model, _read_shards(folder), device)
+    return _filled(model, _checked(_read_weights(folder), folder), device)
 
 
 def build(
@@ -104,15 +108,35 @@ def build(
 
 def _filled(model: Model, weights: dict[str, Tensor], device: torch.device | str) -> Model:
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in weights.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+    given = {name: tuple(t.shape) for name, t in weights.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
             raise ValueError(
                 f"weight {name} must have shape {wanted.get(name)}; the file has "
-                f"{found.get(name)}. Do config.json and the weights belong together?"
+                f"{given.get(name)}. Do config.json and the weights belong together?"
             )
     model.load_state_dict({name: t.to(device) for name, t in weights.items()}, assign=True)
     return model.eval()
+
+
+def _checked(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Refuse numbers that no model computes with. Norms may be in fp32 beside half precision."""
+    matrices = {name: t.dtype for name, t in weights.items() if "norm" not in name}
+    kinds = [*dict.fromkeys(matrices.values())]
+    norms = {t.dtype for name, t in weights.items() if name not in matrices}
+    if len(kinds) != 1 or kinds[0] not in PRECISIONS or norms - {kinds[0], torch.float32}:
+        raise ValueError(
+            f"{folder} must hold matrices of one precision, fp64, fp32, fp16 or bf16, and norms "
+            f"of that one or fp32; it holds {', '.join(sorted(map(str, {*kinds, *norms})))}. "
+            "Quantised weights cannot be read."
+        )
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{folder} must hold finite weights; {name} does not. The run that left it has "
+                "diverged, or the file is damaged."
+            )
+    return weights
 
 
 def from_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -125,24 +149,19 @@ def from_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[s
     for name, tensor in weights.items():
         if name.endswith("rotary_emb.inv_freq"):  # a constant that old exports stored
             continue
-        name = re.sub(r"^model\.layers\.", "layers.", name)
-        stem = name.removesuffix(".weight")
-        layer = re.match(r"layers\.\d+\.", stem)
-        prefix = layer.group() if layer else ""
-        meta_name = HF_NAMES.get(stem.removeprefix(prefix))
+        layer, stem = _split(name)
+        meta_name = HF_NAMES.get(stem)
         if meta_name is None or not name.endswith(".weight"):
             raise ValueError(f"{name} is not a weight of a Llama 2 without biases; cannot load it.")
-        if meta_name in ("attention.wq", "attention.wk"):
-            if len(tensor) % config.head_dim:
+        if meta_name in ROTATED:
+            if tensor.dim() != 2 or len(tensor) % config.head_dim:
                 raise ValueError(
-                    f"{name} must hold heads of {config.head_dim} rows; the file has "
-                    f"{len(tensor)} rows. Do config.json and the weights belong together?"
+                    f"{name} must hold heads of {config.head_dim} rows; the file has shape "
+                    f"{tuple(tensor.shape)}. Do config.json and the weights belong together?"
                 )
-            tensor = rearrange(
-                tensor, "(head half pair) dim -> (head pair half) dim",
-                half=2, pair=config.head_dim // 2,
-            )  # fmt: skip
-        renamed[f"{prefix}{meta_name}.weight"] = tensor
+            pattern = "(head half pair) dim -> (head pair half) dim"
+            tensor = rearrange(tensor, pattern, half=2, pair=config.head_dim // 2)
+        renamed[f"{layer}{meta_name}.weight"] = tensor
     return renamed
 
 
@@ -151,27 +170,33 @@ def to_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[str
     names = {meta: hf for hf, meta in HF_NAMES.items()}
     renamed = {}
     for name, tensor in weights.items():
-        stem = name.removesuffix(".weight")
-        layer = re.match(r"layers\.\d+\.", stem)
-        prefix = layer.group() if layer else ""
-        meta_name = stem.removeprefix(prefix)
-        if meta_name in ("attention.wq", "attention.wk"):
-            tensor = rearrange(
-                tensor, "(head pair half) dim -> (head half pair) dim",
-                half=2, pair=config.head_dim // 2,
-            )  # fmt: skip
-        renamed[f"{'model.' if prefix else ''}{prefix}{names[meta_name]}.weight"] = tensor
+        layer, meta_name = _split(name)
+        if meta_name in ROTATED:
+            pattern = "(head pair half) dim -> (head half pair) dim"
+            tensor = rearrange(tensor, pattern, half=2, pair=config.head_dim // 2)
+        renamed[f"{'model.' if layer else ''}{layer}{names[meta_name]}.weight"] = tensor
     return renamed
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return "layers.3." or nothing, and the rest of a weight's name."""
+    stem = re.sub(r"^model\.layers\.", "layers.", name).removesuffix(".weight")
+    layer = "".join(re.findall(r"^layers\.\d+\.", stem))
+    return layer, stem.removeprefix(layer)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON; it cannot be read: {error}") from None
 
 
 def _read_document(folder: Path) -> dict[str, Any]:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise FileNotFoundError(f"{folder} must hold a config.json.{_what_is_it(folder)}")
-    try:
-        document = json.loads(config_path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{config_path} must be JSON; it cannot be read: {error}") from None
+    document = _read_json(config_path)
     if not isinstance(document, dict):
         raise ValueError(
             f"{config_path} must describe a Llama 2; it holds no fields but {str(document)[:60]!r}."
@@ -182,69 +207,137 @@ def _read_document(folder: Path) -> dict[str, Any]:
 def _config(document: dict[str, Any], path: Path) -> ModelConfig:
     """Read our own config, or translate Hugging Face's."""
     try:
-        if "model_type" not in document:
-            return ModelConfig(**document)
-        if document["model_type"] != "llama":
-            raise ValueError(f"model_type must be llama; got {document['model_type']!r}.")
-        rope = document.get("rope_parameters") or {}
-        scaling = document.get("rope_scaling") or {}
-        # Both spellings have been written into either place.
-        kinds = {place.get(key) for place in (rope, scaling) for key in ("rope_type", "type")}
-        if kinds - {None, "default"}:
-            raise ValueError("scaled rotary positions are not Llama 2's; cannot load them.")
-        if document.get("tie_word_embeddings", False):
-            raise ValueError("Llama 2 has separate input and output tables; these are tied.")
-        if document.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act must be silu; got {document['hidden_act']!r}.")
-        dim, hidden = document["hidden_size"], document["intermediate_size"]
-        return ModelConfig(
-            vocab_size=document["vocab_size"],
-            dim=dim,
-            n_layers=document["num_hidden_layers"],
-            n_heads=document["num_attention_heads"],
-            n_kv_heads=document.get("num_key_value_heads") or document["num_attention_heads"],
-            # The stored width replaces Meta's rule: rounding "up to a multiple of itself".
-            multiple_of=hidden,
-            ffn_dim_multiplier=min(1.0, hidden / int(2 * 4 * dim / 3)),
-            max_seq_len=document["max_position_embeddings"],
-            rope_theta=float(rope.get("rope_theta") or document.get("rope_theta", 10_000.0)),
-            norm_eps=document["rms_norm_eps"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        return (_from_hugging_faces if "model_type" in document else _from_ours)(document)
+    except ValueError as error:
         raise ValueError(f"{path} must describe a Llama 2; {error}") from None
 
 
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    """Read every safetensors file that the folder names, or the only one it has."""
+def _from_ours(document: dict[str, Any]) -> ModelConfig:
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    if "hidden_size" in document:
+        raise ValueError("it has Hugging Face's fields without their model_type, which says whose.")
+    if lacking := sorted(names - document.keys()):
+        raise ValueError(f"it lacks {', '.join(lacking)}.")
+    if unknown := sorted(document.keys() - names):
+        raise ValueError(f"it has the unknown fields {', '.join(unknown)}.")
+    return ModelConfig(**document)
+
+
+def _from_hugging_faces(document: dict[str, Any]) -> ModelConfig:
+    if document["model_type"] != "llama":
+        raise ValueError(f"model_type must be llama; got {document['model_type']!r}.")
+    needed = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "max_position_embeddings", "rms_norm_eps",
+    )  # fmt: skip
+    if lacking := [name for name in needed if document.get(name) is None]:
+        raise ValueError(f"it lacks {', '.join(lacking)}.")
+    for name in needed[:-1]:
+        if type(document[name]) is not int or document[name] < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on; got {document[name]!r}.")
+    dim, hidden, n_heads = (document[name] for name in (*needed[1:3], "num_attention_heads"))
+    if (head_dim := document.get("head_dim")) not in (None, dim // n_heads):
+        raise ValueError(f"head_dim must be {dim} / {n_heads}, as in Llama 2; got {head_dim!r}.")
+    if document.get("quantization_config"):
+        raise ValueError("its weights are quantised; take the model in bf16, fp16 or fp32.")
+    if document.get("tie_word_embeddings", False):
+        raise ValueError("Llama 2 has separate input and output tables; these are tied.")
+    if document.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act must be silu; got {document['hidden_act']!r}.")
+    theta = document.get("rope_theta")
+    for name in ("rope_scaling", "rope_parameters"):  # both spellings are found in either place
+        rope = document.get(name) or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{name} must be null or an object; got {rope!r}.")
+        kinds = {rope.get("rope_type"), rope.get("type")} - {None}
+        if kinds - {"default"} or (not kinds and rope.keys() - {"rope_theta"}):
+            raise ValueError(f"scaled rotary positions are not Llama 2's; {name} asks for {rope}.")
+        theta = rope.get("rope_theta", theta)
+    kv_heads = document.get("num_key_value_heads")
+    return ModelConfig(
+        vocab_size=document["vocab_size"],
+        dim=dim,
+        n_layers=document["num_hidden_layers"],
+        n_heads=n_heads,
+        n_kv_heads=n_heads if kv_heads is None else kv_heads,
+        # The stored width replaces Meta's rule: rounding "up to a multiple of itself".
+        multiple_of=hidden,
+        ffn_dim_multiplier=min(1.0, hidden / int(2 * 4 * dim / 3)),
+        max_seq_len=document["max_position_embeddings"],
+        rope_theta=10_000.0 if theta is None else theta,
+        norm_eps=document["rms_norm_eps"],
+    )
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read `model.safetensors`, or every file that its index names."""
     index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f"{index} must map weights to files; it cannot be read. Fetch it again."
-            ) from None
-    else:
-        names = ["model.safetensors"]
+        document = _read_json(index)
+        shards = document.get("weight_map") if isinstance(document, dict) else None
+        if not (isinstance(shards, dict) and all(isinstance(f, str) for f in shards.values())):
+            raise ValueError(f"{index} must map weights to files; it does not. Fetch it again.")
+        names = sorted(set(shards.values()))
+        if outside := [name for name in names if name in ("", "..") or name != Path(name).name]:
+            raise ValueError(f"{index} must name files beside it; it names {outside[0]!r}.")
     weights: dict[str, Tensor] = {}
     for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} must exist.{_what_is_it(folder)}")
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} must exist.{_what_is_it(folder)}")
         try:
-            weights |= load_file(folder / name)
+            part = load_file(path)
         except SafetensorError as error:
             raise ValueError(
-                f"{folder / name} must be a whole safetensors file; it cannot be read: {error}. "
-                "It was cut off: fetch or build it again."
+                f"{path} must be a whole safetensors file; it cannot be read: {error}. "
+                f"{_what_is_wrong(path)}"
             ) from None
+        if twice := sorted(weights.keys() & part.keys()):
+            raise ValueError(
+                f"{path} must hold weights of its own; {twice[0]} stands in a file before it too. "
+                "Are these the shards of one model?"
+            )
+        weights |= part
     return weights
 
 
 def _what_is_it(folder: Path) -> str:
     """Say what a folder that cannot be loaded looks like."""
+    if folder.is_file():
+        kind = " of llama2.c" if folder.suffix == ".bin" else ""
+        return f" It is a file{kind}; only folders in Hugging Face's layout can be read."
     if not folder.is_dir():
         return " There is no such folder."
     if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
-        return " This looks like Meta's original layout; convert it to Hugging Face's first."
-    found = sorted(path.name for path in folder.iterdir())[:5]
-    return f" It holds {', '.join(found) or 'nothing'}."
+        return " This is Meta's original layout, which cannot be read; take Hugging Face's."
+    index = "model.safetensors.index.json"
+    if any(folder.glob("*-of-*.safetensors")) and not (folder / index).is_file():
+        return f" It holds shards, but no {index} that names them all."
+    names = sorted(path.name for path in folder.iterdir())[:5]
+    return f" It holds {', '.join(names) or 'nothing'}."
+
+
+def _what_is_wrong(path: Path) -> str:
+    """Say what a file looks like that is no safetensors file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(200)
+        file.seek(8)
+        length = int.from_bytes(start[:8], "little")
+        header = file.read(min(length, 100_000_000))
+    if start.startswith(b"version https://git-lfs"):
+        return "It is a pointer of git-LFS: fetch the file itself with `git lfs pull`."
+    if start.lstrip()[:1] == b"<":
+        return "It is a web page, sent in place of the file: fetch it again."
+    try:
+        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        length += max(entry["data_offsets"][1] for entry in tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    else:
+        if size > 8 + length:
+            return f"It has {size - 8 - length} bytes too many: fetch or build it again."
+    if size < 9 or (header[:1] == b"{" and size < 8 + length):
+        return "It was cut off: fetch or build it again."
+    return "It is damaged: fetch or build it again."

@@ -1,10 +1,24 @@
-"""Language-model losses: every next token, or only the marked ones (paper sections 2.2, 3.1)."""
+"""Language-model losses: every next token, or only the marked ones (paper sections 2.2, 3.1).
+
+A loss is a sum and a count, so that batches of unequal size combine exactly.
+"""
+
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llama2_lib.objectives.terms import LossTerm
+
+class LossTerm(NamedTuple):
+    """A loss before averaging. Divide once, by the count of the whole optimiser step."""
+
+    total: Float[Tensor, ""]
+    """Sum over the counted items; `backward` is called on this."""
+    count: Float[Tensor, ""]
+    """How many items were counted: tokens for a language model, pairs for a reward model."""
+    metrics: dict[str, Float[Tensor, ""]]
+    """Detached scalars for the log, already averaged."""
 
 
 def next_token_loss(

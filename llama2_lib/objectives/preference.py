@@ -1,38 +1,23 @@
 """Losses of the reward models (paper section 3.2.2, appendix A.3.3 and A.3.4)."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llama2_lib.objectives.terms import LossTerm
-from llama2_lib.world.annotators import GRADES
-
-MARGINS: Mapping[str, tuple[float, ...]] = MappingProxyType(
-    {
-        "none": (0.0, 0.0, 0.0, 0.0),
-        "small": (1.0, 2 / 3, 1 / 3, 0.0),
-        "large": (3.0, 2.0, 1.0, 0.0),
-    }
-)
-"""Margin of each grade, by schedule (paper table 27)."""
+from llama2_lib.objectives.language import LossTerm
 
 
-def margins(grades: Sequence[str], schedule: str) -> Float[Tensor, " pairs"]:
-    """Return m(r) of equation 2 for each pair.
+def margins(grades: Sequence[str], table: Mapping[str, float]) -> Float[Tensor, " pairs"]:
+    """Return m(r) of equation 2 for each pair: the margin of its grade.
 
     Raises:
-        ValueError: A grade or the schedule is unknown.
+        ValueError: The table has no margin for a grade.
     """
-    if schedule not in MARGINS:
-        raise ValueError(f"the margin schedule must be one of {[*MARGINS]}; got {schedule!r}.")
-    table: dict[str, float] = dict(zip(GRADES, MARGINS[schedule], strict=True))
-    unknown = sorted(set(grades) - set(table))
-    if unknown:
-        raise ValueError(f"a grade must be one of {GRADES}; got {unknown}.")
+    if unknown := sorted(set(grades) - set(table)):
+        raise ValueError(f"a grade must be one of {[*table]}; got {unknown}.")
     return torch.tensor([table[grade] for grade in grades])
 
 
@@ -50,6 +35,9 @@ def ranking_loss(
         chosen: Raw scores of the preferred answers.
         rejected: Raw scores of the others.
         margin: m(r) of each pair; 0 if left out.
+
+    Raises:
+        ValueError: There are no pairs.
     """
     gap = chosen - rejected
     # logsigmoid and not log(sigmoid): the latter is -inf from a gap of -104 on in fp32.
@@ -61,9 +49,18 @@ def ranking_loss(
 def pairwise_accuracy(
     chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"]
 ) -> Float[Tensor, ""]:
-    """Return the share of pairs in which the chosen answer scores higher; a tie counts half."""
+    """Return the share of pairs in which the chosen answer scores higher; a tie counts half.
+
+    A score that is not a number makes the share none either.
+
+    Raises:
+        ValueError: There are no pairs.
+    """
     gap = (chosen - rejected).detach()
-    return ((gap > 0).to(gap.dtype) + 0.5 * (gap == 0).to(gap.dtype)).mean()
+    if not len(gap):
+        raise ValueError("a comparison needs at least one pair; got none.")
+    wins = (gap > 0).to(gap.dtype) + 0.5 * (gap == 0).to(gap.dtype)
+    return wins.masked_fill(gap.isnan(), float("nan")).mean()
 
 
 def safety_auxiliary_loss(

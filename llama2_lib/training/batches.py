@@ -1,18 +1,40 @@
-"""Packing: documents laid end to end and cut into rows of one length (paper section 2.2).
+"""Batches of documents, dialogs and preference pairs.
 
-A batch is a pure function of its step number, so a run resumes by asking for the next number:
-there is no iterator state to save.
+A batch is a pure function of its number, so a run resumes by asking for the next number: there is
+no iterator state to save.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llama2_lib import rng
+from llama2_lib.model.transformer import masked, packed
+
+Epoch = TypeVar("Epoch")
+
+
+def epochs(
+    prepare: Callable[[int], Epoch], batches_per_epoch: int, start: int
+) -> Iterator[tuple[Epoch, int]]:
+    """Yield, for batch `start`, `start + 1`, ... without end, its epoch and its place in it.
+
+    An epoch is prepared once, when its first batch is asked for.
+    """
+    current, epoch = start // batches_per_epoch, prepare(start // batches_per_epoch)
+    for number in count(start):
+        if number // batches_per_epoch != current:
+            current, epoch = number // batches_per_epoch, prepare(number // batches_per_epoch)
+        yield epoch, number % batches_per_epoch
+
+
+# Documents, laid end to end and cut into rows of one length (paper section 2.2)
 
 
 class PackedBatch(NamedTuple):
@@ -73,19 +95,13 @@ class PackedCorpus:
                 f"a corpus must fill one batch of {batch_size} x {seq_len} tokens; this one has "
                 f"{self.n_tokens}. Make it larger or the batch smaller."
             )
-        current = -1
-        ids = document = np.empty(0)
         rows = np.arange(batch_size)[:, None] * seq_len + np.arange(seq_len + 1)
-        while True:
-            number, within = divmod(start, per_epoch)
-            if number != current:
-                (ids, document), current = self.epoch(seed, number), number
-            index = within * batch_size * seq_len + rows
+        for (ids, document), place in epochs(partial(self.epoch, seed), per_epoch, start):
+            index = place * batch_size * seq_len + rows
             yield PackedBatch(
                 torch.from_numpy(ids[index].astype(np.int64)),
                 torch.from_numpy(document[index].astype(np.int64)),
             )
-            start += 1
 
 
 def isolate(
@@ -95,30 +111,303 @@ def isolate(
 
     With them a document in a pack gets the logits that it would get alone.
     """
-    new = _begins(document)
-    index = torch.arange(document.shape[1], device=document.device).expand_as(document)
-    first = torch.where(new, index, 0).cummax(dim=1).values
+    index = torch.arange(document.shape[1], device=document.device)
     same = document[:, :, None] == document[:, None, :]
-    causal = index[0][:, None] >= index[0][None, :]
-    return index - first, same & causal
+    return _restarted(document), same & (index[:, None] >= index[None, :])
 
 
 def apart(document: Int[Tensor, "batch seq"]) -> dict[str, Any]:
     """Return the arguments with which a `Transformer` reads every document as if it were alone.
 
-    On a CPU the lengths, so that attention costs the squares of the documents and not of the
-    rows. Elsewhere positions and mask of `isolate`: their shapes stay the same, which
-    `torch.compile` needs. The logits are the same up to rounding.
+    On a CPU the documents are `packed`, so that attention costs the squares of the documents and
+    not of the rows. Elsewhere they are `masked`: the shapes stay the same, which `torch.compile`
+    needs. The logits are the same up to rounding.
     """
-    if document.device.type == "cpu":
-        begins = _begins(document).flatten().nonzero()[:, 0].tolist()
-        return {"lengths": np.diff([*begins, document.numel()]).tolist()}
-    positions, visible = isolate(document)
-    return {"positions": positions, "visible": visible}
+    if document.device.type != "cpu":
+        positions, visible = isolate(document)
+        return {"positions": positions, "attend": masked(visible)}
+    positions = _restarted(document)
+    begins = (positions == 0).flatten().nonzero()[:, 0].tolist()
+    lengths = np.diff([*begins, document.numel()]).tolist()
+    return {"positions": positions, "attend": packed(lengths)}
 
 
-def _begins(document: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
-    """Return True at every document's first token; a row begins one."""
-    new = torch.ones_like(document, dtype=torch.bool)
-    new[:, 1:] = document[:, 1:] != document[:, :-1]
-    return new
+def _restarted(document: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Return positions that start from 0 in every document; a row begins one."""
+    begins = torch.ones_like(document, dtype=torch.bool)
+    begins[:, 1:] = document[:, 1:] != document[:, :-1]
+    index = torch.arange(document.shape[1], device=document.device).expand_as(document)
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
+
+
+# Dialogs, whole and side by side in rows of one length (paper section 3.1)
+
+Example = tuple[Sequence[int], Sequence[bool]]
+"""Ids and loss mask, as `encode_example` returns them: mask[t] marks that id t is a TARGET."""
+
+PAD_ID = 0
+
+
+class DialogBatch(NamedTuple):
+    """Rows of whole examples, one token longer than the model's input."""
+
+    ids: Int[Tensor, "batch seq+1"]
+    loss_mask: Bool[Tensor, "batch seq+1"]
+    """True where a token is a target; never at an example's first token, never at padding."""
+    document: Int[Tensor, "batch seq+1"]
+    """Number of the example within its row; padding has a number of its own."""
+
+
+def check_example(example: Example, index: int = 0) -> None:
+    """Refuse an example that teaches nothing, or whose mask marks what nothing comes before.
+
+    Raises:
+        ValueError: naming the example by its index.
+    """
+    ids, loss_mask = example
+    if len(ids) != len(loss_mask):
+        raise ValueError(
+            f"ids and loss mask must have the same length; example {index} has {len(ids)} and "
+            f"{len(loss_mask)}. Take both from encode_example."
+        )
+    if not any(loss_mask):
+        raise ValueError(
+            f"the loss mask must mark the answers; that of example {index} marks none of "
+            f"{len(ids)} tokens. Drop the example, or give it an answer."
+        )
+    if all(loss_mask):
+        raise ValueError(
+            f"the loss mask must leave out the prompt; that of example {index} marks all "
+            f"{len(ids)} tokens, so the model would learn to ask. Take it from encode_example."
+        )
+    if loss_mask[0]:
+        raise ValueError(
+            "the first token of an example cannot be a target, for nothing of it comes before; "
+            f"example {index} marks it. In a row it would be predicted from another dialog."
+        )
+
+
+def shorten(example: Example, longest: int) -> Example | None:
+    """Cut an example after the last answer that ends within `longest` tokens; None: none does.
+
+    No answer is ever cut inside, and no token is overwritten: an answer that was cut would teach
+    to stop in the middle, or never to stop.
+    """
+    ids, loss_mask = example
+    if len(ids) <= longest:
+        return example
+    ends = [t + 1 for t in range(longest) if loss_mask[t] and not loss_mask[t + 1]]
+    return (ids[: ends[-1]], loss_mask[: ends[-1]]) if ends else None
+
+
+class Shortened(NamedTuple):
+    """Examples that fit, and what became of the others."""
+
+    examples: list[Example]
+    n_shortened: int
+    n_dropped: int
+
+
+def shorten_all(examples: Sequence[Example], longest: int) -> Shortened:
+    """Check and `shorten` every example; those of which nothing is left are counted.
+
+    Raises:
+        ValueError: as in `check_example`.
+    """
+    for index, example in enumerate(examples):
+        check_example(example, index)
+    cut = [shorten(example, longest) for example in examples]
+    fitting = [example for example in cut if example is not None]
+    n_whole = sum(len(ids) <= longest for ids, _ in examples)
+    return Shortened(fitting, len(fitting) - n_whole, len(cut) - len(fitting))
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Return rows of indices: each item goes into the first row that still has room for it.
+
+    Raises:
+        ValueError: An item is longer than a row.
+    """
+    if max(lengths, default=0) > capacity:
+        raise ValueError(f"items must fit {capacity}; the longest has {max(lengths)}.")
+    rows: list[list[int]] = []
+    room = np.full(len(lengths), capacity)
+    for index, length in enumerate(lengths):
+        row = int(np.argmax(room[: len(rows) + 1] >= length))  # the one after the last is empty
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(index)
+        room[row] -= length
+    return rows
+
+
+class PackedDialogs:
+    """Examples laid whole into rows of `seq_len + 1` ids; the last of a row is a target only.
+
+    Pretraining cuts documents wherever a row ends. Here an example stays in one piece, since an
+    answer without its question teaches nothing: what is left of a row is padding. Padding stands
+    at the end, where causal attention never looks, and is never a target, so its id does not
+    matter. An example longer than a row is cut after the last answer that fits whole. One whose
+    first answer does not fit is left out. Both are counted, see `counts`.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, seq_len: int, seed: int = 0):
+        width = seq_len + 1
+        fitting, self.n_shortened, self.n_dropped = shorten_all(examples, width)
+        if not fitting:
+            raise ValueError(
+                f"of {len(examples)} examples none has an answer that ends within {width} "
+                "tokens, so there is nothing to learn from. Raise seq_len."
+            )
+        self.seed = seed
+        self.n_dialogs = len(fitting)
+        order = np.random.default_rng(rng.seed_from(seed, "pack")).permutation(len(fitting))
+        shuffled = [fitting[index] for index in order]
+        rows = first_fit([len(ids) for ids, _ in shuffled], width)
+        self.ids = np.full((len(rows), width), PAD_ID, dtype=np.int64)
+        self.loss_mask = np.zeros((len(rows), width), dtype=bool)
+        self.document = np.full((len(rows), width), -1, dtype=np.int64)
+        for row, members in enumerate(rows):
+            begin = 0
+            for number, member in enumerate(members):
+                ids, loss_mask = shuffled[member]
+                part = slice(begin, begin + len(ids))
+                self.ids[row, part], self.loss_mask[row, part] = ids, loss_mask
+                self.document[row, part] = number
+                begin += len(ids)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.ids)
+
+    @property
+    def n_targets(self) -> int:
+        """Number of tokens that are learned from."""
+        return int(self.loss_mask.sum())
+
+    def counts(self) -> dict[str, int]:
+        """Return what became of the examples, for the log: nothing is left out silently."""
+        return {
+            "dialogs": self.n_dialogs,
+            "shortened": self.n_shortened,
+            "dropped": self.n_dropped,
+            "rows": self.n_rows,
+            "targets": self.n_targets,
+            "padding": int((self.document < 0).sum()),
+        }
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Return into how many batches of at most `batch_size` rows an epoch is divided."""
+        return -(-self.n_rows // batch_size)
+
+    def batches(self, *, batch_size: int, start: int = 0) -> Iterator[DialogBatch]:
+        """Yield batch `start`, `start + 1`, ... without end, reshuffling the rows every epoch.
+
+        Every row comes once an epoch. The batches of an epoch differ by one row at most, so
+        that no step rests on a few leftover rows.
+        """
+        per_epoch = self.batches_per_epoch(batch_size)
+
+        def divided(epoch: int) -> list[np.ndarray]:
+            source = np.random.default_rng(rng.seed_from(self.seed, "epoch", epoch))
+            return np.array_split(source.permutation(self.n_rows), per_epoch)
+
+        for parts, place in epochs(divided, per_epoch, start):
+            columns = (self.ids, self.loss_mask, self.document)
+            yield DialogBatch(*(torch.from_numpy(column[parts[place]]) for column in columns))
+
+
+# Preference pairs: both answers in one forward pass (paper section 3.2.2)
+
+SORTED_TOGETHER = 16
+"""Batches whose pairs are sorted by length before they are divided, so that little is padding."""
+
+
+class EncodedPair(NamedTuple):
+    """Ids of prompt and answer, both times with the final EOS, and what the annotator said."""
+
+    chosen: list[int]
+    rejected: list[int]
+    margin: float = 0.0
+    safe: tuple[bool, bool] | None = None
+    """Safety labels of chosen and rejected; None in the helpfulness stream."""
+
+
+class PairBatch(NamedTuple):
+    """Chosen answers in the first half of the rows, the rejected ones in the same order after."""
+
+    ids: Int[Tensor, "2*pairs seq"]
+    lengths: Int[Tensor, " 2*pairs"]
+    """Real tokens of each row; padding stands on the right."""
+    margin: Float[Tensor, " pairs"]
+    is_safe: Bool[Tensor, " 2*pairs"]
+    """Safety labels; False where there is none."""
+    labelled: Bool[Tensor, " 2*pairs"]
+
+
+class PairedAnswers:
+    """Pairs that fit, and batches of them; what does not fit is left out and counted.
+
+    A pair whose answers have the same ids has a loss of ln 2 and no gradient. One that is too
+    long cannot be cut: the score stands on the last token.
+    """
+
+    def __init__(self, pairs: Sequence[EncodedPair], *, longest: int, seed: int = 0):
+        different = [pair for pair in pairs if pair.chosen != pair.rejected]
+        self.pairs = [p for p in different if max(len(p.chosen), len(p.rejected)) <= longest]
+        self.n_identical = len(pairs) - len(different)
+        self.n_too_long = len(different) - len(self.pairs)
+        self.seed = seed
+        if not self.pairs:
+            raise ValueError(
+                f"of {len(pairs)} pairs none can be learned from: {self.n_identical} have twice "
+                f"the same answer and {self.n_too_long} exceed {longest} tokens. Raise the "
+                "length, or look at the pairs."
+            )
+
+    def counts(self) -> dict[str, int]:
+        """Return what became of the pairs, for the log."""
+        return {
+            "pairs": len(self.pairs),
+            "identical": self.n_identical,
+            "too_long": self.n_too_long,
+        }
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Return into how many batches of at most `batch_size` pairs an epoch is divided."""
+        return -(-len(self.pairs) // batch_size)
+
+    def batches(self, *, batch_size: int, start: int = 0) -> Iterator[PairBatch]:
+        """Yield batch `start`, `start + 1`, ... without end; every pair comes once an epoch."""
+        per_epoch = self.batches_per_epoch(batch_size)
+        for parts, place in epochs(partial(self._divided, batch_size), per_epoch, start):
+            yield collate([self.pairs[index] for index in parts[place]])
+
+    def _divided(self, batch_size: int, epoch: int) -> list[np.ndarray]:
+        """Return the pairs of each batch: of similar length, in random order."""
+        source = np.random.default_rng(rng.seed_from(self.seed, "pairs", epoch))
+        order = source.permutation(len(self.pairs))
+        lengths = np.array([max(len(p.chosen), len(p.rejected)) for p in self.pairs])
+        step = SORTED_TOGETHER * batch_size
+        groups = [order[begin : begin + step] for begin in range(0, len(order), step)]
+        ordered = np.concatenate([group[lengths[group].argsort(kind="stable")] for group in groups])
+        parts = np.array_split(ordered, self.batches_per_epoch(batch_size))
+        return [parts[index] for index in source.permutation(len(parts))]
+
+
+def collate(pairs: Sequence[EncodedPair]) -> PairBatch:
+    """Lay pairs into one batch, padded on the right to the longest answer."""
+    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+    labels = [pair.safe[side] if pair.safe else None for side in (0, 1) for pair in pairs]
+    return PairBatch(
+        ids,
+        lengths,
+        torch.tensor([pair.margin for pair in pairs]),
+        torch.tensor([bool(label) for label in labels]),
+        torch.tensor([label is not None for label in labels]),
+    )

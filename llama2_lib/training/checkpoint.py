@@ -1,11 +1,13 @@
 """Checkpoints of an unfinished run: weights, optimiser state and the next step's number.
 
-What the batches and the rate need is the step number alone, so this is all there is to save.
+What the batches and the rate need is the step number alone, so this is all there is to save. Each
+is sealed as a finished artifact is.
 """
 
 import os
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -39,7 +41,13 @@ def save_checkpoint(root: Path, step: int, model: nn.Module, optimizer: Optimize
     try:
         save_file(weights, staging / "model.safetensors")
         torch.save(optimizer.state_dict(), staging / "optimizer.pt")
-    except (SafetensorError, RuntimeError) as error:  # what the two raise when a write fails
+        storage.seal(
+            staging, {"stage": "checkpoint", "fingerprint": _fingerprint(model, optimizer)}
+        )
+        for path in staging.iterdir():  # or a power cut could leave empty files with good names
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    except (SafetensorError, RuntimeError, OSError) as error:
         raise OSError(
             f"{staging} could not be written: {error}. Free some disk space; the same call goes "
             "on from the last checkpoint."
@@ -59,28 +67,31 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def load_checkpoint(root: Path, model: nn.Module, optimizer: Optimizer) -> int:
-    """Restore the newest checkpoint and return the number of the next step; 0 if there is none.
+    """Restore the newest sound checkpoint and return the number of the next step; 0 without one.
 
-    Raises:
-        ValueError: The checkpoint cannot be read.
+    One that is damaged, or that another model left, is set aside with a message, and the one
+    before it is taken. Model and optimiser are touched only by a checkpoint that is theirs.
     """
-    found = checkpoints(root)
-    if not found:
-        return 0
-    newest = found[-1]
-    device = next(model.parameters()).device
-    try:
-        weights = load_file(newest / "model.safetensors", device=str(device))
-        state = torch.load(newest / "optimizer.pt", map_location=device, weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ValueError(
-            f"{newest} must hold weights and optimiser state; they cannot be read: {reason}. "
-            "Delete it to train from the start."
-        ) from None
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(state)
-    return int(newest.name.removeprefix("step-"))
+    for folder in reversed(checkpoints(root)):
+        try:
+            storage.read_sealed(folder, "checkpoint", _fingerprint(model, optimizer))
+            weights = load_file(folder / "model.safetensors")
+            state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        except (storage.DamagedArtifactError, SafetensorError, pickle.UnpicklingError) as error:
+            reason, aside = str(error).split("\n", 1)[0], storage.set_aside(folder)
+            print(f"{reason} Kept as {aside.name}; the run goes on without it.", file=sys.stderr)
+            continue
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+        return int(folder.name.removeprefix("step-"))
+    return 0
+
+
+def _fingerprint(model: nn.Module, optimizer: Optimizer) -> str:
+    """Tell the checkpoints of one model and optimiser from those of others."""
+    weights = {name: (str(t.dtype), *t.shape) for name, t in model.state_dict().items()}
+    groups = [(sorted(group), group["params"]) for group in optimizer.state_dict()["param_groups"]]
+    return storage.fingerprint([type(optimizer).__name__, weights, groups])
 
 
 def clear_checkpoints(root: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from llama2_lib.objectives.terms import LossTerm
+from llama2_lib.objectives.language import LossTerm
 
 Batch = TypeVar("Batch")
 
@@ -64,7 +64,8 @@ def optimize(
 
         count = torch.stack([term.count for term in terms]).sum()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, count.item())
+        for gradient in gradients:
+            gradient.div_(count.item())
         loss = (torch.stack([term.total for term in terms]).sum() / count).item()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
         if not (abs(loss) < float("inf") and grad_norm < float("inf")):

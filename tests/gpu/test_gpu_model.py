@@ -7,6 +7,7 @@ import torch
 
 from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
 from llama2_lib.model.generate import generate
+from llama2_lib.model.transformer import masked
 from llama2_lib.model.weights import load_model, save_model
 from llama2_lib.objectives.language import next_token_loss
 from llama2_lib.training.batches import isolate
@@ -65,8 +66,8 @@ def test_logits_of_packed_documents_agree(pair, device):
     number = torch.tensor([[0] * 5 + [1] * 6 + [2] * 7, [4] * 9 + [7] * 9])
     positions, visible = isolate(number)
     there = isolate(number.to(device))
-    found = gpu(ids.to(device), positions=there[0], visible=there[1])
-    same(found, cpu(ids, positions=positions, visible=visible))
+    found = gpu(ids.to(device), positions=there[0], attend=masked(there[1]))
+    same(found, cpu(ids, positions=positions, attend=masked(visible)))
     assert (found.cpu() - cpu(ids)).abs().max() > 1e-2, "isolation changed nothing: vacuous test"
 
 

@@ -17,7 +17,7 @@ from llama2_lib.stages.pretrain import packed_loss, pretrain
 from llama2_lib.storage import read_metrics
 from llama2_lib.training.batches import PackedBatch
 from llama2_lib.training.loop import optimize
-from llama2_lib.training.schedule import adamw
+from llama2_lib.training.optim import adamw
 
 pytestmark = [
     pytest.mark.gpu,

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 
-from llama2_lib.model.cache import KVCache
 from llama2_lib.model.config import FAMILY, LLAMA2_7B, LLAMA2_70B, ModelConfig
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import KVCache, Transformer
 
 # Meta's released params.json and consolidated weights; 34B: Code Llama's.
 PUBLISHED = {
@@ -93,7 +93,8 @@ def test_the_fields_survive_json(config):
         *(({name: 0}, f"^{name} must be at least 1; got 0") for name in (
             "vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len",
         )),
-        *(({name: bad}, f"^{name} must be positive; got {bad}") for bad in (0.0, float("nan"))
+        *(({name: bad}, f"^{name} must be positive and finite; got {bad}")
+          for bad in (0.0, float("nan"), float("inf"))
           for name in ("ffn_dim_multiplier", "rope_theta", "norm_eps")),
         ({"dim": 50}, r"multiple of 2 \* n_heads.*dim=50, n_heads=6.*Nearest: dim=48"),
         ({"dim": 54}, r"multiple of 2 \* n_heads.*dim=54"),  # heads of 9: half a pair is left
@@ -106,6 +107,17 @@ def test_the_fields_survive_json(config):
 def test_an_impossible_config_is_refused(config, change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(config, **change)
+
+
+@pytest.mark.parametrize("bad", [320.0, True, "320", None, [3]])
+@pytest.mark.parametrize("name", ["vocab_size", "n_kv_heads", "rope_theta"])
+def test_a_number_of_another_kind_is_refused(config, unchecked, name, bad):
+    """As a `config.json` may hold them; Python would compute with some."""
+    if (name, bad) == ("rope_theta", 320.0):
+        return
+    kind = "positive and finite" if name == "rope_theta" else "a whole number"
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be {kind}; got {bad!r}.")):
+        dataclasses.replace(config, **{name: bad})
 
 
 def test_a_config_does_not_change(config):

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest, chisquare
 
-from llama2_lib.model.cache import Past
-from llama2_lib.model.decode import Decoder
-from llama2_lib.model.generate import Completion, generate
+from llama2_lib.model import generate as module
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.generate import Completion, Decoder, Past, generate
+from llama2_lib.model.transformer import KVCache, Transformer, initialise
 
 PROMPTS = [[1, 7, 9, 30, 2, 17], [1], [1, 44, 5], [1, 8, 9, 10]]
 
@@ -271,6 +273,10 @@ def test_what_was_read_is_not_read_again(model, decoded):
         assert [done.ids for done in found] == [done.ids for done in fresh]
         for one, other in zip(found, fresh, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, rel=0, abs=1e-5)
+    decoded.clear()  # the very same prompts: their last tokens are read again, for their logits
+    again = generate(model, prompts, max_new_tokens=4, seed=3, pasts=pasts)
+    assert decoded[0] == (4, 1)
+    assert [done.ids for done in again] == [done.ids for done in found]
     with pytest.raises(ValueError, match="pasts must be one a prompt; got 4 for 1"):
         generate(model, [[1]], max_new_tokens=1, pasts=pasts)
 
@@ -294,6 +300,24 @@ def test_few_finished_rows_wait_for_more(model, decoded):
     ]
 
 
+def test_a_row_that_waits_stays_finished_and_is_not_read_beyond_its_end(model, decoded):
+    prompts = [[1, token] for token in range(10, 19)]
+    free = [greedy(model, prompt, 6) for prompt in prompts]
+    first, second = free[:2]
+    at = next(n for n in range(2, 6) if second[n] not in second[:n])
+    assert first[0] not in first[1:]
+    assert first[2] not in first[:2]
+    decoded.clear()
+    stops = [[first[0]], [second[at]], *[[]] * 7]
+    found = generate(model, prompts, max_new_tokens=6, temperature=0, stop_ids=stops)
+    assert [c.ids for c in found] == [first[:1], second[: at + 1], *free[2:]]
+    assert [rows for rows, _ in decoded] == [9] * (at + 1) + [7] * (5 - at)
+    # what a row says while it waits, beyond its limit, ends nothing
+    limits, stops = [2, *[6] * 8], [[first[2]], *[[]] * 8]
+    found = generate(model, prompts, max_new_tokens=limits, temperature=0, stop_ids=stops)
+    assert (found[0].ids, found[0].finished) == (first[:2], False)
+
+
 def test_prompt_and_answer_may_fill_the_context_exactly(model):
     (found,) = generate(model, [[1] * 30], max_new_tokens=7, temperature=0)
     assert found.ids == greedy(model, [1] * 30, 7)
@@ -308,6 +332,65 @@ def test_generating_works_in_mixed_precision(model):
         for found in (mixed, half):
             assert len(found[row].ids) == 5
             assert abs(found[row].logprobs[0] - wanted.logprobs[0]) < 0.3
+
+
+@pytest.mark.parametrize(("prompts", "message"), [
+    ([1, 2, 3], r"lists of ids, one a prompt; got one list of ids. Write \[ids\]"),
+    (torch.tensor([[1, 2]]), r"got a Tensor.*tensor\.tolist\(\)"),
+    ([torch.tensor([1, 2])], "lists of ids, one a prompt"),
+    ("Hello", "got a str"),
+    (["Hello"], "lists of ids, one a prompt"),
+    (7, "got a int"),
+    ([[1], ["Hello"]], "prompt 1 must be a list of ids; it holds a str. Encode text first"),
+    ([[1, 2.0]], "prompt 0 must be a list of ids; it holds a float"),
+])  # fmt: skip
+def test_prompts_that_are_no_lists_of_ids_are_refused(model, unchecked, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model, prompts, max_new_tokens=2)
+
+
+def test_ids_may_be_of_any_integer_type_and_tuples(model, unchecked):
+    wanted = generate(model, [[1, 7]], max_new_tokens=3)
+    assert generate(model, (tuple(np.array([1, 7])),), max_new_tokens=3) == wanted
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", ["output", "norm"])
+def test_a_model_that_has_diverged_does_not_answer(model, temperature, value, place):
+    """One bad number is enough, in whatever step it reaches the logits."""
+    weight = getattr(model, place).weight
+    weight.data[17 if place == "output" else slice(17, 18)] = value
+    with pytest.raises(FloatingPointError, match="logits of the model must be numbers"):
+        generate(model, PROMPTS, max_new_tokens=3, temperature=temperature)
+
+
+def test_what_is_no_number_after_the_end_of_a_row_harms_nobody(model):
+    """Row 0 is done after its first token, and waits in the batch: few finished rows do."""
+    prompts, limits = [[1, token] for token in range(10, 19)], [1, *[5] * 8]
+    for seed in range(50):
+        wanted = generate(model, prompts, max_new_tokens=limits, seed=seed)
+        read = {token for row in (*prompts, *(c.ids for c in wanted[1:])) for token in row}
+        if wanted[0].ids[0] not in read:
+            break
+    model.tok_embeddings.weight.data[wanted[0].ids[0]] = math.nan
+    assert generate(model, prompts, max_new_tokens=limits, seed=seed) == wanted
+    with pytest.raises(FloatingPointError):
+        generate(model, prompts, max_new_tokens=5, seed=seed)
+
+
+def test_norms_of_a_higher_precision_than_the_matrices(random_model):
+    """As files that keep norms in fp32 beside bf16 have them."""
+    half = random_model(dtype=torch.bfloat16)
+    wanted = generate(half, PROMPTS, max_new_tokens=4, temperature=0)
+    for name, weight in half.named_parameters():
+        if "norm" in name:
+            weight.data = weight.data.float()
+    for mixed, row in zip(
+        generate(half, PROMPTS, max_new_tokens=4, temperature=0), wanted, strict=True
+    ):
+        assert mixed.ids == row.ids
+        assert mixed.logprobs == pytest.approx(row.logprobs, abs=0.1)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -336,3 +419,45 @@ def test_an_argument_out_of_range_is_refused(model, changes, message):
     prompts = arguments.pop("prompts")
     with pytest.raises(ValueError, match=message):
         generate(model, prompts, **arguments)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_every_step_gives_the_logits_of_a_full_pass(random_model, dtype, atol):
+    model = random_model(dtype=dtype)
+    for parameter in model.parameters():  # gains other than 1, or folding them would show nothing
+        if parameter.dim() == 1:
+            parameter.data = 1 + 0.3 * torch.sin(torch.arange(len(parameter), dtype=dtype))
+    ids = torch.tensor([[5, 9, 2, 11, 30, 7], [8, 8, 1, 0, 4, 21], [40, 3, 3, 17, 6, 13]])
+    with torch.inference_mode():
+        cache = KVCache(model.config, 3, 6, dtype=dtype)
+        model(ids[:, :2], attend=cache)
+        decoder = Decoder(model)
+        for slot in range(2, 6):
+            step = decoder.step(ids[:, slot : slot + 1], cache)
+            full = model(ids[:, : slot + 1])[:, -1]
+            torch.testing.assert_close(step, full, rtol=0, atol=atol)
+        assert cache.length == 6
+    assert (full[0] - full[1]).abs().max() > 1e-2, "all rows say the same: vacuous test"
+
+
+def test_a_model_above_the_limit_decodes_without_a_copy_and_says_the_same(
+    random_model, monkeypatch
+):
+    model = random_model()
+    prompts = [[5, 9, 2], [8], [40, 3, 3, 17]]
+    stacked = generate(model, prompts, max_new_tokens=7, temperature=0)
+    monkeypatch.setattr(module, "STACK_LIMIT", 0)
+    monkeypatch.setattr(module, "Decoder", None)  # calling it would fail
+    plain = generate(model, prompts, max_new_tokens=7, temperature=0)
+    assert [c.ids for c in plain] == [c.ids for c in stacked]
+
+
+def test_a_model_trains_after_it_has_generated():
+    # a base of its own, so that generation makes the rotary table, not an earlier test
+    config = ModelConfig(
+        vocab_size=11, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, max_seq_len=13, rope_theta=77.0
+    )
+    model = initialise(Transformer(config), 0)
+    generate(model, [[1, 2]], max_new_tokens=3, temperature=0.0)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert model.layers[0].attention.wq.weight.grad is not None

@@ -93,6 +93,12 @@ def test_the_head_depends_on_the_seed(model):
     assert not torch.equal(one, other)
 
 
+def test_the_head_has_the_stated_spread(model):
+    drawn = torch.cat([scalar_model(model, seed=s).head.weight[0] for s in range(20)])
+    assert abs(drawn.std().item() * (48 + 1) ** 0.5 - 1) < 0.1
+    assert scalar_model(model, seed=1).head.bias.item() == 0
+
+
 @pytest.mark.parametrize("lengths", [[4, 0, 1], [4, 8, 1]])
 def test_lengths_that_fit_no_row_are_refused(model, ids, lengths):
     with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.\.7"):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llama2_lib.model.layers import FeedForward, RMSNorm, apply_rotary, rotary_table
+from llama2_lib.model.transformer import FeedForward, RMSNorm, apply_rotary, rotary_table
 
 
 def randn(*shape, seed=0, dtype=torch.float64):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from llama2_lib.model.sampling import nucleus, sample
+from llama2_lib.model.generate import nucleus, sample
 
 LOGITS = torch.tensor([0.3, -1.2, 2.0, 1.1, 0.0, -0.4, 1.6], dtype=torch.float64)
 
@@ -131,3 +131,24 @@ def test_a_rows_draw_does_not_depend_on_its_companions():
         alone, _ = sample(logits[row : row + 1], draws[row : row + 1], 0.9, 0.9)
         assert alone.item() == together[row].item()
     assert len(set(together.tolist())) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-20, 1e-31, 1e-45, 1e-46, 5e-324])
+def test_a_temperature_near_0_tends_to_the_largest_logit(dtype, temperature):
+    logits = torch.stack([LOGITS, LOGITS.flip(0), -300 * LOGITS]).to(dtype)
+    for draw in (0.0, 0.5, 1 - 2**-24):
+        for top_p in (0.5, 1.0):
+            ids, logprobs = sample(logits, torch.full((3,), draw), temperature, top_p)
+            assert ids.tolist() == [2, 4, 1]
+            assert logprobs.tolist() == [0.0] * 3
+    ties, _ = sample(
+        torch.zeros(4, 2, dtype=dtype), torch.tensor([0.1, 0.4, 0.6, 0.9]), temperature, 1.0
+    )
+    assert ties.tolist() == [0, 0, 1, 1]
+
+
+def test_a_nucleus_of_nothing_is_the_most_probable_token():
+    raw = torch.tensor([[0.1, 0.5, 0.4], [0.6, 0.2, 0.2]])
+    for top_p in (0.0, 1e-12):
+        assert nucleus(raw, top_p).tolist() == [[0, 1, 0], [1, 0, 0]]

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from llama2_lib.model.cache import KVCache
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import KVCache, Transformer, initialise, masked, packed
 from llama2_lib.objectives.language import next_token_loss
 from llama2_lib.training.batches import isolate
 
@@ -63,7 +62,7 @@ def test_a_packed_document_gets_the_logits_that_it_gets_alone(random_model):
     pack = torch.cat(documents, dim=1)
     number = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
     positions, visible = isolate(number)
-    packed = model(pack, positions=positions, visible=visible).split(lengths, dim=1)
+    packed = model(pack, positions=positions, attend=masked(visible)).split(lengths, dim=1)
     for document, logits in zip(documents, packed, strict=True):
         torch.testing.assert_close(logits, model(document), rtol=0, atol=1e-10)
     open_pack = model(pack).split(lengths, dim=1)
@@ -75,9 +74,9 @@ def test_documents_in_one_pack_do_not_see_each_other(random_model):
     model, pack = random_model(), tokens(2, 18)
     number = torch.tensor([[0] * 5 + [1] * 6 + [2] * 7, [4] * 9 + [7] * 9])
     positions, visible = isolate(number)
-    before = model(pack, positions=positions, visible=visible)
+    before = model(pack, positions=positions, attend=masked(visible))
     pack[0, 5:11] = (pack[0, 5:11] + 1) % 53  # document 1 of the first row
-    after = model(pack, positions=positions, visible=visible)
+    after = model(pack, positions=positions, attend=masked(visible))
     changed = (after - before).abs().amax(-1) > 0
     wanted = torch.zeros_like(changed)
     wanted[0, 5:11] = True
@@ -107,13 +106,13 @@ def test_lengths_of_documents_stand_for_positions_and_mask(random_model):
     weights = torch.randn(
         2, 18, 53, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
     )
-    masked = model(pack, positions=positions, visible=visible)
-    split = model(pack, lengths=[*PACKS[0], *PACKS[1]])
-    torch.testing.assert_close(split, masked, rtol=0, atol=1e-10)
+    hidden = model(pack, positions=positions, attend=masked(visible))
+    split = model(pack, positions=positions, attend=packed([*PACKS[0], *PACKS[1]]))
+    torch.testing.assert_close(split, hidden, rtol=0, atol=1e-10)
     torch.testing.assert_close(
-        gradients(model, split, weights), gradients(model, masked, weights), rtol=1e-9, atol=1e-9
+        gradients(model, split, weights), gradients(model, hidden, weights), rtol=1e-9, atol=1e-9
     )
-    assert (model(pack, lengths=[5, 7, 6, 9, 9]) - masked).abs().max() > 1e-2
+    assert (model(pack, attend=packed([5, 7, 6, 9, 9])) - hidden).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -121,19 +120,12 @@ def test_lengths_of_documents_stand_for_positions_and_mask(random_model):
 )
 def test_documents_must_fill_the_rows(random_model, lengths):
     with pytest.raises(ValueError, match="lengths must fill 2 rows of 18 tokens"):
-        random_model()(tokens(2, 18), lengths=lengths)
+        random_model()(tokens(2, 18), attend=packed(lengths))
 
 
-def test_lengths_stand_alone(random_model):
-    model, ids = random_model(), tokens(1, 5)
-    positions, visible = isolate(torch.zeros(1, 5, dtype=torch.int64))
-    beside = [
-        {"positions": positions}, {"visible": visible}, {"since": 2},
-        {"cache": KVCache(model.config, 1, 9, "cpu", torch.float64)},
-    ]  # fmt: skip
-    for other in beside:
-        with pytest.raises(ValueError, match="give no positions, visible, cache or since"):
-            model.hidden(ids, lengths=[5], **other)
+def test_packed_documents_are_read_from_their_beginning(random_model):
+    with pytest.raises(ValueError, match="documents are read whole"):
+        random_model().hidden(tokens(1, 5), attend=packed([2, 3]), since=2)
 
 
 @pytest.mark.parametrize("n_layers", [1, 8])
@@ -181,11 +173,11 @@ def test_initialising_leaves_the_global_stream_alone(config):
 
 
 @torch.no_grad()
-def test_hidden_states_and_head_make_the_logits(random_model):
+def test_hidden_states_make_the_logits(random_model):
     model, ids = random_model(), tokens(2, 7)
     hidden = model.hidden(ids)
     assert hidden.shape == (2, 7, 48)
-    torch.testing.assert_close(model.head(hidden), model(ids), rtol=0, atol=0)
+    torch.testing.assert_close(model.logits(hidden), model(ids), rtol=0, atol=0)
     wanted = hidden @ model.output.weight.T
     torch.testing.assert_close(model(ids), wanted, rtol=0, atol=1e-12)
 
@@ -258,10 +250,16 @@ def test_a_sequence_longer_than_the_context_is_refused(random_model, config):
     with pytest.raises(ValueError, match=r"must fit 37 tokens; got 38.*larger max_seq_len"):
         model(tokens(1, 38))
     small = KVCache(config, 1, 5, dtype=torch.float64)
-    model(tokens(1, 4), cache=small)
+    model(tokens(1, 4), attend=small)
     with pytest.raises(ValueError, match="must fit 5 tokens; got 6"):
-        model(tokens(1, 2), cache=small)
+        model(tokens(1, 2), attend=small)
     large = KVCache(config, 1, 50, dtype=torch.float64)
-    model(tokens(1, 37), cache=large)
+    model(tokens(1, 37), attend=large)
     with pytest.raises(ValueError, match="must fit 37 tokens; got 38"):
-        model(tokens(1, 1), cache=large)
+        model(tokens(1, 1), attend=large)
+
+
+@pytest.mark.parametrize("bad", [-1, 53])
+def test_an_id_that_is_none_of_the_vocabulary_is_refused(random_model, bad):
+    with pytest.raises(ValueError, match=rf"ids must lie in 0\.\.\.52; got .*{bad}.*tokenizer"):
+        random_model()(torch.tensor([[4, bad, 7]]))

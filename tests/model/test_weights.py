@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llama2_lib.model.weights import load_model, save_model, to_hugging_face
+from llama2_lib.model.generate import generate
+from llama2_lib.model.weights import (
+    build,
+    from_hugging_face,
+    load_model,
+    save_model,
+    to_hugging_face,
+)
 
 HF = {
     "model_type": "llama", "vocab_size": 53, "hidden_size": 48, "intermediate_size": 140,
@@ -147,16 +154,23 @@ def test_constants_of_old_exports_are_passed_over(foreign, model):
     same(load_model(foreign)[0], model)
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere must hold a config.json.*no such folder"):
-        load_model(tmp_path / "nowhere")
+@pytest.mark.parametrize(("name", "message"), [
+    ("nowhere", "There is no such folder"),
+    ("stories.bin", "It is a file of llama2.c; only folders"),
+    ("model.safetensors", "It is a file; only folders in Hugging Face's layout can be read"),
+])  # fmt: skip
+def test_what_is_no_folder_is_named(tmp_path, name, message):
+    if name != "nowhere":
+        (tmp_path / name).write_bytes(b"ak42")
+    with pytest.raises(FileNotFoundError, match=f"{name} must hold a config.json. {message}"):
+        load_model(tmp_path / name)
 
 
 @pytest.mark.parametrize(("files", "message"), [
     ([], "It holds nothing"),
     (["notes.txt", "a.bin"], r"It holds a\.bin, notes\.txt"),
-    (["params.json"], "Meta's original layout; convert it"),
-    (["consolidated.00.pth", "tokenizer.model"], "Meta's original layout; convert it"),
+    (["params.json"], "Meta's original layout, which cannot be read; take Hugging Face's"),
+    (["consolidated.00.pth", "tokenizer.model"], "Meta's original layout, which cannot be read"),
 ])  # fmt: skip
 def test_a_folder_without_a_config_is_described(tmp_path, files, message):
     for name in files:
@@ -174,7 +188,9 @@ def test_missing_weights_are_named(ours):
 def test_a_missing_shard_is_named(foreign):
     shard(foreign)
     (foreign / "model-2-of-2.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model-2-of-2\.safetensors must exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"model-2-of-2\.safetensors must exist.*It holds config"
+    ):
         load_model(foreign)
 
 
@@ -188,20 +204,100 @@ def test_a_shard_that_the_index_forgets_is_missed(foreign):
         load_model(foreign)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
-def test_a_damaged_index_is_refused(foreign, text):
+@pytest.mark.parametrize(("text", "message"), [
+    ("{", "must be JSON; it cannot be read"),
+    ("[" * 100_000, "must be JSON; it cannot be read"),
+    ("[]", "must map weights to files; it does not"),
+    ("{}", "must map weights to files; it does not"),
+    ('{"weight_map": 3}', "must map weights to files; it does not"),
+    ('{"weight_map": {"a": 3}}', "must map weights to files; it does not"),
+    ('{"weight_map": {"a": "../x.safetensors"}}', "must name files beside it; it names '../x"),
+    ('{"weight_map": {"a": "/etc/passwd"}}', "must name files beside it; it names '/etc"),
+    ('{"weight_map": {"a": ".."}}', "must name files beside it; it names '..'"),
+    ('{"weight_map": {"a": ""}}', "must name files beside it; it names ''"),
+])  # fmt: skip
+def test_a_damaged_index_is_refused(foreign, text, message):
     shard(foreign)
+    (foreign.parent / "x.safetensors").write_bytes(
+        (foreign / "model-1-of-2.safetensors").read_bytes()
+    )
     (foreign / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index\.json must map weights to files"):
+    with pytest.raises(ValueError, match=rf"index\.json {message}"):
         load_model(foreign)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 400, -1])
-def test_truncated_weights_are_refused(ours, kept):
+def test_shards_without_their_index_are_recognised(foreign):
+    shard(foreign)
+    (foreign / "model.safetensors.index.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"shards, but no model\.safetensors\.index\.json"):
+        load_model(foreign)
+
+
+def test_a_weight_in_two_shards_is_refused(foreign):
+    shard(foreign)
+    first, second = (load_file(foreign / f"model-{n}-of-2.safetensors") for n in (1, 2))
+    save_file(
+        second | {"lm_head.weight": first["lm_head.weight"]}, foreign / "model-2-of-2.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"model-2-of-2.*; lm_head.weight stands in a file before"):
+        load_model(foreign)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    *((lambda data, n=n: data[:n], "It was cut off: fetch") for n in (0, 5, 9, 400, -1)),
+    (lambda data: data + b"rest", "It has 4 bytes too many"),
+    (lambda data: b"\n<!DOCTYPE html><html>Sign in</html>", "It is a web page"),
+    (lambda data: b"version https://git-lfs.github.com/spec/v1\noid", "pointer of git-LFS"),
+    (lambda data: b"PK\x03\x04" + 400 * b"\x07", "It is damaged"),
+    (lambda data: data[:8] + b"[" + data[9:], "It is damaged"),
+    (lambda data: data.replace(b'"F32"', b'"F99"'), "It is damaged"),
+])  # fmt: skip
+def test_a_file_that_is_no_whole_one_says_what_it_looks_like(ours, change, message):
     path = ours / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"model\.safetensors must be a whole.*cut off: fetch"):
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"model\.safetensors must be a whole.*{message}"):
         load_model(ours)
+
+
+@pytest.mark.parametrize(("names", "dtype", "message"), [
+    ("", torch.int8, "it holds torch.int8. Quantised"),
+    ("", torch.float8_e4m3fn, "it holds torch.float8_e4m3fn"),
+    ("wq", torch.int8, "it holds torch.float32, torch.int8"),
+    ("output", torch.bfloat16, "it holds torch.bfloat16, torch.float32"),
+    ("norm", torch.bfloat16, "it holds torch.bfloat16, torch.float32"),
+    ("norm", torch.float64, "it holds torch.float32, torch.float64"),
+])  # fmt: skip
+def test_precisions_that_nothing_computes_with_are_refused(ours, names, dtype, message):
+    weights = load_file(ours / "model.safetensors")
+    changed = {k: w.to(dtype) if names in k else w for k, w in weights.items()}
+    save_file(changed, ours / "model.safetensors")
+    with pytest.raises(ValueError, match=f"must hold matrices of one precision.*{message}"):
+        load_model(ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_may_be_in_single_precision(ours, dtype):
+    weights = load_file(ours / "model.safetensors")
+    save_file({k: w if "norm" in k else w.to(dtype) for k, w in weights.items()},
+              ours / "model.safetensors")  # fmt: skip
+    model, _ = load_model(ours)
+    assert {w.dtype for w in model.parameters()} == {dtype, torch.float32}
+    assert len(generate(model, [[1, 2]], max_new_tokens=3)[0].ids) == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_run_that_diverged_are_refused(ours, value):
+    weights = load_file(ours / "model.safetensors")
+    weights["layers.1.attention.wq.weight"][3, 5] = value
+    save_file(weights, ours / "model.safetensors")
+    with pytest.raises(ValueError, match=r"finite weights; layers\.1\.attention\.wq\.weight does"):
+        load_model(ours)
+
+
+def test_a_mark_at_the_head_of_a_config_is_passed_over(ours, model):
+    text = (ours / "config.json").read_text()
+    (ours / "config.json").write_text(text, encoding="utf-8-sig")
+    same(load_model(ours)[0], model)
 
 
 def test_a_config_that_is_no_json_is_refused(ours):
@@ -213,10 +309,14 @@ def test_a_config_that_is_no_json_is_refused(ours):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"vocab_size": 0}, "vocab_size must be at least 1"),
     ({"n_kv_heads": 4}, "multiple of n_kv_heads"),
-    ({"n_experts": 8}, "n_experts"),
+    ({"n_experts": 8}, "it has the unknown fields n_experts"),
+    ({"vocab_size": 53.0}, "vocab_size must be a whole number; got 53.0"),
+    ({"n_layers": True}, "n_layers must be a whole number; got True"),
+    ({"norm_eps": "1e-5"}, "norm_eps must be positive and finite; got '1e-5'"),
+    ({"hidden_size": 48}, "it has Hugging Face's fields without their model_type"),
     ({"model_type": "gpt2"}, "model_type must be llama; got 'gpt2'"),
 ])  # fmt: skip
-def test_a_foreign_config_of_ours_is_refused(ours, changes, message):
+def test_a_foreign_config_of_ours_is_refused(ours, unchecked, changes, message):
     rewrite(ours, **changes)
     with pytest.raises(ValueError, match=rf"config\.json must describe a Llama 2; .*{message}"):
         load_model(ours)
@@ -227,20 +327,39 @@ def test_a_foreign_config_of_ours_is_refused(ours, changes, message):
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scaled rotary positions"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "scaled rotary positions"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scaled rotary positions"),
+    ({"rope_scaling": "linear"}, "rope_scaling must be null or an object; got 'linear'"),
+    ({"rope_scaling": {"factor": 4}}, "scaled rotary positions.*rope_scaling asks for"),
+    ({"rope_parameters": {"factor": 4, "rope_theta": 1e4}}, "scaled rotary positions"),
+    ({"head_dim": 16}, "head_dim must be 48 / 6, as in Llama 2; got 16"),
+    ({"quantization_config": {"bits": 4}}, "its weights are quantised"),
+    ({"vocab_size": 53.0}, "vocab_size must be a whole number from 1 on; got 53.0"),
+    ({"hidden_size": "48"}, "hidden_size must be a whole number from 1 on; got '48'"),
+    ({"hidden_size": 0}, "hidden_size must be a whole number from 1 on; got 0"),
+    ({"num_hidden_layers": True}, "num_hidden_layers must be a whole number from 1 on; got True"),
+    ({"num_key_value_heads": 0}, "n_kv_heads must be at least 1; got 0"),
+    ({"num_key_value_heads": 2.0}, "n_kv_heads must be a whole number; got 2.0"),
+    ({"rope_theta": 0}, "rope_theta must be positive and finite; got 0"),
+    ({"rope_theta": "1e4"}, "rope_theta must be positive and finite; got '1e4'"),
+    ({"rms_norm_eps": float("nan")}, "norm_eps must be positive and finite; got nan"),
     ({"hidden_act": "gelu"}, "hidden_act must be silu; got 'gelu'"),
     ({"hidden_size": 50}, r"multiple of 2 \* n_heads"),
 ])  # fmt: skip
-def test_a_foreign_config_of_hugging_faces_is_refused(foreign, changes, message):
+def test_a_foreign_config_of_hugging_faces_is_refused(foreign, unchecked, changes, message):
     rewrite(foreign, **changes)
     with pytest.raises(ValueError, match=rf"config\.json must describe a Llama 2; .*{message}"):
         load_model(foreign)
 
 
-def test_a_config_that_lacks_a_field_names_it(foreign):
-    document = {k: v for k, v in HF.items() if k != "rms_norm_eps"}
-    (foreign / "config.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="must describe a Llama 2; 'rms_norm_eps'"):
-        load_model(foreign)
+@pytest.mark.parametrize(("folder", "lacking"), [("ours", "norm_eps"), ("foreign", "rms_norm_eps")])
+def test_a_config_that_lacks_fields_names_them(request, folder, lacking):
+    folder = request.getfixturevalue(folder)
+    document = json.loads((folder / "config.json").read_text())
+    del document[lacking], document["vocab_size"]
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="must describe a Llama 2; it lacks") as caught:
+        load_model(folder)
+    assert lacking in str(caught.value)
+    assert "vocab_size" in str(caught.value)
 
 
 def test_a_config_that_is_a_list_is_refused(ours):
@@ -249,8 +368,8 @@ def test_a_config_that_is_a_list_is_refused(ours):
         load_model(ours)
 
 
-def test_an_unscaled_rotation_may_be_spelled_out(foreign, model):
-    rewrite(foreign, rope_scaling=None, rope_parameters={"rope_type": "default"})
+def test_what_is_llama_2s_may_be_spelled_out(foreign, model):
+    rewrite(foreign, rope_scaling=None, rope_parameters={"rope_type": "default"}, head_dim=8)
     same(load_model(foreign)[0], model)
 
 
@@ -283,3 +402,32 @@ def test_a_weight_that_is_not_llamas_is_refused(foreign, name):
     save_file(weights | {name: torch.ones(48)}, foreign / "model.safetensors")
     with pytest.raises(ValueError, match="is not a weight of a Llama 2 without biases"):
         load_model(foreign)
+
+
+def test_names_and_rotary_pairs_are_translated_both_ways(model, config):
+    ours = model.state_dict()
+    theirs = to_hugging_face(ours, config)
+    assert "model.layers.2.self_attn.k_proj.weight" in theirs
+    q = ours["layers.1.attention.wq.weight"]
+    moved = theirs["model.layers.1.self_attn.q_proj.weight"]
+    # Rows 0 1 2 3 ... of a head of 8 come from 0 2 4 6 1 3 5 7.
+    torch.testing.assert_close(moved[8:16], q[[8, 10, 12, 14, 9, 11, 13, 15]], rtol=0, atol=0)
+    torch.testing.assert_close(
+        theirs["model.layers.1.self_attn.v_proj.weight"],
+        ours["layers.1.attention.wv.weight"],
+        rtol=0,
+        atol=0,
+    )
+    back = from_hugging_face(theirs, config)
+    assert back.keys() == ours.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(back[name], weight, rtol=0, atol=0)
+
+
+def test_exactly_the_weights_asked_for_are_taken(model, config):
+    weights = dict(model.state_dict())
+    with pytest.raises(ValueError, match=r"weight extra must have shape None; .*\(2, 3\)"):
+        build(config, weights | {"extra": torch.ones(2, 3)})
+    del weights["norm.weight"]
+    with pytest.raises(ValueError, match=r"weight norm.weight must have shape \(48,\); .*None"):
+        build(config, weights)

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from llama2_lib.objectives.language import masked_loss, next_token_loss
-from llama2_lib.objectives.terms import LossTerm
+from llama2_lib.objectives.language import LossTerm, masked_loss, next_token_loss
 
 BATCH, SEQ, VOCAB = 3, 5, 7
 

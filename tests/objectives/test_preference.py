@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from llama2_lib.objectives.preference import (
-    MARGINS,
     margins,
     pairwise_accuracy,
     ranking_loss,
     safety_auxiliary_loss,
 )
-from llama2_lib.world.annotators import GRADES
+from llama2_lib.stages.reward import MARGINS
+from llama2_lib.world.pairs import GRADES
 
 PAIRS = 6
 
@@ -24,7 +24,13 @@ def scores(seed=0, n=PAIRS):
 
 
 CHOSEN, REJECTED = scores(0), scores(1)
-MARGIN = margins([*GRADES, "better", "slightly better"], "small").double()
+
+
+def table(schedule):
+    return dict(zip(GRADES, MARGINS[schedule], strict=True))
+
+
+MARGIN = margins([*GRADES, "better", "slightly better"], table("small")).double()
 
 
 def exact(a, b):
@@ -89,21 +95,25 @@ def test_far_scores_stay_finite(gap):
 
 
 def test_margins_are_those_of_table_27():
-    assert margins(GRADES, "large").tolist() == [3, 2, 1, 0]
+    assert margins(GRADES, table("large")).tolist() == [3, 2, 1, 0]
     torch.testing.assert_close(
-        margins(GRADES, "small"), torch.tensor([1, 2 / 3, 1 / 3, 0]), rtol=0, atol=1e-7
+        margins(GRADES, table("small")), torch.tensor([1, 2 / 3, 1 / 3, 0]), rtol=0, atol=1e-7
     )
-    assert margins([GRADES[3], GRADES[0]], "large").tolist() == [0, 3]
+    assert margins([GRADES[3], GRADES[0]], table("large")).tolist() == [0, 3]
     assert not any(MARGINS["none"])
 
 
-@pytest.mark.parametrize(
-    ("grades", "schedule", "message"),
-    [(["much better"], "small", "got .'much better'."), (GRADES, "huge", "got 'huge'")],
-)
-def test_unknown_grades_and_schedules_are_refused(grades, schedule, message):
-    with pytest.raises(ValueError, match=message):
-        margins(grades, schedule)
+def test_grades_that_have_no_margin_are_refused():
+    with pytest.raises(ValueError, match=r"a grade must be one of .*got .'much better'."):
+        margins(["much better"], table("small"))
+
+
+def test_a_comparison_needs_pairs_of_numbers():
+    nothing = torch.zeros(0)
+    for compare in (ranking_loss, pairwise_accuracy):
+        with pytest.raises(ValueError, match="at least one pair; got none"):
+            compare(nothing, nothing)
+    assert pairwise_accuracy(torch.tensor([1.0, math.nan]), torch.zeros(2)).isnan()
 
 
 def test_accuracy_counts_a_tie_half_and_knows_no_margin():
@@ -122,8 +132,9 @@ def test_the_safety_loss_is_cross_entropy_and_counts_unsafe_answers_found():
     term = safety_auxiliary_loss(raw, safe)
     assert abs(term.total.item() - sum(wanted)) < 1e-12
     assert term.metrics["unsafe_recall"].item() == 0.5  # -1 is found, 0.5 is not
-    assert (
-        safety_auxiliary_loss(raw, torch.ones(4, dtype=torch.bool))
-        .metrics["unsafe_recall"]
-        .isfinite()
-    )
+    for unsafe, share in (([-1.0, -2.0, 3.0], 2 / 3), ([-1.0, 0.0], 0.5), ([0.1], 0.0)):
+        raw = torch.tensor([*unsafe, -4.0])
+        recall = safety_auxiliary_loss(raw, torch.arange(len(raw)) == len(unsafe)).metrics
+        assert recall["unsafe_recall"].item() == pytest.approx(share, rel=1e-6)
+    alone = safety_auxiliary_loss(raw, torch.ones(len(raw), dtype=torch.bool))
+    assert alone.metrics["unsafe_recall"].isfinite()

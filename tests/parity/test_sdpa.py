@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llama2_lib.model.attention import attention_weights, grouped_query_attention
+from llama2_lib.model.transformer import attention_weights, grouped_query_attention
 
 BACKENDS = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
 CASES = {

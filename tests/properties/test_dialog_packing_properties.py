@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama2_lib.training.dialog_batches import PackedDialogs, first_fit, shorten
+from llama2_lib.training.batches import PackedDialogs, first_fit, shorten
 
 TURN = st.tuples(st.integers(0, 4), st.integers(0, 4))
 DIALOG = st.lists(TURN, min_size=1, max_size=3)

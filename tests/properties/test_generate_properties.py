@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.generate import generate
-from llama2_lib.model.sampling import nucleus, sample
+from llama2_lib.model.generate import generate, nucleus, sample
 from llama2_lib.model.transformer import Transformer
 
 PROFILE = settings(deadline=None, max_examples=150)

@@ -1,12 +1,22 @@
-"""Packing: nothing is lost, nothing is seen twice, and a batch depends on its number alone."""
+"""Documents and pairs: nothing is lost or seen twice, and a batch depends on its number alone."""
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from llama2_lib.training.batches import PackedCorpus, apart, isolate
+from llama2_lib.model.transformer import masked
+from llama2_lib.training import batches
+from llama2_lib.training.batches import (
+    EncodedPair,
+    PackedCorpus,
+    PairedAnswers,
+    apart,
+    collate,
+    epochs,
+    isolate,
+)
 
 LENGTHS = [7, 2, 11, 5, 3, 9, 4, 6, 13, 8, 2, 10]
 BATCH, SEQ = 3, 5
@@ -114,7 +124,7 @@ def test_a_document_in_a_pack_gets_the_logits_it_would_get_alone(random_model):
     ids = torch.randint(3, 53, (2, sum(lengths)), generator=source)
     document = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).repeat(2, 1)
     positions, visible = isolate(document)
-    packed = model(ids, positions=positions, visible=visible)
+    packed = model(ids, positions=positions, attend=masked(visible))
     alone = torch.cat([model(part) for part in ids.split(lengths, dim=1)], dim=1)
     torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(model(ids, **apart(document)), alone, rtol=1e-9, atol=1e-10)
@@ -123,9 +133,103 @@ def test_a_document_in_a_pack_gets_the_logits_it_would_get_alone(random_model):
     assert not torch.allclose(plain[:, 6:], alone[:, 6:], rtol=1e-3, atol=1e-3)
 
 
-def test_documents_are_read_apart_by_their_lengths_and_elsewhere_by_a_mask_of_one_shape():
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_documents_are_read_apart_by_their_lengths_or_by_a_mask_of_one_shape(device, monkeypatch):
     """A number that comes again, in the next row or the same one, is another document."""
-    document = torch.tensor([[0, 0, 1, 1, -1], [-1, 2, 2, 2, -1]])
-    assert apart(document) == {"lengths": [2, 2, 1, 1, 3, 1]}
-    elsewhere = {name: tuple(given.shape) for name, given in apart(document.to("meta")).items()}
-    assert elsewhere == {"positions": (2, 5), "visible": (2, 5, 5)}
+    document = torch.tensor([[0, 0, 1, 1, -1], [-1, 2, 2, 2, -1]], device=device)
+    seen = []
+    for name in ("packed", "masked"):
+        monkeypatch.setattr(batches, name, lambda given, name=name: seen.append((name, given)))
+    assert set(arguments := apart(document)) == {"positions", "attend"}
+    ((name, given),) = seen
+    if device == "cpu":
+        assert (name, given) == ("packed", [2, 2, 1, 1, 3, 1])
+        assert arguments["positions"].tolist() == [[0, 1, 0, 1, 0], [0, 0, 1, 2, 0]]
+    else:
+        assert (name, given.shape, arguments["positions"].shape) == ("masked", (2, 5, 5), (2, 5))
+
+
+@pytest.mark.parametrize("start", [0, 5, 6, 14])
+def test_an_epoch_is_prepared_once_and_a_number_names_a_batch(start):
+    prepared = []
+    stream = epochs(lambda number: prepared.append(number) or f"epoch {number}", 3, start)
+    places = [(f"epoch {number // 3}", number % 3) for number in range(start, start + 8)]
+    assert list(islice(stream, 8)) == places
+    assert prepared == sorted({number // 3 for number in range(start, start + 8)})
+
+
+ONE = EncodedPair([1, 5, 6, 2], [1, 5, 2], 0.5, (True, False))
+TWO = EncodedPair([1, 7, 2], [1, 7, 8, 9, 2], 1.0, None)
+
+
+def many(n, longest=30):
+    source = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, longest, (n, 2), generator=source).tolist()
+    return [EncodedPair([i + 3] * a, [i + 4] * b, i / 10) for i, (a, b) in enumerate(lengths)]
+
+
+def chosen_of(batch):
+    return batch.ids[: len(batch.margin), 0].tolist()
+
+
+def test_chosen_rows_come_first_and_padding_stands_on_the_right():
+    batch = collate([ONE, TWO])
+    assert batch.ids.tolist() == [
+        [1, 5, 6, 2, 0],
+        [1, 7, 2, 0, 0],
+        [1, 5, 2, 0, 0],
+        [1, 7, 8, 9, 2],
+    ]
+    assert batch.lengths.tolist() == [4, 3, 3, 5]
+    assert batch.margin.tolist() == [0.5, 1.0]
+    assert batch.is_safe.tolist() == [True, False, False, False]
+    assert batch.labelled.tolist() == [True, False, True, False]
+
+
+def test_every_pair_comes_once_an_epoch_in_another_order():
+    pairs = PairedAnswers(many(50), longest=40)
+    stream = list(islice(pairs.batches(batch_size=8), 14))
+    first, second = (
+        [index for batch in part for index in chosen_of(batch)] for part in (stream[:7], stream[7:])
+    )
+    assert sorted(first) == sorted(second) == list(range(3, 53))
+    assert first != second
+    assert {len(batch.margin) for batch in stream} == {7, 8}
+
+
+def test_a_batch_is_named_by_its_number():
+    pairs = PairedAnswers(many(50), longest=40)
+    stream = list(islice(pairs.batches(batch_size=8), 12))
+    for start in (1, 6, 9):
+        again = next(pairs.batches(batch_size=8, start=start))
+        assert torch.equal(again.ids, stream[start].ids)
+    other = next(PairedAnswers(many(50), longest=40, seed=1).batches(batch_size=8))
+    assert chosen_of(other) != chosen_of(stream[0])
+
+
+def test_pairs_of_a_batch_have_similar_lengths():
+    pairs = PairedAnswers(many(640), longest=40)
+    batches = list(islice(pairs.batches(batch_size=10), 64))
+    padded = sum(batch.ids.numel() for batch in batches)
+    real = sum(int(batch.lengths.sum()) for batch in batches)
+    unsorted = sum(collate(pairs.pairs[i : i + 10]).ids.numel() for i in range(0, 640, 10))
+    assert padded < 0.8 * unsorted
+    assert real == sum(len(p.chosen) + len(p.rejected) for p in pairs.pairs)
+
+
+def test_batches_of_an_epoch_come_in_no_order_of_length():
+    pairs = PairedAnswers(many(200), longest=40)
+    widths = [batch.ids.shape[1] for batch in islice(pairs.batches(batch_size=10), 20)]
+    steps = [later - earlier for earlier, later in pairwise(widths)]
+    assert min(steps) < -5
+    assert max(steps) > 5
+    assert sum(step < 0 for step in steps) > 5
+
+
+def test_what_teaches_nothing_is_counted():
+    same, long = EncodedPair([1, 2], [1, 2]), EncodedPair([1] * 9, [1, 2])
+    pairs = PairedAnswers([ONE, same, long, TWO, same], longest=8)
+    assert pairs.counts() == {"pairs": 2, "identical": 2, "too_long": 1}
+    assert PairedAnswers([ONE, long], longest=9).counts()["too_long"] == 0
+    with pytest.raises(ValueError, match="1 have twice the same answer and 1 exceed 8 tokens"):
+        PairedAnswers([same, long], longest=8)

@@ -1,11 +1,17 @@
 """A checkpoint is there whole or not at all, and restores every bit."""
 
 import copy
+import dataclasses
+import json
+import os
 import pickle
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from llama2_lib import storage
 from llama2_lib.training import checkpoint
 from llama2_lib.training.checkpoint import (
     checkpoints,
@@ -13,7 +19,7 @@ from llama2_lib.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from llama2_lib.training.schedule import adamw
+from llama2_lib.training.optim import adamw
 
 
 @pytest.fixture
@@ -132,16 +138,107 @@ def test_clearing_leaves_other_files_alone(tmp_path, trained):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_a_damaged_checkpoint_is_refused_with_advice(tmp_path, trained, name, damage):
-    path = save_checkpoint(tmp_path, 5, *trained()) / name
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-700])
-    with pytest.raises(ValueError, match=r"step-0000005 must hold .*cannot be read.*Delete it"):
-        load_checkpoint(tmp_path, *trained())
+def spoiled(name, value):
+    """Return a damage that changes one weight."""
+
+    def damage(folder):
+        weights = load_file(folder / "model.safetensors")
+        save_file(weights | {name: value}, folder / "model.safetensors")
+
+    return damage
+
+
+def cut(name, length):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length])
+
+
+BYTES = "must have the sha256 in meta.json; its bytes differ"
+DAMAGES = {
+    "an optimiser of 0 bytes": (cut("optimizer.pt", 0), BYTES),
+    "a cut optimiser": (cut("optimizer.pt", -700), BYTES),
+    "no optimiser": (
+        lambda folder: (folder / "optimizer.pt").unlink(),
+        "must exist; it is missing",
+    ),
+    "text": (lambda folder: (folder / "optimizer.pt").write_text("<html>"), BYTES),
+    "a list": (lambda folder: torch.save([1, 2], folder / "optimizer.pt"), BYTES),
+    "an empty dict": (lambda folder: torch.save({}, folder / "optimizer.pt"), BYTES),
+    "weights of 0 bytes": (cut("model.safetensors", 0), BYTES),
+    "cut weights": (cut("model.safetensors", -700), BYTES),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "must exist; it is mis"),
+    "another weight": (spoiled("head.weight", torch.ones(2)), BYTES),
+    "a weight of another shape": (spoiled("norm.weight", torch.ones(3)), BYTES),
+    "a weight that is not finite": (spoiled("norm.weight", torch.full((48,), torch.nan)), BYTES),
+    "no seal": (lambda folder: (folder / "meta.json").unlink(), "must hold a readable meta.json"),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "older"),
+    [*((damage, False) for damage in DAMAGES), ("text", True), ("cut weights", True)],
+)
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_touches_nothing(
+    tmp_path, trained, capsys, damage, older
+):
+    spoil, message = DAMAGES[damage]
+    spoil(save_checkpoint(tmp_path, 5, *trained()))
+    if older:  # as when a run was killed before it dropped the one before
+        (tmp_path / "step-0000005").rename(tmp_path / "later")
+        save_checkpoint(tmp_path, 3, *trained(2))
+        (tmp_path / "later").rename(tmp_path / "step-0000005")
+    before, model = trained(1), trained(1)
+    assert load_checkpoint(tmp_path, *model) == (3 if older else 0)
+    assert same(model, trained(2) if older else before)
+    said = capsys.readouterr().err
+    assert message in said
+    assert re.search(
+        r"step-0000005\S* must .* Kept as \.step-0000005\.damaged-1; the run goes", said
+    )
+    assert load_checkpoint(tmp_path, *model) == (3 if older else 0)
+    assert capsys.readouterr().err == "", "it is said once"
+    save_checkpoint(tmp_path, 6, *model)
+    clear_checkpoints(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_model_or_optimiser_is_not_taken(
+    tmp_path, trained, random_model, config, capsys
+):
+    model, optimizer = trained()
+    wide, deep = (
+        random_model(dtype=torch.float32, config=dataclasses.replace(config, **change))
+        for change in ({"multiple_of": 30}, {"n_layers": 4})
+    )
+    others = [
+        (wide, adamw(wide)),
+        (deep, adamw(deep)),
+        ((half := trained()[0].bfloat16()), adamw(half)),
+        (model, adamw(model, rates={"norm.": 2.0})),
+        (model, torch.optim.SGD(model.parameters(), lr=0.1)),
+    ]
+    for number, other in enumerate(others, 1):
+        save_checkpoint(tmp_path, 5, model, optimizer)
+        before = [weight.clone() for weight in other[0].parameters()]
+        assert load_checkpoint(tmp_path, *other) == 0
+        assert "must be checkpoint/" in (said := capsys.readouterr().err)
+        assert f"It was copied from elsewhere. Kept as .step-0000005.damaged-{number};" in said
+        assert all(map(torch.equal, before, other[0].parameters()))
+
+
+def test_files_are_on_the_disk_before_the_folder_has_its_name(tmp_path, trained, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        checkpoint.os, "fsync", lambda number: synced.append(os.fstat(number).st_ino)
+    )
+    rename = checkpoint.Path.rename
+
+    def look(self, target):
+        assert {path.stat().st_ino for path in self.iterdir()} <= set(synced)
+        return rename(self, target)
+
+    monkeypatch.setattr(checkpoint.Path, "rename", look)
+    save_checkpoint(tmp_path, 5, *trained())
+    assert len(synced) == 3
 
 
 class Trap:
@@ -159,8 +256,9 @@ def test_no_code_runs_when_an_optimiser_state_is_read(tmp_path, trained):
     state = copy.deepcopy(trained()[1].state_dict())
     state["trap"] = Trap(tmp_path / "sprung")
     torch.save(state, folder / "optimizer.pt")
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_checkpoint(tmp_path, *trained())
+    meta = json.loads((folder / "meta.json").read_text())
+    storage.seal(folder, {name: meta[name] for name in ("stage", "fingerprint")})
+    assert load_checkpoint(tmp_path, *trained()) == 0
     assert not (tmp_path / "sprung").exists()
     pickle.loads(pickle.dumps(state["trap"])).close()
     assert (tmp_path / "sprung").exists(), "the trap does not work: vacuous test"

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from llama2_lib.model.transformer import masked
 from llama2_lib.objectives.language import masked_loss
-from llama2_lib.training.batches import isolate
-from llama2_lib.training.dialog_batches import (
+from llama2_lib.training.batches import (
     DialogBatch,
     PackedDialogs,
     check_example,
     first_fit,
+    isolate,
     shorten,
     shorten_all,
 )
@@ -205,7 +206,8 @@ def nats_of(model, ids, mask):
 def packed_nats(model, batch, isolated=True):
     seen = {}
     if isolated:
-        seen["positions"], seen["visible"] = isolate(batch.document[:, :-1])
+        positions, visible = isolate(batch.document[:, :-1])
+        seen = {"positions": positions, "attend": masked(visible)}
     return masked_loss(model(batch.ids[:, :-1], **seen), batch.ids, batch.loss_mask)
 
 
@@ -245,7 +247,7 @@ def logits(model, batch, isolated):
     if not isolated:
         return model(batch.ids[:, :-1])
     positions, visible = isolate(batch.document[:, :-1])
-    return model(batch.ids[:, :-1], positions=positions, visible=visible)
+    return model(batch.ids[:, :-1], positions=positions, attend=masked(visible))
 
 
 def test_another_dialog_in_the_row_changes_nothing_when_isolated(random_model, examples):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from llama2_lib.objectives.terms import LossTerm
+from llama2_lib.objectives.language import LossTerm
 from llama2_lib.training.loop import optimize
-from llama2_lib.training.schedule import adamw
+from llama2_lib.training.optim import adamw
 
 RTOL = 1e-10
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from llama2_lib.objectives.reward import whiten
-from llama2_lib.training.rollouts import Sampled, layout, whiten_together
+from llama2_lib.objectives.rlhf import whiten
+from llama2_lib.stages.ppo import Sampled, layout, whiten_together
 
 EOS = 2
 LENGTHS = [(3, 4), (9, 2), (2, 1), (6, 7), (4, 11), (8, 8), (1, 5)]  # prompt, answer; sums differ

@@ -1,18 +1,25 @@
-"""PPO's parts: invariants 44 to 49, 53 to 57, 60, 61 and 63 of the field, by enumeration."""
+"""Rewards and PPO's parts: invariants 44 to 57, 60, 61 and 63 to 67, by enumeration."""
 
 import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llama2_lib.objectives.policy_gradient import (
+from llama2_lib.objectives.rlhf import (
+    SAFETY_LOGIT,
+    SAFETY_THRESHOLD,
+    combined_reward,
     exact_kl,
     gae,
     kl_estimates,
     ppo_policy_loss,
     ppo_value_loss,
+    shaped_rewards,
     token_logprobs,
+    whiten,
 )
 
 BATCH, TOKENS, VOCAB = 3, 6, 7
@@ -23,6 +30,7 @@ MASK = torch.tensor(
         [False, False, True, True, True, False],
     ]
 )
+LAST = [3, 5, 4]
 
 
 def draw(*shape, seed=0):
@@ -203,7 +211,8 @@ def test_returns_that_are_equal_up_to_rounding_cannot_be_explained():
 def test_explained_variance_is_1_for_the_truth_and_0_for_the_mean():
     returns = draw(BATCH, TOKENS)
     mean = torch.full_like(returns, returns[MASK].mean().item())
-    for values, wanted in ((returns, 1.0), (mean, 0.0)):
+    # a value function that is off by a constant explains all that varies
+    for values, wanted in ((returns, 1.0), (returns + 3, 1.0), (mean, 0.0), (mean - 2, 0.0)):
         metrics = ppo_value_loss(values, values, returns, MASK).metrics
         assert abs(metrics["explained_variance"].item() - wanted) < 1e-12
 
@@ -271,3 +280,159 @@ def test_on_a_bandit_the_optimum_is_the_reference_tilted_by_the_reward():
             optimizer.step()
     assert (logits.softmax(-1) - wanted).abs().max() < 0.02
     assert (wanted - reference).abs().max() > 0.2
+
+
+def test_the_threshold_is_the_logit_of_0_15():
+    assert abs(SAFETY_LOGIT - -1.7346010553881064) < 1e-12
+    assert abs(1 / (1 + math.exp(-SAFETY_LOGIT)) - SAFETY_THRESHOLD) < 1e-12
+
+
+def test_the_truth_table():
+    below, at = math.log(0.1499 / 0.8501), SAFETY_LOGIT
+    safety = torch.tensor([5.0, -5.0, below, at, 2.0], dtype=torch.float64)
+    helpfulness = torch.full((5,), 0.25, dtype=torch.float64)
+    tagged = torch.tensor([True, True, False, False, False])
+    got = combined_reward(safety, helpfulness, tagged)
+    assert got.tolist() == [5.0, -5.0, below, 0.25, 0.25]
+    # the same decisions as in the paper's form, on (0, 1)
+    s, h = torch.sigmoid(safety), torch.sigmoid(helpfulness)
+    paper = torch.where(tagged | (s < SAFETY_THRESHOLD - 1e-12), s, h)
+    torch.testing.assert_close(torch.sigmoid(got), paper, rtol=0, atol=1e-12)
+
+
+def test_extreme_scores_stay_finite_where_the_logit_of_a_sigmoid_does_not():
+    raw = torch.tensor([100.0, -100.0])
+    assert combined_reward(raw, raw, torch.tensor([True, True])).tolist() == [100.0, -100.0]
+    assert torch.logit(torch.sigmoid(raw[:1])).isinf()
+
+
+def test_the_hole_less_safe_can_pay():
+    helpfulness = torch.tensor([math.log(0.05 / 0.95)])  # a safe answer of little help
+    normal = torch.tensor([False])
+    safe = combined_reward(torch.tensor([0.0]), helpfulness, normal)
+    unsafe = combined_reward(torch.tensor([SAFETY_LOGIT - 1e-6]), helpfulness, normal)
+    assert unsafe > safe
+    torch.testing.assert_close(unsafe - safe, SAFETY_LOGIT - helpfulness, rtol=0, atol=1e-5)
+
+
+def test_whitened_values_have_mean_0_and_variance_1_over_the_mask():
+    x = 3 * draw(BATCH, TOKENS) + 7
+    white = whiten(x, MASK)
+    assert white[~MASK].abs().max() == 0
+    assert abs(white[MASK].mean().item()) < 1e-12
+    assert abs(white[MASK].var(correction=0).item() - 1) < 1e-12
+    poisoned = x.masked_fill(~MASK, 1e30)
+    assert torch.equal(whiten(poisoned, MASK), white)
+    assert not torch.equal(whiten(x), white)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e4, 12345.678])
+def test_equal_values_whiten_to_zero(value, dtype):
+    assert whiten(torch.full((7,), value, dtype=dtype)).abs().max() == 0
+    near = torch.full((7,), value, dtype=dtype)
+    near[3] += 1.0
+    assert whiten(near).abs().max() > 1
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.floats(0.1, 50), st.floats(-50, 50))
+def test_whitening_ignores_a_scale_and_a_shift_of_all_and_not_of_some(scale, shift):
+    x = draw(8)
+    torch.testing.assert_close(whiten(scale * x + shift), whiten(x), rtol=0, atol=1e-6)
+    some = torch.cat([x[:4], x[4:] + 10])
+    assert (whiten(some) - whiten(x)).abs().max() > 0.1
+
+
+def test_the_rewards_of_a_row_sum_to_its_penalised_score():
+    score, logp, ref = draw(BATCH), draw(BATCH, TOKENS, seed=1), draw(BATCH, TOKENS, seed=2)
+    rewards = shaped_rewards(score, logp, ref, MASK, 0.3)
+    for row in range(BATCH):
+        ratio = sum((logp - ref)[row, MASK[row]].tolist())
+        assert abs(rewards[row].sum().item() - (score[row].item() - 0.3 * ratio)) < 1e-10
+    assert rewards[~MASK].abs().max() == 0
+
+
+def test_the_score_stands_on_the_last_token_only():
+    score, logp = draw(BATCH), draw(BATCH, TOKENS, seed=1)
+    rewards = shaped_rewards(score, logp, logp, MASK, 0.3)
+    for row, last in enumerate(LAST):
+        assert rewards[row, last] == score[row]
+        assert rewards[row].count_nonzero() == 1
+
+
+def test_beta_0_forgets_the_reference_and_nothing_is_differentiated():
+    score = draw(BATCH)
+    logp = draw(BATCH, TOKENS, seed=1).requires_grad_()
+    ref, other = draw(BATCH, TOKENS, seed=2), draw(BATCH, TOKENS, seed=3)
+    free = shaped_rewards(score, logp, ref, MASK, 0.0)
+    assert torch.equal(free, shaped_rewards(score, logp, other, MASK, 0.0))
+    tied = [shaped_rewards(score, logp, r, MASK, 0.1) for r in (ref, other)]
+    assert not torch.equal(*tied)
+    assert not tied[0].requires_grad
+
+
+def test_what_lies_outside_the_mask_is_not_read():
+    score, logp, ref = draw(BATCH), draw(BATCH, TOKENS, seed=1), draw(BATCH, TOKENS, seed=2)
+    wanted = shaped_rewards(score, logp, ref, MASK, 0.3)
+    spoiled = logp.masked_fill(~MASK, float("inf"))
+    assert torch.equal(shaped_rewards(score, spoiled, ref, MASK, 0.3), wanted)
+
+
+def test_an_answer_without_tokens_is_refused():
+    mask = MASK.clone()
+    mask[1] = False
+    with pytest.raises(ValueError, match=r"rows \[1\] have none"):
+        shaped_rewards(draw(BATCH), *(draw(BATCH, TOKENS, seed=s) for s in (1, 2)), mask, 0.1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_log_probabilities_have_a_temperature(temperature):
+    with pytest.raises(ValueError, match="temperature must be positive and finite; got"):
+        token_logprobs(draw(1, 2, VOCAB), torch.zeros(1, 3, dtype=torch.int64), temperature)
+
+
+def test_metrics_of_the_policy_loss_are_means_over_the_counted_tokens():
+    """By enumeration: approx_kl is that of the old policy, which sampled, from the new one."""
+    old = draw(VOCAB).log_softmax(-1)
+    new = (old + 0.3 * draw(VOCAB, seed=1)).log_softmax(-1)
+    ids = torch.arange(VOCAB)  # every token once, and pads that are out of any range
+    rows = [torch.cat([x, torch.full((3,), 9.0)])[None] for x in (new[ids], old[ids])]
+    mask = torch.arange(VOCAB + 3)[None] < VOCAB
+    metrics = ppo_policy_loss(rows[0], rows[1] - 5 * ~mask, torch.zeros_like(rows[0]), mask).metrics
+    ratio = (new - old).exp()
+    exact(metrics["ratio"], ratio.mean())
+    far = (ratio - 1).abs() > 0.2
+    assert 0 < far.sum() < VOCAB
+    exact(metrics["clip_fraction"], far.double().mean())
+    one = torch.ones(1, 1, dtype=torch.bool)
+    divergence = sum(
+        old[token].exp()
+        * ppo_policy_loss(
+            new[token].view(1, 1), old[token].view(1, 1), torch.zeros(1, 1).double(), one
+        ).metrics["approx_kl"]
+        for token in ids
+    )
+    exact(divergence, exact_kl(old, new))
+    assert (exact_kl(old, new) - exact_kl(new, old)).abs() > 1e-3
+    exact(metrics["approx_kl"], (ratio - 1 - (new - old)).mean())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_not_whitened_away(bad):
+    x = draw(BATCH, TOKENS)
+    x[1, 2] = bad
+    with pytest.raises(FloatingPointError, match="must be finite; 1 of 12 are not"):
+        whiten(x, MASK)
+    assert whiten(x, MASK & (torch.arange(TOKENS) != 2)).isfinite().all()
+    # nor does a safety score that is no number let an answer pass for safe
+    scores = combined_reward(x[1], torch.zeros(TOKENS).double(), torch.zeros(TOKENS).bool())
+    assert scores.isnan().any() == math.isnan(bad)
+
+
+def test_spreads_of_rounding_errors_are_told_from_small_ones():
+    eps = torch.finfo(torch.float64).eps
+    sides = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    assert whiten(1 + eps * sides).abs().max() == 0
+    torch.testing.assert_close(whiten(1 + 3 * eps * sides), sides, rtol=0, atol=0.4)
+    assert whiten(1e6 * (1 + eps * sides)).abs().max() == 0

@@ -1,16 +1,26 @@
-"""Proximal policy optimisation: log-probabilities, advantages and the two clipped losses.
+"""Rewards of single tokens and proximal policy optimisation (paper section 3.2.3).
 
-The paper (section 3.2.3) says that it uses PPO with a clip of 0.2 and leaves the rest to
-Schulman et al., 2017. Generalised advantages are Schulman et al., 2015.
+In the order of use: log-probabilities and divergences, the reward from two reward models, its
+whitening and shaping, advantages, and the two clipped losses. The paper says that it uses PPO with
+a clip of 0.2 and leaves the rest to Schulman et al., 2017. Generalised advantages are Schulman et
+al., 2015.
+
+Scores are raw, the models' logits, throughout. The paper writes sigmoid(score) and takes the
+logit of it again; doing so in numbers gives infinity from a score of 17 on in fp32, 7 in bf16.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llama2_lib.objectives.terms import LossTerm
+from llama2_lib.objectives.language import LossTerm
+
+SAFETY_THRESHOLD = 0.15
+"""Below it an answer is treated as unsafe: precision 0.89, recall 0.55 in the paper."""
+SAFETY_LOGIT = math.log(SAFETY_THRESHOLD / (1 - SAFETY_THRESHOLD))
 
 
 def token_logprobs(
@@ -21,7 +31,12 @@ def token_logprobs(
     """Return the log-probability of each next token under `softmax(logits / temperature)`.
 
     For policy gradients the temperature must be the one that was sampled with.
+
+    Raises:
+        ValueError: The temperature is not positive: greedy choices have no distribution.
     """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite; got {temperature}.")
     logprobs = (logits / temperature).log_softmax(dim=-1)
     return logprobs.gather(-1, ids[:, 1:, None])[..., 0]
 
@@ -55,6 +70,86 @@ def kl_estimates(
     """
     r = logprobs - reference_logprobs
     return KLEstimates(r, 0.5 * r.square(), torch.expm1(-r) + r)
+
+
+def combined_reward(
+    safety: Float[Tensor, " answers"],
+    helpfulness: Float[Tensor, " answers"],
+    is_safety_prompt: Bool[Tensor, " answers"],
+) -> Float[Tensor, " answers"]:
+    """Return R_c as a raw score: safety where it matters, helpfulness elsewhere.
+
+    R_c = R_s if is_safety(prompt) or R_s < 0.15, else R_h. The function has a hole: where a safe
+    answer is less helpful than 0.15, making it slightly unsafe raises R_c, from R_h up to 0.15.
+
+    Args:
+        safety: Raw score of the safety reward model.
+        helpfulness: Raw score of the helpfulness reward model.
+        is_safety_prompt: True for prompts tagged in advance as apt to elicit unsafe answers.
+    """
+    # "not at least" and not "below": a score that is no number must not pass for a safe one.
+    return torch.where(is_safety_prompt | ~(safety >= SAFETY_LOGIT), safety, helpfulness)
+
+
+def whiten(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | None = None
+) -> Float[Tensor, "*shape"]:
+    """Shift and scale the counted values to mean 0 and (population) variance 1.
+
+    What does not count becomes 0 and influences nothing. Values that are all equal give zeros.
+    Note that libraries differ: in some, whitened values keep their mean. Here they never do.
+
+    Raises:
+        FloatingPointError: A counted value is not finite.
+    """
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    count = mask.sum().clamp(min=1)
+    kept = x.masked_fill(~mask, 0.0)
+    if not bool(kept.isfinite().all()):
+        raise FloatingPointError(
+            f"values to whiten must be finite; {int((~kept.isfinite()).sum())} of {int(count)} are "
+            "not. Have the policy, its value function or a reward model diverged?"
+        )
+    centred = (kept - kept.sum() / count).masked_fill(~mask, 0.0)
+    variance = centred.square().sum() / count
+    # Equal values leave a variance of rounding errors, which must not be blown up to 1.
+    tiny = (torch.finfo(x.dtype).eps * kept.abs().max()).square()
+    return torch.where(variance > 4 * tiny, centred * variance.clamp(min=1e-30).rsqrt(), 0.0)
+
+
+def shaped_rewards(
+    score: Float[Tensor, " answers"],
+    logprobs: Float[Tensor, "answers tokens"],
+    reference_logprobs: Float[Tensor, "answers tokens"],
+    response_mask: Bool[Tensor, "answers tokens"],
+    beta: float,
+) -> Float[Tensor, "answers tokens"]:
+    """Return the reward of every token: -beta times its log-ratio, and the score at the end.
+
+    The sum over a row is score - beta * (log pi(answer) - log pi_0(answer)), one sample of
+    equation 4. The log-ratio (k1) is a reward and not a loss: the gradient of a k1 loss is zero
+    in expectation.
+
+    Args:
+        score: Whitened score of each answer.
+        logprobs: Of the sampled tokens, under the policy that sampled them.
+        reference_logprobs: Of the same tokens, under the frozen reference.
+        response_mask: True on the answer's tokens, the final EOS included.
+        beta: Weight of the divergence (paper: 0.01 for 7B and 13B, 0.005 for 34B and 70B).
+
+    Raises:
+        ValueError: An answer has no token.
+    """
+    if not bool(response_mask.any(dim=1).all()):
+        rows = (~response_mask.any(dim=1)).nonzero()[:5, 0].tolist()
+        raise ValueError(
+            f"every answer needs at least one token for its score to stand on; rows {rows} have "
+            "none. Drop them before rewards are assigned, and count them."
+        )
+    rewards = (-beta * (logprobs - reference_logprobs)).masked_fill(~response_mask, 0.0)
+    positions = torch.arange(response_mask.shape[1], device=response_mask.device)
+    last = (positions * response_mask).argmax(dim=1, keepdim=True)
+    return rewards.scatter_add(1, last, score[:, None].to(rewards)).detach()
 
 
 def gae(
@@ -98,6 +193,10 @@ def ppo_policy_loss(
 ) -> LossTerm:
     """Clipped surrogate, -min(rho A, clip(rho, 1 - eps, 1 + eps) A), summed over tokens.
 
+    Of the metrics, `clip_fraction` is the share of tokens with |rho - 1| > eps. Others count only
+    those of them where the clipped term is the smaller one, so that no gradient is left: theirs
+    is lower. `approx_kl` is k3 of KL(old policy || policy), `ratio` the mean of rho.
+
     Args:
         logprobs: Of the sampled tokens, under the policy being trained.
         old_logprobs: Of the same tokens, under the policy that sampled them.
@@ -118,7 +217,7 @@ def ppo_policy_loss(
         outside = ((ratio - 1).abs() > clip) & mask
         metrics = {
             "clip_fraction": outside.sum() / count,
-            # k3 of old against new: the tokens were sampled from the old policy.
+            # of old against new, for the tokens were sampled from the old policy
             "approx_kl": (torch.expm1(log_ratio) - log_ratio).sum() / count,
             "ratio": ratio.masked_fill(~mask, 0.0).sum() / count,
         }

@@ -1,0 +1,187 @@
+"""The one way to ask a model: dialogs in, replies out, and what a reward model says of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from llama2_lib import rng
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.generate import Past, generate
+from llama2_lib.model.heads import ScalarModel
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.text.dialog import Encoder, encode_example, encode_prompt, sanitised
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.world.dialogs import Message
+
+BATCH = 128
+"""Dialogs answered together."""
+SCORED_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said after a dialog."""
+
+    text: str
+    """What a person reads: without the control tokens, the space before EOS, and the format's
+    tags, which a model may write as anyone may, and no message may hold."""
+    ids: list[int]
+    """As they were sampled; EOS is the last one if it ended."""
+    ended: bool
+    """Whether it ended with EOS, rather than at the limit."""
+
+
+def reply(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    dialogs: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int = 96,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    pasts: Sequence[Past] | None = None,
+) -> list[Reply]:
+    """Return the model's reply to each dialog, in order.
+
+    A reply depends on its dialog and its number, not on the dialogs answered beside it. A
+    dialog that leaves less room in the context than `max_new_tokens` gets what there is.
+
+    Args:
+        model: The policy.
+        tokenizer: The one it was trained with.
+        dialogs: Each ends with a message of the user.
+        max_new_tokens: At most this many ids, EOS included.
+        temperature: 0 for greedy replies.
+        top_p: Mass of the nucleus.
+        seed: One seed, from which every dialog's is derived.
+        pasts: What was read of every dialog before, see `generate`: one that grows by a turn is
+            not read from its start.
+
+    Raises:
+        ValueError: A dialog is malformed, or fills the whole context.
+    """
+    prompts = [encode_prompt(dialog, tokenizer) for dialog in dialogs]
+    context = model.config.max_seq_len
+    for index, prompt in enumerate(prompts):
+        if len(prompt) >= context:
+            raise ValueError(
+                f"a dialog must leave room for an answer in {context} tokens; dialog {index} has "
+                f"{len(prompt)}. Drop its first turns."
+            )
+    replies: dict[int, Reply] = {}
+    for rows in _batches([len(prompt) for prompt in prompts], room(model, max_new_tokens)):
+        left = context - max(len(prompts[row]) for row in rows)
+        completions = generate(
+            model,
+            [prompts[row] for row in rows],
+            max_new_tokens=min(max_new_tokens, left),
+            temperature=temperature,
+            top_p=top_p,
+            seed=[rng.seed_from(seed, "answer", row) for row in rows],
+            stop_ids={tokenizer.eos_id},
+            pasts=None if pasts is None else [pasts[row] for row in rows],
+        )
+        for row, done in zip(rows, completions, strict=True):
+            text = sanitised(tokenizer.decode(done.ids)).strip()
+            replies[row] = Reply(text, done.ids, done.finished)
+    return [replies[row] for row in range(len(prompts))]
+
+
+def _batches(lengths: Sequence[int], longest: int) -> Iterator[list[int]]:
+    """Yield rows of similar length; one with less room than the others comes by itself."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    free = [row for row in order if lengths[row] <= longest]
+    yield from (free[begin : begin + BATCH] for begin in range(0, len(free), BATCH))
+    yield from ([row] for row in order[len(free) :])
+
+
+def room(model: Transformer | ScalarModel | ModelConfig, max_new_tokens: int) -> int:
+    """Return how many tokens a prompt may have, so that such an answer fits beside it."""
+    config = model if isinstance(model, ModelConfig) else model.config
+    return config.max_seq_len - max_new_tokens
+
+
+def answer_room(model: Transformer | ScalarModel | ModelConfig, most: int) -> int:
+    """Return how many tokens an answer may have: `most`, and half the context at most."""
+    return min(most, room(model, 0) // 2)
+
+
+def fits(dialog: Sequence[Message], tok: Encoder, longest: int) -> bool:
+    """Return whether a prompt has at most `longest` tokens; see `room`."""
+    return len(encode_prompt(dialog, tok)) <= longest
+
+
+def carried(text: str) -> str:
+    """Return an answer that a message can carry: without tags, and a full stop for nothing."""
+    return sanitised(text).strip() or "."
+
+
+def scored_row(
+    dialog: Sequence[Message], answer: Reply | str, tok: Encoder, longest: int | None = None
+) -> list[int]:
+    """Return the ids of a prompt with its answer, as reward models read them.
+
+    A reply counts as it was sampled, so one that did not end has no EOS. A text is encoded as a
+    finished answer, see `carried`.
+
+    Args:
+        dialog: The prompt, ending with the user.
+        answer: A reply, or the text of an answer where nothing else is known of it.
+        tok: The policy's.
+        longest: Tokens at which a text is cut. It may take more pieces when it is read than when
+            it was written, as odd spellings do.
+    """
+    if isinstance(answer, Reply):
+        return [*encode_prompt(dialog, tok), *answer.ids]
+    message: Message = {"role": "assistant", "content": carried(answer)}
+    return encode_example([*dialog, message], tok)[0][:longest]
+
+
+@torch.no_grad()
+def scores(judge: ScalarModel, rows: Sequence[Sequence[int]]) -> Float[np.ndarray, " rows"]:
+    """Return the raw score of each row, in the order given.
+
+    Rows of similar length are scored together; a score does not depend on its companions.
+
+    Args:
+        judge: A reward model.
+        rows: Ids of dialogs that end with an answer, see `scored_row`.
+
+    Raises:
+        ValueError: A row is empty or longer than the context, an id is none of the model's
+            vocabulary, or a score is not finite.
+    """
+    context, vocab = judge.config.max_seq_len, judge.config.vocab_size
+    for index, row in enumerate(rows):
+        if not 1 <= len(row) <= context:
+            raise ValueError(
+                f"a row must have 1 to {context} tokens to be scored; row {index} has {len(row)}."
+            )
+        if not 0 <= min(row) <= max(row) < vocab:
+            raise ValueError(
+                f"ids must lie in 0...{vocab - 1}; row {index} has {min(row)}...{max(row)}. Was "
+                "the reward model trained with another tokenizer than the policy?"
+            )
+    was_training, device = judge.training, next(judge.parameters()).device
+    judge.eval()
+    values = np.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for begin in range(0, len(order), SCORED_TOGETHER):
+        part = order[begin : begin + SCORED_TOGETHER]
+        ids = torch.zeros(len(part), len(rows[part[-1]]), dtype=torch.int64)
+        for place, index in enumerate(part):
+            ids[place, : len(rows[index])] = torch.tensor(rows[index])
+        lengths = torch.tensor([len(rows[index]) for index in part])
+        values[part] = judge.score(ids.to(device), lengths.to(device)).cpu().numpy()
+    judge.train(was_training)
+    if not np.isfinite(values).all():
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(
+            f"scores must be finite; row {index} has {values[index]}. Did the reward model "
+            "diverge? Look at its metrics, and train it with a lower rate."
+        )
+    return values
