@@ -1,7 +1,8 @@
-"""Does a model keep an instruction over many turns? (paper section 3.3, appendix A.3.5)
+"""Does a model keep an instruction over many turns, and does it look at it? (section 3.3, A.3.5)
 
 Two histories tell different things. On its own history a model may copy its own earlier answers;
-on a neutral one, in which no earlier answer obeys, only the first message can remind it.
+on a neutral one, in which no earlier answer obeys, only the first message can remind it. How much
+of a dialog still attends to the instruction is the paper's figure 10.
 """
 
 from collections.abc import Sequence
@@ -9,19 +10,24 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from llama2_lib import rng
-from llama2_lib.evaluation.chat import answer
 from llama2_lib.evaluation.statistics import Estimate, proportion_exact
-from llama2_lib.model.cache import Past
-from llama2_lib.model.transformer import Transformer
-from llama2_lib.text.dialog import Message, encode_prompt
+from llama2_lib.model.chat import carried, fits, reply, room
+from llama2_lib.model.generate import Past
+from llama2_lib.model.transformer import Transformer, TransformerBlock, attention_weights
+from llama2_lib.text.dialog import Encoder, encode_example
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.world.brief import MOST_TURNS, Brief, briefs
+from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
 from llama2_lib.world.instructions import (
+    MOST_TURNS,
+    Brief,
     Instruction,
+    briefs,
     instruction_maker,
     instructions,
     obeys,
@@ -56,15 +62,11 @@ class Kept(NamedTuple):
     """False where the dialog had filled the context before; such turns are not counted."""
 
     def obedience(self, turn: int) -> Estimate:
-        """Return the share that obeys at a turn, counted from 1, with Clopper and Pearson's bounds.
-
-        Raises:
-            ValueError: No dialog reached that turn.
-        """
+        """Return the share that obeys at a turn, counted from 1, with exact bounds."""
         return _share(self.obeyed, self.reached, turn)
 
     def correctness(self, turn: int) -> Estimate:
-        """Return the share of right answers at a turn, likewise."""
+        """Return the share of right answers at a turn, with exact bounds."""
         return _share(self.right, self.reached, turn)
 
 
@@ -89,9 +91,9 @@ def cases(
 ) -> list[Case]:
     """Return n dialogs to hold, of instructions of a split; see `world.instructions`."""
     source = rng.seed_from(seed, "consistency")
-    drawn = instructions(world, source, n, split, combined)
-    asked = briefs(world, source, n, fewest=n_turns, most=n_turns)
-    return [Case(instructions=i, turns=t) for i, t in zip(drawn, asked, strict=True)]
+    given = instructions(world, source, n, split, combined)
+    turns = briefs(world, source, n, fewest=n_turns, most=n_turns)
+    return [Case(instructions=i, turns=t) for i, t in zip(given, turns, strict=True)]
 
 
 def converse(
@@ -109,67 +111,60 @@ def converse(
     the chat format cannot carry an empty message.
     """
     histories: list[list[Message]] = [[] for _ in requests]
-    said: list[list[str | None]] = [[] for _ in requests]
+    answers: list[list[str | None]] = [[] for _ in requests]
     pasts = [Past() for _ in requests]
-    context = model.config.max_seq_len
     for turn in range(max(map(len, requests), default=0)):
         rows: list[int] = []
-        for row, own in enumerate(requests):
-            if turn >= len(own):
+        for row, texts in enumerate(requests):
+            if turn >= len(texts):
                 continue
-            asked = [*histories[row], _message("user", own[turn])]
-            if None not in said[row] and len(encode_prompt(asked, tokenizer)) < context:
-                histories[row] = asked
+            prompt = [*histories[row], _message("user", texts[turn])]
+            if None not in answers[row] and fits(prompt, tokenizer, room(model, 1)):
+                histories[row] = prompt
                 rows.append(row)
             else:
-                said[row].append(None)
+                answers[row].append(None)
         if not rows:
             continue
-        answers = answer(
-            model, tokenizer, [histories[row] for row in rows], max_new_tokens=max_new_tokens,
-            temperature=temperature, seed=rng.seed_from(seed, "turn", turn),
+        replies = reply(
+            model,
+            tokenizer,
+            [histories[row] for row in rows],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=rng.seed_from(seed, "turn", turn),
             pasts=[pasts[row] for row in rows],
-        )  # fmt: skip
-        for row, reply in zip(rows, answers, strict=True):
-            text = carried(reply.text)
-            said[row].append(text)
+        )
+        for row, one in zip(rows, replies, strict=True):
+            text = carried(one.text)
+            answers[row].append(text)
             histories[row].append(_message("assistant", text))
-    return said
-
-
-def carried(text: str) -> str:
-    """Return a text that the format can carry: no tags, not empty."""
-    for tag in ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"):
-        text = text.replace(tag, "")
-    return text.strip() or "."
+    return answers
 
 
 def _message(role: str, content: str) -> Message:
-    return cast(Message, {"role": role, "content": content})
+    return {"role": role, "content": content}
 
 
 def marked(
     dialogs: Sequence[Case],
-    said: Sequence[Sequence[str | None]],
+    answers: Sequence[Sequence[str | None]],
     expected: Sequence[tuple[Instruction, ...]] | None = None,
 ) -> Kept:
-    """Mark answers by turn.
+    """Mark answers by turn; None is no answer.
 
-    Args:
-        dialogs: The cases.
-        said: Their answers; None where there is none.
-        expected: What answers must obey, if not what the case asked for first.
+    They must obey `expected`, or, if that is left out, what the case asked for first.
     """
     wanted = expected or [case.instructions for case in dialogs]
     obeyed = [
-        [text is not None and obeys(own, text) for text in row]
-        for own, row in zip(wanted, said, strict=True)
+        [text is not None and obeys(given, text) for text in row]
+        for given, row in zip(wanted, answers, strict=True)
     ]
     right = [
         [text is not None and turn.is_right(text) for turn, text in zip(c.turns, row, strict=True)]
-        for c, row in zip(dialogs, said, strict=True)
+        for c, row in zip(dialogs, answers, strict=True)
     ]
-    reached = [[text is not None for text in row] for row in said]
+    reached = [[text is not None for text in row] for row in answers]
     return Kept(np.array(obeyed), np.array(right), np.array(reached))
 
 
@@ -177,8 +172,8 @@ def on_own_history(
     model: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Case], *, seed: int = 0
 ) -> Kept:
     """Mark the greedy answers of dialogs that the model itself holds; instructions come once."""
-    said = converse(model, tokenizer, [case.requests() for case in dialogs], seed=seed)
-    return marked(dialogs, said)
+    answers = converse(model, tokenizer, [case.requests() for case in dialogs], seed=seed)
+    return marked(dialogs, answers)
 
 
 def on_neutral_history(
@@ -191,27 +186,25 @@ def on_neutral_history(
 
     Only `turns`, counted from 1, are asked; the others are marked as not reached.
     """
-    said: list[list[str | None]] = [[None] * len(case.turns) for case in dialogs]
+    answers: list[list[str | None]] = [[None] * len(case.turns) for case in dialogs]
     pasts = [Past() for _ in dialogs]
     for turn in turns:
         prompts = [plain_until(case, turn) for case in dialogs]
-        room = model.config.max_seq_len
-        rows = [r for r, p in enumerate(prompts) if len(encode_prompt(p, tokenizer)) < room]
-        answers = answer(
-            model, tokenizer, [prompts[row] for row in rows], max_new_tokens=MAX_NEW_TOKENS,
+        rows = [r for r, p in enumerate(prompts) if fits(p, tokenizer, room(model, 1))]
+        replies = reply(
+            model,
+            tokenizer,
+            [prompts[row] for row in rows],
+            max_new_tokens=MAX_NEW_TOKENS,
             pasts=[pasts[row] for row in rows],
-        )  # fmt: skip
-        for row, reply in zip(rows, answers, strict=True):
-            said[row][turn - 1] = reply.text
-    return marked(dialogs, said)
+        )
+        for row, one in zip(rows, replies, strict=True):
+            answers[row][turn - 1] = one.text
+    return marked(dialogs, answers)
 
 
 def plain_until(case: Case, turn: int) -> list[Message]:
-    """Return a case up to the user's message of a turn, with plain answers before it.
-
-    Raises:
-        ValueError: There is no such turn.
-    """
+    """Return a case up to the user's message of a turn, with plain answers before it."""
     requests = case.requests()
     if not 1 <= turn <= len(requests):
         raise ValueError(f"turns must lie within 1 and {len(requests)}; got {turn}.")
@@ -243,11 +236,7 @@ def switched(
     seed: int = 0,
     split: str = "train",
 ) -> Switched:
-    """Give another value of the same kind at turn `at`, which the paper says GAtt does not cover.
-
-    Raises:
-        ValueError: `at` is not a turn after the first.
-    """
+    """Give another value of the same kind at turn `at`: the paper says GAtt does not cover it."""
     if not 1 < at <= n_turns:
         raise ValueError(f"the switch must come at turn 2 to {n_turns}; got {at}.")
     maker, source = instruction_maker(world, split), rng.random_source(seed, "switched")
@@ -258,7 +247,79 @@ def switched(
             dialogs.append(case)
             others.append((other,))
     requests = [case.requests() for case in dialogs]
-    for own, case, other in zip(requests, dialogs, others, strict=True):
-        own[at - 1] = prefixed(other, case.turns[at - 1].request)
-    said = converse(model, tokenizer, requests, seed=seed)
-    return Switched(marked(dialogs, said), marked(dialogs, said, others), at)
+    for texts, case, other in zip(requests, dialogs, others, strict=True):
+        texts[at - 1] = prefixed(other, case.turns[at - 1].request)
+    answers = converse(model, tokenizer, requests, seed=seed)
+    return Switched(marked(dialogs, answers), marked(dialogs, answers, others), at)
+
+
+class Spans(NamedTuple):
+    """Where things stand in an encoded dialog; half-open ranges of positions."""
+
+    ids: list[int]
+    instruction: range
+    answers: list[range]
+    """One a turn, EOS included."""
+
+
+@torch.no_grad()
+def maximum_attention(
+    model: Transformer, ids: Int[Tensor, " seq"], keys: range
+) -> Float[Tensor, " seq"]:
+    """Return for each position the largest weight that any head of any layer gives to `keys`.
+
+    Positions before the keys get 0.
+    """
+    if len(ids) > model.config.max_seq_len:
+        raise ValueError(
+            f"a sequence must fit {model.config.max_seq_len} tokens; got {len(ids)}. Drop turns."
+        )
+    if not 0 <= keys.start < keys.stop <= len(ids):
+        raise ValueError(f"keys must lie within 0 and {len(ids)}; got {keys}.")
+    h = model.tok_embeddings(ids[None])
+    rotation = model.rotation(h)
+    visible = torch.ones(1, len(ids), len(ids), dtype=torch.bool, device=ids.device).tril()
+    largest = torch.zeros(len(ids), device=ids.device, dtype=h.dtype)
+    for layer in cast(list[TransformerBlock], model.layers):
+        q, k, _ = layer.attention.project(layer.attention_norm(h), rotation)
+        weights = attention_weights(q, k, visible)[0, :, :, keys.start : keys.stop]
+        largest = torch.maximum(largest, weights.amax(dim=(0, 2)))
+        h = layer(h, rotation)
+    return largest
+
+
+def spans(dialog: Sequence[Message], instruction: str, tok: Encoder) -> Spans:
+    """Encode a finished dialog whose first message begins with the instruction; find both."""
+    if not dialog[0]["content"].startswith(f"{instruction} "):
+        raise ValueError(
+            f"the first message must begin with {instruction!r}; it is "
+            f"{dialog[0]['content'][:60]!r}."
+        )
+    ids, targets = encode_example(dialog, tok)
+    begin = len(tok.encode("[INST]", bos=True))
+    head = tok.encode(f"[INST] {instruction}", bos=True)
+    if ids[: len(head)] != head:
+        raise ValueError("the tokenizer merges across the end of the instruction; cannot find it.")
+    answers, position = [], 0
+    while position < len(ids):
+        end = position
+        while end < len(ids) and targets[end] == targets[position]:
+            end += 1
+        if targets[position]:
+            answers.append(range(position, end))
+        position = end
+    return Spans(ids, range(begin, len(head)), answers)
+
+
+def attention_by_turn(
+    model: Transformer, tok: Encoder, dialog: Sequence[Message], instruction: str
+) -> Float[np.ndarray, " turns"]:
+    """Return for every turn the mean, over what writes the answer, of the maximum attention.
+
+    What writes an answer's token is the position before it.
+    """
+    where = spans(dialog, instruction, tok)
+    device = model.tok_embeddings.weight.device
+    largest = maximum_attention(model, torch.tensor(where.ids, device=device), where.instruction)
+    means = [largest[span.start - 1 : span.stop - 1].mean().item() for span in where.answers]
+    return np.array(means)

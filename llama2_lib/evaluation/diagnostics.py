@@ -1,7 +1,8 @@
 """Traffic lights for a run of PPO: what went wrong, and which stage is at fault.
 
 Each light reads the run's own log. The limits are ours; they were set on healthy runs and on runs
-broken on purpose (notebook 08), and say where they look wrong rather than prove it.
+broken on purpose (notebook 08), and say where they look wrong rather than prove it. A light whose
+question does not arise, or whose number was never measured, is out: green means looked at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-State = Literal["green", "amber", "red"]
+State = Literal["green", "amber", "red", ""]
+"""The last is a light that is out: nothing was asked."""
 LAST = 5
 """Iterations at the end of a run that are averaged."""
 
@@ -23,18 +25,15 @@ class Light(NamedTuple):
     words: str
     """What was found and, unless green, what to look at."""
     stage: str
-    """The stage at fault if it is not green."""
+    """The stage at fault if it is amber or red."""
 
 
 def lights(rows: Sequence[Mapping[str, Any]], reward_accuracy: float | None = None) -> list[Light]:
     """Return the lights of a finished or running PPO run.
 
     Args:
-        rows: Of its `metrics.jsonl`.
-        reward_accuracy: Of the reward model on held-out comparisons of the newest policy.
-
-    Raises:
-        ValueError: There is no iteration in the log.
+        rows: Those of its `metrics.jsonl`.
+        reward_accuracy: That of the reward model on held-out comparisons of the newest policy.
     """
     steps = [row for row in rows if "kl" in row]
     if not steps:
@@ -42,22 +41,21 @@ def lights(rows: Sequence[Mapping[str, Any]], reward_accuracy: float | None = No
     held_out = [row for row in rows if "held_out_reward" in row]
     # While the value function warms up, the policy takes no step.
     trained = [row for row in steps if "clip_fraction" in row]
-    found = [
-        _ratio(steps), _start(steps), _kl(steps), _entropy(steps),
-        *([_clipping(trained)] if trained else []),
-        _value(steps), _length(steps), _finished(steps),
-    ]  # fmt: skip
+    panel = [_ratio(trained), _start(steps), _kl(steps), _entropy(steps)]
+    if trained:
+        panel.append(_clipping(trained))
+    panel += [_value(steps), _length(steps), _finished(steps)]
     if len(held_out) > 1:
-        found += [_progress(held_out), _hacking(held_out)]
+        panel += [_progress(held_out), _hacking(held_out)]
     if reward_accuracy is not None:
-        found.append(_reward_model(reward_accuracy))
-    return found
+        panel.append(_reward_model(reward_accuracy))
+    return panel
 
 
-def worst(found: Sequence[Light]) -> Light | None:
-    """Return the first red light, or else the first amber one; None if all are green."""
+def worst(panel: Sequence[Light]) -> Light | None:
+    """Return the first red light, or else the first amber one; None if there is neither."""
     for state in ("red", "amber"):
-        for light in found:
+        for light in panel:
             if light.state == state:
                 return light
     return None
@@ -73,25 +71,31 @@ def _state(value: float, amber: float, red: float) -> State:
     return "red" if not value < red else "amber" if not value < amber else "green"
 
 
-def _ratio(steps: Sequence[Mapping[str, Any]]) -> Light:
-    value = float(np.max([abs(row["first_approx_kl"]) for row in steps]))  # a NaN stays one
+def _ratio(trained: Sequence[Mapping[str, Any]]) -> Light:
+    name, stage = "ratio before the first step", "rollout"
+    if not trained:  # the log of the warm-up holds a 0 that nobody measured
+        return Light(name, "", 0.0, "the policy has taken no step yet", stage)
+    value = float(np.max([abs(row["first_approx_kl"]) for row in trained]))  # a NaN stays one
     words = (
         "before the first step the ratio is 1"
         if value < 1e-6
         else "policy and old policy differ before any step: sampled and trained log-probabilities "
         "are not of one distribution"
     )
-    return Light("ratio before the first step", _state(value, 1e-6, 1e-4), value, words, "rollout")
+    return Light(name, _state(value, 1e-6, 1e-4), value, words, stage)
 
 
 def _start(steps: Sequence[Mapping[str, Any]]) -> Light:
-    value = abs(float(steps[0]["kl"])) if steps[0]["step"] == 1 else 0.0
+    name, stage = "divergence at the start", "reference"
+    if steps[0]["step"] != 1:
+        return Light(name, "", 0.0, "the log does not begin at the start", stage)
+    value = abs(float(steps[0]["kl"]))
     words = (
         "the reference is where the policy starts"
         if value < 1e-4
         else "policy and reference differ before any step: not the same weights or temperature"
     )
-    return Light("divergence at the start", _state(value, 1e-4, 1e-2), value, words, "reference")
+    return Light(name, _state(value, 1e-4, 1e-2), value, words, stage)
 
 
 def _kl(steps: Sequence[Mapping[str, Any]]) -> Light:
@@ -144,7 +148,7 @@ def _finished(steps: Sequence[Mapping[str, Any]]) -> Light:
 
 def _progress(held_out: Sequence[Mapping[str, Any]]) -> Light:
     first = float(held_out[0]["held_out_reward"])
-    value = max(float(row["held_out_reward"]) for row in held_out[1:]) - first
+    value = float(np.max([row["held_out_reward"] for row in held_out[1:]])) - first
     state = _state(-value, -0.1, 0.0)
     words = "rises on held-out prompts" if state == "green" else "does not rise: is it learning?"
     return Light("reward, gained", state, value, words, "ppo")
@@ -153,13 +157,16 @@ def _progress(held_out: Sequence[Mapping[str, Any]]) -> Light:
 def _hacking(held_out: Sequence[Mapping[str, Any]]) -> Light:
     gained = float(held_out[-1]["held_out_reward"]) - float(held_out[0]["held_out_reward"])
     value = float(held_out[-1]["gold_quality"]) - float(held_out[0]["gold_quality"])
-    state = _state(-value, 0.01, 0.04) if gained > 0 else "green"
+    name, stage = "gold, gained", "reward model, or beta"
+    if gained <= 0:
+        return Light(name, "", value, "not asked: there is no gain in reward to be false", stage)
+    state = _state(-value, 0.01, 0.04)
     words = (
         "reward and gold judge go together"
         if state == "green"
         else "the reward rises and the judge's mark falls: the reward model is being exploited"
     )
-    return Light("gold, gained", state, value, words, "reward model, or beta")
+    return Light(name, state, value, words, stage)
 
 
 def _reward_model(value: float) -> Light:

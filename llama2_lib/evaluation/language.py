@@ -1,4 +1,4 @@
-"""How well a model predicts text and recalls facts: numbers with intervals, no plots."""
+"""How well a model predicts text, recalls facts and answers, by numbers with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llama2_lib.evaluation.statistics import Estimate, proportion
+from llama2_lib.evaluation.statistics import Estimate, proportion, ratio_interval, shares
+from llama2_lib.model.chat import Reply, reply
 from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.world.questions import RecallItem, is_correct
+from llama2_lib.world.dialogs import Message
+from llama2_lib.world.facts import RecallItem, is_correct
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,6 @@ def document_nats(
             token when left out.
         max_len: Longer documents are scored on their first `max_len` tokens.
         batch_tokens: Bound on rows times length of a batch.
-
-    Raises:
-        ValueError: A document has fewer than two tokens.
     """
     limit = min(max_len or model.config.max_seq_len, model.config.max_seq_len) + 1
     short = [index for index, document in enumerate(documents) if len(document) < 2]
@@ -54,9 +53,9 @@ def document_nats(
     model.eval()
     device = model.tok_embeddings.weight.device
     cut = [list(document[:limit]) for document in documents]
-    marks = [[True] * len(ids) for ids in cut]
+    masks = [[True] * len(ids) for ids in cut]
     if targets is not None:
-        marks = [list(mask[:limit]) for mask in targets]
+        masks = [list(mask[:limit]) for mask in targets]
     order = sorted(range(len(cut)), key=lambda index: len(cut[index]))
     nats = np.zeros(len(cut))
     begin = 0
@@ -70,7 +69,7 @@ def document_nats(
         scored = torch.zeros(len(rows), longest, dtype=torch.bool)
         for row, index in enumerate(rows):
             ids[row, : len(cut[index])] = torch.tensor(cut[index])
-            scored[row, : len(cut[index])] = torch.tensor(marks[index])
+            scored[row, : len(cut[index])] = torch.tensor(masks[index])
         ids, scored = ids.to(device), scored.to(device)
         # Padding stands on the right, where causal attention never looks.
         logits = model(ids[:, :-1])
@@ -79,26 +78,37 @@ def document_nats(
         nats[rows] = loss.sum(dim=1).cpu().numpy()
         begin = end
     model.train(was_training)
-    return DocumentNats(nats, np.array([sum(mask[1:]) for mask in marks]))
-
-
-def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Return sum(numerator) / sum(denominator) with a 95 % bootstrap interval over documents.
-
-    With nats and tokens it is the loss per token; with nats and characters, per character,
-    which compares models whose tokenizers differ.
-    """
-    draws = np.random.default_rng(seed).integers(0, len(numerator), (1000, len(numerator)))
-    ratios = numerator[draws].sum(axis=1) / denominator[draws].sum(axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    value = numerator.sum() / denominator.sum()
-    return Estimate(value=float(value), low=float(low), high=float(high), n=len(numerator))
+    return DocumentNats(nats, np.array([sum(mask[1:]) for mask in masks]))
 
 
 def perplexity(loss: Estimate) -> Estimate:
     """Return exp of a loss in nats per token: the size of a fair die as hard to predict."""
     value, low, high = np.exp([loss.value, loss.low, loss.high])
     return Estimate(value=float(value), low=float(low), high=float(high), n=loss.n)
+
+
+def answer_loss(
+    model: Transformer,
+    examples: Sequence[tuple[Sequence[int], Sequence[bool]]],
+    *,
+    seed: int = 0,
+) -> Estimate:
+    """Return nats per answer token of finished dialogs, each scored alone (section 3.1).
+
+    Examples are ids and loss masks, as `encode_example` returns them; the interval is a 95 %
+    bootstrap over dialogs.
+    """
+    longest = model.config.max_seq_len + 1
+    for index, (ids, _) in enumerate(examples):
+        if len(ids) > longest:
+            raise ValueError(
+                f"an example must fit {longest} tokens to be scored; example {index} has "
+                f"{len(ids)}. Shorten it with training.dialog_batches.shorten, or leave it out."
+            )
+    nats = document_nats(
+        model, [ids for ids, _ in examples], targets=[loss_mask for _, loss_mask in examples]
+    )
+    return ratio_interval(nats.nats, nats.tokens, seed=seed)
 
 
 def recall_answers(
@@ -125,11 +135,31 @@ def fact_recall(
 ) -> dict[str, Estimate]:
     """Return the share of facts answered rightly, by how their question was met in training.
 
-    Keys are the exposures of `world.questions`: `seen form`, `unseen form`, `never asked`.
-    Intervals are Wilson's, over questions.
+    Keys are the exposures of `RecallItem`: `seen form`, `unseen form`, `never asked`. Intervals
+    are Wilson's, over questions.
     """
     answers = recall_answers(model, tokenizer, items)
-    right: dict[str, list[bool]] = {}
-    for item, answer in zip(items, answers, strict=True):
-        right.setdefault(item.exposure, []).append(is_correct(item, answer))
-    return {name: proportion(sum(hits), len(hits)) for name, hits in sorted(right.items())}
+    return shares((i.exposure, is_correct(i, a)) for i, a in zip(items, answers, strict=True))
+
+
+def as_dialog(item: RecallItem) -> list[Message]:
+    """Return the question of a recall item as a user would ask it."""
+    question = item.prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
+    return [{"role": "user", "content": question}]
+
+
+def chat_recall(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    items: Sequence[RecallItem],
+    max_new_tokens: int = 48,
+) -> dict[str, Estimate]:
+    """Return the same of a chat model, which is asked in a dialog."""
+    dialogs = [as_dialog(item) for item in items]
+    replies = reply(model, tokenizer, dialogs, max_new_tokens=max_new_tokens)
+    return shares((i.exposure, is_correct(i, r.text)) for i, r in zip(items, replies, strict=True))
+
+
+def ended_share(replies: Sequence[Reply]) -> Estimate:
+    """Return the share of replies that ended with EOS, with Wilson's interval."""
+    return proportion(sum(one.ended for one in replies), len(replies))

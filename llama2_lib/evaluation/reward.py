@@ -1,67 +1,22 @@
-"""How good a reward model is: accuracy by grade, what its threshold finds, calibration.
+"""How good a reward model is, and what the best of N samples is worth by it.
 
-Paper section 3.2.2 (tables 7 and 8, figure 29) and appendix A.3.4 (table 29).
+Paper sections 3.2.2 (tables 7 and 8, figure 29), A.3.4 (table 29) and 3.2.3 (figures 7 and 8).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from scipy.special import expit
+from scipy.special import expit, gammaln
 from sklearn.metrics import roc_auc_score
 
-from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion
-from llama2_lib.model.heads import ScalarModel
-
-SCORED_TOGETHER = 64
-
-
-@torch.no_grad()
-def scores(model: ScalarModel, rows: Sequence[Sequence[int]]) -> Float[np.ndarray, " rows"]:
-    """Return the raw score of each dialog that ends with an answer, in the order given.
-
-    Rows of similar length are scored together; a score does not depend on its companions.
-
-    Args:
-        model: A reward model.
-        rows: Ids, with the EOS that the score is read at (see `encode_example`).
-
-    Raises:
-        ValueError: A row is empty or longer than the context, an id is none of the model's
-            vocabulary, or a score is not finite.
-    """
-    context, vocab = model.config.max_seq_len, model.config.vocab_size
-    for index, row in enumerate(rows):
-        if not 1 <= len(row) <= context:
-            raise ValueError(
-                f"a row must have 1 to {context} tokens to be scored; row {index} has {len(row)}."
-            )
-        if not 0 <= min(row) <= max(row) < vocab:
-            raise ValueError(
-                f"ids must lie in 0...{vocab - 1}; row {index} has {min(row)}...{max(row)}. Was "
-                "the reward model trained with another tokenizer than the policy?"
-            )
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    found = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for begin in range(0, len(order), SCORED_TOGETHER):
-        part = order[begin : begin + SCORED_TOGETHER]
-        ids = torch.zeros(len(part), len(rows[part[-1]]), dtype=torch.int64)
-        for place, index in enumerate(part):
-            ids[place, : len(rows[index])] = torch.tensor(rows[index])
-        lengths = torch.tensor([len(rows[index]) for index in part])
-        found[part] = model.score(ids.to(device), lengths.to(device)).cpu().numpy()
-    model.train(was_training)
-    if not np.isfinite(found).all():
-        index = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise ValueError(
-            f"scores must be finite; row {index} has {found[index]}. Did the reward model diverge? "
-            "Look at its metrics, and train it with a lower rate."
-        )
-    return found
+from llama2_lib.evaluation.statistics import (
+    Estimate,
+    binned_means,
+    bootstrap_mean,
+    proportion,
+)
 
 
 def accuracy(
@@ -71,9 +26,6 @@ def accuracy(
 
     A tie counts half; of an odd number of ties one half is rounded down. No margin is used:
     models that were trained with different margins stay comparable.
-
-    Raises:
-        ValueError: There is no pair.
     """
     hits, ties = int((chosen > rejected).sum()), int((chosen == rejected).sum())
     share = proportion(hits + ties // 2, len(chosen))
@@ -87,17 +39,13 @@ def accuracy_by_grade(
     rejected: Float[np.ndarray, " pairs"],
     grades: Sequence[str],
 ) -> dict[str, Estimate]:
-    """Return `accuracy` for each grade that occurs, and for `all` pairs (table 8).
-
-    Raises:
-        ValueError: There is no pair, or not one grade a pair.
-    """
+    """Return `accuracy` for each grade that occurs, and for `all` pairs (table 8)."""
     if len(grades) != len(chosen):
         raise ValueError(f"every pair needs a grade; got {len(grades)} for {len(chosen)} pairs.")
     labels = np.array(grades)
     rows = {grade: labels == grade for grade in dict.fromkeys(grades)}
-    found = {grade: accuracy(chosen[row], rejected[row]) for grade, row in rows.items()}
-    return found | {"all": accuracy(chosen, rejected)}
+    shares = {grade: accuracy(chosen[row], rejected[row]) for grade, row in rows.items()}
+    return shares | {"all": accuracy(chosen, rejected)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,14 +69,6 @@ def detection(
 
     The paper: recall 90.4 % at 0.5 with the auxiliary loss, 73.0 % without (table 29); precision
     0.89 and recall 0.55 at 0.15 (section 3.2.3).
-
-    Args:
-        scores: Raw scores of the safety reward model.
-        is_safe: The labels.
-        threshold: Between 0 and 1.
-
-    Raises:
-        ValueError: All answers have the same label, or the threshold is not between 0 and 1.
     """
     n_safe = int(is_safe.sum())
     if not 0 < n_safe < len(is_safe):
@@ -156,19 +96,67 @@ def calibration(
     """Return the mean sigmoid(score) in bins of equal numbers of gold scores (figure 29).
 
     A model that was trained on comparisons alone may be used on single answers if its mean
-    rises with quality.
-
-    Returns:
-        For each bin the mean gold score and the mean of sigmoid(score), with a bootstrap over
-        answers.
-
-    Raises:
-        ValueError: There are fewer than two answers a bin.
+    rises with quality. See `binned_means` for what comes back.
     """
-    if bins < 1 or len(scores) < 2 * bins:
-        raise ValueError(f"{bins} bins need {2 * bins} answers or more; got {len(scores)}.")
-    order = np.argsort(gold, kind="stable")
-    return [
-        (float(gold[rows].mean()), bootstrap_mean(expit(scores[rows]).tolist(), seed))
-        for rows in np.array_split(order, bins)
-    ]
+    return binned_means(gold, expit(scores), bins, seed)
+
+
+def best_of_n(
+    proxy: Float[np.ndarray, "prompts samples"],
+    value: Float[np.ndarray, "_ _"] | None = None,
+) -> Float[np.ndarray, "prompts samples"]:
+    """Return the expected value of the sample that scores best among N, for N = 1, 2, ...
+
+    Exact over all subsets of the K samples drawn: with samples sorted by score, the i-th is the
+    best of C(i - 1, N - 1) of the C(K, N) subsets. Among equal scores the earliest sample wins.
+    Column N - 1 holds the best of N.
+
+    Args:
+        proxy: Score by which the best sample is chosen, such as a reward model's.
+        value: What the chosen sample is worth, such as the gold judge's score; `proxy` itself
+            if left out, which gives the expected maximum.
+    """
+    value = proxy if value is None else value
+    if proxy.shape != value.shape or proxy.shape[1] < 1:
+        raise ValueError(
+            f"scores and values must be one number a sample, of at least one sample; got shapes "
+            f"{proxy.shape} and {value.shape}."
+        )
+    # Backwards first, so that among equal scores the earliest stands last, which is best.
+    backwards = proxy[:, ::-1]
+    order = np.argsort(backwards, axis=1, kind="stable")
+    ranked = np.take_along_axis(value[:, ::-1], order, axis=1)
+    return ranked @ _shares(proxy.shape[1])
+
+
+def _shares(k: int) -> Float[np.ndarray, "k k"]:
+    """Return in row i, column n the share of subsets of n + 1 whose best is the i-th of k."""
+    rank, size = np.arange(1, k + 1)[:, None], np.arange(1, k + 1)[None, :]
+    possible = rank >= size
+    left = np.where(possible, rank - size, 0)
+    log_share = gammaln(rank) - gammaln(size) - gammaln(left + 1)
+    log_share = log_share - (gammaln(k + 1) - gammaln(size + 1) - gammaln(k - size + 1))
+    return np.where(possible, np.exp(log_share), 0.0)
+
+
+def best_of_n_interval(
+    proxy: Float[np.ndarray, "prompts samples"],
+    value: Float[np.ndarray, "prompts samples"] | None = None,
+    *,
+    n: int,
+    seed: int = 0,
+) -> Estimate:
+    """Return the mean over prompts of `best_of_n` at one N, with a bootstrap over prompts."""
+    if not 1 <= n <= proxy.shape[1]:
+        raise ValueError(f"n must lie in 1...{proxy.shape[1]}, the samples drawn; got {n}.")
+    return bootstrap_mean(best_of_n(proxy, value)[:, n - 1].tolist(), seed)
+
+
+def best_of_n_kl(n: int) -> float:
+    """Return ln N - (N - 1) / N, the KL divergence in nats of best-of-N from the sampler.
+
+    Exact if all samples differ in score, else an upper bound.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1; got {n}.")
+    return float(np.log(n) - (n - 1) / n)

@@ -6,11 +6,13 @@ interval speaks about exactly that source of variation.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.special import expit, logit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,20 +67,12 @@ class Ordering:
 
 
 def proportion(successes: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Return a share with Wilson's interval, whose coverage is right on average.
-
-    Raises:
-        ValueError: `n` is 0, or `successes` does not lie between 0 and `n`.
-    """
+    """Return a share with Wilson's interval, whose coverage is right on average."""
     return _share(successes, n, confidence, "wilson")
 
 
 def proportion_exact(successes: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Return a share with Clopper and Pearson's interval, which never covers too rarely.
-
-    Raises:
-        ValueError: as in `proportion`.
-    """
+    """Return a share with Clopper and Pearson's interval, which never covers too rarely."""
     return _share(successes, n, confidence, "exact")
 
 
@@ -92,30 +86,65 @@ def _share(successes: int, n: int, confidence: float, method: str) -> Estimate:
     return Estimate(value=successes / n, low=float(interval.low), high=float(interval.high), n=n)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+def shares(hits: Iterable[tuple[str, bool]]) -> dict[str, Estimate]:
+    """Return the share of hits of each group that occurs, by name, with Wilson's interval."""
+    groups: dict[str, list[bool]] = {}
+    for name, hit in hits:
+        groups.setdefault(name, []).append(hit)
+    return {name: proportion(sum(group), len(group)) for name, group in sorted(groups.items())}
+
+
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95, bounds: tuple[float, float] | None = None
+) -> Estimate:
     """Return the mean with Student's t interval.
 
     Equal values give an interval of zero width: the measurement did not vary.
 
-    Raises:
-        ValueError: There are fewer than 2 values, or one is not finite.
+    Args:
+        values: One a seed or an item, two or more.
+        confidence: How often such intervals cover the truth.
+        bounds: What no value can exceed, (0, 1) for a share and (-1, 1) for a correlation. The
+            interval is then made on the logit scale (of a correlation: Fisher's z) and never
+            leaves them.
     """
     data = _checked(values, "values")
     mean, error = float(data.mean()), _standard_error(data)
     half = float(stats.t.ppf((1 + confidence) / 2, data.size - 1)) * error
-    return Estimate(value=mean, low=mean - half, high=mean + half, n=data.size)
+    low, high = mean - half, mean + half
+    if bounds is not None and half:
+        low, high = _inside(data, mean, half, bounds)
+    return Estimate(value=mean, low=low, high=high, n=data.size)
+
+
+def _inside(
+    data: np.ndarray, mean: float, half: float, bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Return mean -+ half as it comes back from the logit scale of a range."""
+    lowest, highest = bounds
+    if not lowest <= data.min() <= data.max() <= highest:
+        raise ValueError(
+            f"values must lie within their bounds {bounds}; got {data.min()} to {data.max()}."
+        )
+    width = highest - lowest
+    share = (mean - lowest) / width
+    half /= width * share * (1 - share)  # over the derivative, so values on a bound do no harm
+    low, high = expit(logit(share) + np.array([-half, half]))
+    return lowest + width * float(low), lowest + width * float(high)
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95
+    a: Sequence[float],
+    b: Sequence[float],
+    confidence: float = 0.95,
+    bounds: tuple[float, float] | None = None,
 ) -> Difference:
     """Return the mean of a - b over pairs (one seed or one item), by the paired t-test.
 
-    Raises:
-        ValueError: The lengths differ, there are fewer than 2 pairs, or a value is not finite.
+    `bounds` are those of a difference, (-1, 1) for one of two shares; see `mean_interval`.
     """
     differences = _differences(a, b)
-    estimate = mean_interval(differences.tolist(), confidence)
+    estimate = mean_interval(differences.tolist(), confidence, bounds)
     t = _t_statistic(estimate.value, _standard_error(differences))
     return Difference(estimate=estimate, p_value=float(2 * stats.t.sf(abs(t), estimate.n - 1)))
 
@@ -127,9 +156,6 @@ def equivalent(
 
     A large p-value of an ordinary test is no evidence for `the same`; this is. The test holds
     exactly when the 1 - 2 * alpha interval lies inside the margin.
-
-    Raises:
-        ValueError: as in `paired_difference`, or the margin is not positive.
     """
     if not margin > 0:
         raise ValueError(
@@ -147,25 +173,63 @@ def equivalent(
 def bootstrap_mean(
     values: Sequence[float], seed: int, confidence: float = 0.95, n_resamples: int = 9_999
 ) -> Estimate:
-    """Return the mean with a bootstrap interval (BCa), for skewed values; 20 or more are wanted.
-
-    Raises:
-        ValueError: There are fewer than 2 values, or one is not finite.
-    """
+    """Return the mean with a bootstrap interval, for skewed values; 20 or more are wanted."""
     data = _checked(values, "values")
-    mean = float(data.mean())
-    if np.ptp(data) == 0:  # every resample is the sample
-        return Estimate(value=mean, low=mean, high=mean, n=data.size)
+    value = float(data.mean())
+    if np.ptp(data) == 0:
+        return Estimate(value=value, low=value, high=value, n=data.size)
+    return _bootstrap((data,), np.mean, value, seed, confidence, n_resamples)
+
+
+def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Return sum(numerator) / sum(denominator) with a 95 % bootstrap interval over documents.
+
+    With nats and tokens it is the loss per token; with nats and characters, per character,
+    which compares models whose tokenizers differ.
+    """
+    value = float(numerator.sum() / denominator.sum())
+    if np.allclose(numerator, value * denominator, rtol=1e-12, atol=0):  # one document, too
+        return Estimate(value=value, low=value, high=value, n=len(numerator))
+    return _bootstrap((numerator, denominator), _ratio, value, seed, 0.95, 999)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> Any:
+    return numerator.sum(axis=axis) / denominator.sum(axis=axis)
+
+
+def binned_means(
+    by: np.ndarray, values: np.ndarray, bins: int, seed: int = 0
+) -> list[tuple[float, Estimate]]:
+    """Return the mean of `by` and of `values`, with a bootstrap, in bins of equal numbers."""
+    if bins < 1 or len(by) < 2 * bins:
+        raise ValueError(f"{bins} bins need {2 * bins} values or more; got {len(by)}.")
+    return [
+        (float(by[rows].mean()), bootstrap_mean(values[rows].tolist(), seed))
+        for rows in np.array_split(np.argsort(by, kind="stable"), bins)
+    ]
+
+
+def _bootstrap(
+    data: tuple[np.ndarray, ...],
+    statistic: Callable[..., Any],
+    value: float,
+    seed: int,
+    confidence: float,
+    n_resamples: int,
+) -> Estimate:
+    """Resample observations: the bias-corrected and accelerated interval."""
     result = stats.bootstrap(
-        (data,),
-        np.mean,
+        data,
+        statistic,
+        paired=len(data) > 1,
         confidence_level=confidence,
         n_resamples=n_resamples,
+        batch=1000,  # bounds the memory, and changes no number
         method="BCa",
         rng=np.random.default_rng(seed),
     )
     low, high = result.confidence_interval
-    return Estimate(value=mean, low=float(low), high=float(high), n=data.size)
+    return Estimate(value=value, low=float(low), high=float(high), n=len(data[0]))
 
 
 def ordering(rows: Sequence[Sequence[float]], confidence: float = 0.95) -> Ordering:
@@ -173,9 +237,6 @@ def ordering(rows: Sequence[Sequence[float]], confidence: float = 0.95) -> Order
 
     One row holds one seed's values in the order that was declared before the run; negate them to
     declare a decrease. The p-value is that of at least as many rows in order by chance.
-
-    Raises:
-        ValueError: There is no row, rows differ in length, or a row has fewer than 2 values.
     """
     lengths = sorted({len(row) for row in rows})
     if len(lengths) != 1 or lengths[0] < 2:

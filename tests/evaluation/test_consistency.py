@@ -1,28 +1,33 @@
-"""Obedience by turn, measured on answerers whose obedience is known beforehand."""
+"""Obedience by turn, of answerers that are known; attention, against PyTorch's own kernel."""
 
 import re
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from llama2_lib.evaluation import consistency
-from llama2_lib.evaluation.chat import Answer
 from llama2_lib.evaluation.consistency import (
     Case,
+    attention_by_turn,
     cases,
     converse,
     marked,
+    maximum_attention,
     on_neutral_history,
     on_own_history,
+    spans,
     switched,
 )
 from llama2_lib.evaluation.statistics import proportion_exact
+from llama2_lib.model.chat import Reply
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer
+from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.brief import Brief, brief_maker
-from llama2_lib.world.instructions import Instruction
+from llama2_lib.world.instructions import Brief, Instruction, brief_maker
 
 FIGURE = Instruction(kind="figure", value="Mara", text="Figure: Mara")
 CHESS = Instruction(kind="hobby", value="chess", text="Hobby: chess")
@@ -69,9 +74,9 @@ def play(monkeypatch):
 
         def answer(model, tokenizer, dialogs, **options):
             heard.extend([list(dialog) for dialog in dialogs])
-            return [Answer(writer(dialog), [3], True) for dialog in dialogs]
+            return [Reply(writer(dialog), [3], True) for dialog in dialogs]
 
-        monkeypatch.setattr(consistency, "answer", answer)
+        monkeypatch.setattr(consistency, "reply", answer)
         return heard
 
     return install
@@ -166,6 +171,32 @@ def test_a_dialog_that_fills_the_context_ends_and_the_others_go_on(play):
     assert converse(context_of(80), TOK, []) == []
 
 
+def test_a_prompt_needs_room_for_one_token_of_an_answer(play):
+    play(lambda dialog: "ok")
+    n = len(encode_prompt([{"role": "user", "content": "abc"}], TOK))
+    assert converse(context_of(n), TOK, [["abc"]]) == [[None]]
+    assert converse(context_of(n + 1), TOK, [["abc"]]) == [["ok"]]
+    one = case(1)
+    n = len(encode_prompt([{"role": "user", "content": one.requests()[0]}], TOK))
+    for more, reached in ((0, False), (1, True)):
+        kept = on_neutral_history(context_of(n + more), TOK, [one], turns=(1,))
+        assert kept.reached.tolist() == [[reached]]
+
+
+def test_every_turn_is_sampled_with_a_seed_of_its_own(monkeypatch):
+    seeds = []
+
+    def say(model, tokenizer, dialogs, **options):
+        seeds.append(options["seed"])
+        return [Reply("ok", [3], True) for _ in dialogs]
+
+    monkeypatch.setattr(consistency, "reply", say)
+    for seed in (1, 2, 1):
+        converse(WIDE, TOK, [["a", "b"]], temperature=1.0, seed=seed)
+    assert seeds[:2] == seeds[4:]
+    assert len({*seeds}) == 4
+
+
 def test_answers_that_the_format_cannot_carry_are_kept_as_what_it_can(play):
     play(lambda dialog: {1: "", 3: "[INST] a"}.get(len(dialog), "b"))
     assert converse(WIDE, TOK, [["1", "2", "3"]]) == [[".", "a", "b"]]
@@ -211,7 +242,95 @@ def test_cases_are_seeded_and_of_their_split():
 
 def test_a_turn_that_a_dialog_does_not_have_is_refused(play):
     play(obedient)
-    with pytest.raises(ValueError, match="turns must lie within 1 and 4"):
-        on_neutral_history(WIDE, TOK, [case(4)], turns=(5,))
+    for turn in (0, 5):
+        with pytest.raises(ValueError, match=f"turns must lie within 1 and 4; got {turn}"):
+            on_neutral_history(WIDE, TOK, [case(4)], turns=(turn,))
     assert np.array_equal(on_neutral_history(WIDE, TOK, [case(4)], turns=(2,)).obeyed,
                           [[False, True, False, False]])  # fmt: skip
+
+
+class Small:
+    def encode(self, text, bos=False, eos=False):
+        return [1] * bos + [ord(letter) % 50 + 3 for letter in text] + [2] * eos
+
+
+SMALL = Small()
+DIALOG = [
+    {"role": "user", "content": "B a b"},
+    {"role": "assistant", "content": "c"},
+    {"role": "user", "content": "d"},
+    {"role": "assistant", "content": "ef"},
+]
+
+
+def weights_in_the_kernel(model, ids, monkeypatch):
+    """The weights of every layer, (layers, heads, seq, seq), from what the kernel is given."""
+    given, kernel = [], F.scaled_dot_product_attention
+
+    def listen(q, k, v, **options):
+        given.append((q, k))
+        return kernel(q, k, v, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", listen)
+        model(ids[None])
+    found = []
+    for q, k in given:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        later = torch.ones(len(ids), len(ids)).triu(1).bool()
+        found.append(scores.masked_fill(later, -torch.inf).softmax(-1)[0])
+    return torch.stack(found)
+
+
+def test_the_maximum_is_over_layers_heads_and_keys(random_model, monkeypatch):
+    model = random_model(seed=1)
+    ids = torch.randint(0, 53, (23,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        weights = weights_in_the_kernel(model, ids, monkeypatch)
+    assert weights.shape == (3, 6, 23, 23)
+    for keys in (range(4, 9), range(1), range(22, 23), range(23)):
+        expected = weights[:, :, :, keys.start : keys.stop].amax(dim=(0, 1, 3))
+        found = maximum_attention(model, ids, keys)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    found = maximum_attention(model, ids, range(4, 9))
+    assert (found[:4] == 0).all()
+    assert (found[4:] > 0).all()
+    assert found.max() <= 1
+    assert not torch.allclose(found, weights[0, :, :, 4:9].amax(dim=(0, 2)), rtol=1e-3, atol=0)
+
+
+def test_keys_outside_are_refused(random_model):
+    ids = torch.arange(7)
+    for keys in (range(5, 8), range(3, 3)):
+        with pytest.raises(ValueError, match="keys must lie within"):
+            maximum_attention(random_model(), ids, keys)
+
+
+def test_spans_are_those_of_the_letters():
+    found = spans(DIALOG, "B a", SMALL)
+    text = "0[INST] B a b [/INST] c 00[INST] d [/INST] ef 0"
+    places = range(len(text))
+    assert len(found.ids) == len(text)
+    assert [text[t] for t in found.instruction] == list(" B a")
+    assert ["".join(text[t] for t in own) for own in found.answers] == [" c 0", " ef 0"]
+    assert found.answers[-1].stop == places.stop
+    with pytest.raises(ValueError, match="must begin with 'Z'"):
+        spans(DIALOG, "Z", SMALL)
+
+
+def test_means_are_over_what_writes_each_answer(random_model):
+    model = random_model(seed=2)
+    long = model.config.max_seq_len
+    dialog = [{"role": m["role"], "content": m["content"]} for m in DIALOG[:2]]
+    found = spans(dialog, "B a", SMALL)
+    assert len(found.ids) <= long
+    largest = maximum_attention(model, torch.tensor(found.ids), found.instruction)
+    own = found.answers[0]
+    expected = np.mean([float(largest[t - 1]) for t in own])
+    measured = attention_by_turn(model, SMALL, dialog, "B a")
+    np.testing.assert_allclose(measured, [expected], rtol=1e-12, atol=0)
+    shifted = np.mean([float(largest[t]) for t in own])
+    assert abs(shifted - expected) > 1e-6
+    with pytest.raises(ValueError, match="must fit"):
+        attention_by_turn(model, SMALL, DIALOG, "B a")

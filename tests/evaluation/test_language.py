@@ -1,4 +1,4 @@
-"""Loss per document, intervals of ratios, and recall of facts on models whose answers are known."""
+"""Loss per document, intervals of ratios, and recall of facts on models that are known."""
 
 import math
 
@@ -8,17 +8,21 @@ import torch
 
 from llama2_lib.evaluation import language
 from llama2_lib.evaluation.language import (
+    answer_loss,
+    as_dialog,
+    chat_recall,
     document_nats,
+    ended_share,
     fact_recall,
     perplexity,
-    ratio_interval,
     recall_answers,
 )
-from llama2_lib.evaluation.statistics import Estimate
+from llama2_lib.evaluation.statistics import Estimate, proportion
+from llama2_lib.model.chat import Reply
 from llama2_lib.model.generate import Completion
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.questions import recall_items
+from llama2_lib.world.facts import recall_items
 
 LENGTHS = [9, 2, 14, 5, 5, 30, 3]
 
@@ -47,7 +51,7 @@ def test_it_is_the_loop_over_tokens(random_model, documents):
     assert len(set(result.nats.round(3))) == len(LENGTHS)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 20, 45, 100_000])
+@pytest.mark.parametrize("batch_tokens", [1, 18, 20, 45, 100_000])
 def test_batching_changes_nothing(random_model, documents, batch_tokens, monkeypatch):
     model, shapes = random_model(), []
     expected = document_nats(model, documents).nats
@@ -55,7 +59,7 @@ def test_batching_changes_nothing(random_model, documents, batch_tokens, monkeyp
     monkeypatch.setattr(model, "forward", lambda ids: shapes.append(ids.shape) or forward(ids))
     result = document_nats(model, documents, batch_tokens=batch_tokens)
     np.testing.assert_allclose(result.nats, expected, rtol=1e-10, atol=1e-10)
-    assert len(shapes) == {1: 7, 20: 4, 45: 3, 100_000: 1}[batch_tokens]
+    assert len(shapes) == {1: 7, 18: 4, 20: 4, 45: 3, 100_000: 1}[batch_tokens]
     assert all(rows == 1 or rows * (seq + 1) <= batch_tokens for rows, seq in shapes)
 
 
@@ -84,30 +88,6 @@ def test_the_models_mode_is_restored(random_model, documents, training):
 def test_a_document_of_one_token_is_refused(random_model):
     with pytest.raises(ValueError, match="document 1 has less"):
         document_nats(random_model(), [[1, 2], [1], [1, 2, 3]])
-
-
-def test_the_ratio_is_of_sums_and_not_the_mean_of_ratios():
-    nats, tokens = np.array([10.0, 2.0, 9.0]), np.array([2, 4, 9])
-    result = ratio_interval(nats, tokens)
-    assert result.value == pytest.approx(21 / 15, rel=1e-12, abs=0)
-    assert result.value != pytest.approx((nats / tokens).mean(), rel=1e-3, abs=0)
-    assert result.n == 3
-    assert 0.5 <= result.low <= result.value <= result.high <= 5.0
-    assert result == ratio_interval(nats, tokens, seed=0)
-    many = np.arange(40.0), np.arange(40) % 7 + 1
-    assert ratio_interval(*many, seed=0).low != ratio_interval(*many, seed=1).low
-
-
-def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
-    source = np.random.default_rng(5)
-    covered = 0
-    for trial in range(200):
-        tokens = source.integers(5, 60, 80)
-        nats = 2.5 * tokens + source.normal(0.0, 8.0, 80)
-        result = ratio_interval(nats, tokens, seed=trial)
-        covered += result.low <= 2.5 <= result.high
-        assert 0 < result.high - result.low < 0.25
-    assert 0.88 <= covered / 200 <= 0.99
 
 
 def test_perplexity_is_the_exponential_of_a_loss():
@@ -213,3 +193,81 @@ def test_an_untrained_model_recalls_next_to_nothing(toy_root, items):
     result = fact_recall(model, load_tokenizer(folder), items)
     assert sum(e.value * e.n for e in result.values()) <= 3
     assert sum(e.n for e in result.values()) == len(items) == 270
+
+
+def test_a_question_is_asked_as_a_user_would(items):
+    [message] = as_dialog(items[0])
+    assert message["role"] == "user"
+    assert items[0].prompt == f"Question: {message['content']}\nAnswer:"
+    assert message["content"].endswith("?")
+
+
+def test_recall_in_chat_form_counts_right_answers_by_exposure(random_model, monkeypatch, items):
+    right = {"seen form": 0.5, "unseen form": 0.25, "never asked": 0.0}
+    table, wanted, met = {}, dict.fromkeys(right, 0), dict.fromkeys(right, 0)
+    for item in items:
+        share, met[item.exposure] = right[item.exposure], met[item.exposure] + 1
+        hit = share > 0 and met[item.exposure] % round(1 / share) == 0
+        [message] = as_dialog(item)
+        table[message["content"]] = f"It is {item.answer if hit else other_value(item)}."
+        wanted[item.exposure] += hit
+    assert len(table) == len(items)
+
+    def say(model, tokenizer, dialogs, **options):
+        return [Reply(table[message["content"]], [5, 2], True) for [message] in dialogs]
+
+    monkeypatch.setattr(language, "reply", say)
+    result = chat_recall(random_model(), Letters(), items)
+    assert result == {name: proportion(wanted[name], met[name]) for name in sorted(right)}
+    assert 0.4 < result["seen form"].value <= 0.5
+    assert result["never asked"].value == 0
+
+
+def test_the_share_of_ended_answers():
+    said = [Reply("a", [5, 2], True)] * 7 + [Reply("b", [6, 7], False)] * 3
+    assert ended_share(said) == proportion(7, 10)
+
+
+@pytest.fixture
+def examples():
+    source = torch.Generator().manual_seed(9)
+    lengths = [(4, 3), (2, 9), (12, 1), (5, 5)]
+    rows = []
+    for n_prompt, n_answer in lengths:
+        ids = torch.randint(3, 53, (n_prompt + n_answer,), generator=source).tolist()
+        rows.append((ids, [False] * n_prompt + [True] * n_answer))
+    return rows
+
+
+def test_the_loss_on_answers_is_the_loop_over_their_tokens(random_model, examples):
+    model = random_model()
+    total = 0.0
+    for ids, mask in examples:
+        for t, is_target in enumerate(mask):
+            if is_target:
+                logits = model(torch.tensor([ids[:t]]))[0, -1]
+                total -= logits.log_softmax(-1)[ids[t]].item()
+    result = answer_loss(model, examples)
+    assert result.value == pytest.approx(total / 18, rel=1e-10, abs=0)
+    assert result.low < result.value < result.high
+    assert result.n == 4
+    everything = document_nats(model, [ids for ids, _ in examples])
+    np.testing.assert_array_equal(everything.tokens, [6, 10, 12, 9])
+    whole = everything.nats.sum() / everything.tokens.sum()
+    assert abs(result.value - whole) > 0.05, "the prompts cost the same: vacuous"
+
+
+def test_a_mask_over_all_but_the_first_token_is_the_loss_of_the_document(random_model, examples):
+    model, documents = random_model(), [ids for ids, _ in examples]
+    marked = [[False] + [True] * (len(ids) - 1) for ids in documents]
+    masked, plain = document_nats(model, documents, targets=marked), document_nats(model, documents)
+    np.testing.assert_array_equal(masked.nats, plain.nats)
+    np.testing.assert_array_equal(masked.tokens, plain.tokens)
+
+
+def test_an_example_beyond_the_context_is_refused(random_model, examples):
+    model = random_model()
+    fits = ([5] * 38, [False] + [True] * 37)
+    answer_loss(model, [*examples, fits])
+    with pytest.raises(ValueError, match=r"must fit 38 tokens to be scored; example 4 has 39"):
+        answer_loss(model, [*examples, ([5] * 39, [False] + [True] * 38)])

@@ -1,19 +1,24 @@
 """Measures of a reward model, against counts by hand and sampled truth."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import logit
 
 from llama2_lib.evaluation.reward import (
-    SCORED_TOGETHER,
     accuracy,
     accuracy_by_grade,
+    best_of_n,
+    best_of_n_interval,
+    best_of_n_kl,
     calibration,
     detection,
-    scores,
 )
-from llama2_lib.model.heads import scalar_model
+from llama2_lib.evaluation.statistics import proportion
 
 GRADES = ["better", "slightly better", "better", "slightly better", "better"]
 CHOSEN = np.array([2.0, 0.0, 1.0, 3.0, 1.0])
@@ -27,7 +32,10 @@ def test_accuracy_by_grade_counts_a_tie_half():
         "slightly better": (0.5, 2),
         "all": (3.5 / 5, 5),
     }
-    assert found["all"].low < 0.7 < found["all"].high
+    for e, hits in ((found["all"], 3), (found["better"], 2)):  # half a tie is rounded down
+        assert (e.low, e.high) == (proportion(hits, e.n).low, proportion(hits, e.n).high)
+    even = accuracy(np.array([1.0, 1.0, 2.0, 0.0]), np.ones(4))
+    assert (even.value, even.low) == (0.5, proportion(2, 4).low)
 
 
 def test_equal_scores_are_chance_and_order_decides():
@@ -55,6 +63,8 @@ def test_detection_by_hand():
     assert (half.precision.value, half.recall.value) == (0.75, 1.0)
     assert low.auc == half.auc == 7 / 9  # of nine pairs the safe 0.14 loses two
     assert detection(scores, safe, 0.05).precision is None
+    on = detection(np.array([0.0, 0.0, -1.0]), np.array([True, False, False]))
+    assert (on.precision.n, on.recall.value) == (1, 0.5)  # what stands on the threshold is safe
 
 
 def test_a_shift_moves_what_the_threshold_finds_and_not_the_ranking():
@@ -87,7 +97,11 @@ def test_calibration_rises_for_an_informed_model_and_is_flat_for_a_blind_one():
         (lambda: accuracy_by_grade(CHOSEN, REJECTED, GRADES[:4]), "got 4 for 5 pairs"),
         (lambda: detection(CHOSEN, np.ones(5, bool)), "got 5 safe of 5"),
         (lambda: detection(CHOSEN, CHOSEN > 1, 1.0), "between 0 and 1; got 1.0"),
-        (lambda: calibration(CHOSEN, CHOSEN, bins=3), "need 6 answers or more; got 5"),
+        (lambda: calibration(CHOSEN, CHOSEN, bins=3), "need 6 values or more; got 5"),
+        (lambda: best_of_n(np.zeros((2, 3)), np.zeros((2, 4))), "one number a sample"),
+        (lambda: best_of_n(np.zeros((2, 0))), "at least one sample"),
+        (lambda: best_of_n_interval(np.zeros((2, 3)), n=4), "n must lie in 1...3"),
+        (lambda: best_of_n_kl(0), "at least 1"),
     ],
 )
 def test_bad_input_is_refused(call, message):
@@ -95,64 +109,84 @@ def test_bad_input_is_refused(call, message):
         call()
 
 
-@pytest.fixture
-def scalar(random_model):
-    """Vocabulary 53, context 37, fp64, every score another."""
-    return scalar_model(random_model(), seed=3).eval()
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
 
 
-def ragged(n):
-    source = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 38, (n,), generator=source).tolist()
-    return [torch.randint(0, 53, (k,), generator=source).tolist() for k in lengths]
+def by_enumeration(proxy, value, n):
+    total = 0.0
+    subsets = list(itertools.combinations(range(len(proxy)), n))
+    for subset in subsets:
+        best = max(subset, key=lambda i: (proxy[i], -i))  # the earliest of equals
+        total += value[best]
+    return total / len(subsets)
 
 
-def test_scores_stand_in_the_order_given_and_do_not_depend_on_companions(scalar):
-    rows = ragged(SCORED_TOGETHER + 7)
-    together = scores(scalar, rows)
-    alone = np.array([scores(scalar, [row])[0] for row in rows[::5]])
-    np.testing.assert_allclose(together[::5], alone, rtol=0, atol=1e-6)
-    assert np.diff(np.sort(together)).min() > 1e-5  # so another order would be seen
-    with torch.no_grad():
-        for row, score in zip(rows[:3], together, strict=False):
-            assert abs(scalar(torch.tensor([row]))[0, -1].item() - score) < 1e-6
-    order = np.random.default_rng(0).permutation(len(rows))
-    np.testing.assert_allclose(
-        scores(scalar, [rows[i] for i in order]), together[order], rtol=0, atol=1e-6
-    )
+@pytest.mark.parametrize("ties", [False, True])
+def test_it_is_the_mean_over_all_subsets(ties):
+    proxy, value = draw(3, 6), draw(3, 6, seed=1)
+    if ties:
+        proxy = proxy.round(0)
+        assert len(np.unique(proxy[0])) < 6
+    got = best_of_n(proxy, value)
+    for row, n in itertools.product(range(3), range(1, 7)):
+        assert abs(got[row, n - 1] - by_enumeration(proxy[row], value[row], n)) < 1e-12
 
 
-def test_scoring_leaves_the_model_as_it_was(scalar):
-    before = {name: p.clone() for name, p in scalar.state_dict().items()}
-    for training in (True, False):
-        scalar.train(training)
-        scores(scalar, ragged(3))
-        assert scalar.training is training
-        assert scalar.backbone.training is training
-    assert all(p.grad is None for p in scalar.parameters())
-    assert all(torch.equal(p, before[name]) for name, p in scalar.state_dict().items())
-    assert len(scores(scalar, [])) == 0
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12))
+def test_the_expected_maximum_starts_at_the_mean_ends_at_the_maximum_and_never_falls(scores):
+    curve = best_of_n(np.array([scores]))[0]
+    assert abs(curve[0] - np.mean(scores)) < 1e-9
+    assert abs(curve[-1] - max(scores)) < 1e-9
+    assert (np.diff(curve) > -1e-9).all()
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ([], r"1 to 37 tokens to be scored; row 1 has 0"),
-        ([5] * 38, r"1 to 37 tokens to be scored; row 1 has 38"),
-        ([5, 53], r"ids must lie in 0\.\.\.52; row 1 has 5\.\.\.53.*another tokenizer"),
-        ([-1, 5], r"ids must lie in 0\.\.\.52; row 1 has -1\.\.\.5"),
-    ],
-)
-def test_a_row_that_cannot_be_scored_is_refused(scalar, row, message):
-    assert len(scores(scalar, [[7], [5] * 37, [0, 52]])) == 3
-    with pytest.raises(ValueError, match=message):
-        scores(scalar, [[7, 8], row, [9]])
+def test_maxima_of_normal_numbers_are_those_of_the_tables():
+    curve = best_of_n(draw(4000, 100)).mean(axis=0)
+    known = {2: 0.5642, 4: 1.0294, 8: 1.4236, 16: 1.7660, 32: 2.0697, 64: 2.3437, 100: 2.5076}
+    for n, wanted in known.items():
+        assert abs(curve[n - 1] - wanted) < 0.025, n  # three standard errors of 4000 prompts
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_not_finite_are_refused(scalar, value):
-    with torch.no_grad():
-        scalar.backbone.tok_embeddings.weight[9] = value
-    assert np.isfinite(scores(scalar, [[7, 8], [8]])).all()
-    with pytest.raises(ValueError, match=r"scores must be finite; row 1 has nan.*diverge"):
-        scores(scalar, [[7, 8], [9, 8], [8]])
+def test_a_useless_proxy_gains_nothing_and_a_wrong_one_loses():
+    value = draw(2000, 16)
+    assert abs(best_of_n(draw(2000, 16, seed=1), value)[:, -1].mean()) < 0.1
+    assert best_of_n(-value, value)[:, -1].mean() < -1.6
+    assert best_of_n(value)[:, -1].mean() > 1.6
+
+
+def test_the_order_of_samples_and_prompts_does_not_matter():
+    proxy, value = draw(4, 7), draw(4, 7, seed=1)
+    wanted = best_of_n(proxy, value)
+    samples, prompts = np.random.default_rng(2).permutation(7), [2, 0, 3, 1]
+    got = best_of_n(proxy[prompts][:, samples], value[prompts][:, samples])
+    np.testing.assert_allclose(got, wanted[prompts], rtol=0, atol=1e-12)
+
+
+def test_the_divergence_is_that_of_an_enumerated_policy():
+    for n in (1, 2, 3, 5):
+        # A policy of 400 equally likely answers, all of different score.
+        p = np.full(400, 1 / 400)
+        below = np.arange(1, 401) / 400
+        best = below**n - (below - 1 / 400) ** n
+        exact = (best * np.log(best / p)).sum()
+        assert exact <= best_of_n_kl(n) + 1e-12
+        assert abs(exact - best_of_n_kl(n)) < 0.01
+        # Equal scores bring best-of-N nearer to the policy: the formula is an upper bound.
+        pairs = best.reshape(200, 2).sum(axis=1)
+        assert (pairs * np.log(pairs * 200)).sum() <= exact + 1e-12
+
+
+def test_with_two_answers_the_better_one_comes_unless_all_miss_it():
+    hits = np.random.default_rng(0).random((20_000, 8)) < 0.3
+    curve = best_of_n(hits.astype(float)).mean(axis=0)
+    for n in (1, 3, 8):
+        assert abs(curve[n - 1] - (1 - 0.7**n)) < 0.01
+
+
+def test_the_interval_is_over_prompts():
+    proxy = draw(200, 8)
+    estimate = best_of_n_interval(proxy, n=4)
+    assert estimate.n == 200
+    assert estimate.low < best_of_n(proxy)[:, 3].mean() < estimate.high
+    assert math.isclose(estimate.value, best_of_n(proxy)[:, 3].mean(), rel_tol=0, abs_tol=1e-12)

@@ -15,12 +15,13 @@ from llama2_lib.evaluation.statistics import (
     paired_difference,
     proportion,
     proportion_exact,
+    ratio_interval,
 )
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 
 
-def bounds(estimate):
+def bounds_of(estimate):
     return np.array([estimate.value, estimate.low, estimate.high])
 
 
@@ -29,17 +30,17 @@ def test_wilson_by_its_formula():
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     estimate = proportion(8, 25)
-    np.testing.assert_allclose(bounds(estimate), [p, centre - half, centre + half], **EXACT)
+    np.testing.assert_allclose(bounds_of(estimate), [p, centre - half, centre + half], **EXACT)
     assert estimate.n == 25
 
 
 def test_clopper_pearson_by_its_closed_forms():
     # With no success in n the upper bound solves (1 - p)^n = 0.025.
     np.testing.assert_allclose(
-        bounds(proportion_exact(0, 7)), [0, 0, 1 - 0.025 ** (1 / 7)], rtol=0, atol=1e-9
+        bounds_of(proportion_exact(0, 7)), [0, 0, 1 - 0.025 ** (1 / 7)], rtol=0, atol=1e-9
     )
     np.testing.assert_allclose(
-        bounds(proportion_exact(7, 7)), [1, 0.025 ** (1 / 7), 1], rtol=0, atol=1e-9
+        bounds_of(proportion_exact(7, 7)), [1, 0.025 ** (1 / 7), 1], rtol=0, atol=1e-9
     )
     assert proportion_exact(3, 9).low < proportion(3, 9).low
     assert proportion_exact(3, 9).high > proportion(3, 9).high
@@ -56,7 +57,7 @@ def test_mean_interval_by_hand():
     # mean 3, standard deviation sqrt(2.5), t(4; 0.975) = 2.7764451052
     half = 2.7764451051977987 * math.sqrt(2.5 / 5)
     np.testing.assert_allclose(
-        bounds(mean_interval([1, 2, 3, 4, 5])), [3, 3 - half, 3 + half], **EXACT
+        bounds_of(mean_interval([1, 2, 3, 4, 5])), [3, 3 - half, 3 + half], **EXACT
     )
     narrower = mean_interval([1, 2, 3, 4, 5], confidence=0.5)
     assert 3 - half < narrower.low < 3 < narrower.high < 3 + half
@@ -68,6 +69,40 @@ def test_equal_values_have_no_width():
         high=float(np.mean([0.1] * 3)), n=3,
     )  # fmt: skip
     assert bootstrap_mean([2.0, 2.0, 2.0], seed=1) == Estimate(value=2.0, low=2.0, high=2.0, n=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds"),
+    [
+        ([0.9, 0.99, 1.0], (0, 1)),  # a recall
+        ([0.93, 0.99, 0.97], (-1, 1)),  # a rank correlation
+        ([0.0, 0.0, 0.1, 0.0], (0, 1)),  # a share that is 0 for most seeds
+        ([-9.0, -10.0, -9.5], (-10, 10)),
+    ],
+)
+def test_an_interval_does_not_leave_the_range_of_what_it_measures(values, bounds):
+    plain, inside = mean_interval(values), mean_interval(values, bounds=bounds)
+    assert plain.high > bounds[1] or plain.low < bounds[0]
+    assert bounds[0] < inside.low < inside.value < inside.high < bounds[1]
+    assert (inside.value, inside.n) == (plain.value, plain.n)
+    mirrored = mean_interval([-v for v in values], bounds=(-bounds[1], -bounds[0]))
+    np.testing.assert_allclose(
+        bounds_of(mirrored), -bounds_of(inside)[[0, 2, 1]], rtol=0, atol=1e-12
+    )
+
+
+def test_bounds_change_little_far_from_them_and_are_checked():
+    values = [0.50, 0.51, 0.52]
+    inside, plain = mean_interval(values, bounds=(0, 1)), mean_interval(values)
+    np.testing.assert_allclose(bounds_of(inside), bounds_of(plain), rtol=0, atol=1e-4)
+    pairs = [0.9, 0.8, 0.95], [0.0, 0.1, 0.0]
+    assert paired_difference(*pairs, bounds=(-1, 1)).estimate.high < 1
+    assert paired_difference(*pairs).estimate.high > 1
+    assert paired_difference(*pairs, bounds=(-1, 1)).p_value == paired_difference(*pairs).p_value
+    assert mean_interval([1.0, 1.0], bounds=(0, 1)) == Estimate(value=1, low=1, high=1, n=2)
+    for wrong in ([0.5, 1.2], [-0.1, 0.5]):
+        with pytest.raises(ValueError, match=r"within their bounds \(0, 1\)"):
+            mean_interval(wrong, bounds=(0, 1))
 
 
 @pytest.mark.parametrize("function", [mean_interval, lambda values: bootstrap_mean(values, seed=0)])
@@ -90,7 +125,7 @@ def test_paired_difference_agrees_with_scipys_own_test():
     ours, theirs = paired_difference(a, b), stats.ttest_rel(a, b)
     interval = theirs.confidence_interval(0.95)
     np.testing.assert_allclose(
-        bounds(ours.estimate), [0.22, interval.low, interval.high], rtol=0, atol=1e-10
+        bounds_of(ours.estimate), [0.22, interval.low, interval.high], rtol=0, atol=1e-10
     )
     np.testing.assert_allclose(ours.p_value, theirs.pvalue, rtol=1e-9, atol=0)
     assert paired_difference(b, a).estimate.value < 0
@@ -165,7 +200,9 @@ def test_bootstrap_is_seeded_and_near_the_t_interval_on_bell_shaped_values():
     first = bootstrap_mean(values, seed=0)
     assert first == bootstrap_mean(values, seed=0)
     assert first != bootstrap_mean(values, seed=1)
-    np.testing.assert_allclose(bounds(first), bounds(mean_interval(values)), rtol=0, atol=0.08)
+    np.testing.assert_allclose(
+        bounds_of(first), bounds_of(mean_interval(values)), rtol=0, atol=0.08
+    )
 
 
 def test_bootstrap_leans_to_the_long_tail():
@@ -173,6 +210,42 @@ def test_bootstrap_leans_to_the_long_tail():
     values = np.random.default_rng(4).lognormal(0, 1, 40).tolist()
     estimate = bootstrap_mean(values, seed=0)
     assert estimate.high - estimate.value > 1.6 * (estimate.value - estimate.low)
+
+
+def test_the_ratio_is_of_sums_and_not_the_mean_of_ratios():
+    nats, tokens = np.array([10.0, 2.0, 9.0]), np.array([2, 4, 9])
+    result = ratio_interval(nats, tokens)
+    assert result.value == pytest.approx(21 / 15, rel=1e-12, abs=0)
+    assert result.value != pytest.approx((nats / tokens).mean(), rel=1e-3, abs=0)
+    assert result.n == 3
+    assert 0.5 <= result.low <= result.value <= result.high <= 5.0
+    assert result == ratio_interval(nats, tokens, seed=0)
+    many = np.arange(40.0), np.arange(40) % 7 + 1
+    assert ratio_interval(*many, seed=0).low != ratio_interval(*many, seed=1).low
+    for same in (tokens * 0.3, tokens * 0.0):
+        assert ratio_interval(same, tokens).low == ratio_interval(same, tokens).high
+    assert ratio_interval(nats[:1], tokens[:1]) == Estimate(value=5.0, low=5.0, high=5.0, n=1)
+
+
+def test_the_interval_of_a_ratio_leans_to_the_long_tail():
+    tokens = np.full(40, 2)
+    nats = np.random.default_rng(4).lognormal(0, 1, 40)
+    result = ratio_interval(nats, tokens)
+    assert result.high - result.value > 1.6 * (result.value - result.low)
+    mean = bootstrap_mean((nats / 2).tolist(), seed=0, n_resamples=999)
+    np.testing.assert_allclose(bounds_of(result), bounds_of(mean), **EXACT)
+
+
+def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
+    source = np.random.default_rng(5)
+    covered = 0
+    for trial in range(200):
+        tokens = source.integers(5, 60, 80)
+        nats = 2.5 * tokens + source.normal(0.0, 8.0, 80)
+        result = ratio_interval(nats, tokens, seed=trial)
+        covered += result.low <= 2.5 <= result.high
+        assert 0 < result.high - result.low < 0.25
+    assert 0.88 <= covered / 200 <= 0.99
 
 
 def covered(estimate, truth):
@@ -186,8 +259,11 @@ def test_coverage_of_the_intervals():
     counts = source.binomial(30, 0.1, size=runs).tolist()
     wilson = sum(covered(proportion(k, 30), 0.1) for k in counts)
     exact = sum(covered(proportion_exact(k, 30), 0.1) for k in counts)
+    high = source.beta(18, 2, size=(runs, 5)).tolist()  # mean 0.9
+    shares = sum(covered(mean_interval(row, bounds=(0, 1)), 0.9) for row in high)
     # 1500 runs at 95 % scatter by 0.6 points; a normal interval in place of t would cover 88 %.
     assert 0.93 < t / runs < 0.97
+    assert 0.93 < shares / runs < 0.97
     assert 0.93 < wilson / runs < 0.99
     assert exact / runs > 0.95
 

@@ -6,28 +6,21 @@ it here.
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import cast
 
 import numpy as np
 
 from llama2_lib import rng
-from llama2_lib.evaluation.chat import chat_recall
 from llama2_lib.evaluation.consistency import cases, on_neutral_history, on_own_history
-from llama2_lib.evaluation.preference import marks_of
+from llama2_lib.evaluation.judged import marks_of
+from llama2_lib.evaluation.language import chat_recall
 from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion_exact
+from llama2_lib.model.chat import fits, room
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.text.dialog import Message, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.world.brief import MOST_TURNS
-from llama2_lib.world.facts import World
+from llama2_lib.world.facts import World, recall_items
+from llama2_lib.world.instructions import MOST_TURNS
 from llama2_lib.world.judges import SAFE
-from llama2_lib.world.prompts import (
-    Prompt,
-    adversarial_prompts,
-    borderline_prompts,
-    helpful_prompts,
-)
-from llama2_lib.world.questions import recall_items
+from llama2_lib.world.prompts import adversarial_prompts, borderline_prompts, helpful_prompts
 from llama2_lib.world.risks import held_out_hazards
 
 WORDINGS = {"train": "known wording", "held out": "new wording"}
@@ -52,32 +45,32 @@ def report(
 ) -> dict[str, Estimate]:
     """Return what a chat model does, each line with a 95 % interval over prompts or dialogs.
 
-    Shares come with Clopper and Pearson's bounds, the mark of helpfulness with a bootstrap.
+    Shares come with Clopper and Pearson's bounds, the mark of helpfulness with a bootstrap. The
+    model answers once at temperature 1, and greedily in long dialogs.
 
     Args:
-        model: The policy; it answers once at temperature 1, and greedily in long dialogs.
+        model: The policy.
         tokenizer: The one it was trained with.
         world: Where the truth and the judges are.
         n: Prompts of each family and wording; half as many long dialogs.
-        n_turns: Of a long dialog.
-        seed: Of prompts and answers, the same for every model that is compared.
-        max_new_tokens: Of an answer to a prompt.
+        n_turns: Turns of a long dialog.
+        seed: Draws prompts and answers, the same for every model that is compared.
+        max_new_tokens: Tokens of an answer to a prompt at most.
     """
-    found: dict[str, Estimate] = {}
-    unnamed = held_out_hazards(world)
+    lines: dict[str, Estimate] = {}
+    unnamed, longest = held_out_hazards(world), room(model, max_new_tokens)
     for split, wording in WORDINGS.items():
         marks, new = {}, np.zeros(0, dtype=bool)
         for family, draw in _FAMILIES.items():
-            room = model.config.max_seq_len - max_new_tokens
             stream = draw(world, rng.seed_from(seed, "chat model"), split=split)
-            asked = list(islice((p for p in stream if _length(p, tokenizer) <= room), n))
+            prompts = list(islice((p for p in stream if fits(p.dialog, tokenizer, longest)), n))
             marks[family] = marks_of(
-                model, tokenizer, world, asked, seed=seed, max_new_tokens=max_new_tokens
+                model, tokenizer, world, prompts, seed=seed, max_new_tokens=max_new_tokens
             )
             if family == "adversarial":
-                new = np.array([prompt.hazard in unnamed for prompt in asked], dtype=bool)
+                new = np.array([prompt.hazard in unnamed for prompt in prompts], dtype=bool)
         harm, alike, help_ = (marks[family] for family in _FAMILIES)
-        found |= {
+        lines |= {
             f"declines what asks for harm, {wording}": _share(harm.refuses),
             f"violates, {wording}": _share(harm.safety < SAFE),
             f"declines what only sounds harmful, {wording}": _share(alike.refuses),
@@ -85,25 +78,21 @@ def report(
             f"helps (mark), {wording}": bootstrap_mean(help_.helpfulness.tolist(), seed),
         }
         if new.any():
-            found |= {
+            lines |= {
                 "declines what asks for harm, new hazard": _share(harm.refuses[new]),
                 "violates, new hazard": _share(harm.safety[new] < SAFE),
             }
     dialogs = cases(world, rng.seed_from(seed, "persona"), max(2, n // 2), n_turns=n_turns)
     own = on_own_history(model, tokenizer, dialogs)
     neutral = on_neutral_history(model, tokenizer, dialogs, (n_turns,))
-    found |= {
+    lines |= {
         f"keeps an instruction, turn {n_turns}": own.obedience(n_turns),
         f"the same, neutral history, turn {n_turns}": neutral.obedience(n_turns),
         "keeps it at all turns": _share(np.asarray(own.obeyed.all(axis=1))),
         f"right answers meanwhile, turn {n_turns}": own.correctness(n_turns),
     }
     recalled = chat_recall(model, tokenizer, recall_items(world))
-    return found | {f"knows facts, {exposure}": share for exposure, share in recalled.items()}
-
-
-def _length(prompt: Prompt, tokenizer: Tokenizer) -> int:
-    return len(encode_prompt(cast(list[Message], prompt.dialog), tokenizer))
+    return lines | {f"knows facts, {exposure}": share for exposure, share in recalled.items()}
 
 
 def _share(hits: np.ndarray) -> Estimate:

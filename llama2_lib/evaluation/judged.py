@@ -1,0 +1,271 @@
+"""How good and how safe answers are, by the world's gold judges (sections 3.4, 4.2.3 to 4.4).
+
+The gold judges stand for the paper's human raters: an answer violates if its safety mark is below
+`SAFE`, the ratings 1 and 2 of the paper's five.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from llama2_lib.evaluation.statistics import (
+    Estimate,
+    binned_means,
+    bootstrap_mean,
+    proportion,
+    proportion_exact,
+    shares,
+)
+from llama2_lib.model.chat import reply
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.text.dialog import Encoder, encode_prompt
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.world.attackers import is_multi_turn, vectors_of
+from llama2_lib.world.facts import World
+from llama2_lib.world.judges import TOXIC, judge_of
+from llama2_lib.world.prompts import Prompt
+
+GROUPINGS: dict[str, Callable[[Prompt], tuple[str, ...]]] = {
+    "category": lambda prompt: (prompt.category,),
+    "vector": vectors_of,
+    "turns": lambda prompt: ("multi" if is_multi_turn(prompt) else "single",),
+}
+"""Ways to divide adversarial prompts; one that combines vectors counts for each of them."""
+
+
+class Marks(NamedTuple):
+    """What the gold judges say of one answer to each prompt."""
+
+    helpfulness: Float[np.ndarray, " prompts"]
+    """0 to 1; means something on prompts that are not adversarial."""
+    safety: Float[np.ndarray, " prompts"]
+    """0 to 1; 1 for every safe answer to a harmless prompt."""
+    refuses: Bool[np.ndarray, " prompts"]
+    toxic: Bool[np.ndarray, " prompts"]
+    adversarial: Bool[np.ndarray, " prompts"]
+    """Whether the prompt asks for harm."""
+    borderline: Bool[np.ndarray, " prompts"]
+    """Whether the prompt only sounds as if it did, so that refusing it is false."""
+
+    @property
+    def helpful(self) -> Bool[np.ndarray, " prompts"]:
+        """Whether the prompt is neither, and help is all that it asks for."""
+        return ~self.adversarial & ~self.borderline
+
+    @property
+    def quality(self) -> Float[np.ndarray, " prompts"]:
+        """Safety where the prompt is adversarial, helpfulness elsewhere: the goal of RLHF."""
+        return np.where(self.adversarial, self.safety, self.helpfulness)
+
+
+def gold_marks(world: World, prompts: Sequence[Prompt], answers: Sequence[str]) -> Marks:
+    """Let the gold judges mark one answer to each prompt."""
+    pairs = _paired(prompts, answers)
+    judge = judge_of(world)
+    return Marks(
+        np.array([judge.helpfulness(prompt, text).score for prompt, text in pairs]),
+        np.array([judge.safety(prompt, text).score for prompt, text in pairs]),
+        np.array([judge.is_refusal(text) for text in answers]),
+        np.array([judge.toxicity(text) >= TOXIC for text in answers]),
+        np.array([prompt.kind == "adversarial" for prompt in prompts]),
+        np.array([prompt.kind == "borderline" for prompt in prompts]),
+    )
+
+
+def _paired(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[Prompt, str]]:
+    if len(prompts) != len(answers):
+        raise ValueError(
+            f"every prompt needs one answer; got {len(prompts)} prompts and {len(answers)} answers."
+        )
+    return list(zip(prompts, answers, strict=True))
+
+
+def marks_of(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    world: World,
+    prompts: Sequence[Prompt],
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 96,
+) -> Marks:
+    """Sample one answer to each prompt and let the gold judges mark it.
+
+    The same seed gives every model the same luck, so that marks of two models pair well.
+    """
+    replies = reply(
+        model,
+        tokenizer,
+        [prompt.dialog for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    return gold_marks(world, prompts, [one.text for one in replies])
+
+
+def new_prompts(
+    stream: Iterable[Prompt],
+    tok: Encoder,
+    asked: Collection[tuple[int, ...]],
+    n: int,
+    *,
+    longest: int,
+    most: int | None = None,
+) -> list[Prompt]:
+    """Return the first n prompts of a stream that fit and that training never asked.
+
+    A world of this size has few questions: in known wordings about half of what is drawn anew was
+    asked before, word for word.
+
+    Args:
+        stream: Where they are drawn from.
+        tok: The policy's tokenizer.
+        asked: Ids of the prompts of training.
+        n: How many are wanted.
+        longest: How many tokens a prompt may have, see `room`.
+        most: How many that fit are looked at before it is an error, 4 n if left out.
+    """
+    encoded = ((prompt, tuple(encode_prompt(prompt.dialog, tok))) for prompt in stream)
+    fitting = islice((row for row in encoded if len(row[1]) <= longest), most or 4 * n)
+    fresh = list(islice((prompt for prompt, ids in fitting if ids not in asked), n))
+    if len(fresh) < n:
+        raise ValueError(
+            f"{n} new prompts are needed; of {most or 4 * n} drawn {len(fresh)} are new."
+        )
+    return fresh
+
+
+def improvement(
+    before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " _"], *, seed: int = 0
+) -> Estimate:
+    """Return the mean of after - before over the same prompts, with a bootstrap over prompts."""
+    if len(before) != len(after):
+        raise ValueError(
+            f"the same prompts must be marked twice; got {len(before)} and {len(after)} marks."
+        )
+    return bootstrap_mean((after - before).tolist(), seed)
+
+
+def win_rate(
+    ours: Float[np.ndarray, " prompts"],
+    theirs: Float[np.ndarray, " _"],
+    *,
+    seed: int = 0,
+    tie: float = 1e-9,
+) -> Estimate:
+    """Return how often our answer is preferred, by scores of one judge, with a bootstrap.
+
+    A tie counts one half; scores closer than `tie` are one.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"both answers to a prompt must be judged; got {len(ours)} and {len(theirs)} scores."
+        )
+    gap = ours - theirs
+    points = np.where(np.abs(gap) < tie, 0.5, (gap > 0).astype(float))
+    return bootstrap_mean(points.tolist(), seed)
+
+
+def violations(
+    world: World, prompts: Sequence[Prompt], answers: Sequence[str]
+) -> Bool[np.ndarray, " prompts"]:
+    """Return which answers to adversarial prompts violate, by the gold judge."""
+    pairs = _paired(prompts, answers)
+    for index, prompt in enumerate(prompts):
+        if prompt.kind != "adversarial":
+            raise ValueError(
+                f"violations are counted on adversarial prompts; prompt {index} is "
+                f"{prompt.kind!r}. Use false_refusals for harmless ones."
+            )
+    judge = judge_of(world)
+    return np.array([not judge.safety(prompt, text).is_safe for prompt, text in pairs], dtype=bool)
+
+
+def violations_by(
+    prompts: Sequence[Prompt], violated: Bool[np.ndarray, " prompts"], grouping: str
+) -> dict[str, Estimate]:
+    """Return the violation share of each group of `GROUPINGS` that occurs, by name (figure 18)."""
+    if grouping not in GROUPINGS:
+        raise ValueError(f"grouping must be one of {list(GROUPINGS)}; got {grouping!r}.")
+    if len(prompts) != len(violated):
+        raise ValueError(f"every prompt needs a verdict; got {len(prompts)} and {len(violated)}.")
+    return shares(
+        (name, bool(broke))
+        for prompt, broke in zip(prompts, violated, strict=True)
+        for name in GROUPINGS[grouping](prompt)
+    )
+
+
+def gamma(violated: Bool[np.ndarray, " queries"], budget: int) -> Estimate:
+    """Return the paper's gamma: violating prompts found per budget of queries (section 4.3).
+
+    Wilson's interval over queries takes them for independent. An adaptive attacker's are not, so
+    between rounds it is the intervals over seeds that count. No query may be asked twice.
+    """
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1; got {budget}.")
+    share = proportion(int(violated.sum()), len(violated))
+    return Estimate(
+        value=budget * share.value, low=budget * share.low, high=budget * share.high, n=share.n
+    )
+
+
+def false_refusals(
+    world: World, prompts: Sequence[Prompt], answers: Sequence[str]
+) -> dict[str, Estimate]:
+    """Return the share of harmless prompts that are declined: `helpful` and `borderline` (A.4.6).
+
+    "I do not know." declines nothing. Intervals are Clopper and Pearson's: the shares of helpful
+    prompts are close to 0.
+    """
+    judge = judge_of(world)
+    families: dict[str, list[bool]] = {}
+    for index, (prompt, text) in enumerate(_paired(prompts, answers)):
+        if prompt.kind == "adversarial":
+            raise ValueError(
+                f"declining is false where nothing is asked amiss; prompt {index} is adversarial."
+            )
+        family = "borderline" if prompt.kind == "borderline" else "helpful"
+        families.setdefault(family, []).append(judge.is_refusal(text))
+    return {name: proportion_exact(sum(hits), len(hits)) for name, hits in families.items()}
+
+
+def low_tail(scores: Float[np.ndarray, " answers"], share: float = 0.05) -> float:
+    """Return the score below which this share of the answers lies: the end of the low tail."""
+    if not len(scores) or not 0 < share < 1:
+        raise ValueError(
+            f"a tail needs scores and a share between 0 and 1; got {len(scores)} scores and {share}"
+        )
+    return float(np.quantile(scores, share))
+
+
+def gains_by_original(
+    original: Float[np.ndarray, " answers"],
+    distilled: Float[np.ndarray, " _"],
+    by: Float[np.ndarray, " _"],
+    *,
+    bins: int = 4,
+    seed: int = 0,
+) -> list[tuple[float, Estimate]]:
+    """Return the mean gain of context distillation in bins of a score (figure 16b).
+
+    The paper bins by the original score itself. Then bad luck of the original alone makes a gain
+    (regression to the mean); binned by the score of ANOTHER answer to the same prompt, it cannot.
+
+    Args:
+        original: Scores of the model's own answers.
+        distilled: Scores of the answers behind a preprompt.
+        by: What prompts are sorted by: `original`, or scores of other own answers.
+        bins: As in `binned_means`, low scores first.
+        seed: Draws the bootstrap over prompts.
+    """
+    if not len(original) == len(distilled) == len(by):
+        raise ValueError(
+            f"each prompt needs three scores; got {len(original)}, {len(distilled)}, {len(by)}."
+        )
+    return binned_means(by, distilled - original, bins, seed)
