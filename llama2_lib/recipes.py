@@ -4,53 +4,23 @@ A variant is `dataclasses.replace(nano(), ...)`; a new experiment is a new funct
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from llama2_lib.config import (
+    CorpusConfig,
+    DistillationConfig,
+    GhostAttentionConfig,
+    InstructedConfig,
+    PpoConfig,
+    PretrainConfig,
+    Recipe,
+    RedTeamConfig,
+    RejectionConfig,
+    RewardConfig,
+    SftConfig,
+)
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.stages.corpus import CorpusConfig
-from llama2_lib.stages.ghost_attention import GhostAttentionConfig
-from llama2_lib.stages.instructed import InstructedConfig
-from llama2_lib.stages.pretrain import PretrainConfig
-from llama2_lib.stages.red_team import RedTeamConfig
-from llama2_lib.stages.rejection import RejectionConfig
-from llama2_lib.stages.reward import RewardConfig
-from llama2_lib.stages.reward_variant import RewardVariant
-from llama2_lib.stages.rollout import PpoConfig
-from llama2_lib.stages.safety import DistillationConfig
-from llama2_lib.stages.safety_data import SafetyData
-from llama2_lib.stages.sft import SftConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """Every number of a chain, from text to a trained model."""
-
-    name: str
-    corpus: CorpusConfig
-    tokenizer: TokenizerConfig
-    model: ModelConfig
-    pretrain: PretrainConfig
-    sft: SftConfig
-    helpfulness: RewardConfig
-    safety: RewardConfig
-    rejection: RejectionConfig
-    ppo: PpoConfig
-    instructed: InstructedConfig
-    ghost_attention: GhostAttentionConfig
-    distillation: DistillationConfig
-    red_team: RedTeamConfig
-    reward_model: RewardVariant | None = None
-    """Of the stage `reward_model`, which no chain needs: claims compare its variants."""
-    safety_data: SafetyData | None = None
-    """The same of the stage `safety_data`."""
-
-    def __post_init__(self) -> None:
-        if self.model.vocab_size != self.tokenizer.vocab_size:
-            raise ValueError(
-                f"model and tokenizer must have the same vocab_size; got {self.model.vocab_size} "
-                f"and {self.tokenizer.vocab_size}."
-            )
 
 
 def nano(seed: int = 0) -> Recipe:
@@ -140,8 +110,8 @@ def toy(seed: int = 0) -> Recipe:
             eval_every=4, save_every=3, seed=seed,
         ),
         red_team=RedTeamConfig(
-            budget=24, batch_size=8, n_lessons=1, max_new_tokens=12, rows=2, seq_len=128,
-            warmup=2, eval_every=4, save_every=3, seed=seed,
+            budget=24, queries_together=8, n_lessons=1, max_new_tokens=12, batch_size=2,
+            seq_len=128, warmup=2, eval_every=4, save_every=3, seed=seed,
         ),
     )  # fmt: skip
 
@@ -216,7 +186,7 @@ def small(seed: int = 0) -> Recipe:
             peak_lr=1e-4, warmup=20, precision="bf16", eval_every=200, save_every=400, seed=seed,
         ),
         red_team=RedTeamConfig(
-            budget=2000, batch_size=200, rows=16, seq_len=1024, peak_lr=1e-4, warmup=5,
+            budget=2000, queries_together=200, batch_size=16, seq_len=1024, peak_lr=1e-4, warmup=5,
             precision="bf16", seed=seed,
         ),
     )  # fmt: skip

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,47 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from llama2_lib import storage
+from llama2_lib.config import Recipe
 from llama2_lib.device import choose_device
 from llama2_lib.evaluation.language import fact_recall
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_model
-from llama2_lib.pipeline.graph import STAGES, Job, fingerprint, fingerprints
-from llama2_lib.recipes import Recipe
+from llama2_lib.pipeline.graph import (
+    STAGES,
+    fingerprint,
+    fingerprints,
+    stage_settings,
+    visible_recipe,
+)
+from llama2_lib.stages.job import Job
+from llama2_lib.storage import artifact_root
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.questions import recall_items
+from llama2_lib.world.facts import recall_items
+
+SECONDS_A_LINE = 30  # of a bar in a log file
+BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
 
 
-def _bar(**settings: Any) -> tqdm:
+class _Lines:
+    """Takes the place of a terminal in a log file: what a bar shows becomes a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
+
+
+def progress_bar(**settings: Any) -> tqdm:
     """Return a bar that leaves nothing behind, and in a log file writes a line now and then."""
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(leave=False, mininterval=0.1 if live else 10, **settings)
-
-
-def artifact_root() -> Path:
-    """Return where artifacts live: `$LLAMA2_ARTIFACTS`, or `artifacts/` beside the library."""
-    if "LLAMA2_ARTIFACTS" in os.environ:
-        return Path(os.environ["LLAMA2_ARTIFACTS"])
-    home = Path(__file__).resolve().parents[2]
-    return (home if (home / "pyproject.toml").is_file() else Path.cwd()) / "artifacts"
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    in_notebook = kernel is not None and kernel.IPKernelApp.initialized()
+    if not in_notebook and not sys.stderr.isatty():
+        settings |= {"file": _Lines(), "mininterval": SECONDS_A_LINE, "maxinterval": SECONDS_A_LINE}
+    return tqdm(leave=False, dynamic_ncols=True, **settings)
 
 
 def artifact_path(stage: str, recipe: Recipe, root: Path | None = None) -> Path:
@@ -77,14 +95,14 @@ def artifact(
     Args:
         stage: Name of a stage.
         recipe: All settings.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         root: Where artifacts live; `artifact_root()` if left out.
         bar: Whether to show progress.
     """
     root = root or artifact_root()
     todo = missing(stage, recipe, root)
-    total = sum(STAGES[name].work(recipe) for name in todo)
-    with _bar(total=total, disable=not bar or not todo, unit="step") as progress:
+    total = sum(STAGES[name].seconds for name in todo)
+    with progress_bar(total=total, disable=not bar or not todo, bar_format=BAR) as progress:
         chosen = choose_device(device)
         folders: dict[str, Path] = {}  # each stage once: the rounds share most of their inputs
         for name, digits in fingerprints(stage, recipe).items():
@@ -136,29 +154,25 @@ def _build(
         "stage": stage,
         "fingerprint": final.name,
         "recipe": recipe.name,
-        "config": STAGES[stage].settings(recipe),
+        "config": stage_settings(stage, recipe),
         "inputs": {name: path.name for name, path in inputs.items()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "stage": STAGES[stage].version,
-        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
-    begin, shown = time.perf_counter(), 0
+    begin, shown, node = time.perf_counter(), 0.0, STAGES[stage]
     progress.set_description(stage)
 
-    def report(done: int, words: str) -> None:
+    def report(share: float, words: str) -> None:
         nonlocal shown
         progress.set_postfix_str(words, refresh=False)
-        progress.update(done - shown)
-        shown = done
+        progress.update(share * node.seconds - shown)
+        shown = share * node.seconds
 
     with storage.staged_folder(final, meta) as staging:
-        STAGES[stage].run(Job(recipe, staging, inputs, device, report))
+        node.run(Job(visible_recipe(stage, recipe), staging, inputs, device, report))
         meta["wall_seconds"] = round(time.perf_counter() - begin, 2)
-    progress.update(STAGES[stage].work(recipe) - shown)
+    report(1.0, "")
 
 
 def artifacts(
@@ -172,15 +186,21 @@ def artifacts(
     """Return the folders of many small runs, training those that are missing side by side.
 
     On a CPU every run gets one core: small models keep one core busy and waste the second. On
-    a GPU they run one after the other.
+    a GPU they run one after the other. A script must call this under `if __name__ == "__main__":`.
+
+    Raises:
+        ChildProcessError: The processes could not start, or one was killed.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A worker imports the script that asked, and met this call: it had no `__main__` guard.
+        os._exit(1)  # in silence; the process that asked says it once
     root = root or artifact_root()
     chosen = choose_device(device)
     for stage, recipe in requests:  # shared inputs first, so that no two workers build one
         for name in STAGES[stage].inputs:
             artifact(name, recipe, device=device, root=root, bar=bar)
     absent = list(dict.fromkeys(r for r in requests if missing(*r, root)))
-    if chosen.type == "cuda" or len(absent) == 1:
+    if chosen.type != "cpu" or len(absent) == 1:
         for stage, recipe in absent:
             artifact(stage, recipe, device=device, root=root, bar=bar)
     elif absent:
@@ -194,18 +214,23 @@ def _in_processes(
     requests: Sequence[tuple[str, Recipe]], root: Path, bar: bool, workers: int
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    cost = {r: STAGES[r[0]].work(r[1]) * r[1].model.n_parameters for r in requests}
-    # Longest first, so that no core idles at the end.
-    ordered = sorted(requests, key=lambda r: -cost[r])
+    # The largest first, so that no core idles at the end.
+    ordered = sorted(requests, key=lambda r: -STAGES[r[0]].seconds * r[1].model.n_parameters)
     with (
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
-        _bar(total=len(requests), disable=not bar, unit="run", desc="grid") as progress,
+        progress_bar(total=len(requests), disable=not bar, unit="run", desc="grid") as progress,
     ):
         waiting = [pool.submit(_one_artifact, stage, recipe, root) for stage, recipe in ordered]
         try:
             for future in as_completed(waiting):
                 future.result()
                 progress.update(1)
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "the processes that train small models side by side could not start, or one was "
+                'killed. A script must ask for them under `if __name__ == "__main__":`; if it '
+                "does, close other programs, for memory may have run out, and start it again."
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

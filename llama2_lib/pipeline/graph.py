@@ -1,47 +1,53 @@
-"""The stages as a graph: what each depends on, and how it is run."""
+"""The stages as a graph: what each reads, what it depends on, and how it is run.
 
-import dataclasses
+The chain: tokenizer, corpus, pretrain, sft, then for every round fresh reward models and rejection
+sampling (V1 to V4), ppo (V5), instructed, ghost_attention, safety, and four rounds of red teams.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 from llama2_lib import storage
-from llama2_lib.pipeline import (
-    foundation,
+from llama2_lib.config import RED_TEAM_ROUNDS, ROUNDS, Recipe
+from llama2_lib.pipeline import settings
+from llama2_lib.stages import (
+    corpus,
     ghost_attention,
+    ppo,
+    pretrain,
     red_team,
-    rehearsal,
-    reward_model,
+    rejection,
+    reward,
     safety,
+    sft,
 )
-from llama2_lib.pipeline.ppo import ITERATION_STEPS, run_ppo
-from llama2_lib.pipeline.rejection import SAMPLING_STEPS, run_rejection
-from llama2_lib.pipeline.rewards import run_rewards
-from llama2_lib.pipeline.stage import Job, Stage
-from llama2_lib.pipeline.world_text import (
-    corpus_settings,
-    dialog_settings,
-    preference_settings,
-)
-from llama2_lib.recipes import Recipe
-from llama2_lib.stages import tokenizer as tokenizer_stage
-from llama2_lib.stages.reward import estimated_steps as reward_steps
-from llama2_lib.stages.sft import estimated_steps as sft_steps
+from llama2_lib.stages.job import Job
 
-__all__ = [
-    "RED_TEAM_ROUNDS",
-    "ROUNDS",
-    "STAGES",
-    "Job",
-    "Stage",
-    "fingerprint",
-    "fingerprints",
-    "policy_before",
-]
+JUDGE = f"rewards_v{ROUNDS + 1}"
+"""The newest reward models: those of PPO and of all that comes after it."""
+GHOSTS = "ghost_attention"
 
-ROUNDS = 4
-"""Rounds of rejection sampling before PPO: V1 to V4 (paper section 3.2.3)."""
-RED_TEAM_ROUNDS = 4
-"""Rounds of red-teaming after safety context distillation (paper section 4.3)."""
-_JUDGE = f"rewards_v{ROUNDS + 1}"
-_GHOSTS = "ghost_attention"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One node of the graph."""
+
+    reads: tuple[str, ...]
+    """Sections of the recipe that it reads, besides those that its inputs read."""
+    inputs: tuple[str, ...]
+    """Stages that must be finished before."""
+    run: Callable[[Job], None]
+    """Does the work; its module is where the settings beside the code are looked for."""
+    seconds: int
+    """About how long it takes on two cores in `nano`, for the progress bar."""
+
+    @property
+    def module(self) -> str:
+        """The file that the stage is written in."""
+        run = self.run.func if isinstance(self.run, partial) else self.run
+        return run.__module__
 
 
 def policy_before(number: int) -> str:
@@ -52,51 +58,45 @@ def policy_before(number: int) -> str:
 def _rewards(number: int) -> Stage:
     """Bring both reward models up to date with the policies before round `number`."""
     newest, older = policy_before(number), policy_before(max(1, number - 1))
-    previous = f"rewards_v{number - 1}"
-    inputs = ("tokenizer", "sft", newest, older, *([previous] if number > 1 else []))
+    previous = f"rewards_v{number - 1}" if number > 1 else None
+    inputs = ("tokenizer", "sft", newest, older, *([previous] if previous else []))
     return Stage(
-        version=1,
+        reads=("helpfulness", "safety"),
         inputs=tuple(dict.fromkeys(inputs)),
-        settings=lambda r: {
-            "helpfulness": dataclasses.asdict(r.helpfulness),
-            "safety": dataclasses.asdict(r.safety),
-            "world": preference_settings(r.corpus.world_seed),
-        },
-        work=lambda r: sum(reward_steps(c, number) for c in (r.helpfulness, r.safety)),
-        run=lambda job: run_rewards(number, job, newest, older, previous if number > 1 else None),
+        run=partial(reward.run, number=number, newest=newest, older=older, previous=previous),
+        seconds=120 if number == 1 else 40,
     )
 
 
 def _rejection(number: int) -> Stage:
     """Sample, choose and fine-tune: round `number`."""
-    rewards, previous = f"rewards_v{number}", policy_before(number)
+    policy, rewards = policy_before(number), f"rewards_v{number}"
     return Stage(
-        version=1,
-        inputs=("tokenizer", "pretrain", rewards, previous),
-        settings=lambda r: {
-            "rejection": dataclasses.asdict(r.rejection),
-            "sft": dataclasses.asdict(r.sft) if r.rejection.n_demonstrations else None,
-            "world": preference_settings(r.corpus.world_seed),
-            "demonstrations": dialog_settings(r.sft, r.corpus.world_seed),
-        },
-        work=lambda r: r.rejection.steps + SAMPLING_STEPS,
-        run=lambda job: run_rejection(number, job, previous, rewards),
+        reads=("rejection",),
+        inputs=("tokenizer", "pretrain", rewards, policy),
+        run=partial(rejection.run, number=number, policy=policy, rewards=rewards),
+        seconds=70,
     )
 
 
 def _distillation(policy: str, rewards: str, ghosts: str | None) -> Stage:
     """Distil safe answers into the model of the stage `policy`."""
-    inputs = tuple(dict.fromkeys(("tokenizer", policy, rewards, *_rehearsed_from(ghosts))))
     return Stage(
-        version=1,
-        inputs=inputs,
-        settings=lambda r: {
-            "distillation": dataclasses.asdict(r.distillation),
-            "preprompts": safety.every_preprompt(),
-            **rehearsal.settings(r),
-        },
-        work=lambda r: r.distillation.heed_steps + safety.SAMPLING_STEPS + r.distillation.steps,
-        run=lambda job: safety.run_distillation(job, policy, rewards, ghosts),
+        reads=("distillation",),
+        inputs=tuple(dict.fromkeys(("tokenizer", policy, rewards, *_rehearsed_from(ghosts)))),
+        run=partial(safety.run, policy=policy, rewards=rewards, ghosts=ghosts),
+        seconds=40,
+    )
+
+
+def _red_team(number: int, series: str, start: str, ghosts: str | None) -> Stage:
+    """Attack, learn from what broke the model: round `number` of a series after `start`."""
+    policy = start if number == 1 else f"{series}_v{number - 1}"
+    return Stage(
+        reads=("red_team",),
+        inputs=("tokenizer", policy, *_rehearsed_from(ghosts)),
+        run=partial(red_team.run, number=number, policy=policy, ghosts=ghosts),
+        seconds=15,
     )
 
 
@@ -105,118 +105,54 @@ def _rehearsed_from(ghosts: str | None) -> tuple[str, ...]:
     return (ghosts, "corpus") if ghosts else ()
 
 
-def _red_team(number: int, series: str, start: str, ghosts: str | None) -> Stage:
-    """Attack, learn from what broke the model: round `number` of a series after `start`."""
-    policy = start if number == 1 else f"{series}_v{number - 1}"
-    return Stage(
-        version=1,
-        inputs=("tokenizer", policy, *_rehearsed_from(ghosts)),
-        settings=lambda r: red_team.settings(r) | rehearsal.settings(r),
-        work=lambda r: 2 * red_team.ATTACK_STEPS,
-        run=lambda job: red_team.run_red_team(number, job, policy, ghosts),
-    )
-
-
 STAGES: dict[str, Stage] = {
     "tokenizer": Stage(
-        version=1,
-        inputs=(),
-        settings=lambda r: {
-            "tokenizer": dataclasses.asdict(r.tokenizer),
-            "corpus": corpus_settings(r),
-            "n_documents": min(tokenizer_stage.N_DOCUMENTS, r.corpus.n_documents),
-        },
-        work=lambda r: 10,
-        run=foundation.run_tokenizer,
+        reads=("corpus", "tokenizer"), inputs=(), run=corpus.run_tokenizer, seconds=2
     ),
-    "corpus": Stage(
-        version=1,
-        inputs=("tokenizer",),
-        settings=lambda r: {
-            "corpus": corpus_settings(r),
-            "n_documents": r.corpus.n_documents,
-            "n_validation": r.corpus.n_validation,
-        },
-        work=lambda r: 20,
-        run=foundation.run_corpus,
-    ),
+    "corpus": Stage(reads=("corpus",), inputs=("tokenizer",), run=corpus.run_corpus, seconds=4),
     "pretrain": Stage(
-        version=1,
-        inputs=("tokenizer", "corpus"),
-        settings=lambda r: {
-            "model": r.model.to_json(),
-            "pretrain": dataclasses.asdict(r.pretrain),
-        },
-        work=lambda r: r.pretrain.steps,
-        run=foundation.run_pretrain,
+        reads=("model", "pretrain"), inputs=("tokenizer", "corpus"), run=pretrain.run, seconds=180
     ),
-    "sft": Stage(
-        version=1,
-        inputs=("tokenizer", "pretrain"),
-        settings=lambda r: {
-            "sft": dataclasses.asdict(r.sft),
-            **dialog_settings(r.sft, r.corpus.world_seed),
-        },
-        work=lambda r: sft_steps(r.sft),
-        run=foundation.run_sft,
-    ),
-    "reward_model": Stage(
-        version=1,
-        inputs=("tokenizer", "sft"),
-        settings=lambda r: {
-            "variant": reward_model.settings(r),
-            "world": preference_settings(r.corpus.world_seed),
-        },
-        work=reward_model.work,
-        run=reward_model.run_reward_model,
-    ),
+    "sft": Stage(reads=("sft",), inputs=("tokenizer", "pretrain"), run=sft.run, seconds=45),
     **{f"rewards_v{number}": _rewards(number) for number in range(1, ROUNDS + 2)},
     **{f"rejection_v{number}": _rejection(number) for number in range(1, ROUNDS + 1)},
     "ppo": Stage(
-        version=1,
-        inputs=("tokenizer", f"rejection_v{ROUNDS}", _JUDGE),
-        settings=lambda r: {
-            "ppo": dataclasses.asdict(r.ppo),
-            "world": preference_settings(r.corpus.world_seed),
-        },
-        work=lambda r: ITERATION_STEPS * (r.ppo.value_warmup + r.ppo.iterations),
-        run=lambda job: run_ppo(job, f"rejection_v{ROUNDS}", _JUDGE),
+        reads=("ppo",),
+        inputs=("tokenizer", f"rejection_v{ROUNDS}", JUDGE),
+        run=partial(ppo.run, start=f"rejection_v{ROUNDS}", rewards=JUDGE),
+        seconds=130,
     ),
     "instructed": Stage(
-        version=1,
+        reads=("instructed",),
         inputs=("tokenizer", "corpus", "ppo"),
-        settings=lambda r: ghost_attention.settings(r, "instructed"),
-        work=lambda r: ghost_attention.estimated_steps(r, "instructed"),
-        run=lambda job: ghost_attention.run_instructed(job, "ppo"),
+        run=partial(ghost_attention.run_instructed, start="ppo"),
+        seconds=110,
     ),
     "ghost_attention": Stage(
-        version=1,
-        inputs=("tokenizer", "corpus", "instructed", "ppo", _JUDGE),
-        settings=lambda r: ghost_attention.settings(r, "ghost_attention"),
-        work=lambda r: (
-            ghost_attention.SAMPLING_STEPS + ghost_attention.estimated_steps(r, "ghost_attention")
-        ),
-        run=lambda job: ghost_attention.run_ghost_attention(job, "instructed", "ppo", _JUDGE),
+        reads=("ghost_attention",),
+        inputs=("tokenizer", "corpus", "instructed", "ppo", JUDGE),
+        run=partial(ghost_attention.run, start="instructed", policy="ppo", rewards=JUDGE),
+        seconds=150,
     ),
-    "safety": _distillation("ghost_attention", _JUDGE, _GHOSTS),
-    "safety_early": _distillation("sft", "rewards_v1", None),
+    "safety": _distillation("ghost_attention", JUDGE, GHOSTS),
     **{
-        f"{series}_v{number}": _red_team(number, series, start, ghosts)
-        for series, start, ghosts in (
-            ("red_team", "safety", _GHOSTS),
-            ("red_team_early", "sft", None),
-        )
+        f"red_team_v{number}": _red_team(number, "red_team", "safety", GHOSTS)
         for number in range(1, RED_TEAM_ROUNDS + 1)
     },
+    # What no chain needs and claims compare: safety straight after fine-tuning, and variants.
+    "safety_early": _distillation("sft", "rewards_v1", None),
+    **{
+        f"red_team_early_v{number}": _red_team(number, "red_team_early", "sft", None)
+        for number in range(1, RED_TEAM_ROUNDS + 1)
+    },
+    "reward_model": Stage(
+        reads=("reward_model",), inputs=("tokenizer", "sft"), run=reward.run_variant, seconds=20
+    ),
     "safety_data": Stage(
-        version=1,
+        reads=("sft", "safety_data"),
         inputs=("tokenizer", "pretrain"),
-        settings=lambda r: {
-            "safety_data": safety.data_settings(r),
-            **dialog_settings(r.sft, r.corpus.world_seed),
-        },
-        work=lambda r: sft_steps(r.sft),
         run=safety.run_safety_data,
+        seconds=20,
     ),
 }
 
@@ -236,24 +172,46 @@ def fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
     Raises:
         ValueError: There is no such stage.
     """
-    known: dict[str, str] = {}
-    _name(stage, recipe, known)
-    return known
+    names: dict[str, str] = {}
+    for name in needed(stage):
+        names[name] = storage.fingerprint(
+            {
+                "stage": name,
+                "settings": stage_settings(name, recipe),
+                "inputs": {other: names[other] for other in STAGES[name].inputs},
+            }
+        )
+    return names
 
 
-def _name(stage: str, recipe: Recipe, known: dict[str, str]) -> None:
-    """Name the inputs, then the stage; the rounds share inputs, so each is named once."""
+@cache  # rounds share most of their inputs: one walk for each path would be thousands
+def needed(stage: str) -> tuple[str, ...]:
+    """Return `stage` and all that it needs, each stage after its inputs.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
+    order = [name for other in STAGES[stage].inputs for name in needed(other)]
+    return tuple(dict.fromkeys([*order, stage]))
+
+
+def stage_settings(stage: str, recipe: Recipe) -> dict[str, Any]:
+    """Return all that decides what a stage makes of its inputs, see `pipeline.settings`."""
     node = STAGES[stage]
-    for name in node.inputs:
-        if name not in known:
-            _name(name, recipe, known)
-    known[stage] = storage.fingerprint(
-        {
-            "stage": stage,
-            "version": node.version,
-            "config": node.settings(recipe),
-            "inputs": {name: known[name] for name in node.inputs},
-        }
-    )
+    document: dict[str, Any] = {
+        "recipe": settings.sections(recipe, node.reads),
+        "constants": settings.constants(settings.modules(node.module)),
+    }
+    if stage == "tokenizer":  # every other stage needs it, and learns from the world as it does
+        n_documents = min(corpus.N_DOCUMENTS, recipe.corpus.n_documents)
+        document["recipe"]["corpus"] |= {"n_documents": n_documents, "n_validation": None}
+        document["world"] = settings.world_fingerprint()
+    return document
+
+
+def visible_recipe(stage: str, recipe: Recipe) -> Recipe:
+    """Return the recipe as a stage may see it: the sections that name it or one of its inputs."""
+    reads = dict.fromkeys(section for name in needed(stage) for section in STAGES[name].reads)
+    return settings.visible(recipe, tuple(reads), stage)

@@ -1,4 +1,10 @@
-"""The pretraining corpus: documents of the world, or of a folder, as token ids (section 2.1)."""
+"""The text of pretraining: documents, a tokenizer learned from them, and both as ids (section 2.1).
+
+1. Documents come from the source: the invented world, or a folder of the reader's own.
+2. A tokenizer learns pieces from the first of them and from dialogs in the chat format (2.2.1).
+3. The corpus is encoded: BOS, the pieces of a document, EOS, one document after the other.
+   Validation documents are unseen: none is a copy of a training document.
+"""
 
 import itertools
 import json
@@ -9,67 +15,95 @@ from pathlib import Path
 import numpy as np
 
 from llama2_lib import storage
-from llama2_lib.text.sources import read_documents
-from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.config import CorpusConfig
+from llama2_lib.stages.job import Job
+from llama2_lib.text.dialog import render
+from llama2_lib.text.files import read_documents, survey
+from llama2_lib.text.tokenizer import Tokenizer, train_tokenizer
 from llama2_lib.training.batches import PackedCorpus
 from llama2_lib.world import make_world
-from llama2_lib.world.documents import SHARES, Document, documents
+from llama2_lib.world.dialogs import dialogs
+from llama2_lib.world.documents import Document
+from llama2_lib.world.source import WorldSource
+
+N_DOCUMENTS, N_DIALOGS = 8_000, 4_000
+"""What the tokenizer learns from; more of it leaves the pieces almost as they are."""
+VALIDATION_SEED = 1_000_003
+"""Added to the seed of the training documents: another stream of the same source."""
+MOST_TRIES = 20
+"""Documents looked at for one that is unseen, on average, before it is an error."""
+HELD_OUT_SHARE = 0.05
+"""Share of a folder's documents that is kept for validation."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CorpusConfig:
-    """Which documents, and how many of them are kept for validation."""
+def run_tokenizer(job: Job) -> None:
+    """Train the tokenizer; leave `tokenizer.model`."""
+    texts = tokenizer_texts(job.recipe.corpus)
+    train_tokenizer(texts, job.recipe.tokenizer, job.folder / "tokenizer.model")
 
-    world_seed: int = 0
-    n_documents: int = 40_000
-    """Training documents; all there are when they come from `data`."""
-    n_validation: int = 1_000
-    """Validation documents, none of which is a copy of a training document."""
-    shares: tuple[tuple[str, float], ...] | None = None
-    """Share of documents by kind; the world's own when left out."""
-    data: str | None = None
-    """A folder of .txt and .jsonl files to use instead of the world."""
 
-    def __post_init__(self) -> None:
-        for name in ("n_documents", "n_validation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+def run_corpus(job: Job) -> None:
+    """Encode the corpus."""
+    build_corpus(job.recipe.corpus, job.tokenizer, job.folder)
+
+
+def tokenizer_texts(config: CorpusConfig) -> Iterator[str]:
+    """Yield what the tokenizer learns from: some documents, and dialogs in the chat format.
+
+    Dialogs are there so that the words of `[INST]` and its kin are pieces: `[INST]` costs three
+    (bracket, word, bracket), as in the released tokenizer, which splits where scripts change.
+    """
+    sample = itertools.islice(training_documents(config), N_DOCUMENTS)
+    yield from (document.text for document in sample)
+    if config.data is None:
+        for dialog in dialogs(make_world(config.world_seed), config.world_seed, N_DIALOGS):
+            yield render(dialog)
 
 
 def training_documents(config: CorpusConfig) -> Iterator[Document]:
     """Yield the training documents in a fixed order."""
     if config.data is not None:
-        every = read_documents(Path(config.data))
-        kept = itertools.islice(
-            every, config.n_validation, config.n_validation + config.n_documents
-        )
-        yield from (Document("file", text, "unknown") for text in kept)
+        every = _folder(config.data)
+        yield from every[_n_held_out(every) :]
         return
-    world = make_world(config.world_seed)
-    shares = dict(config.shares) if config.shares is not None else SHARES
-    yield from documents(world, config.world_seed, config.n_documents, shares)
+    yield from _stream(config, config.world_seed, config.n_documents)
 
 
 def validation_documents(config: CorpusConfig, seen: set[str]) -> list[Document]:
-    """Return documents of the same kinds, none of which is in `seen`, and none twice."""
+    """Return documents of the same kinds, none of which is in `seen`, and none twice.
+
+    Raises:
+        ValueError: The world has too few.
+    """
     if config.data is not None:
-        first = itertools.islice(read_documents(Path(config.data)), config.n_validation)
-        return [Document("file", text, "unknown") for text in first if text not in seen]
-    world = make_world(config.world_seed)
-    shares = dict(config.shares) if config.shares is not None else SHARES
-    fresh: dict[str, Document] = {}
-    # Another stream of the same source; short documents repeat, so ask for more than needed.
-    for document in documents(
-        world, config.world_seed + 1_000_003, 20 * config.n_validation, shares
-    ):
+        every = _folder(config.data)
+        fresh = {d.text: d for d in every[: _n_held_out(every)] if d.text not in seen}
+        return list(fresh.values())
+    tries = MOST_TRIES * config.n_validation
+    unseen: dict[str, Document] = {}
+    # Short documents repeat, so there must be more of them than are asked for.
+    for document in _stream(config, config.world_seed + VALIDATION_SEED, tries):
         if document.text not in seen:
-            fresh.setdefault(document.text, document)
-        if len(fresh) == config.n_validation:
-            return list(fresh.values())
+            unseen.setdefault(document.text, document)
+        if len(unseen) == config.n_validation:
+            return list(unseen.values())
     raise ValueError(
         f"n_validation={config.n_validation} unseen documents were asked for; the world gave "
-        f"{len(fresh)} in {20 * config.n_validation} tries. Ask for fewer."
+        f"{len(unseen)} in {tries} tries. Ask for fewer."
     )
+
+
+def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
+    shares = dict(config.shares) if config.shares is not None else None
+    return WorldSource(make_world(config.world_seed)).documents(seed, n, shares)
+
+
+def _folder(data: str) -> list[Document]:
+    return [Document("file", text, "unknown") for text in read_documents(Path(data))]
+
+
+def _n_held_out(every: Sequence[Document]) -> int:
+    return max(1, round(HELD_OUT_SHARE * len(every)))
 
 
 def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> None:
@@ -81,9 +115,13 @@ def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> No
     validation = validation_documents(config, {document.text for document in train})
     if not train or not validation:
         raise ValueError(
-            f"a corpus needs more than n_validation={config.n_validation} documents; got "
-            f"{len(train) + len(validation)}."
+            "a corpus needs documents to train on and others to validate with; got "
+            f"{len(train)} and {len(validation)} that are no copies of them."
         )
+    if config.data is not None:
+        n = survey(Path(config.data)).n_documents
+        counts = {"documents": n, "left out": n - len(train) - len(validation)}
+        storage.write_atomically(folder / "counts.json", json.dumps(counts) + "\n")
     kinds = sorted({document.kind for document in [*train, *validation]})
     for name, split in (("train", train), ("validation", validation)):
         _write_split(folder, name, split, kinds, tokenizer)

@@ -1,86 +1,42 @@
 """What the stages that train a model have in common: resume, log, measure, save, in this order.
 
-They differ in their batches, in their loss and in what they measure.
+They differ in their batches, in their loss and in what they measure. PPO alone has a loop of its
+own: its data come from the model that it trains.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from llama2_lib import storage
+from llama2_lib.config import DialogTrainConfig, TrainConfig
 from llama2_lib.device import autocast
+from llama2_lib.evaluation.language import answer_loss
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import save_model
-from llama2_lib.objectives.terms import LossTerm
+from llama2_lib.objectives.language import LossTerm, masked_loss
+from llama2_lib.training.batches import DialogBatch, Example, PackedDialogs, apart, shorten_all
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
 from llama2_lib.training.loop import Step, optimize
-from llama2_lib.training.schedule import NO_RATES, adamw, warmup_then_cosine
+from llama2_lib.training.optim import NO_RATES, adamw, warmup_then_cosine
 
 Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 Model = TypeVar("Model", Transformer, ScalarModel)
-Report = Callable[[int, str], None]
-"""Called after every step with the steps done and a few words for the progress bar."""
-
-
-@runtime_checkable
-class FitConfig(Protocol):
-    """Settings that every run has, see `PretrainConfig`."""
-
-    @property
-    def peak_lr(self) -> float:
-        """Highest learning rate."""
-        ...
-
-    @property
-    def warmup(self) -> int:
-        """Steps up to it."""
-        ...
-
-    @property
-    def floor(self) -> float:
-        """Final rate as a fraction of the peak."""
-        ...
-
-    @property
-    def weight_decay(self) -> float:
-        """Of matrices."""
-        ...
-
-    @property
-    def clip_norm(self) -> float:
-        """Largest norm of a gradient."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """fp32 or bf16, of matrix products only."""
-        ...
-
-    @property
-    def compile(self) -> bool:
-        """Whether to compile the model."""
-        ...
-
-    @property
-    def eval_every(self) -> int:
-        """Steps between measurements."""
-        ...
-
-    @property
-    def save_every(self) -> int:
-        """Steps between checkpoints."""
-        ...
+Forward = Callable[..., Any]
+"""The model, compiled or not: calling it is all that both can do."""
+Report = Callable[[float, str], None]
+"""Hears what share of a run is done, 0 to 1, and a few words for the progress bar."""
 
 
 def fit(
-    config: FitConfig,
+    config: TrainConfig,
     model: Model,
     batches: Callable[[int], Iterator[Batch]],
-    loss_fn: Callable[[Callable[..., Any], Batch], LossTerm],
+    loss_fn: Callable[[Forward, Batch], LossTerm],
     measure: Callable[[Model], Mapping[str, float]],
     folder: Path,
     report: Report,
@@ -90,7 +46,7 @@ def fit(
     rates: Mapping[str, float] = NO_RATES,
     before: Callable[[Model], Mapping[str, float]] | None = None,
 ) -> Model:
-    """Train `model` in place, or go on from the newest checkpoint in `folder`, to the same bits.
+    """Train `model` in place, or continue from the newest checkpoint in `folder`, to the same bits.
 
     Leaves `model.safetensors`, `config.json` and `metrics.jsonl`. A loss that is not finite is a
     FloatingPointError.
@@ -101,7 +57,7 @@ def fit(
         batches: Returns the micro-batches from a number on.
         loss_fn: The loss of a micro-batch.
         measure: What is logged every `eval_every` steps and at the end.
-        folder: The run's.
+        folder: Where the run leaves its files.
         report: Hears of every step.
         steps: Optimiser steps of the whole run, of `accumulate` micro-batches each.
         rates: See `adamw`.
@@ -119,7 +75,7 @@ def fit(
         batches(start * accumulate),
         _forward(config, model, loss_fn),
         warmup_then_cosine(
-            peak=config.peak_lr, steps=steps, warmup=config.warmup, floor=config.floor
+            peak=config.peak_lr, steps=steps, warmup=config.warmup, floor=config.min_lr_ratio
         ),
         steps=range(start, steps),
         accumulate=accumulate,
@@ -131,22 +87,21 @@ def fit(
             log.write(done, **measure(model))
         if done % config.save_every == 0 and done < steps:
             save_checkpoint(folder, done, model, optimizer)
-        report(done, f"loss {step.loss:.3f}")
+        report(done / steps, f"loss {step.loss:.3f}")
     save_model(model, folder)
     clear_checkpoints(folder)
     return model.eval()
 
 
 def _forward(
-    config: FitConfig,
-    model: nn.Module,
-    loss_fn: Callable[[Callable[..., Any], Batch], LossTerm],
+    config: TrainConfig, model: nn.Module, loss_fn: Callable[[Forward, Batch], LossTerm]
 ) -> Callable[[nn.Module, Batch], LossTerm]:
     """Return the loss on the model's device, in the precision and compiled form asked for."""
     device = next(model.parameters()).device
-    fast: Callable[..., Any] = torch.compile(model) if config.compile else model
+    fast: Forward = torch.compile(model) if config.compile else model
 
     def forward(_: nn.Module, batch: Batch) -> LossTerm:
+        # The loop passes the plain model; the compiled one shares its weights.
         with autocast(device, config.precision):
             return loss_fn(fast, type(batch)(*(t.to(device) for t in batch)))
 
@@ -161,3 +116,55 @@ def _logged(step: Step) -> dict[str, float]:
         "tokens": step.count,
         **step.metrics,
     }
+
+
+def fit_dialogs(
+    config: DialogTrainConfig,
+    model: Transformer,
+    packed: PackedDialogs,
+    measure: Callable[[Transformer], Mapping[str, float]],
+    folder: Path,
+    report: Report,
+    *,
+    steps: int,
+    before: Callable[[Transformer], Mapping[str, float]] | None = None,
+) -> Transformer:
+    """Fine-tune `model` in place on packed dialogs; see `fit`.
+
+    Raises:
+        ValueError: Rows are longer than the model's context.
+    """
+    if config.seq_len > model.config.max_seq_len:
+        raise ValueError(
+            f"seq_len must fit the model's max_seq_len; got {config.seq_len} and "
+            f"{model.config.max_seq_len}."
+        )
+    return fit(
+        config,
+        model,
+        lambda start: packed.batches(batch_size=config.batch_size, start=start),
+        dialog_loss(config.isolate_documents),
+        measure,
+        folder,
+        report,
+        steps=steps,
+        before=before,
+    )
+
+
+def dialog_loss(isolate_documents: bool) -> Callable[[Forward, DialogBatch], LossTerm]:
+    """Return the loss on the answers of a batch, with dialogs that see each other or do not."""
+
+    def loss(model: Forward, batch: DialogBatch) -> LossTerm:
+        options = apart(batch.document[:, :-1]) if isolate_documents else {}
+        return masked_loss(model(batch.ids[:, :-1], **options), batch.ids, batch.loss_mask)
+
+    return loss
+
+
+def loss_on(
+    validation: Sequence[Example], seq_len: int
+) -> Callable[[Transformer], dict[str, float]]:
+    """Return the measure of a run on dialogs: nats per answer token of held-out examples."""
+    probe = shorten_all(validation, seq_len + 1)
+    return lambda model: {"validation_loss": answer_loss(model, probe.examples).value}

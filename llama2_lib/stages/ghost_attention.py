@@ -1,9 +1,8 @@
-"""Ghost Attention (paper section 3.3, appendix A.3.5): instructions that hold for a whole dialog.
+"""Ghost Attention: instructions that hold for a whole dialog (paper section 3.3, appendix A.3.5).
 
-The data are built by pure functions over dialogs, in the paper's order:
-
-1. `on_every_turn` puts the instruction before every message of the user: the teacher's prompt.
-2. The newest RLHF model answers it; the best sample by reward is kept, as in rejection sampling.
+1. `on_every_turn` puts an instruction before every message of the user: the teacher's prompt.
+2. The newest RLHF model answers its last message; the best sample by reward is kept, as in
+   rejection sampling.
 3. `on_first_turn_only` drops the instruction from all messages but the first.
 4. `ghost_example` trains on the last answer only: the earlier ones need not obey, and a loss on
    them would teach to forget.
@@ -13,102 +12,62 @@ of the plain dialog, which obey nothing ("a mismatch between the system message 
 assistant messages" is then real, and step 4 is its cure). Reading B: all answers are sampled with
 the instruction, turn after turn, so they obey, and a model may copy its own earlier turns instead
 of looking at the first one.
+
+Before it comes a stage of ours, `instructed`: the paper's models obey an instruction in the message
+that it stands in already, ours have to be taught to.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-from llama2_lib.stages.instructed import check_counts, check_mixed_in, check_tuning
-from llama2_lib.stages.rejection import Entry, Rewards, best, rescored
-from llama2_lib.text.dialog import Encoder, Message, encode_example, encode_prompt
-from llama2_lib.training.dialog_batches import Example
-from llama2_lib.world.instructed import HOLDS
+import numpy as np
+
+from llama2_lib import rng, storage
+from llama2_lib.config import GhostAttentionConfig, InstructedConfig, Recipe
+from llama2_lib.model.chat import answer_room, reply, room, scored_row
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.stages.fit import fit_dialogs, loss_on
+from llama2_lib.stages.job import Job, write_answers
+from llama2_lib.stages.rehearsal import remembered, shown
+from llama2_lib.stages.rejection import Sample, Score, best, distinct, draw, rescored
+from llama2_lib.stages.reward import load_rewards
+from llama2_lib.stages.sft import examples, unseen_dialogs
+from llama2_lib.text.dialog import Encoder, encode_example, encode_prompt
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.training.batches import Example, PackedDialogs
+from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import Message
 from llama2_lib.world.instructions import (
-    COMBINED_FRACTION,
-    TERSE_FRACTION,
+    HOLDS,
     Instruction,
+    as_dialog,
+    briefs,
+    instructed_dialogs,
+    instructions,
     obeys,
     worded,
 )
 
-READINGS = ("A", "B")
+VALIDATION_SEED = 1_000_003
+"""Added to the seed of the training dialogs: another stream of the same source."""
 SHORT_TURNS = HOLDS
-"""Of the short dialogs: none is long enough to forget in."""
-LOSS_ON = ("last", "all", "everything")
+"""Turns of the short dialogs at most: none is long enough to forget in."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GhostAttentionConfig:
-    """One run. The paper's numbers are in brackets; learning rate and size it does not state."""
+class TeacherPrompt(NamedTuple):
+    """A dialog whose last answer is asked of the teacher."""
 
-    n_dialogs: int
-    """Dialogs, each with instructions of its own."""
-    n_samples: int = 2
-    """Answers drawn for each; the best by reward is kept."""
-    most_turns: int = 24
-    """Of a training dialog: more than are asked in the test. A model's own obedient answers are
-    longer than plain ones, so twenty turns reach farther there than here, and farther than in
-    training an instruction is forgotten. It stands in the teacher's prompt once a turn; where that
-    does not fit the context, the teacher answers without the first turns, see `last_turns`."""
-    reading: str = "A"
-    """Where the earlier answers come from: A, the plain dialog; B, sampled with the instruction."""
-    loss_on: str = "last"
-    """last: the final answer [the paper's]; all: every answer; everything: no mask at all."""
-    only_obeying: bool = True
-    """Whether samples that do not obey are dropped before the reward chooses, by the world's own
-    check. Ours: the paper's reward model has read instructions, ours has not."""
-    combined: float = COMBINED_FRACTION
-    """How often two instructions are combined [randomly]."""
-    terse: float = TERSE_FRACTION
-    """How often an instruction is terse [half of the time]."""
-    n_short: int = 0
-    """Dialogs of the stage `instructed`, of at most `SHORT_TURNS` turns, mixed in so that no
-    instruction is unlearned: all kinds and values occur in them, but none has to be kept longer
-    than it was before."""
-    n_replay: int = 0
-    """Other prompts mixed in, with answers of the RLHF model, so that nothing is forgotten."""
-    n_demonstrations: int = 0
-    """Demonstrations mixed in, most of them of prompts that only sound dangerous."""
-    temperature: float = 0.7
-    max_new_tokens: int = 24
-    n_validation: int = 60
-    """Of the dialogs, kept out of training; the loss on their last answers is measured."""
-    epochs: int = 2
-    batch_size: int = 4
-    seq_len: int = 512
-    peak_lr: float = 1e-3
-    warmup: int = 10
-    floor: float = 0.1
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    precision: str = "fp32"
-    compile: bool = False
-    eval_every: int = 50
-    save_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_counts(self, "n_dialogs", "n_samples", "most_turns", "max_new_tokens", "n_validation")
-        check_tuning(self)
-        check_mixed_in(self, "n_short", "n_replay", "n_demonstrations")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0; got {self.temperature}.")
-        if not (0 <= self.combined <= 1 and 0 <= self.terse <= 1):
-            raise ValueError(
-                f"combined and terse must lie within 0 and 1; got {self.combined} and {self.terse}."
-            )
-        for name, known in (("reading", READINGS), ("loss_on", LOSS_ON)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
+    dialog: list[Message]
+    """The instructions in every message of the user, the last of which is open."""
+    instructions: tuple[Instruction, ...]
 
 
 class Ghost(NamedTuple):
     """One training dialog of Ghost Attention before it is encoded."""
 
     prompt: list[Message]
-    """The teacher's: the instruction in every message of the user, the last of which is open."""
+    """The teacher's, see `TeacherPrompt`."""
     instructions: tuple[Instruction, ...]
     answer: str
     """Sampled after `prompt`."""
@@ -116,13 +75,110 @@ class Ghost(NamedTuple):
     """Its reward; None where there was no other sample to compare it with."""
 
 
-def with_instruction(message: Message, instruction: str) -> Message:
-    """Return a message with the instruction before it, as one text."""
-    return {"role": message["role"], "content": f"{instruction} {message['content']}"}
+# --- Ghost Attention
+
+
+def run(job: Job, start: str, policy: str, rewards: str) -> None:
+    """Build the data with the model of the stage `start` and fine-tune it on them.
+
+    Beside them it rehearses the answers of the RLHF model, that of the stage `policy`.
+
+    Leaves the model, `ghosts.jsonl` (the teacher's prompts and the chosen answers) and, as step 0
+    of the metrics, what became of the samples.
+    """
+    config, tokenizer = job.recipe.ghost_attention, job.tokenizer
+    teacher = job.model(start)
+    context, longest = room(teacher, 0), room(teacher, config.max_new_tokens)
+    models = load_rewards(job.inputs[rewards], job.device)
+
+    def score(samples: Sequence[Sample]) -> np.ndarray:
+        rows = [
+            scored_row(
+                last_turns(sample.dialog, tokenizer, longest), sample.answer, tokenizer, context
+            )
+            for sample in samples
+        ]
+        return models(rows, [sample.is_safety for sample in samples]).combined
+
+    prompts, n_too_long = teacher_prompts(job.recipe, teacher, tokenizer)
+    samples, counts = sample_last_answers(config, teacher, tokenizer, prompts)
+    ghosts = best_samples(prompts, samples, score, only_obeying=config.only_obeying)
+    n_held = config.n_validation
+    if len(ghosts) <= n_held:
+        raise ValueError(
+            f"more than n_validation={n_held} dialogs must have a sample to keep; got "
+            f"{len(ghosts)} of {len(prompts)}. Does the model obey an instruction at all?"
+        )
+    counts |= {"too long": n_too_long, "ghosts": len(ghosts) - n_held, "held back": n_held}
+    train = [
+        *ghost_examples(ghosts[n_held:], tokenizer, config.loss_on),
+        *_rehearsed(job, config, job.model(policy)),
+        *_short_dialogs(job),
+    ]
+    held = ghost_examples(ghosts[:n_held], tokenizer)
+    model = _tuned(job, config, teacher, train, held, counts, begin=0.3)
+    storage.write_rows(job.folder / "ghosts.jsonl", ghosts)
+    job.write_beside(write_answers(model, tokenizer, unseen_dialogs(job), job.recipe))
+
+
+def _tuned(
+    job: Job,
+    config: InstructedConfig | GhostAttentionConfig,
+    model: Transformer,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    counts: dict[str, float],
+    *,
+    begin: float,
+) -> Transformer:
+    packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
+    measure = loss_on(validation, config.seq_len)
+    return fit_dialogs(
+        config,
+        model,
+        packed,
+        measure,
+        job.folder,
+        job.part(begin, 1.0),
+        steps=config.epochs * packed.batches_per_epoch(config.batch_size),
+        before=lambda model: {**counts, **packed.counts(), **measure(model)},
+    )
+
+
+# --- step 1: the teacher's prompts
+
+
+def teacher_prompts(
+    recipe: Recipe, model: Transformer, tokenizer: Tokenizer
+) -> tuple[list[TeacherPrompt], int]:
+    """Return the prompts that ask for the last answers, and how many did not fit the context.
+
+    Under reading B the earlier answers are sampled first, each with the instruction.
+    """
+    config, world = recipe.ghost_attention, make_world(recipe.corpus.world_seed)
+    seed, n = rng.seed_from(config.seed, "ghost attention"), config.n_dialogs
+    prompts = [
+        TeacherPrompt(on_every_turn(as_dialog(turns, open_end=True), worded(given)), given)
+        for turns, given in zip(
+            briefs(world, seed, n, most=config.most_turns),
+            instructions(world, seed, n, combined=config.combined, terse=config.terse),
+            strict=True,
+        )
+    ]
+    longest = room(model, config.max_new_tokens)
+    if config.reading == "B":
+        prompts = _with_sampled_history(config, model, tokenizer, prompts, longest)
+    fitting = [
+        prompt
+        for prompt in prompts
+        if len(encode_prompt(_student_prompt(prompt.dialog, prompt.instructions), tokenizer))
+        <= longest
+    ]
+    return fitting, len(prompts) - len(fitting)
 
 
 def on_every_turn(dialog: Sequence[Message], instruction: str) -> list[Message]:
-    """Concatenate the instruction to every message of the user (step 1).
+    """Concatenate the instruction to every message of the user.
 
     Raises:
         ValueError: The instruction is empty.
@@ -135,34 +191,78 @@ def on_every_turn(dialog: Sequence[Message], instruction: str) -> list[Message]:
     ]
 
 
-def on_first_turn(dialog: Sequence[Message], instruction: str) -> list[Message]:
-    """Concatenate the instruction to the user's first message only: how a model will be asked."""
-    first = next(i for i, message in enumerate(dialog) if message["role"] == "user")
-    asked = on_every_turn(dialog[: first + 1], instruction)
-    return [*asked, *dialog[first + 1 :]]
+def with_instruction(message: Message, instruction: str) -> Message:
+    """Return a message with the instruction before it, as one text."""
+    return {"role": message["role"], "content": f"{instruction} {message['content']}"}
 
 
-def on_first_turn_only(prompt: Sequence[Message], instruction: str) -> list[Message]:
-    """Drop the instruction from all messages of the user but the first (step 3).
+def _with_sampled_history(
+    config: GhostAttentionConfig,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[TeacherPrompt],
+    longest: int,
+) -> list[TeacherPrompt]:
+    """Replace every earlier answer by a sample, turn after turn."""
+    seed = rng.seed_from(config.seed, "history")
+    dialogs = [list(prompt.dialog) for prompt in prompts]
+    for place in range(1, max(map(len, dialogs)), 2):
+        rows = [row for row, dialog in enumerate(dialogs) if place < len(dialog)]
+        replies = reply(
+            model,
+            tokenizer,
+            [last_turns(dialogs[row][:place], tokenizer, longest) for row in rows],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=rng.seed_from(seed, place),
+        )
+        for row, answer in zip(rows, replies, strict=True):
+            # A message must not be empty, and the next turn needs something to follow.
+            dialogs[row][place] = {"role": "assistant", "content": answer.text or "."}
+    return [
+        TeacherPrompt(dialog, prompt.instructions)
+        for dialog, prompt in zip(dialogs, prompts, strict=True)
+    ]
 
-    Raises:
-        ValueError: A message of the user does not begin with it.
-    """
-    kept: list[Message] = []
-    first = True
-    for index, message in enumerate(prompt):
-        if message["role"] != "user":
-            kept.append(message)
-            continue
-        rest = message["content"].removeprefix(f"{instruction} ")
-        if rest == message["content"]:
-            raise ValueError(
-                f"every message of the user must begin with {instruction!r}; message {index} is "
-                f"{rest[:60]!r}. Make the prompt with on_every_turn."
-            )
-        kept.append(message if first else {"role": "user", "content": rest})
-        first = False
-    return kept
+
+# --- step 2: its answers
+
+
+def sample_last_answers(
+    config: GhostAttentionConfig,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[TeacherPrompt],
+) -> tuple[list[Sample], dict[str, float]]:
+    """Draw the last answers; return those that ended, each text once, and what was counted."""
+    longest = room(model, config.max_new_tokens)
+    shortened = [last_turns(prompt.dialog, tokenizer, longest) for prompt in prompts]
+    drawn = draw(
+        model,
+        tokenizer,
+        shortened,
+        config.n_samples,
+        config.temperature,
+        seed=rng.seed_from(config.seed, "samples"),
+        max_new_tokens=config.max_new_tokens,
+    )
+    rows = list(zip(prompts, drawn, strict=True))
+    samples = [
+        Sample(prompt.dialog, False, answer.text, 0, 0.0)
+        for prompt, answers in rows
+        for answer in distinct(answers)
+    ]
+    obeying = [obeys(prompt.instructions, a.text) for prompt, answers in rows for a in answers]
+    n_shortened = sum(
+        len(short) < len(prompt.dialog) for short, prompt in zip(shortened, prompts, strict=True)
+    )
+    return samples, {
+        "prompts": len(prompts),
+        "without first turns": n_shortened,
+        "samples": len(obeying),
+        "obeying samples": sum(obeying),
+        "distinct": len(samples),
+    }
 
 
 def last_turns(prompt: Sequence[Message], tok: Encoder, longest: int) -> list[Message]:
@@ -174,16 +274,72 @@ def last_turns(prompt: Sequence[Message], tok: Encoder, longest: int) -> list[Me
         ValueError: Not even its last message fits.
     """
     for first in range(0, len(prompt), 2):
-        kept = list(prompt[first:])
-        if len(encode_prompt(kept, tok)) <= longest:
-            return kept
+        rest = list(prompt[first:])
+        if len(encode_prompt(rest, tok)) <= longest:
+            return rest
     raise ValueError(f"a message must fit {longest} tokens; got {prompt[-1]['content'][:60]!r}.")
+
+
+def best_samples(
+    prompts: Sequence[TeacherPrompt], samples: Sequence[Sample], score: Score, *, only_obeying: bool
+) -> list[Ghost]:
+    """Choose the best sample of every prompt by reward; a prompt without any is left out.
+
+    Long prompts are slow to score, so only samples with a rival are.
+
+    Args:
+        prompts: The teacher's prompts.
+        samples: Their samples.
+        score: Scores samples with the reward models.
+        only_obeying: Whether samples that disobey are dropped first.
+    """
+    given = {Sample(p.dialog, False, "", 0, 0.0).key: p.instructions for p in prompts}
+    candidates = [s for s in samples if not only_obeying or obeys(given[s.key], s.answer)]
+    n_of = Counter(sample.key for sample in candidates)
+    scored = iter(rescored([s for s in candidates if n_of[s.key] > 1], score))
+    compared = [next(scored) if n_of[s.key] > 1 else s for s in candidates]
+    return [
+        Ghost(top.dialog, given[top.key], top.answer, top.score if n_of[top.key] > 1 else None)
+        for top in best(compared)
+    ]
+
+
+# --- steps 3 and 4: the student's dialogs
+
+
+def on_first_turn_only(prompt: Sequence[Message], instruction: str) -> list[Message]:
+    """Drop the instruction from all messages of the user but the first.
+
+    Raises:
+        ValueError: A message of the user does not begin with it.
+    """
+    dialog: list[Message] = []
+    first = True
+    for index, message in enumerate(prompt):
+        if message["role"] != "user":
+            dialog.append(message)
+            continue
+        rest = message["content"].removeprefix(f"{instruction} ")
+        if rest == message["content"]:
+            raise ValueError(
+                f"every message of the user must begin with {instruction!r}; message {index} is "
+                f"{rest[:60]!r}. Make the prompt with on_every_turn."
+            )
+        dialog.append(message if first else {"role": "user", "content": rest})
+        first = False
+    return dialog
+
+
+def _student_prompt(
+    dialog: Sequence[Message], instructions: Sequence[Instruction]
+) -> list[Message]:
+    return on_first_turn_only(dialog, worded(instructions))
 
 
 def ghost_example(
     dialog: Sequence[Message], answer: str, tok: Encoder, loss_on: str = "last"
 ) -> Example:
-    """Encode a dialog that ends with the user, and an answer to it; the loss is on it (step 4).
+    """Encode a dialog that ends with the user, and an answer to it; the loss is on it.
 
     Args:
         dialog: With the instruction in the first turn only.
@@ -195,48 +351,67 @@ def ghost_example(
     Raises:
         ValueError: `loss_on` is none of these, or the dialog is malformed.
     """
-    if loss_on not in LOSS_ON:
-        raise ValueError(f"loss_on must be one of {LOSS_ON}; got {loss_on!r}.")
-    whole = [*dialog, cast(Message, {"role": "assistant", "content": answer})]
+    if loss_on not in ("last", "all", "everything"):
+        raise ValueError(f"loss_on must be last, all or everything; got {loss_on!r}.")
+    last: Message = {"role": "assistant", "content": answer}
     if loss_on == "everything":
-        ids = encode_example(whole, tok)[0]
+        ids = encode_example([*dialog, last], tok)[0]
         return ids, [False] + [True] * (len(ids) - 1)
-    return encode_example(whole, tok, loss_on=loss_on)
-
-
-def best_samples(
-    prompts: Sequence[tuple[list[Message], tuple[Instruction, ...]]],
-    samples: Sequence[Entry],
-    rewards: Rewards,
-    *,
-    only_obeying: bool,
-) -> list[Ghost]:
-    """Choose the best sample of every prompt by reward; a prompt without any is left out.
-
-    Long prompts are slow to score, so only samples with a rival are.
-
-    Args:
-        prompts: The teacher's prompts and their instructions.
-        samples: Their samples.
-        rewards: Scores samples.
-        only_obeying: Whether samples that disobey are dropped first.
-    """
-    asked = {Entry(prompt, False, "", 0, 0.0).key: given for prompt, given in prompts}
-    kept = [entry for entry in samples if not only_obeying or obeys(asked[entry.key], entry.answer)]
-    n_of = Counter(entry.key for entry in kept)
-    scored = iter(rescored([entry for entry in kept if n_of[entry.key] > 1], rewards))
-    compared = [next(scored) if n_of[entry.key] > 1 else entry for entry in kept]
-    return [
-        Ghost(top.dialog, asked[top.key], top.answer, top.score if n_of[top.key] > 1 else None)
-        for top in best(compared)
-    ]
+    return encode_example([*dialog, last], tok, loss_on=loss_on)
 
 
 def ghost_examples(ghosts: Sequence[Ghost], tok: Encoder, loss_on: str = "last") -> list[Example]:
     """Return what Ghost Attention trains on."""
     return [
-        ghost_example(
-            on_first_turn_only(ghost.prompt, worded(ghost.instructions)), ghost.answer, tok, loss_on
-        )
+        ghost_example(_student_prompt(ghost.prompt, ghost.instructions), ghost.answer, tok, loss_on)
         for ghost in ghosts
     ]
+
+
+def old_ghosts(job: Job, stage: str, n: int, seed: int) -> list[Example]:
+    """Return n of the dialogs that Ghost Attention trained on; all if there are fewer."""
+    ghosts = storage.read_rows(job.inputs[stage] / "ghosts.jsonl", Ghost)
+    drawn = rng.random_source(seed, "ghosts").sample(ghosts, min(n, len(ghosts)))
+    return ghost_examples(drawn, job.tokenizer)
+
+
+# --- what is mixed in, so that nothing is forgotten
+
+
+def _rehearsed(
+    job: Job, config: InstructedConfig | GhostAttentionConfig, policy: Transformer
+) -> list[Example]:
+    longest_answer = answer_room(policy, job.recipe.rejection.max_new_tokens)
+    return [
+        *remembered(job, policy, config.n_replay, config.seed, longest_answer),
+        *shown(job, config.n_demonstrations, config.seed),
+    ]
+
+
+def _short_dialogs(job: Job) -> list[Example]:
+    config = job.recipe.ghost_attention
+    seed = rng.seed_from(config.seed, "short dialogs")
+    dialogs = instructed_dialogs(job.world, seed, config.n_short, longest=SHORT_TURNS)
+    return examples(list(dialogs), job.tokenizer)
+
+
+# --- the stage `instructed`
+
+
+def run_instructed(job: Job, start: str) -> None:
+    """Teach the model of the stage `start` to obey an instruction in the message it answers."""
+    config, tokenizer, model = job.recipe.instructed, job.tokenizer, job.model(start)
+    train, unseen = instructed_examples(config, job.recipe.corpus.world_seed, tokenizer)
+    rehearsed = _rehearsed(job, config, model)
+    model = _tuned(job, config, model, [*train, *rehearsed], unseen, {}, begin=0.0)
+    job.write_beside(write_answers(model, tokenizer, unseen_dialogs(job), job.recipe))
+
+
+def instructed_examples(
+    config: InstructedConfig, world_seed: int, tok: Encoder
+) -> tuple[list[Example], list[Example]]:
+    """Return training and validation dialogs, encoded; every answer is a target."""
+    world = make_world(world_seed)
+    train = instructed_dialogs(world, config.seed, config.n_dialogs)
+    unseen = instructed_dialogs(world, config.seed + VALIDATION_SEED, config.n_validation)
+    return examples(list(train), tok), examples(list(unseen), tok)

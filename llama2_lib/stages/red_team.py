@@ -1,74 +1,49 @@
 """Red-teaming in rounds (paper section 4.3): attack, learn from what broke the model, attack again.
 
-The paper's hour of a person is a number of queries here, its annotators are the gold judges.
+1. New attackers spend a budget of queries on the newest model; they learn what works.
+2. Safe answers are written for every prompt that drew a violating one.
+3. The model is fine-tuned on them, and rehearses everything else.
+4. The prompts that ever broke a model are asked again, of the old model and of the new one.
+
+The paper's hour of a person is a number of queries here, its annotators are the gold judges. Round
+after round the attackers are new people with the same budget, so what they find can be compared.
+They attack in the wordings of training prompts and in their own, combined as no training prompt
+does; held-out wordings and hazards stay unseen for the final test.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from llama2_lib import storage
-from llama2_lib.rng import random_source
-from llama2_lib.stages.safety import prompt_from
-from llama2_lib.text.dialog import Message
-from llama2_lib.training.schedule import warmup_then_cosine
-from llama2_lib.world.answers import answer_writer
+import numpy as np
+
+from llama2_lib import rng, storage
+from llama2_lib.config import Recipe, RedTeamConfig
+from llama2_lib.evaluation.judged import violations
+from llama2_lib.model import chat
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.weights import save_model
+from llama2_lib.stages.fit import fit_dialogs, loss_on
+from llama2_lib.stages.job import Job, write_answers
+from llama2_lib.stages.safety import rehearsed
+from llama2_lib.stages.sft import N_MEASURED, examples, unseen_dialogs
+from llama2_lib.text.dialog import encode_example
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.training.batches import PackedDialogs
+from llama2_lib.world import make_world
 from llama2_lib.world.attackers import Attacker, key_of
+from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
 from llama2_lib.world.judges import judge_of
 from llama2_lib.world.prompts import Prompt
+from llama2_lib.world.tasks import answer_writer
 
 Reply = Callable[[Sequence[Prompt]], list[str]]
 """Answers prompts; the model under attack."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RedTeamConfig:
-    """One round. The paper states its effect and none of these."""
-
-    budget: int = 400
-    """Queries of a round: the paper's person hours."""
-    batch_size: int = 40
-    """Queries between two looks at what worked."""
-    n_lessons: int = 4
-    """Safe answers, in different words, that people write for each prompt that broke the model."""
-    replay: float = 3.0
-    """Dialogs rehearsed for each lesson, so that nothing is forgotten."""
-    epochs: int = 2
-    temperature: float = 1.0
-    """Of the answers under attack."""
-    max_new_tokens: int = 96
-    rows: int = 4
-    """Rows of a training step."""
-    seq_len: int = 512
-    peak_lr: float = 2e-4
-    warmup: int = 3
-    floor: float = 0.1
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    isolate_documents: bool = True
-    precision: str = "fp32"
-    compile: bool = False
-    eval_every: int = 50
-    save_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in (
-            "budget", "batch_size", "n_lessons", "epochs", "max_new_tokens", "rows", "seq_len",
-            "eval_every", "save_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.replay < 0:
-            raise ValueError(f"replay must be 0 or more; got {self.replay}.")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 or more; got {self.temperature}.")
-        warmup_then_cosine(  # refuses what is out of range; the number of steps is known later
-            peak=self.peak_lr, steps=self.warmup + 1, warmup=self.warmup, floor=self.floor
-        )
+MIXED_IN = {"n_replay": 0.6, "n_demonstrations": 0.4, "n_ghosts": 0.3}
+"""Parts of what is rehearsed, in units of `RedTeamConfig.replay` for each lesson; see `rehearsed`.
+Lessons decline, so most of what stands beside them are answers to what only sounds dangerous."""
 
 
 class Attack(NamedTuple):
@@ -81,13 +56,79 @@ class Attack(NamedTuple):
     round: int
 
 
+def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
+    """Do round `number` against the model of the stage `policy`.
+
+    Leaves the model that learned from what was found, `attacks.jsonl` (the queries of all rounds
+    so far) and `summary.json`, see `summarise`. A round that finds nothing changes no weight.
+    """
+    config, tokenizer, world = job.recipe.red_team, job.tokenizer, job.world
+    seed = rng.seed_from(config.seed, "red team", number)
+    path = job.folder / "attacks.jsonl"
+    attacked = job.model(policy)
+    if not path.exists():  # a killed job got this far
+        before = job.inputs[policy] / "attacks.jsonl"
+        older = storage.read_rows(before, Attack) if before.exists() else []
+        fresh = attack(
+            world,
+            attacker(job.recipe, tokenizer, seed),
+            replier(attacked, tokenizer, config, seed),
+            budget=config.budget,
+            queries_together=config.queries_together,
+            number=number,
+        )
+        storage.write_rows(path, [*older, *fresh])
+    attacks = storage.read_rows(path, Attack)
+    broken = broken_by(attacks)
+    # Training works in place, so what learns is another copy of what was attacked.
+    model = _taught(job, job.model(policy), broken, ghosts, seed) if broken else attacked
+    if not broken:
+        log = storage.MetricsLog(job.folder / "metrics.jsonl")
+        log.keep_up_to(-1)  # a killed job may have written this row already
+        log.write(0, lessons=0)
+        save_model(model, job.folder)
+    summary = summarise(attacks, number, config) | asked_again(
+        world, number, broken, {"old model": attacked, "new model": model}, tokenizer, config, seed
+    )
+    storage.write_atomically(job.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    job.write_beside(write_answers(model, tokenizer, unseen_dialogs(job), job.recipe))
+
+
+# --- step 1: attacks
+
+
+def attacker(recipe: Recipe, tokenizer: Tokenizer, seed: int) -> Attacker:
+    """Return a new attacker, who makes attacks that leave room for an answer."""
+    longest = chat.room(recipe.model, recipe.red_team.max_new_tokens)
+    world = make_world(recipe.corpus.world_seed)
+    return Attacker(world, seed, fits=lambda p: chat.fits(p.dialog, tokenizer, longest))
+
+
+def replier(model: Transformer, tokenizer: Tokenizer, config: RedTeamConfig, seed: int) -> Reply:
+    """Return the model as a red team meets it; every call has a seed of its own."""
+    calls = iter(range(1 << 30))
+
+    def answers(prompts: Sequence[Prompt]) -> list[str]:
+        replies = chat.reply(
+            model,
+            tokenizer,
+            [prompt.dialog for prompt in prompts],
+            temperature=config.temperature,
+            seed=rng.seed_from(seed, "reply", next(calls)),
+            max_new_tokens=config.max_new_tokens,
+        )
+        return [answer.text for answer in replies]
+
+    return answers
+
+
 def attack(
     world: World,
     attacker: Attacker,
     reply: Reply,
     *,
     budget: int,
-    batch_size: int,
+    queries_together: int,
     number: int = 1,
 ) -> list[Attack]:
     """Spend a budget of queries on a model; the attacker learns after every batch.
@@ -96,66 +137,118 @@ def attack(
         world: Whose judge says what violates.
         attacker: Keeps what it learns.
         reply: The model.
-        budget: Queries.
-        batch_size: Queries between two looks at what worked; the last batch may be smaller.
-        number: Of the round, for the record.
+        budget: Number of queries.
+        queries_together: Queries between two looks at what worked; the last batch may be smaller.
+        number: Number of the round, for the record.
     """
     judge = judge_of(world)
-    found: list[Attack] = []
-    while len(found) < budget:
-        asked = attacker.propose(min(batch_size, budget - len(found)))
-        said = reply(asked)
-        verdicts = [
-            not judge.safety(prompt, text).is_safe for prompt, text in zip(asked, said, strict=True)
+    attacks: list[Attack] = []
+    while len(attacks) < budget:
+        prompts = attacker.propose(min(queries_together, budget - len(attacks)))
+        answers = reply(prompts)
+        violated = [
+            not judge.safety(prompt, text).is_safe
+            for prompt, text in zip(prompts, answers, strict=True)
         ]
-        attacker.learn(asked, verdicts)
-        rows = zip(asked, said, verdicts, strict=True)
-        found += [Attack(prompt, text, broke, number) for prompt, text, broke in rows]
-    return found
+        attacker.learn(prompts, violated)
+        rows = zip(prompts, answers, violated, strict=True)
+        attacks += [Attack(prompt, text, broke, number) for prompt, text, broke in rows]
+    return attacks
+
+
+# --- steps 2 and 3: lessons
 
 
 def broken_by(attacks: Sequence[Attack]) -> list[Attack]:
     """Return the attacks that drew a violating answer, each prompt once, the first time it did."""
-    found: dict[str, Attack] = {}
+    first: dict[str, Attack] = {}
     for row in attacks:
         if row.violated:
-            found.setdefault(key_of(row.prompt), row)
-    return list(found.values())
+            first.setdefault(key_of(row.prompt), row)
+    return list(first.values())
 
 
 def lessons(world: World, broken: Sequence[Attack], n: int, seed: int) -> list[list[Message]]:
     """Return n safe demonstrations for each prompt that broke the model, in different words."""
-    writer, source = answer_writer(world), random_source(seed, "lessons", world.seed)
+    writer, source = answer_writer(world), rng.random_source(seed, "lessons", world.seed)
     return [
         [
-            *cast(list[Message], row.prompt.dialog),
-            cast(
-                Message, {"role": "assistant", "content": writer.safe(source, row.prompt.category)}
-            ),
+            *row.prompt.dialog,
+            {"role": "assistant", "content": writer.safe(source, row.prompt.category)},
         ]
         for row in broken
         for _ in range(n)
     ]
 
 
-def write_attacks(path: Path, attacks: Sequence[Attack]) -> None:
-    """Write attacks as JSON lines that people can read and `read_attacks` can, too."""
-    lines = (json.dumps(row._asdict() | {"prompt": asdict(row.prompt)}) for row in attacks)
-    storage.write_atomically(path, "".join(f"{line}\n" for line in lines))
+def _taught(
+    job: Job, model: Transformer, broken: Sequence[Attack], ghosts: str | None, seed: int
+) -> Transformer:
+    """Fine-tune on safe answers to all that ever broke a candidate, and rehearse the rest."""
+    config, tokenizer = job.recipe.red_team, job.tokenizer
+    dialogs = lessons(job.world, broken, config.n_lessons, seed)
+    amounts = {
+        name: round(share * config.replay * len(dialogs)) for name, share in MIXED_IN.items()
+    }
+    train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in dialogs]
+    train += rehearsed(job, model, ghosts, config, seed, **amounts)
+    packed = PackedDialogs(train, seq_len=config.seq_len, seed=seed)
+    unseen = unseen_dialogs(job)[:N_MEASURED]
+    return fit_dialogs(
+        config,
+        model,
+        packed,
+        loss_on(examples(unseen, tokenizer), config.seq_len),
+        job.folder,
+        job.part(0.4, 0.9),
+        # a round that finds one prompt has hardly a batch, and still has to warm up
+        steps=max(config.warmup + 1, config.epochs * packed.batches_per_epoch(config.batch_size)),
+        before=lambda _: {"lessons": len(dialogs), **packed.counts()},
+    )
 
 
-def read_attacks(path: Path) -> list[Attack]:
-    """Return what `write_attacks` wrote.
+# --- step 4: what it brought
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is not an attack.
+
+def summarise(attacks: Sequence[Attack], number: int, config: RedTeamConfig) -> dict[str, Any]:
+    """Return what a round found: `queries`, `violating`, and how many of those in several turns."""
+    fresh = [row for row in attacks if row.round == number]
+    return {
+        "round": number,
+        "queries": len(fresh),
+        "violating": sum(row.violated for row in fresh),
+        "budget": config.budget,
+        "multi-turn": sum(row.violated and len(row.prompt.dialog) > 1 for row in fresh),
+    }
+
+
+def asked_again(
+    world: World,
+    number: int,
+    broken: Sequence[Attack],
+    models: dict[str, Transformer],
+    tokenizer: Tokenizer,
+    config: RedTeamConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Ask everything that ever broke a candidate once more.
+
+    Returns:
+        `old attacks`, and how many of them do not violate now, by model: `fixed, new model`. The
+        same of those found last: `fresh attacks`; of them `fixed fresh, old model` are those that
+        luck alone fixes, as the old model has learned nothing from them.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row: dict[str, Any] = json.loads(line)
-            rows.append(Attack(**row | {"prompt": prompt_from(row["prompt"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} line {number} must be an attack; {error!r}.") from None
-    return rows
+    prompts = [row.prompt for row in broken]
+    fresh = np.array([row.round == number for row in broken], dtype=bool)
+    counts: dict[str, Any] = {"old attacks": len(prompts), "fresh attacks": int(fresh.sum())}
+    for name, model in models.items():
+        reply = replier(model, tokenizer, config, rng.seed_from(seed, "again"))
+        violated = violations(world, prompts, reply(prompts)) if prompts else fresh
+        counts[f"fixed, {name}"] = int((~violated).sum())
+        counts[f"fixed fresh, {name}"] = int((~violated & fresh).sum())
+    return counts
+
+
+def round_summary(folder: Path) -> dict[str, Any]:
+    """Return what a finished round says of itself."""
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -1,93 +1,41 @@
 """Rejection-sampling fine-tuning, rounds V1 to V4 (paper section 3.2.3).
 
-For every prompt K answers are drawn from the newest policy, the reward models score them, and
-the best one becomes a new gold answer. The pool keeps the best answers of all rounds, scored
-again by the newest reward models, and each round fine-tunes the base model on it, from the start.
+1. Draw K answers of the newest policy to each new prompt, at the temperature whose best of K
+   scores highest.
+2. Score those that ended, and choose the best one of every prompt: it becomes a new gold answer.
+3. Add them to the best answers of all earlier rounds, scored anew by the newest reward models.
+4. Fine-tune the base model on this pool, from the start.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from llama2_lib import rng, storage
-from llama2_lib.evaluation.best_of_n import best_of_n
-from llama2_lib.evaluation.chat import Answer, answer
+from llama2_lib.config import Recipe, RejectionConfig
+from llama2_lib.evaluation.reward import best_of_n
+from llama2_lib.model.chat import Reply, reply, room, scored_row
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.text.dialog import Encoder, Message, encode_example
+from llama2_lib.stages.fit import fit_dialogs, loss_on
+from llama2_lib.stages.job import Job, write_answers
+from llama2_lib.stages.prompts import PromptSet, sample_prompts
+from llama2_lib.stages.reward import load_rewards
+from llama2_lib.stages.sft import N_MEASURED, examples, first_demonstrations, unseen_dialogs
+from llama2_lib.text.dialog import Encoder, encode_example
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.training.dialog_batches import Example
-from llama2_lib.training.schedule import warmup_then_cosine
+from llama2_lib.training.batches import Example, PackedDialogs
+from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import Message
+from llama2_lib.world.source import WorldSource
 
-SELECTIONS = ("best", "random")
-KEPT = ("all rounds", "last round")
-Rewards = Callable[[Sequence["Entry"]], Float[np.ndarray, " answers"]]
-"""Scores answers with the newest reward models."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RejectionConfig:
-    """One round of rejection sampling. The paper states none of these but the method."""
-
-    n_prompts: int
-    """New prompts a round."""
-    n_samples: int = 8
-    """Answers drawn for each [the paper plots 1 to 100]."""
-    temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)
-    """Tried every round; the one with the best max-of-K is used [best for its RLHF models: 1.2 to
-    1.3; ours picks out what its reward model overrates among such hot samples, see the log]."""
-    n_probe: int = 40
-    """Prompts on which temperatures are tried."""
-    select: str = "best"
-    """best by reward, or random: the control that shows what the selection is worth."""
-    keep: str = "all rounds"
-    """Whether the pool keeps all rounds or the last one only, as the paper did up to V3."""
-    n_demonstrations: int = 0
-    """Demonstrations of fine-tuning mixed in, so that skills no prompt asks for stay."""
-    max_new_tokens: int = 96
-    steps: int = 150
-    """Optimiser steps of every round alike, from the base model."""
-    batch_size: int = 4
-    seq_len: int = 512
-    peak_lr: float = 2e-3
-    warmup: int = 10
-    floor: float = 0.1
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    isolate_documents: bool = True
-    precision: str = "fp32"
-    compile: bool = False
-    eval_every: int = 75
-    save_every: int = 75
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in (
-            "n_prompts", "n_samples", "n_probe", "max_new_tokens", "steps", "batch_size",
-            "seq_len", "eval_every", "save_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.n_demonstrations < 0:
-            raise ValueError(f"n_demonstrations must be 0 or more; got {self.n_demonstrations}.")
-        if not self.temperatures or min(self.temperatures) <= 0:
-            raise ValueError(
-                f"temperatures must be one or more numbers above 0; got {self.temperatures}. At 0 "
-                "all samples of a prompt are the same."
-            )
-        for name, known in (("select", SELECTIONS), ("keep", KEPT)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
-        warmup_then_cosine(  # refuses what is out of range
-            peak=self.peak_lr, steps=self.steps, warmup=self.warmup, floor=self.floor
-        )
+Score = Callable[[Sequence["Sample"]], Float[np.ndarray, " answers"]]
+"""Scores samples with the newest reward models."""
 
 
-class Entry(NamedTuple):
+class Sample(NamedTuple):
     """One answer to a prompt; a pool is a list of these."""
 
     dialog: list[Message]
@@ -95,14 +43,118 @@ class Entry(NamedTuple):
     is_safety: bool
     answer: str
     round: int
-    """In which it was drawn."""
+    """The round in which it was drawn."""
     score: float
-    """By the reward models of the round that scored it last."""
+    """By the reward models of the round that scored it last. Scores of different models have
+    different zeros and must never be ranked together."""
 
     @property
     def key(self) -> str:
         """Names the prompt."""
         return json.dumps(self.dialog, sort_keys=True)
+
+
+def run(job: Job, number: int, policy: str, rewards: str) -> None:
+    """Do round `number` with the samples of the stage `policy`, scored by the stage `rewards`.
+
+    Leaves the fine-tuned model, `pool.jsonl` (the chosen answers of all rounds so far, with the
+    scores of this round's reward models) and `temperatures.json` (the max-of-N curves).
+    """
+    config, tokenizer = job.recipe.rejection, job.tokenizer
+    models = load_rewards(job.inputs[rewards], job.device)
+    context = room(job.recipe.model, 0)
+
+    def score(samples: Sequence[Sample]) -> Float[np.ndarray, " answers"]:
+        rows = [scored_row(s.dialog, s.answer, tokenizer, context) for s in samples]
+        return models(rows, [sample.is_safety for sample in samples]).combined
+
+    # 1. K answers to each prompt, at the best temperature, scored
+    fresh, counts = _fresh_samples(job, number, policy, score)
+    # 2. the best one of every prompt
+    best_ones = chosen(fresh, config.select, config.seed)
+    # 3. the pool of all rounds, scored anew
+    earlier = job.inputs[policy] / "pool.jsonl"
+    keeps = config.keep == "all rounds" and earlier.exists()
+    pool = [*rescored(storage.read_rows(earlier, Sample) if keeps else [], score), *best_ones]
+    targets = best(pool) if config.select == "best" else pool
+    # 4. the base model, fine-tuned on it
+    demonstrations = first_demonstrations(job, config.n_demonstrations)
+    packed = PackedDialogs(
+        [*encoded(targets, tokenizer), *demonstrations], seq_len=config.seq_len, seed=config.seed
+    )
+    counts |= {
+        "chosen": len(best_ones),
+        "answers": len(targets),
+        "mean reward of samples": float(np.mean([sample.score for sample in fresh])),
+        "mean reward of chosen": float(np.mean([sample.score for sample in best_ones])),
+        **packed.counts(),
+    }
+    unseen = unseen_dialogs(job)
+    model = fit_dialogs(
+        config,
+        job.model("pretrain"),
+        packed,
+        loss_on(examples(unseen[:N_MEASURED], tokenizer), config.seq_len),
+        job.folder,
+        job.part(0.3, 1.0),
+        steps=config.steps,
+        before=lambda _: counts,
+    )
+    storage.write_rows(job.folder / "pool.jsonl", pool)
+    job.write_beside(write_answers(model, tokenizer, unseen, job.recipe))
+
+
+def _fresh_samples(
+    job: Job, number: int, policy: str, score: Score
+) -> tuple[list[Sample], dict[str, float]]:
+    """Draw K answers to each prompt; return those that ended, each text once, with their scores."""
+    config, tokenizer, newest = job.recipe.rejection, job.tokenizer, job.model(policy)
+    seed = _seed(job.recipe, number)
+    prompt_set = round_prompts(number, job.recipe, tokenizer)
+    prompts = [
+        Sample(dialog, tag, "", number, 0.0)
+        for dialog, tag in zip(prompt_set.dialogs, prompt_set.tags, strict=True)
+    ]
+    curves = temperature_curves(
+        newest, tokenizer, prompts[: config.n_probe], config, score, seed=seed
+    )
+    storage.write_atomically(job.folder / "temperatures.json", json.dumps(curves, indent=2) + "\n")
+    temperature = best_temperature(curves)
+    drawn = draw(
+        newest,
+        tokenizer,
+        prompt_set.dialogs,
+        config.n_samples,
+        temperature,
+        seed=rng.seed_from(seed, "samples"),
+        max_new_tokens=config.max_new_tokens,
+    )
+    fresh = [
+        prompt._replace(answer=answer.text)
+        for prompt, answers in zip(prompts, drawn, strict=True)
+        for answer in distinct(answers)
+    ]
+    return rescored(fresh, score), {
+        "temperature": temperature,
+        "prompts": len(prompts),
+        "too long": prompt_set.n_too_long,
+        "samples": sum(map(len, drawn)),
+        "unfinished": sum(not answer.ended for answers in drawn for answer in answers),
+        "distinct": len(fresh),
+    }
+
+
+def _seed(recipe: Recipe, number: int) -> int:
+    return rng.seed_from(recipe.rejection.seed, "rejection", number)
+
+
+def round_prompts(number: int, recipe: Recipe, tokenizer: Tokenizer) -> PromptSet:
+    """Return the prompts of round `number`."""
+    config, source = recipe.rejection, WorldSource(make_world(recipe.corpus.world_seed))
+    longest = room(recipe.model, config.max_new_tokens)
+    return sample_prompts(
+        source, _seed(recipe, number), config.n_prompts, tokenizer, longest=longest
+    )
 
 
 def draw(
@@ -114,75 +166,25 @@ def draw(
     *,
     seed: int,
     max_new_tokens: int,
-) -> list[list[Answer]]:
+) -> list[list[Reply]]:
     """Return K answers to each dialog, each from a seed of its own."""
-    repeated = [dialog for dialog in dialogs for _ in range(k)]
-    said = answer(
-        policy, tokenizer, repeated, max_new_tokens=max_new_tokens, temperature=temperature,
+    replies = reply(
+        policy,
+        tokenizer,
+        [dialog for dialog in dialogs for _ in range(k)],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
         seed=seed,
-    )  # fmt: skip
-    return [said[begin : begin + k] for begin in range(0, len(said), k)]
+    )
+    return [replies[begin : begin + k] for begin in range(0, len(replies), k)]
 
 
-def distinct(answers: Sequence[Answer]) -> list[Answer]:
-    """Return the answers that ended, each text once, in the order they were drawn.
-
-    One that was cut at the limit would teach never to stop.
-    """
-    kept: dict[str, Answer] = {}
-    for said in answers:
-        if said.ended and said.text:
-            kept.setdefault(said.text, said)
-    return list(kept.values())
-
-
-def best(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entry with the highest score of every prompt; of equal ones the first.
-
-    Prompts stand in the order in which they first occur.
-    """
-    tops: dict[str, Entry] = {}
-    for entry in entries:
-        top = tops.get(entry.key)
-        if top is None or entry.score > top.score:
-            tops[entry.key] = entry
-    return list(tops.values())
-
-
-def chosen(entries: Sequence[Entry], select: str, seed: int) -> list[Entry]:
-    """Return one entry a prompt: the best, or one at random.
-
-    Raises:
-        ValueError: `select` is neither.
-    """
-    if select == "best":
-        return best(entries)
-    if select != "random":
-        raise ValueError(f"select must be one of {SELECTIONS}; got {select!r}.")
-    grouped: dict[str, list[Entry]] = {}
-    for entry in entries:
-        grouped.setdefault(entry.key, []).append(entry)
-    source = rng.random_source(seed, "random selection")
-    return [group[source.randrange(len(group))] for group in grouped.values()]
-
-
-def rescored(entries: Sequence[Entry], rewards: Rewards) -> list[Entry]:
-    """Return the entries with scores of the newest reward models.
-
-    Scores of different models have different zeros and must never be ranked together.
-    """
-    if not entries:
-        return []
-    values = rewards(entries)
-    return [entry._replace(score=float(v)) for entry, v in zip(entries, values, strict=True)]
-
-
-def temperature_curve(
+def temperature_curves(
     policy: Transformer,
     tokenizer: Tokenizer,
-    prompts: Sequence[Entry],
+    prompts: Sequence[Sample],
     config: RejectionConfig,
-    rewards: Rewards,
+    score: Score,
     *,
     seed: int,
 ) -> dict[float, list[float]]:
@@ -192,54 +194,83 @@ def temperature_curve(
     """
     curves = {}
     for temperature in config.temperatures:
-        said = draw(
-            policy, tokenizer, [p.dialog for p in prompts], config.n_samples, temperature,
-            seed=seed, max_new_tokens=config.max_new_tokens,
-        )  # fmt: skip
-        rows = [
-            prompt._replace(answer=reply.text)
-            for prompt, replies in zip(prompts, said, strict=True)
-            for reply in replies
+        drawn = draw(
+            policy,
+            tokenizer,
+            [prompt.dialog for prompt in prompts],
+            config.n_samples,
+            temperature,
+            seed=seed,
+            max_new_tokens=config.max_new_tokens,
+        )
+        samples = [
+            prompt._replace(answer=answer.text)
+            for prompt, answers in zip(prompts, drawn, strict=True)
+            for answer in answers
         ]
-        scores = rewards(rows).reshape(len(prompts), config.n_samples)
+        scores = score(samples).reshape(len(prompts), config.n_samples)
         curves[temperature] = best_of_n(scores).mean(axis=0).tolist()
     return curves
 
 
-def hottest_peak(curves: dict[float, list[float]]) -> float:
+def best_temperature(curves: dict[float, list[float]]) -> float:
     """Return the temperature whose best-of-K is highest; of equal ones the lowest."""
     return max(sorted(curves), key=lambda temperature: curves[temperature][-1])
 
 
-def examples(
-    entries: Sequence[Entry], demonstrations: Sequence[Example], tok: Encoder
-) -> list[Example]:
-    """Return what a round trains on: the chosen answers, and demonstrations as they are."""
-    answered = [
-        [*entry.dialog, cast(Message, {"role": "assistant", "content": entry.answer})]
-        for entry in entries
+def distinct(answers: Sequence[Reply]) -> list[Reply]:
+    """Return the answers that ended, each text once, in the order they were drawn.
+
+    One that was cut at the limit would teach never to stop.
+    """
+    texts: dict[str, Reply] = {}
+    for answer in answers:
+        if answer.ended and answer.text:
+            texts.setdefault(answer.text, answer)
+    return list(texts.values())
+
+
+def rescored(samples: Sequence[Sample], score: Score) -> list[Sample]:
+    """Return the samples with scores of the newest reward models."""
+    values = score(samples) if samples else []
+    return [
+        sample._replace(score=float(value)) for sample, value in zip(samples, values, strict=True)
     ]
-    return [encode_example(dialog, tok, loss_on="last") for dialog in answered] + [*demonstrations]
 
 
-def write_pool(path: Path, entries: Sequence[Entry]) -> None:
-    """Write a pool as JSON lines."""
-    storage.write_atomically(path, "".join(json.dumps(e._asdict()) + "\n" for e in entries))
+def best(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the sample with the highest score of every prompt; of equal ones the first.
+
+    Prompts stand in the order in which they first occur.
+    """
+    tops: dict[str, Sample] = {}
+    for sample in samples:
+        top = tops.get(sample.key)
+        if top is None or sample.score > top.score:
+            tops[sample.key] = sample
+    return list(tops.values())
 
 
-def read_pool(path: Path) -> list[Entry]:
-    """Return what `write_pool` wrote.
+def chosen(samples: Sequence[Sample], select: str, seed: int) -> list[Sample]:
+    """Return one sample a prompt: the best, or one at random.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is not an entry.
+        ValueError: `select` is neither.
     """
-    entries = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path} line {number} must be an entry of a pool; {error!r}."
-            ) from None
-    return entries
+    if select == "best":
+        return best(samples)
+    if select != "random":
+        raise ValueError(f"select must be best or random; got {select!r}.")
+    grouped: dict[str, list[Sample]] = {}
+    for sample in samples:
+        grouped.setdefault(sample.key, []).append(sample)
+    source = rng.random_source(seed, "random selection")
+    return [group[source.randrange(len(group))] for group in grouped.values()]
+
+
+def encoded(samples: Sequence[Sample], tok: Encoder) -> list[Example]:
+    """Return what a round trains on: the answers of the pool, each after its prompt."""
+    dialogs: list[list[Message]] = [
+        [*sample.dialog, {"role": "assistant", "content": sample.answer}] for sample in samples
+    ]
+    return [encode_example(dialog, tok, loss_on="last") for dialog in dialogs]

@@ -1,122 +1,300 @@
-"""Reward models, trained on comparisons (paper section 3.2.2, appendix A.3.3 and A.3.4)."""
+"""Reward models, trained on comparisons (paper sections 3.2.1 and 3.2.2, appendix A.3.3 and A.3.4).
 
+One round of the stage `rewards`, for helpfulness and for safety:
+
+1. Annotators write prompts and see two answers to each, from the two newest policies at different
+   temperatures. The accuracy of a reward model decays on answers unlike those that it was trained
+   on, so every round begins with comparisons of the newest policy's answers.
+2. A fifth of them is held back. The rest, with older pairs, is encoded: the score of an answer is
+   read at its EOS.
+3. Round 1 starts from the fine-tuned model with a scalar head, later ones from the reward model
+   of the round before. Ranking loss with a margin by grade; the safety model has an auxiliary
+   loss as well.
+4. The helpfulness model's scores are shifted to a common zero, so that rounds can be compared.
+"""
+
+import dataclasses
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from llama2_lib.evaluation.reward import accuracy, scores
+from llama2_lib import rng, storage
+from llama2_lib.config import Recipe, RewardConfig, RewardVariant
+from llama2_lib.evaluation.reward import accuracy, accuracy_by_grade
+from llama2_lib.model.chat import reply, room, scored_row, scores
 from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.weights import load_scalar_model, save_model
+from llama2_lib.objectives.language import LossTerm
 from llama2_lib.objectives.preference import (
-    MARGINS,
     margins,
     ranking_loss,
     safety_auxiliary_loss,
 )
-from llama2_lib.objectives.reward import combined_reward
-from llama2_lib.objectives.terms import LossTerm
-from llama2_lib.stages.fit import Report, fit
-from llama2_lib.text.dialog import Encoder, Message, encode_example
-from llama2_lib.training.pair_batches import EncodedPair, PairBatch, PairedAnswers
-from llama2_lib.training.schedule import warmup_then_cosine
+from llama2_lib.objectives.rlhf import combined_reward
+from llama2_lib.stages.fit import Forward, Report, fit
+from llama2_lib.stages.job import Job
+from llama2_lib.stages.prompts import sample_prompts
+from llama2_lib.text.dialog import Encoder
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.training.batches import EncodedPair, PairBatch, PairedAnswers
 from llama2_lib.world import make_world
-from llama2_lib.world.pairs import STREAMS, Pair, helpfulness_pairs, safety_pairs
+from llama2_lib.world.facts import World
+from llama2_lib.world.pairs import (
+    EXCLUDED,
+    GRADES,
+    HELPFUL_STREAM,
+    STREAMS,
+    TAU,
+    Annotator,
+    Pair,
+    annotate,
+)
+from llama2_lib.world.source import WorldSource
 
+TEMPERATURES = (0.8, 1.2)
+"""Temperatures of the two variants; the paper varies them and does not say how."""
+SAFETY_STREAM = {"adversarial": 1.0}
+"""Prompts of the safety stream, by family."""
+HELD_BACK = 0.2
+"""Share of fresh pairs that measure the reward model instead of training it."""
+N_CENTRE = 256
+"""Answers of the fine-tuned model whose mean helpfulness is the zero of all rounds."""
 OWN_SHARE = {"helpfulness": 0.85, "safety": 0.9}
 """Share of each model's own stream in its training pairs: an equal part of other data for the
 helpfulness model, 10 % helpfulness for the safety model. The paper's other data are open-source
 sets too; ours is the other stream."""
+MARGINS = {
+    "none": (0.0, 0.0, 0.0, 0.0),
+    "small": (1.0, 2 / 3, 1 / 3, 0.0),
+    "large": (3.0, 2.0, 1.0, 0.0),
+}
+"""Margin of each of the annotators' `GRADES`, by schedule (paper table 27)."""
 SAFE_BINS = {
     "safe, unsafe": (True, False),
     "both safe": (True, True),
     "both unsafe": (False, False),
 }
+"""Labels of a pair of answers, and whether the chosen and the rejected one are safe."""
+DIGITS = 5
+"""Digits of the scores that the stage `reward_model` keeps."""
+
+
+# --- one round
+
+
+def run(job: Job, number: int, newest: str, older: str, previous: str | None) -> None:
+    """Collect comparisons of two policies' answers and train both reward models on them.
+
+    Leaves a folder for each, with `fresh.jsonl` (all comparisons of models' answers so far),
+    `held.jsonl` (those of this round that were not trained on) and `summary.json`.
+    """
+    variants = (job.model(newest), job.model(older))
+    for part, config in enumerate((job.recipe.helpfulness, job.recipe.safety)):
+        folder = job.folder / config.stream
+        folder.mkdir(exist_ok=True)
+        if (folder / "summary.json").exists():  # written last: a killed job got this far
+            continue
+        before = job.inputs[previous] / config.stream if previous else None
+        report = job.part(part / 2, (part + 1) / 2)
+        _run_stream(job, number, config, variants, before, folder, report)
+
+
+def _run_stream(
+    job: Job,
+    number: int,
+    config: RewardConfig,
+    variants: tuple[Transformer, Transformer],
+    previous: Path | None,
+    folder: Path,
+    report: Report,
+) -> None:
+    """Bring one of the two reward models up to date."""
+    tokenizer, seed = job.tokenizer, rng.seed_from(config.seed, "fresh", config.stream, number)
+    comparisons = collect(
+        variants,
+        tokenizer,
+        job.world,
+        config.stream,
+        config.n_fresh_later if previous else config.n_fresh,
+        seed=seed,
+        max_new_tokens=config.max_new_tokens,
+    )
+    n_held = max(1, round(HELD_BACK * len(comparisons.pairs)))
+    held, fresh = comparisons.pairs[:n_held], comparisons.pairs[n_held:]
+    bootstrap = training_pairs(config, OWN_SHARE[config.stream], job.recipe.corpus.world_seed)
+    earlier = storage.read_rows(previous / "fresh.jsonl", Pair) if previous else []
+    summary: dict[str, Any] = {"round": number, **comparisons.counts()}
+    start: Transformer | ScalarModel
+    if previous is None:
+        start, train = job.model("sft"), [*bootstrap, *fresh]
+    else:
+        start = load_scalar_model(previous, job.device)
+        summary["accuracy before"] = _accuracy(start, held, tokenizer)
+        old = [*bootstrap, *earlier]
+        n_old = min(len(fresh), len(old))
+        train = [*fresh, *rng.random_source(seed, "older pairs").sample(old, n_old)]
+        config = dataclasses.replace(config, peak_lr=config.later_lr_ratio * config.peak_lr)
+    model = train_reward(
+        config,
+        start,
+        encode_pairs(train, tokenizer, config.margin),
+        encode_pairs(held, tokenizer, "none"),
+        folder,
+        job.device,
+        report,
+    )
+    summary["accuracy"] = _accuracy(model, held, tokenizer)
+    if config.stream == "helpfulness":
+        summary["mean before centring"] = centre(model, _centre_rows(job))
+        save_model(model, folder)
+    storage.write_rows(folder / "fresh.jsonl", [*earlier, *fresh])
+    storage.write_rows(folder / "held.jsonl", held)
+    storage.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _accuracy(model: ScalarModel, pairs: Sequence[Pair], tok: Encoder) -> dict[str, Any]:
+    chosen, rejected = scores_of(model, encode_pairs(pairs, tok, "none"))
+    shares = accuracy_by_grade(chosen, rejected, [pair.grade for pair in pairs])
+    return {grade: dataclasses.asdict(share) for grade, share in shares.items()}
+
+
+def _centre_rows(job: Job) -> list[list[int]]:
+    """Return answers of the fine-tuned model to helpful prompts, the same in every round."""
+    model, tokenizer, config = job.model("sft"), job.tokenizer, job.recipe.helpfulness
+    seed = rng.seed_from(config.seed, "centre")
+    dialogs = sample_prompts(
+        job.source,
+        seed,
+        N_CENTRE,
+        tokenizer,
+        longest=room(model, config.max_new_tokens),
+        shares=HELPFUL_STREAM,
+    ).dialogs
+    replies = reply(
+        model,
+        tokenizer,
+        dialogs,
+        temperature=1.0,
+        seed=seed,
+        max_new_tokens=config.max_new_tokens,
+    )
+    return [
+        scored_row(dialog, answer.text, tokenizer, room(model, 0))
+        for dialog, answer in zip(dialogs, replies, strict=True)
+    ]
+
+
+# --- comparisons (section 3.2.1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RewardConfig:
-    """One reward model. The paper's numbers are in brackets."""
+class Comparisons:
+    """The comparisons of one stream, and what became of the prompts."""
 
-    stream: str
-    """What it judges: helpfulness or safety."""
-    n_pairs: int
-    """Pairs that exist before any model, of both streams in the shares of `OWN_SHARE` [the paper
-    began with 1.5 million open-source pairs]."""
-    n_fresh: int = 0
-    """Prompts that the fine-tuned model answers twice for annotators, first round [1.4 million
-    comparisons over 14 batches]."""
-    n_fresh_later: int = 0
-    """The same in every later round, with as many older pairs trained on again."""
-    max_new_tokens: int = 96
-    """Length of those answers at most."""
-    batch_size: int = 16
-    """Pairs per step [512]."""
-    n_validation: int = 400
-    """Held-out pairs of its own stream for the accuracy in the log."""
-    margin: str = "small"
-    """Margin schedule: none, small or large [the final choice is not stated]."""
-    safety_weight: float = 1.0
-    """Weight of the auxiliary safety loss, for the safety model only [not stated]."""
-    peak_lr: float = 5e-4
-    """[1e-5; 5e-6 for 70B]; small models stand, and need, more."""
-    head_rate: float = 10.0
-    """Rate of the scalar head, in units of the others' [not stated]. The head starts at zero, and
-    as long as it is small the model below hears nothing."""
-    later_rate: float = 0.5
-    """Later rounds go on from the model of the round before, at this fraction of the peak."""
-    warmup: int = 5
-    """Steps [3 %, 5 at least]."""
-    floor: float = 0.1
-    """Final rate as a fraction of the peak [0.1]."""
-    weight_decay: float = 0.1
-    """[0.1]"""
-    clip_norm: float = 1.0
-    """[1.0]"""
-    precision: str = "fp32"
-    compile: bool = False
-    eval_every: int = 25
-    save_every: int = 50
-    seed: int = 0
+    pairs: list[Pair]
+    n_prompts: int
+    n_too_long: int
+    """Prompts that were passed over because they leave no room for an answer."""
+    n_identical: int
+    """Both variants said the same: there is nothing to choose."""
+    n_excluded: int
+    """The annotators preferred an unsafe answer to a safe one (paper section 3.2.2)."""
 
-    def __post_init__(self) -> None:
-        for name in ("n_pairs", "batch_size", "n_validation", "eval_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name, known in (("stream", STREAMS), ("margin", tuple(MARGINS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be fp32 or bf16; got {self.precision!r}.")
-        if self.safety_weight < 0:
-            raise ValueError(f"safety_weight must be 0 or more; got {self.safety_weight}.")
-        warmup_then_cosine(  # refuses what is out of range
-            peak=self.peak_lr, steps=self.warmup + 1, warmup=self.warmup, floor=self.floor
+    def counts(self) -> dict[str, int | float]:
+        """Return the counts and the share of each grade, for the log."""
+        grades = Counter(pair.grade for pair in self.pairs)
+        shares = {f"share of {grade}": grades[grade] / len(self.pairs) for grade in GRADES}
+        return {
+            "prompts": self.n_prompts,
+            "too long": self.n_too_long,
+            "fresh pairs": len(self.pairs),
+            "identical answers": self.n_identical,
+            "excluded": self.n_excluded,
+            **shares,
+        }
+
+
+def collect(
+    variants: tuple[Transformer, Transformer],
+    tokenizer: Tokenizer,
+    world: World,
+    stream: str,
+    n_prompts: int,
+    *,
+    seed: int,
+    max_new_tokens: int = 96,
+) -> Comparisons:
+    """Let two model variants answer training prompts, and annotators choose.
+
+    Args:
+        variants: The newest policy and the one before it; in the first round twice the same.
+        tokenizer: The chain's.
+        world: Where the prompts, the annotators and the truth are.
+        stream: helpfulness or safety.
+        n_prompts: Prompts that are answered.
+        seed: Decides prompts, answers and annotators.
+        max_new_tokens: Length of an answer at most.
+    """
+    prompt_set = sample_prompts(
+        WorldSource(world),
+        seed,
+        n_prompts,
+        tokenizer,
+        longest=room(variants[0], max_new_tokens),
+        shares=HELPFUL_STREAM if stream == "helpfulness" else SAFETY_STREAM,
+    )
+    columns = []
+    for place, (model, temperature) in enumerate(zip(variants, TEMPERATURES, strict=True)):
+        replies = reply(
+            model,
+            tokenizer,
+            prompt_set.dialogs,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=rng.seed_from(seed, stream, place),
         )
+        columns.append([answer.text for answer in replies])
+    rows = zip(prompt_set.prompts, *columns, strict=True)
+    annotator = Annotator(seed, f"fresh {stream}", TAU)
+    different = [(prompt, a, b) for prompt, a, b in rows if a and b and a != b]
+    annotated = [annotate(world, prompt, a, b, annotator, stream) for prompt, a, b in different]
+    pairs = [pair for pair in annotated if pair.safety_bin != EXCLUDED]
+    if not pairs:
+        raise ValueError(
+            f"no pair is left of {n_prompts} prompts: {n_prompts - len(different)} got the same or "
+            f"an empty answer twice, {len(annotated)} were excluded as unsafe before safe. Sample "
+            "hotter, or ask for more."
+        )
+    return Comparisons(
+        pairs=pairs,
+        n_prompts=n_prompts,
+        n_too_long=prompt_set.n_too_long,
+        n_identical=n_prompts - len(different),
+        n_excluded=len(annotated) - len(pairs),
+    )
 
 
-def estimated_steps(config: RewardConfig, number: int) -> int:
-    """Return about how many steps round `number` takes; a few prompts give no pair."""
-    n = config.n_pairs + config.n_fresh if number == 1 else 2 * config.n_fresh_later
-    return -(-n // config.batch_size)
+# --- pairs (appendix A.3.3)
 
 
-def world_pairs(stream: str, world_seed: int, seed: int, n: int, split: str) -> list[Pair]:
-    """Return pairs of one stream, annotated in the world: no model has to exist for them."""
-    draw = helpfulness_pairs if stream == "helpfulness" else safety_pairs
-    return list(draw(make_world(world_seed), seed, n, split))
-
-
-def training_pairs(config: RewardConfig, world_seed: int) -> list[Pair]:
-    """Return the pairs of both streams in the shares of `OWN_SHARE`, own ones first."""
+def training_pairs(config: RewardConfig, own_share: float, world_seed: int) -> list[Pair]:
+    """Return pairs of the world, of both streams in these shares, own ones first."""
+    source = WorldSource(make_world(world_seed))
     other = next(name for name in STREAMS if name != config.stream)
-    n_own = round(OWN_SHARE[config.stream] * config.n_pairs)
-    own = world_pairs(config.stream, world_seed, config.seed, n_own, "train")
-    return own + world_pairs(other, world_seed, config.seed, config.n_pairs - n_own, "train")
+    n_own = round(own_share * config.n_pairs)
+    return [
+        *source.pairs(config.stream, config.seed, n_own),
+        *source.pairs(other, config.seed, config.n_pairs - n_own),
+    ]
 
 
 def encode_pairs(pairs: Sequence[Pair], tok: Encoder, margin: str) -> list[EncodedPair]:
@@ -125,7 +303,8 @@ def encode_pairs(pairs: Sequence[Pair], tok: Encoder, margin: str) -> list[Encod
     Raises:
         ValueError: A pair has a safety label that is excluded: chosen unsafe, rejected safe.
     """
-    values = margins([pair.grade for pair in pairs], margin).tolist()
+    table: dict[str, float] = dict(zip(GRADES, MARGINS[margin], strict=True))
+    values = margins([pair.grade for pair in pairs], table).tolist()
     encoded = []
     for pair, value in zip(pairs, values, strict=True):
         if pair.safety_bin and pair.safety_bin not in SAFE_BINS:
@@ -133,30 +312,71 @@ def encode_pairs(pairs: Sequence[Pair], tok: Encoder, margin: str) -> list[Encod
                 f"pairs labelled {pair.safety_bin!r} are excluded from training (paper section "
                 "3.2.2); drop them first."
             )
-        chosen, rejected = (answered(pair, text, tok) for text in (pair.chosen, pair.rejected))
-        safe = SAFE_BINS.get(pair.safety_bin)
-        encoded.append(EncodedPair(chosen, rejected, value, safe))
+        dialog = pair.prompt.dialog
+        chosen, rejected = (scored_row(dialog, text, tok) for text in (pair.chosen, pair.rejected))
+        encoded.append(EncodedPair(chosen, rejected, value, SAFE_BINS.get(pair.safety_bin)))
     return encoded
 
 
-def answered(pair: Pair, answer: str, tok: Encoder) -> list[int]:
-    """Return the ids of a pair's prompt with one answer."""
-    dialog = [*pair.prompt.dialog, {"role": "assistant", "content": answer}]
-    return encode_example(cast(list[Message], dialog), tok)[0]
+# --- training (section 3.2.2)
 
 
-def pair_loss(safety_weight: float) -> Callable[[Callable[..., Any], PairBatch], LossTerm]:
+def train_reward(
+    config: RewardConfig,
+    start: Transformer | ScalarModel,
+    train: Sequence[EncodedPair],
+    validation: Sequence[EncodedPair],
+    folder: Path,
+    device: torch.device,
+    report: Report = lambda done, words: None,
+) -> ScalarModel:
+    """Train a reward model for one epoch: a copy of a chat checkpoint, or a reward model in place.
+
+    The head of a new one is zero: a random head would add noise to every score that a few
+    hundred steps do not remove, and the best of many samples would be picked by it. One epoch,
+    because the paper found that longer training overfits. Leaves what `fit` leaves; step 0 of
+    the metrics says how many pairs were left out. The accuracy in the log knows no margin.
+
+    Raises:
+        ValueError: No pair can be learned from.
+        FloatingPointError: The loss is not finite.
+    """
+    longest = start.config.max_seq_len
+    model = start if isinstance(start, ScalarModel) else scalar_model(start)
+    paired = PairedAnswers(train, longest=longest, seed=config.seed)
+    held_out = PairedAnswers(validation, longest=longest)
+
+    def batches(start: int) -> Iterator[PairBatch]:
+        return paired.batches(batch_size=config.batch_size, start=start)
+
+    def measure(model: ScalarModel) -> dict[str, float]:
+        return {"validation_accuracy": accuracy(*scores_of(model, held_out.pairs)).value}
+
+    return fit(
+        config,
+        model.to(device),
+        batches,
+        pair_loss(config.safety_weight if config.stream == "safety" else 0.0),
+        measure,
+        folder,
+        report,
+        steps=paired.batches_per_epoch(config.batch_size),
+        rates={"head.": config.head_lr_multiplier},
+        before=lambda model: {**paired.counts(), **measure(model)},
+    )
+
+
+def pair_loss(safety_weight: float) -> Callable[[Forward, PairBatch], LossTerm]:
     """Return the ranking loss of a batch, with `safety_weight` times the auxiliary loss."""
 
-    def loss(model: Callable[..., Any], batch: PairBatch) -> LossTerm:
-        # The compiled or the plain model: calling it is all that both can do.
-        numbers = model(batch.ids)
-        scores = numbers.gather(1, batch.lengths[:, None] - 1)[:, 0]
-        chosen, rejected = scores.chunk(2)
+    def loss(model: Forward, batch: PairBatch) -> LossTerm:
+        outputs = model(batch.ids)
+        answers = outputs.gather(1, batch.lengths[:, None] - 1)[:, 0]
+        chosen, rejected = answers.chunk(2)
         term = ranking_loss(chosen, rejected, batch.margin)
         if not safety_weight or not bool(batch.labelled.any()):
             return term
-        safety = safety_auxiliary_loss(scores[batch.labelled], batch.is_safe[batch.labelled])
+        safety = safety_auxiliary_loss(answers[batch.labelled], batch.is_safe[batch.labelled])
         # Per labelled answer, and then as many times as there are pairs: the count stays pairs.
         total = term.total + safety_weight * safety.total / safety.count * term.count
         return LossTerm(total, term.count, term.metrics)
@@ -166,8 +386,24 @@ def pair_loss(safety_weight: float) -> Callable[[Callable[..., Any], PairBatch],
 
 def scores_of(model: ScalarModel, pairs: Sequence[EncodedPair]) -> tuple[np.ndarray, np.ndarray]:
     """Return the raw scores of chosen and rejected answers."""
-    found = scores(model, [p.chosen for p in pairs] + [p.rejected for p in pairs])
-    return found[: len(pairs)], found[len(pairs) :]
+    values = scores(model, [p.chosen for p in pairs] + [p.rejected for p in pairs])
+    return values[: len(pairs)], values[len(pairs) :]
+
+
+@torch.no_grad()
+def centre(model: ScalarModel, rows: Sequence[list[int]]) -> float:
+    """Shift all scores so that those of `rows` have mean 0; return the mean they had.
+
+    Comparisons leave the zero free. With the answers of one model as the zero, scores of reward
+    models of several rounds can be shown on one axis. Never for the safety model: its zero has a
+    meaning (see `safety_auxiliary_loss`), and its threshold of 0.15 needs it.
+    """
+    mean = float(scores(model, rows).mean())
+    model.head.bias.sub_(mean)
+    return mean
+
+
+# --- both models in use
 
 
 class Rewarded(NamedTuple):
@@ -213,59 +449,128 @@ class RewardModels:
         return Rewarded(helpfulness, safety, combined.numpy())
 
 
-@torch.no_grad()
-def centre(model: ScalarModel, rows: Sequence[list[int]]) -> float:
-    """Shift all scores so that those of `rows` have mean 0; return the mean they had.
-
-    Comparisons leave the zero free. With the answers of one model as the zero, scores of reward
-    models of several rounds can be shown on one axis. Never for the safety model: its zero has a
-    meaning (see `safety_auxiliary_loss`), and its threshold of 0.15 needs it.
-    """
-    mean = float(scores(model, rows).mean())
-    model.head.bias.sub_(mean)
-    return mean
+def load_rewards(folder: Path, device: torch.device | str = "cpu") -> RewardModels:
+    """Load both reward models of a finished `rewards` stage."""
+    return RewardModels(
+        load_scalar_model(folder / "helpfulness", device),
+        load_scalar_model(folder / "safety", device),
+    )
 
 
-def train_reward(
-    config: RewardConfig,
-    start: Transformer | ScalarModel,
-    train: Sequence[EncodedPair],
-    validation: Sequence[EncodedPair],
-    folder: Path,
-    device: torch.device,
-    report: Report = lambda done, words: None,
-) -> ScalarModel:
-    """Train a reward model for one epoch: a copy of a chat checkpoint, or a reward model in place.
+# --- the stage `reward_model`: one variant on the world's pairs alone, made to be compared
 
-    The head of a new one is zero: a random head would add noise to every score that a few
-    hundred steps do not remove, and the best of many samples would be picked by it. One epoch,
-    because the paper found that longer training overfits. Leaves what `fit` leaves; step 0 of
-    the metrics says how many pairs were left out. The accuracy in the log knows no margin.
+
+class HeldOut(NamedTuple):
+    """What a reward model says of the held-out pairs of one stream, and what is true of them."""
+
+    chosen: Float[np.ndarray, " pairs"]
+    """Raw scores of the chosen answers."""
+    rejected: Float[np.ndarray, " pairs"]
+    gap: Float[np.ndarray, " pairs"]
+    """Gold score of chosen less rejected, see `Pair`."""
+    grade: np.ndarray
+    safety_bin: np.ndarray
+
+
+def run_variant(job: Job) -> None:
+    """Train one variant and score the held-out pairs.
+
+    No policy has to exist. Variants with the same seed learn from the same pairs, as far as they
+    learn from as many, and are tested on the same ones. Leaves the model and `held_out.json`, see
+    `held_out_scores`.
 
     Raises:
-        ValueError: No pair can be learned from.
-        FloatingPointError: The loss is not finite.
+        ValueError: The recipe has no variant.
     """
-    longest = start.config.max_seq_len
-    model = start if isinstance(start, ScalarModel) else scalar_model(start)
-    paired = PairedAnswers(train, longest=longest, seed=config.seed)
-    held_out = PairedAnswers(validation, longest=longest)
-
-    def batches(start: int) -> Iterator[PairBatch]:
-        return paired.batches(batch_size=config.batch_size, start=start)
-
-    def measure(model: ScalarModel) -> dict[str, float]:
-        return {"validation_accuracy": accuracy(*scores_of(model, held_out.pairs)).value}
-
-    return fit(
+    variant, tokenizer = _variant(job.recipe), job.tokenizer
+    config = variant.reward
+    tested = held_out_of(job.recipe, tokenizer)
+    encoded = {stream: encode_pairs(pairs, tokenizer, "none") for stream, pairs in tested.items()}
+    model = train_reward(
         config,
-        model.to(device),
-        batches,
-        pair_loss(config.safety_weight if config.stream == "safety" else 0.0),
-        measure,
-        folder,
-        report,
-        steps=paired.batches_per_epoch(config.batch_size),
-        rates={"head.": config.head_rate},
-        before=lambda model: {**paired.counts(), **measure(model)},
+        job.model("sft"),
+        encode_pairs(
+            variant_pairs(variant, job.recipe.corpus.world_seed), tokenizer, config.margin
+        ),
+        next(iter(encoded.values()))[: config.n_validation],
+        job.folder,
+        job.device,
+        job.report,
     )
+    document: dict[str, Any] = {}
+    for stream, pairs in tested.items():
+        chosen, rejected = scores_of(model, encoded[stream])
+        document[stream] = {
+            "chosen": chosen.round(DIGITS).tolist(),
+            "rejected": rejected.round(DIGITS).tolist(),
+            "gap": [round(pair.gap, DIGITS) for pair in pairs],
+            "grade": [pair.grade for pair in pairs],
+            "safety_bin": [pair.safety_bin for pair in pairs],
+        }
+    storage.write_atomically(job.folder / "held_out.json", json.dumps(document) + "\n")
+
+
+def variant_pairs(variant: RewardVariant, world_seed: int) -> list[Pair]:
+    """Return the training pairs of a variant, those of its own stream first."""
+    pairs = training_pairs(variant.reward, variant.own_share, world_seed)
+    if not variant.coin_toss:
+        return pairs
+    coin = rng.random_source(variant.reward.seed, "coin toss")
+    return [_unlabelled(pair, exchanged=coin.random() < 0.5) for pair in pairs]
+
+
+def _unlabelled(pair: Pair, exchanged: bool) -> Pair:
+    if not exchanged:
+        return dataclasses.replace(pair, safety_bin="")
+    return dataclasses.replace(
+        pair, chosen=pair.rejected, rejected=pair.chosen, gap=-pair.gap, safety_bin=""
+    )
+
+
+def held_out_of(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, list[Pair]]:
+    """Return the pairs that `held_out_scores` speaks of, by stream.
+
+    Raises:
+        ValueError: The recipe has no variant.
+    """
+    variant = _variant(recipe)
+    world_seed, seed = recipe.corpus.world_seed, variant.reward.seed
+    longest = room(recipe.model, 0)
+    return {
+        stream: held_out_pairs(stream, world_seed, seed, n, tokenizer, longest)
+        for stream, n in variant.tested.items()
+    }
+
+
+def held_out_pairs(
+    stream: str, world_seed: int, seed: int, n: int, tok: Encoder, longest: int
+) -> list[Pair]:
+    """Return the first n pairs of the held-out split with no more than `longest` tokens each.
+
+    Fewer of them are a beginning of more. Few pairs are too long, except for tiny contexts.
+    """
+    endless = WorldSource(make_world(world_seed)).pairs(stream, seed, split="held out")
+    return list(islice((pair for pair in endless if _length(pair, tok) <= longest), n))
+
+
+def _length(pair: Pair, tok: Encoder) -> int:
+    texts = (pair.chosen, pair.rejected)
+    return max(len(scored_row(pair.prompt.dialog, text, tok)) for text in texts)
+
+
+def _variant(recipe: Recipe) -> RewardVariant:
+    if recipe.reward_model is None:
+        raise ValueError(
+            f"the stage reward_model needs a variant; the recipe {recipe.name!r} has none. Set "
+            "its field `reward_model`."
+        )
+    return recipe.reward_model
+
+
+def held_out_scores(folder: Path) -> dict[str, HeldOut]:
+    """Return what a finished `reward_model` stage says of the held-out pairs, by stream."""
+    document = json.loads((folder / "held_out.json").read_text(encoding="utf-8"))
+    return {
+        stream: HeldOut(*(np.array(columns[name]) for name in HeldOut._fields))
+        for stream, columns in document.items()
+    }

@@ -1,35 +1,48 @@
-"""Safety context distillation and its data (paper section 4.2.2 to 4.2.4).
+"""Safety context distillation, and fine-tuning on parts of the safety data (paper section 4.2).
 
-A preprompt such as "You are a safe and responsible assistant." makes answers safer. The model is
-fine-tuned on (prompt WITHOUT the preprompt, answer given behind it), so that it answers as if the
-preprompt were there. An answer is kept only if the safety reward model prefers it to what the
-model says without a preprompt: the gate.
+1. Behind a preprompt such as "You are a safe and responsible assistant." answers are safer. A copy
+   of the model is taught what preprompts ask for, and answers prompts behind one.
+2. The safety reward model reads both answers WITHOUT the preprompt. The new one is kept only if it
+   scores higher than what the model says by itself: the gate (4.2.4).
+3. The model is fine-tuned on the prompt WITHOUT the preprompt and the kept answer, so that it
+   answers as if the preprompt were there. Beside them it rehearses what it knows.
 
-No code of the paper's method is public. This module holds every step of it as a pure function.
+No code of the paper's method is public.
 """
 
-import json
+import dataclasses
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from itertools import permutations
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from llama2_lib import storage
-from llama2_lib.rng import random_source
-from llama2_lib.stages.instructed import check_mixed_in
-from llama2_lib.text.dialog import Message
-from llama2_lib.training.schedule import warmup_then_cosine
-from llama2_lib.world.answers import CATEGORIES, answer_writer
+from llama2_lib import rng, storage
+from llama2_lib.config import DistillationConfig, Recipe, RedTeamConfig, SafetyData
+from llama2_lib.model.chat import Reply, reply, room, scored_row, scores
+from llama2_lib.model.heads import ScalarModel
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.stages.fit import fit_dialogs, loss_on
+from llama2_lib.stages.ghost_attention import old_ghosts
+from llama2_lib.stages.job import Job, write_answers
+from llama2_lib.stages.prompts import sample_prompts
+from llama2_lib.stages.rehearsal import demonstrated, remembered, shown
+from llama2_lib.stages.reward import load_rewards
+from llama2_lib.stages.sft import N_MEASURED, examples, sft, unseen_dialogs, validation_dialogs
+from llama2_lib.text.dialog import Encoder, encode_example, encode_prompt
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.training.batches import Example, PackedDialogs
+from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
+from llama2_lib.world.pairs import HELPFUL_STREAM
 from llama2_lib.world.prompts import Prompt, prompts
-from llama2_lib.world.tasks import Task
-
-PREPROMPTS = ("none", "generic", "template")
-APPLIED = ("adversarial", "all", "all as risky")
+from llama2_lib.world.source import WorldSource
+from llama2_lib.world.tasks import CATEGORIES, answer_writer
 
 ADJECTIVES = ("safe", "responsible", "respectful", "wise", "careful", "kind")
 GENERIC = (
@@ -38,7 +51,6 @@ GENERIC = (
     "Answer as a {first} and {second} helper would.",
 )
 """Templates of generic preprompts, filled with two adjectives, as the paper made its own."""
-
 DECLINE = "Say that you cannot help."
 EXPLAIN = {
     "illicit": "Say that it is dangerous.",
@@ -54,73 +66,190 @@ MOST_PARTS = 3
 """Parts of a full answer template: decline, explain, offer (paper section 4.2.1)."""
 HEED_SHARES = {"adversarial": 0.7, "helpful": 0.3}
 """Prompts in the dialogs that teach what preprompts mean: help stays help behind one."""
+FRACTIONS = (0.0, 0.01, 0.10, 0.25, 0.50, 1.0)
+"""Shares of the safety data in the paper's six variants (figure 15)."""
+_PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DistillationConfig:
-    """Safety context distillation. The paper states none of these but the method."""
+class Distilled(NamedTuple):
+    """Answers to one prompt, scored by the safety reward model WITHOUT the preprompt."""
 
-    n_prompts: int
-    """Adversarial prompts that are answered with and without the preprompt."""
-    preprompt: str = "template"
-    """template by risk category, generic, or none: the control that trains on its own answers."""
-    gate: bool = True
-    """Whether an answer must score higher than the original one to be kept."""
-    apply_to: str = "adversarial"
-    """adversarial, or all: as many helpful prompts, too, behind generic preprompts. The paper warns
-    of that. In "all as risky" helpful prompts get answer templates as if they were risky."""
-    n_heed: int = 400
-    """Dialogs that teach a copy of the model what preprompts mean. A large model has read what a
-    responsible assistant says; ours never has, and left alone its answers behind a preprompt are
-    no better than without (see the log). The copy is thrown away once it has answered."""
-    heed_steps: int = 80
-    """Optimiser steps of that copy."""
-    heed_lr: float = 1e-3
-    temperature: float = 0.7
-    """Of all answers: cooler than the model is used, as slips pass the gate too easily."""
-    n_replay: int = 350
-    """Other prompts mixed in, with the policy's own answers, so that nothing is forgotten."""
-    n_demonstrations: int = 350
-    """Demonstrations mixed in, most of them of prompts that only sound dangerous."""
-    n_ghosts: int = 200
-    """Dialogs of Ghost Attention mixed in."""
-    max_new_tokens: int = 96
-    steps: int = 80
-    batch_size: int = 4
-    seq_len: int = 512
-    peak_lr: float = 3e-4
-    """A tenth of fine-tuning's: the model is nearly finished."""
-    warmup: int = 5
-    floor: float = 0.1
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    isolate_documents: bool = True
-    precision: str = "fp32"
-    compile: bool = False
-    eval_every: int = 40
-    save_every: int = 40
-    seed: int = 0
+    prompt: Prompt
+    preprompt: str
+    original: str
+    """What the model says to the prompt alone."""
+    again: str
+    """What the model says to the prompt alone when asked once more: what luck alone changes."""
+    answer: str
+    """What is said behind the preprompt."""
+    original_score: float
+    again_score: float
+    answer_score: float
 
-    def __post_init__(self) -> None:
-        for name in (
-            "n_prompts", "n_heed", "heed_steps", "max_new_tokens", "steps", "batch_size",
-            "seq_len", "eval_every", "save_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        check_mixed_in(self, "n_replay", "n_demonstrations", "n_ghosts")
-        for name, known in (("preprompt", PREPROMPTS), ("apply_to", APPLIED)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature must be above 0; got {self.temperature}. Greedy answers would make "
-                "the two sides of the gate the same again and again."
-            )
-        for peak, steps in ((self.peak_lr, self.steps), (self.heed_lr, self.heed_steps)):
-            warmup_then_cosine(  # refuses what is out of range
-                peak=peak, steps=steps, warmup=self.warmup, floor=self.floor
-            )
+    @property
+    def increase(self) -> float:
+        """Score of the distilled answer less that of the original (figure 16b)."""
+        return self.answer_score - self.original_score
+
+
+def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
+    """Distil the answers that the stage `policy` gives behind preprompts into itself.
+
+    The gate asks the safety model of the stage `rewards`. Leaves the model and `distilled.jsonl`:
+    for every prompt its answers and their scores, kept or not. A policy at the end of the chain
+    (see `rehearsed`) is safe already: where the gate drops an answer it rehearses its own.
+    """
+    config, tokenizer = job.recipe.distillation, job.tokenizer
+    path = job.folder / "distilled.jsonl"
+    if not path.exists():  # a killed job got this far
+        judge = load_rewards(job.inputs[rewards], job.device).safety
+        storage.write_rows(path, distilled(job, policy, judge))
+    rows = storage.read_rows(path, Distilled)
+    dialogs = targets(rows, config.gate, anchored=ghosts is not None)
+    model = job.model(policy)
+    train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in dialogs]
+    train += rehearsed(
+        job,
+        model,
+        ghosts,
+        config,
+        config.seed,
+        n_replay=config.n_replay,
+        n_demonstrations=config.n_demonstrations,
+        n_ghosts=config.n_ghosts,
+    )
+    packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
+    counts = {
+        "prompts": len(rows),
+        "kept": len(targets(rows, config.gate)),
+        "mean score of originals": float(np.mean([row.original_score for row in rows])),
+        "mean increase": float(np.mean([row.increase for row in rows])),
+        **packed.counts(),
+    }
+    unseen = unseen_dialogs(job)
+    model = fit_dialogs(
+        config,
+        model,
+        packed,
+        loss_on(examples(unseen[:N_MEASURED], tokenizer), config.seq_len),
+        job.folder,
+        job.part(0.6, 1.0),
+        steps=config.steps,
+        before=lambda _: counts,
+    )
+    job.write_beside(write_answers(model, tokenizer, unseen, job.recipe))
+
+
+# --- step 1: answers behind a preprompt
+
+
+def distilled(job: Job, policy: str, judge: ScalarModel) -> list[Distilled]:
+    """Answer every prompt twice alone and once behind its preprompt; score all without it."""
+    config, tokenizer = job.recipe.distillation, job.tokenizer
+    prompt_list = distillation_prompts(job.recipe, tokenizer)
+    dialogs = [prompt.dialog for prompt in prompt_list]
+    source, as_risky = (
+        rng.random_source(config.seed, "preprompts"),
+        config.apply_to == "all as risky",
+    )
+    preprompts = [preprompt_for(p, config.preprompt, source, as_risky) for p in prompt_list]
+    model = job.model(policy)
+    own, again = (
+        _answers(model, tokenizer, dialogs, config, rng.seed_from(config.seed, "own", n))
+        for n in (1, 2)
+    )
+    if config.preprompt == "none":
+        behind = again
+    else:
+        behind = _answers(
+            teacher(job, policy),
+            tokenizer,
+            [with_preprompt(d, p) for d, p in zip(dialogs, preprompts, strict=True)],
+            config,
+            rng.seed_from(config.seed, "behind"),
+        )
+    texts = [[answer.text for answer in answers] for answers in (own, again, behind)]
+    context = room(model, 0)
+    marks = [
+        scores(
+            judge,
+            [
+                scored_row(dialog, text, tokenizer, context)
+                for dialog, text in zip(dialogs, column, strict=True)
+            ],
+        ).tolist()
+        for column in texts
+    ]
+    # An answer that did not end would teach never to stop; "" is no target.
+    texts[2] = [answer.text if answer.ended else "" for answer in behind]
+    return [Distilled(*row) for row in zip(prompt_list, preprompts, *texts, *marks, strict=True)]
+
+
+def distillation_prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
+    """Return adversarial prompts and, where the method is misused on all, as many helpful ones."""
+    config, source = recipe.distillation, WorldSource(make_world(recipe.corpus.world_seed))
+    seed, longest = rng.seed_from(config.seed, "distillation"), longest_prompt(recipe, tokenizer)
+    families: list[dict[str, float]] = [{"adversarial": 1.0}]
+    if config.apply_to != "adversarial":
+        families.append(HELPFUL_STREAM)
+    return [
+        prompt
+        for shares in families
+        for prompt in sample_prompts(
+            source, seed, config.n_prompts, tokenizer, longest=longest, shares=shares
+        ).prompts
+    ]
+
+
+def longest_prompt(recipe: Recipe, tok: Encoder) -> int:
+    """Return how long a prompt may be, so that a preprompt and an answer fit beside it."""
+    bare = len(encode_prompt(_PROBE, tok))
+    grown = max(len(encode_prompt(with_preprompt(_PROBE, p), tok)) for p in every_preprompt())
+    return room(recipe.model, recipe.distillation.max_new_tokens) - (grown - bare)
+
+
+def every_preprompt() -> list[str]:
+    """Return all preprompts there are."""
+    pairs = permutations(ADJECTIVES, 2)
+    generic = [text.format(first=a, second=b) for a, b in pairs for text in GENERIC]
+    return [*dict.fromkeys(generic), *map(answer_template, CATEGORIES)]
+
+
+def _answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    dialogs: Sequence[Sequence[Message]],
+    config: DistillationConfig,
+    seed: int,
+) -> list[Reply]:
+    return reply(
+        model,
+        tokenizer,
+        dialogs,
+        temperature=config.temperature,
+        seed=seed,
+        max_new_tokens=config.max_new_tokens,
+    )
+
+
+def preprompt_for(prompt: Prompt, kind: str, source: Random, as_risky: bool = False) -> str:
+    """Return the preprompt of one prompt; "" for none.
+
+    Prompts without a risk category get a generic one where templates are asked for: only a
+    risk-labelled prompt has a template (section 4.2.4). `as_risky` gives them one by mistake.
+
+    Raises:
+        ValueError: The kind is unknown.
+    """
+    if kind not in ("none", "generic", "template"):
+        raise ValueError(f"preprompt must be none, generic or template; got {kind!r}.")
+    if kind == "none":
+        return ""
+    if kind == "template" and prompt.category:
+        return answer_template(prompt.category)
+    if kind == "template" and as_risky:
+        return answer_template(source.choice(CATEGORIES))
+    return generic_preprompt(source)
 
 
 def generic_preprompt(source: Random) -> str:
@@ -143,26 +272,6 @@ def answer_template(category: str, parts: int = MOST_PARTS) -> str:
     return " ".join((DECLINE, EXPLAIN[category], OFFER[category])[:parts])
 
 
-def preprompt_for(prompt: Prompt, kind: str, source: Random, as_risky: bool = False) -> str:
-    """Return the preprompt of one prompt; "" for none.
-
-    Prompts without a risk category get a generic one where templates are asked for: only a
-    risk-labelled prompt has a template (section 4.2.4). `as_risky` gives them one by mistake.
-
-    Raises:
-        ValueError: The kind is unknown.
-    """
-    if kind not in PREPROMPTS:
-        raise ValueError(f"preprompt must be one of {PREPROMPTS}; got {kind!r}.")
-    if kind == "none":
-        return ""
-    if kind == "template" and prompt.category:
-        return answer_template(prompt.category)
-    if kind == "template" and as_risky:
-        return answer_template(source.choice(CATEGORIES))
-    return generic_preprompt(source)
-
-
 def with_preprompt(dialog: Sequence[Message], preprompt: str) -> list[Message]:
     """Return the dialog behind a preprompt, which goes into the system message.
 
@@ -174,28 +283,62 @@ def with_preprompt(dialog: Sequence[Message], preprompt: str) -> list[Message]:
         text, rest = f"{preprompt} {dialog[0]['content']}", dialog[1:]
     else:
         text, rest = preprompt, dialog
-    return [cast(Message, {"role": "system", "content": text}), *rest]
+    return [{"role": "system", "content": text}, *rest]
 
 
-class Distilled(NamedTuple):
-    """Two answers to one prompt, scored by the safety reward model WITHOUT the preprompt."""
+def teacher(job: Job, policy: str) -> Transformer:
+    """Return a copy of a policy that was taught what preprompts mean."""
+    config, tokenizer = job.recipe.distillation, job.tokenizer
+    dialogs = heeding_dialogs(job.world, config.seed, config.n_heed)
+    made = [encode_example(dialog, tokenizer, loss_on="last") for dialog in dialogs]
+    folder = job.folder / "teacher"
+    folder.mkdir(exist_ok=True)
+    model = fit_dialogs(
+        dataclasses.replace(
+            config,
+            peak_lr=config.heed_lr,
+            steps=config.heed_steps,
+            eval_every=config.heed_steps,
+            save_every=config.heed_steps,
+        ),
+        job.model(policy),
+        PackedDialogs(made, seq_len=config.seq_len, seed=config.seed),
+        lambda _: {},
+        folder,
+        job.part(0.0, 0.3),
+        steps=config.heed_steps,
+    )
+    shutil.rmtree(folder)
+    return model
 
-    prompt: Prompt
-    preprompt: str
-    original: str
-    """What the model says to the prompt alone."""
-    again: str
-    """What the model says to the prompt alone when asked once more: what luck alone changes."""
-    answer: str
-    """What is said behind the preprompt."""
-    original_score: float
-    again_score: float
-    answer_score: float
 
-    @property
-    def increase(self) -> float:
-        """Score of the distilled answer less that of the original (figure 16b)."""
-        return self.answer_score - self.original_score
+def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:
+    """Return dialogs in which answers heed the preprompt.
+
+    Behind an answer template stand exactly the parts that it asks for. A generic preprompt does
+    not say how an answer is to look, so behind it stand as many parts as a writer fancies. What
+    is harmless is answered as always.
+    """
+    source = rng.random_source(seed, "heeding", world.seed)
+    writer = answer_writer(world)
+    dialogs: list[list[Message]] = []
+    for prompt in prompts(world, source.getrandbits(60), n, shares=HEED_SHARES):
+        if not prompt.category:
+            preprompt = generic_preprompt(source)
+            text = writer.demonstration(source, prompt.task)
+        else:
+            parts = 1 + source.randrange(MOST_PARTS)
+            template = source.random() < 0.5
+            preprompt = (
+                answer_template(prompt.category, parts) if template else generic_preprompt(source)
+            )
+            text = writer.safe(source, prompt.category, parts)
+        behind = with_preprompt(prompt.dialog, preprompt)
+        dialogs.append([*behind, {"role": "assistant", "content": text}])
+    return dialogs
+
+
+# --- steps 2 and 3: the gate, and what is trained on
 
 
 def gate(
@@ -230,67 +373,90 @@ def targets(rows: Sequence[Distilled], gated: bool, anchored: bool = False) -> l
         anchored: Or rather keep the original answer there, so that a model that is safe already
             stays as it is.
     """
-    scores = [[getattr(row, name) for row in rows] for name in ("original_score", "answer_score")]
-    kept = gate(*(np.array(column, dtype=float) for column in scores)) if gated else None
-    dialogs = []
+    columns = [[getattr(row, name) for row in rows] for name in ("original_score", "answer_score")]
+    passing = gate(*(np.array(column, dtype=float) for column in columns)) if gated else None
+    dialogs: list[list[Message]] = []
     for index, row in enumerate(rows):
-        passes = kept is None or kept[index]
+        passes = passing is None or passing[index]
         text = row.answer if passes else row.original if anchored else ""
         if text:
-            said = cast(Message, {"role": "assistant", "content": text})
-            dialogs.append([*cast(list[Message], row.prompt.dialog), said])
+            dialogs.append([*row.prompt.dialog, {"role": "assistant", "content": text}])
     return dialogs
 
 
-def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:
-    """Return dialogs in which answers heed the preprompt.
+def rehearsed(
+    job: Job,
+    policy: Transformer,
+    ghosts: str | None,
+    config: DistillationConfig | RedTeamConfig,
+    seed: int,
+    *,
+    n_replay: int,
+    n_demonstrations: int,
+    n_ghosts: int,
+) -> list[Example]:
+    """Return what keeps a policy as it is while it learns to be safer.
 
-    Behind an answer template stand exactly the parts that it asks for. A generic preprompt does
-    not say how an answer is to look, so behind it stand as many parts as a writer fancies. What
-    is harmless is answered as always.
+    At the end of the chain: its own new answers, documents, demonstrations, and dialogs of the
+    stage `ghosts`.
+    A model that was only fine-tuned (`ghosts` is None) has only harmless demonstrations, as many as
+    both, so that false refusals can show.
     """
-    source = random_source(seed, "heeding", world.seed)
-    writer = answer_writer(world)
-    dialogs = []
-    for prompt in prompts(world, source.getrandbits(60), n, shares=HEED_SHARES):
-        if not prompt.category:
-            preprompt = generic_preprompt(source)
-            text = writer.demonstration(source, prompt.task)
-        else:
-            parts = 1 + source.randrange(MOST_PARTS)
-            template = source.random() < 0.5
-            preprompt = (
-                answer_template(prompt.category, parts) if template else generic_preprompt(source)
-            )
-            text = writer.safe(source, prompt.category, parts)
-        asked = with_preprompt(cast(list[Message], prompt.dialog), preprompt)
-        dialogs.append([*asked, cast(Message, {"role": "assistant", "content": text})])
-    return dialogs
+    if ghosts is None:
+        return demonstrated(job, n_replay + n_demonstrations, seed, {"helpful": 1.0})
+    return [
+        *remembered(job, policy, n_replay, seed, config.max_new_tokens),
+        *shown(job, n_demonstrations, seed),
+        *old_ghosts(job, ghosts, n_ghosts, seed),
+    ]
 
 
-def write_distilled(path: Path, rows: Sequence[Distilled]) -> None:
-    """Write rows as JSON lines that people can read and `read_distilled` can, too."""
-    lines = (json.dumps(row._asdict() | {"prompt": asdict(row.prompt)}) for row in rows)
-    storage.write_atomically(path, "".join(f"{line}\n" for line in lines))
+# --- the stage `safety_data`: how much safety data (section 4.2.3)
 
 
-def read_distilled(path: Path) -> list[Distilled]:
-    """Return what `write_distilled` wrote.
+def run_safety_data(job: Job) -> None:
+    """Fine-tune the pretrained model on helpful dialogs and a part of the safety dialogs.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is not such a row.
+        ValueError: The recipe has no variant.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row: dict[str, Any] = json.loads(line)
-            rows.append(Distilled(**row | {"prompt": prompt_from(row["prompt"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} line {number} must be a distilled row; {error!r}.") from None
-    return rows
+    recipe, tokenizer = job.recipe, job.tokenizer
+    if recipe.safety_data is None:
+        raise ValueError(
+            f"the stage safety_data needs a variant; the recipe {recipe.name!r} has none. Set its "
+            "field `safety_data`."
+        )
+    world_seed = recipe.corpus.world_seed
+    train = mixed_dialogs(recipe.safety_data, world_seed)
+    validation = validation_dialogs(recipe.sft, world_seed, train)
+    model = sft(
+        recipe.sft,
+        job.model("pretrain"),
+        examples(train, tokenizer),
+        examples(validation, tokenizer),
+        job.folder,
+        job.device,
+        job.report,
+    )
+    job.write_beside(write_answers(model, tokenizer, validation, recipe))
 
 
-def prompt_from(document: dict[str, Any]) -> Prompt:
-    """Return the prompt that `dataclasses.asdict` took apart."""
-    return Prompt(**document | {"task": Task(**document["task"])})
+def safety_dialogs(config: SafetyData, world_seed: int) -> list[list[Message]]:
+    """Return this variant's part of the safety dialogs: those of less are a beginning of more.
+
+    Adversarial prompts with clean demonstrations, which decline, explain and offer.
+    """
+    source = WorldSource(make_world(world_seed))
+    return list(source.dialogs(config.seed, config.n_kept, "clean", {"adversarial": 1.0}))
+
+
+def mixed_dialogs(config: SafetyData, world_seed: int) -> list[list[Message]]:
+    """Return all training dialogs of a variant: the helpful ones first, then its safety ones."""
+    source = WorldSource(make_world(world_seed))
+    helpful = source.dialogs(config.seed, config.n_helpful, config.helpful_grade, {"helpful": 1.0})
+    return [*helpful, *safety_dialogs(config, world_seed)]
+
+
+def distilled_rows(folder: Path) -> list[Distilled]:
+    """Return what a finished distillation says of its prompts."""
+    return storage.read_rows(folder / "distilled.jsonl", Distilled)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
+from llama2_lib.config import CorpusConfig
 from llama2_lib.recipes import toy
 from llama2_lib.stages import corpus as stage
 from llama2_lib.stages.corpus import (
-    CorpusConfig,
     build_corpus,
     load_corpus,
+    tokenizer_texts,
     training_documents,
     validation_documents,
 )
-from llama2_lib.stages.tokenizer import tokenizer_texts
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world.documents import SHARES, Document
 
@@ -73,10 +73,10 @@ def test_no_validation_document_was_trained_on_and_none_comes_twice(toy_corpus):
 
 
 def test_a_validation_stream_that_repeats_the_training_texts_is_refused(monkeypatch):
-    def repeating(world, seed, n, shares):
+    def repeating(source, seed, n, shares):
         return iter([Document("story", f"text {i % 3}", "en") for i in range(n)])
 
-    monkeypatch.setattr(stage, "documents", repeating)
+    monkeypatch.setattr(stage.WorldSource, "documents", repeating)
     assert [d.text for d in validation_documents(replace(CONFIG, n_validation=2), {"text 1"})] == [
         "text 0", "text 2",
     ]  # fmt: skip
@@ -142,30 +142,36 @@ def write_texts(folder, n=12):
 
 
 def test_a_folder_of_text_takes_the_place_of_the_world(tmp_path, tokenizer):
-    texts = write_texts(tmp_path / "texts")
-    config = CorpusConfig(data=str(tmp_path / "texts"), n_validation=3)
+    texts = write_texts(tmp_path / "texts", 40)
+    # The numbers are those of the world: a folder is read whole, and a share of it held out.
+    config = CorpusConfig(data=str(tmp_path / "texts"), n_documents=5, n_validation=30)
     (tmp_path / "corpus").mkdir()
     build_corpus(config, tokenizer, tmp_path / "corpus")
     train, validation = (load_corpus(tmp_path / "corpus", n) for n in ("train", "validation"))
-    assert [tokenizer.decode(validation.document(i)) for i in range(3)] == texts[:3]
-    assert [tokenizer.decode(train.document(i)) for i in range(9)] == texts[3:]
-    assert (train.packed.n_documents, validation.packed.n_documents) == (9, 3)
+    assert [tokenizer.decode(validation.document(i)) for i in range(2)] == texts[:2]
+    assert [tokenizer.decode(train.document(i)) for i in range(38)] == texts[2:]
+    assert (train.packed.n_documents, validation.packed.n_documents) == (38, 2)
     assert set(train.kinds) == {"file"}
+    counts = json.loads((tmp_path / "corpus" / "counts.json").read_text())
+    assert counts == {"documents": 40, "left out": 0}
 
 
 def test_a_copy_of_a_training_text_is_no_validation_text(tmp_path, tokenizer):
-    texts = write_texts(tmp_path / "texts")
+    texts = write_texts(tmp_path / "texts", 59)
     (tmp_path / "texts" / "z.txt").write_text(texts[1])
-    config = CorpusConfig(data=str(tmp_path / "texts"), n_validation=3)
+    config = CorpusConfig(data=str(tmp_path / "texts"))
     seen = {document.text for document in training_documents(config)}
     assert texts[1] in seen
     assert [d.text for d in validation_documents(config, seen)] == [texts[0], texts[2]]
+    build_corpus(config, tokenizer, tmp_path)
+    assert json.loads((tmp_path / "counts.json").read_text()) == {"documents": 60, "left out": 1}
 
 
 def test_a_folder_with_too_few_documents_is_refused(tmp_path, tokenizer):
-    write_texts(tmp_path / "texts")
-    config = CorpusConfig(data=str(tmp_path / "texts"), n_validation=12)
-    with pytest.raises(ValueError, match="more than n_validation=12 documents; got 12"):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text("The only document.")
+    config = CorpusConfig(data=str(tmp_path / "texts"))
+    with pytest.raises(ValueError, match="others to validate with; got 0 and 1 that are no copies"):
         build_corpus(config, tokenizer, tmp_path)
 
 
@@ -179,5 +185,5 @@ def test_the_tokenizer_learns_from_documents_and_dialogs_of_the_world():
 
 def test_the_tokenizer_never_reads_validation_texts_of_a_folder(tmp_path):
     texts = write_texts(tmp_path / "texts")
-    config = CorpusConfig(data=str(tmp_path / "texts"), n_validation=3)
-    assert list(tokenizer_texts(config)) == texts[3:]
+    config = CorpusConfig(data=str(tmp_path / "texts"))
+    assert list(tokenizer_texts(config)) == texts[1:]

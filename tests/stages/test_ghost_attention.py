@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from llama2_lib.objectives.language import masked_loss
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.ghost_attention import (
+    TeacherPrompt,
     best_samples,
     ghost_example,
     ghost_examples,
     last_turns,
     on_every_turn,
-    on_first_turn,
     on_first_turn_only,
 )
-from llama2_lib.stages.rejection import Entry
+from llama2_lib.stages.rejection import Sample
 from llama2_lib.text.dialog import encode_example, encode_prompt, render
 from llama2_lib.world.instructions import Instruction, worded
 
@@ -40,6 +40,12 @@ WORDS = "Figure: Mara Hobby: chess"
 def asked(*contents):
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def on_first_turn(dialog, instruction):
+    """How a model is asked: the instruction before the user's first message."""
+    first = {"role": "user", "content": f"{instruction} {dialog[0]['content']}"}
+    return [first, *dialog[1:]]
 
 
 def plain(n_turns, open_end=True):
@@ -178,7 +184,7 @@ def test_wrong_input_is_refused():
         on_every_turn(plain(2), " ")
     with pytest.raises(ValueError, match="must not contain the format's tags"):
         encode_prompt(on_every_turn(plain(2), "Be [INST] rude"), TOK)  # invariant 5
-    with pytest.raises(ValueError, match="loss_on must be one of"):
+    with pytest.raises(ValueError, match="loss_on must be last, all or everything"):
         ghost_example(plain(2), "a", TOK, "first")
 
 
@@ -198,8 +204,9 @@ def sampled():
         (on_every_turn(plain(2), worded(given)), given) for given in ((FIGURE,), (FIGURE, CHESS))
     ]
     said = (list(MARKS)[:3], list(MARKS)[3:])
+    prompts = [TeacherPrompt(*prompt) for prompt in prompts]
     rows = zip(prompts, said, strict=True)
-    return prompts, [Entry(p, False, text, 0, 0.0) for (p, _), row in rows for text in row]
+    return prompts, [Sample(p, False, text, 0, 0.0) for (p, _), row in rows for text in row]
 
 
 def rewards(entries):

@@ -1,6 +1,5 @@
 """The stages `instructed` and `ghost_attention`, on the recipe `toy`."""
 
-import dataclasses
 import json
 from dataclasses import replace
 from shutil import copytree
@@ -10,13 +9,12 @@ import pytest
 import torch
 
 from llama2_lib import pipeline, storage
-from llama2_lib.evaluation.chat import Answer
+from llama2_lib.model.chat import Reply
 from llama2_lib.model.weights import load_model
-from llama2_lib.pipeline import ghost_attention as run
 from llama2_lib.recipes import toy
 from llama2_lib.stages import ghost_attention
+from llama2_lib.stages import ghost_attention as run
 from llama2_lib.stages.ghost_attention import last_turns, on_first_turn_only
-from llama2_lib.stages.instructed import check_counts
 from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world.instructions import worded
@@ -79,7 +77,7 @@ def test_prompts_fit_the_context_and_what_does_not_is_counted(ready):
         return [[] for _ in dialogs]
 
     with patch.object(run, "draw", draw):
-        _, counts = run.sampled(config, model, tokenizer, prompts)
+        _, counts = run.sample_last_answers(config, model, tokenizer, prompts)
     short = 0
     for asked, (prompt, _) in zip(heard, prompts, strict=True):
         assert len(encode_prompt(asked, tokenizer)) <= room
@@ -97,9 +95,9 @@ def test_reading_a_has_plain_earlier_answers_and_reading_b_sampled_ones(ready):
 
     def answer(model, tokenizer, dialogs, **options):
         heard.extend(list(dialog) for dialog in dialogs)
-        return [Answer(f"say {len(dialog)}", [3], True) for dialog in dialogs]
+        return [Reply(f"say {len(dialog)}", [3], True) for dialog in dialogs]
 
-    with patch.object(run, "answer", answer):
+    with patch.object(run, "reply", answer):
         again, _ = run.teacher_prompts(varied(), model, tokenizer)
         assert again == plain
         assert heard == []
@@ -128,10 +126,10 @@ def test_samples_that_were_cut_off_or_said_twice_are_left_out(ready):
     model, tokenizer = ready
     config = replace(toy().ghost_attention, n_samples=4)
     prompts, _ = run.teacher_prompts(toy(), model, tokenizer)
-    replies = [Answer("a", [3], True), Answer("a", [3], True), Answer("b", [3], False),
-               Answer("c", [3], True)]  # fmt: skip
+    replies = [Reply("a", [3], True), Reply("a", [3], True), Reply("b", [3], False),
+               Reply("c", [3], True)]  # fmt: skip
     with patch.object(run, "draw", lambda *given, **options: [replies] * len(prompts)):
-        entries, counts = run.sampled(config, model, tokenizer, prompts)
+        entries, counts = run.sample_last_answers(config, model, tokenizer, prompts)
     assert [entry.answer for entry in entries] == ["a", "c"] * len(prompts)
     del counts["without first turns"]
     assert counts == {
@@ -157,13 +155,3 @@ def test_the_weights_of_the_model_before_are_left_alone_and_the_new_ones_differ(
     weights = [torch.cat([p.flatten() for p in model.parameters()]) for model in models]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
-
-
-def test_counts_are_checked():
-    @dataclasses.dataclass
-    class Some:
-        n: int = 0
-
-    with pytest.raises(ValueError, match="n must be at least 1; got 0"):
-        check_counts(Some(), "n")
-    check_counts(Some(n=1), "n")

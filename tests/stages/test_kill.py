@@ -1,5 +1,6 @@
 """Killed by SIGKILL at any moment and started again, a run ends with the same bits."""
 
+import json
 import random
 import time
 from dataclasses import replace
@@ -20,7 +21,7 @@ def finished(recipe, root, stage="pretrain"):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.name != "meta.json"
+        if path.is_file() and path.name != "meta.json"
     }
 
 
@@ -107,6 +108,57 @@ def test_fine_tuning_killed_before_its_file_operations_ends_with_the_same_bits(
         assert run(start_build, recipe, root, stage="sft") == 0, f"killed before {deadline}"
         assert finished(recipe, root, "sft") == expected, f"killed before operation {deadline}"
     assert resumed >= 5, "hardly a run was killed after its first checkpoint: vacuous test"
+
+
+ROUNDS = ("rewards_v2", "rejection_v2", "instructed", "ghost_attention", "safety", "red_team_v2")
+KILLS = 6  # of each stage, at places spread over its file operations
+
+
+def planted(root):
+    """Attacks of which one broke the model, where a killed red team would have left them.
+
+    Toy's own attackers find nothing, which is the stage's other branch.
+    """
+    final = pipeline.artifact_path("red_team_v2", toy(), root)
+    [before] = (root / "red_team_v1").glob("*/attacks.jsonl")
+    first, *rest = before.read_text().splitlines()
+    partial = final.with_name(f".{final.name}.partial")
+    partial.mkdir(parents=True)
+    broken = json.dumps(json.loads(first) | {"violated": True})
+    (partial / "attacks.jsonl").write_text("\n".join([broken, *rest]) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "plant"),
+    [*((stage, None) for stage in ROUNDS), ("red_team_v2", planted), ("safety_early", None)],
+)
+def test_a_stage_killed_before_its_file_operations_ends_with_the_same_bits(
+    fresh_root, start_build, stage, plant
+):
+    """Logs that are appended to, samples that are drawn, checkpoints: all as in one piece."""
+    before = [name for name in pipeline.fingerprints(stage, toy()) if name != stage]
+
+    def make(name):
+        root = fresh_root(name, before)
+        if plant is not None:
+            plant(root)
+        return root
+
+    whole = make("whole")
+    assert run(start_build, toy(), whole, stage=stage) == 0
+    expected = finished(toy(), whole, stage)
+    hidden = [name for name in expected if any(p.startswith(".") for p in name.split("/"))]
+    assert hidden == [], "leftovers of a write were kept"
+    operations = int((whole / "builds.operations").read_text())
+    assert operations > 10
+    trained = len(expected["metrics.jsonl"].splitlines()) if "metrics.jsonl" in expected else 0
+    assert (trained > 1) == (stage != "red_team_v2" or plant is not None) or "rewards" in stage
+    for deadline in range(1, operations, max(1, operations // KILLS)):
+        root = make(f"at{deadline}")
+        assert run(start_build, toy(), root, stage=stage, deadline=deadline) == KILLED
+        assert run(start_build, toy(), root, stage=stage) == 0, f"killed before {deadline}"
+        assert finished(toy(), root, stage) == expected, f"killed before operation {deadline}"
 
 
 def ppo_recipe():

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from llama2_lib.config import PpoConfig
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.objectives.policy_gradient import token_logprobs
-from llama2_lib.objectives.reward import whiten
-from llama2_lib.stages.ppo import ppo_loss
+from llama2_lib.objectives.rlhf import token_logprobs, whiten
+from llama2_lib.stages.ppo import ActorCritic, Ppo, answer_logprobs, ppo_loss, rollout
 from llama2_lib.stages.reward import Rewarded, RewardModels
-from llama2_lib.stages.rollout import ActorCritic, PpoConfig, answer_logprobs, rollout
-from llama2_lib.training.schedule import adamw
+from llama2_lib.training.optim import adamw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB, EOS, N = 11, 2, 12
@@ -60,7 +59,8 @@ def rolled(settings=None, *, model=None, reference=None, rewards=eighths, prompt
     model = model or actor_critic()
     reference = reference or network(1)
     settings = settings or config()
-    return rollout(model, reference, prompts, rewards, settings, seed=seed, eos_id=EOS), model
+    ppo = Ppo(config=settings, model=model, reference=reference, rewards=rewards, eos_id=EOS)
+    return rollout(ppo, prompts, seed), model
 
 
 def by_sample(found):
@@ -151,7 +151,7 @@ def test_the_divergence_from_a_copy_is_exactly_0():
 
 def test_rewards_to_go_are_the_score_less_beta_times_the_log_ratio():
     reference = network(1)
-    found, model = rolled(config(beta=0.25, unfinished_score=-3.0), reference=reference)
+    found, model = rolled(config(beta=0.25, missing_eos_score=-3.0), reference=reference)
     total = 0.0
     for (sample, left), tag in zip(to_go(found), [tag for _, tag in PROMPTS], strict=True):
         ids = torch.tensor([sample.ids])
@@ -169,7 +169,7 @@ def test_rewards_to_go_are_the_score_less_beta_times_the_log_ratio():
 
 
 def test_an_answer_that_did_not_end_gets_the_score_for_that():
-    found, _ = rolled(config(beta=0.0, unfinished_score=-7.0))
+    found, _ = rolled(config(beta=0.0, missing_eos_score=-7.0))
     ended = np.array([sample.finished for sample in found.samples])
     raw = eighths([s.ids for s in found.samples], [tag for _, tag in PROMPTS]).combined
     assert 0 < ended.sum() < N
@@ -180,7 +180,7 @@ def test_an_answer_that_did_not_end_gets_the_score_for_that():
 
 @pytest.mark.parametrize("by", ["tag", "batch", "nothing"])
 def test_scores_are_whitened_over_what_the_setting_says(by):
-    found, _ = rolled(config(beta=0.0, whiten_by=by, unfinished_score=-7.0))
+    found, _ = rolled(config(beta=0.0, whiten_by=by, missing_eos_score=-7.0))
     tags = np.array([tag for _, tag in PROMPTS])
     raw = eighths([s.ids for s in found.samples], tags.tolist()).combined
     wanted = raw.copy()
@@ -205,7 +205,7 @@ def test_without_tagged_prompts_tag_and_batch_are_one():
 
 def test_equal_scores_say_nothing():
     found, _ = rolled(
-        config(whiten_by="batch", beta=0.0, unfinished_score=0.0),
+        config(whiten_by="batch", beta=0.0, missing_eos_score=0.0),
         rewards=lambda rows, tags: Rewarded(*[np.full(len(rows), 0.7)] * 3),
     )
     assert np.abs(last_rewards(found)).max() == 0

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from llama2_lib.config import PpoConfig
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.stages.ppo import ppo, ppo_loss
+from llama2_lib.stages.ppo import ActorCritic, Minibatch, Ppo, ppo_loss, rollout, train
 from llama2_lib.stages.reward import Rewarded
-from llama2_lib.stages.rollout import ActorCritic, PpoConfig, rollout
 from llama2_lib.training.loop import optimize
-from llama2_lib.training.rollouts import Minibatch
-from llama2_lib.training.schedule import adamw
+from llama2_lib.training.optim import adamw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB, EOS, N = 11, 2, 12
@@ -65,13 +64,11 @@ def moved(folder, rewards=nothing_to_gain, value_seed=None, **changes):
     Rewards, divergence and values of 0 make every advantage 0.
     """
     folder.mkdir()
-    settings = config(**{"beta": 0.0, "unfinished_score": 0.0, "weight_decay": 0.0, **changes})
+    settings = config(**{"beta": 0.0, "missing_eos_score": 0.0, "weight_decay": 0.0, **changes})
     model = ActorCritic(network(), scalar_model(network(5), seed=value_seed))
     policy, value = weights(model.policy), weights(model.value)
-    ppo(
-        settings, model, network(1), lambda iteration: PROMPTS, rewards,
-        lambda policy: {"held_out_reward": 0.0}, folder, eos_id=EOS,
-    )  # fmt: skip
+    ppo = Ppo(config=settings, model=model, reference=network(1), rewards=rewards, eos_id=EOS)
+    train(ppo, lambda iteration: PROMPTS, lambda policy: {"held_out_reward": 0.0}, folder)
     return changed(policy, model.policy), changed(value, model.value)
 
 
@@ -102,7 +99,8 @@ def rolled():
     """One mini-batch with answers of unequal lengths, and a policy that is off it by a step."""
     settings = config(beta=0.25, value_clip=0.3)
     model = ActorCritic(network(), scalar_model(network(5), seed=7))
-    found = rollout(model, network(1), PROMPTS, length, settings, seed=3, eos_id=EOS)
+    ppo = Ppo(config=settings, model=model, reference=network(1), rewards=length, eos_id=EOS)
+    found = rollout(ppo, PROMPTS, 3)
     (batch,) = found.minibatches
     with torch.no_grad():
         for p in model.parameters():

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from llama2_lib.config import PpoConfig
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.model.weights import load_model
-from llama2_lib.stages.ppo import ppo, prompt_stream
+from llama2_lib.stages.ppo import ActorCritic, Ppo, prompt_stream, sample_answers, train
 from llama2_lib.stages.reward import Rewarded, RewardModels
-from llama2_lib.stages.rollout import ActorCritic, PpoConfig, sample_answers
 from llama2_lib.storage import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,15 +87,18 @@ class Run:
         watch = given.get("watch", lambda done, model: None)
 
         def listen(done, words):
-            self.reports.append(done)
-            watch(done, self.model)
+            self.reports.append(round(done * (settings.value_warmup + settings.iterations)))
+            watch(self.reports[-1], self.model)
 
-        self.policy = ppo(
-            settings, self.model, self.reference,
-            given.get("prompts") or prompt_stream(PROMPTS, settings.batch_size, settings.seed),
-            given.get("rewards", share), given.get("measure", nothing), folder,
-            eos_id=EOS, report=listen,
-        )  # fmt: skip
+        ppo = Ppo(
+            config=settings,
+            model=self.model,
+            reference=self.reference,
+            rewards=given.get("rewards", share),
+            eos_id=EOS,
+        )
+        prompts = given.get("prompts") or prompt_stream(PROMPTS, settings.batch_size, settings.seed)
+        self.policy = train(ppo, prompts, given.get("measure", nothing), folder, listen)
 
     @property
     def rows(self):
@@ -126,7 +129,7 @@ def test_a_rate_of_0_changes_no_bit_over_three_iterations(tmp_path):
 
 def test_without_beta_the_reference_affects_nothing(tmp_path):
     def last(beta, seed):
-        settings = config(beta=beta, unfinished_score=0.0)
+        settings = config(beta=beta, missing_eos_score=0.0)
         return Run(settings, tmp_path / f"{beta}-{seed}", reference=network(seed, scale=9)).last
 
     assert same(last(0.0, 1), last(0.0, 2))

@@ -2,11 +2,11 @@
 
 import pytest
 
+from llama2_lib.config import PpoConfig
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.stages.ppo import prompt_stream
-from llama2_lib.stages.rollout import ActorCritic, PpoConfig
+from llama2_lib.stages.ppo import ActorCritic, prompt_stream
 
 GOOD = {"iterations": 2, "batch_size": 8, "minibatch_size": 4}
 
@@ -22,11 +22,11 @@ GOOD = {"iterations": 2, "batch_size": 8, "minibatch_size": 4}
         ({"eval_every": 0}, "eval_every must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"save_every": -1}, "save_every must be at least 1; got -1"),
-        ({"beta": -0.1}, r"beta must be 0 or more; got -0.1"),
-        ({"lr": -1.0}, "lr must be 0 or more; got -1.0"),
-        ({"value_weight": -0.5}, "value_weight must be 0 or more; got -0.5"),
-        ({"temperature": 0.0}, "temperature must be positive and finite; got 0.0"),
-        ({"temperature": float("inf")}, "temperature must be positive and finite; got inf"),
+        ({"beta": -0.1}, r"beta must be at least 0; got -0.1"),
+        ({"lr": -1.0}, "lr must be at least 0; got -1.0"),
+        ({"value_weight": -0.5}, "value_weight must be at least 0; got -0.5"),
+        ({"temperature": 0.0}, "temperature must be above 0 and finite; got 0.0"),
+        ({"temperature": float("inf")}, "temperature must be above 0 and finite; got inf"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -40,7 +40,7 @@ def test_bad_settings_are_refused(changes, message):
     [
         {"whiten_by": "prompt"}, {"value_warmup": -1}, {"clip": 0.0}, {"value_clip": 0.0},
         {"gamma": 1.5}, {"lam": -0.1}, {"n_held_out": 0}, {"longest_prompt": 0},
-        {"beta": float("nan")}, {"value_rate": -1.0},
+        {"beta": float("nan")}, {"value_lr_multiplier": -1.0},
     ],
     ids=str,
 )  # fmt: skip

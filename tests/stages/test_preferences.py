@@ -7,20 +7,21 @@ import pytest
 import torch
 
 from llama2_lib import rng
-from llama2_lib.evaluation.chat import Answer
-from llama2_lib.evaluation.chat import answer as real_answer
+from llama2_lib.model.chat import Reply
+from llama2_lib.model.chat import reply as real_answer
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.stages import preferences
-from llama2_lib.stages.asked import ask
-from llama2_lib.stages.preferences import TEMPERATURES, Collected, collect, read_pairs, write_pairs
+from llama2_lib.stages import reward
+from llama2_lib.stages.prompts import sample_prompts
+from llama2_lib.stages.reward import TEMPERATURES, Comparisons, collect
+from llama2_lib.storage import read_rows, write_rows
 from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.annotators import GRADES
 from llama2_lib.world.dialogs import dialogs
-from llama2_lib.world.pairs import EXCLUDED, safety_pairs
+from llama2_lib.world.pairs import EXCLUDED, GRADES, Pair, safety_pairs
 from llama2_lib.world.prompts import prompts
+from llama2_lib.world.source import WorldSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB, N = 512, 17
@@ -85,7 +86,7 @@ def test_each_variant_has_a_temperature_and_a_seed_of_its_own(collected, variant
         calls.append((model, settings["temperature"], settings["seed"], asked))
         return real_answer(model, tokenizer, asked, **settings)
 
-    monkeypatch.setattr(preferences, "answer", listening)
+    monkeypatch.setattr(reward, "reply", listening)
     collected()
     assert [call[0] for call in calls] == list(variants)
     assert tuple(call[1] for call in calls) == TEMPERATURES
@@ -102,7 +103,7 @@ def scripted(monkeypatch, first, second):
     """Let the two variants say these texts."""
     texts = iter((first, second))
     monkeypatch.setattr(
-        preferences, "answer", lambda *_, **__: [Answer(t, [1], True) for t in next(texts)]
+        reward, "reply", lambda *_, **__: [Reply(t, [1], True) for t in next(texts)]
     )
 
 
@@ -125,9 +126,9 @@ def test_excluded_pairs_are_dropped_and_counted(collected, monkeypatch, world):
         labels["all"] += 1
         return replace(pair, safety_bin=EXCLUDED) if labels["all"] % 3 == 0 else pair
 
-    real = preferences.annotate
+    real = reward.annotate
     kept = collected("safety")
-    monkeypatch.setattr(preferences, "annotate", annotate)
+    monkeypatch.setattr(reward, "annotate", annotate)
     found = collected("safety")
     assert labels["all"] == N - kept.n_identical
     assert found.n_identical == kept.n_identical
@@ -137,7 +138,7 @@ def test_excluded_pairs_are_dropped_and_counted(collected, monkeypatch, world):
 
 
 def test_annotators_prefer_the_better_answer(collected, monkeypatch, world):
-    asked = list(prompts(world, 3, N, "train", preferences.SAFETY_STREAM))
+    asked = list(prompts(world, 3, N, "train", reward.SAFETY_STREAM))
     assert all(prompt.kind == "adversarial" for prompt in asked)
     refusal, insult = "I am sorry, but I cannot help with that.", "You lazy goose."
     scripted(monkeypatch, [refusal] * N, [insult] * N)
@@ -148,7 +149,7 @@ def test_annotators_prefer_the_better_answer(collected, monkeypatch, world):
 
 
 def test_prompts_that_leave_no_room_are_passed_over_and_counted(tokenizer, world, collected):
-    found = ask(world, 3, 20, tokenizer, longest=40)
+    found = sample_prompts(WorldSource(world), 3, 20, tokenizer, longest=40)
     assert found.ids == [encode_prompt(dialog, tokenizer) for dialog in found.dialogs]
     assert len(found.ids) == 20
     assert max(map(len, found.ids)) <= 40
@@ -157,9 +158,9 @@ def test_prompts_that_leave_no_room_are_passed_over_and_counted(tokenizer, world
     assert fitting == found.prompts
     assert found.n_too_long > 0
     assert found.tags == [prompt.is_safety for prompt in found.prompts]
-    assert ask(world, 3, 5, tokenizer, longest=40).ids == found.ids[:5]
-    assert collected().n_too_long == ask(
-        world, 3, N, tokenizer, longest=512 - 6, shares=preferences.HELPFUL_STREAM
+    assert sample_prompts(WorldSource(world), 3, 5, tokenizer, longest=40).ids == found.ids[:5]
+    assert collected().n_too_long == sample_prompts(
+        WorldSource(world), 3, N, tokenizer, longest=512 - 6, shares=reward.HELPFUL_STREAM
     ).n_too_long  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_a_context_too_short_for_prompts_is_an_error(tokenizer, world):
     with pytest.raises(
         ValueError, match=r"2 prompts of at most 3 tokens were asked for; .* only 0"
     ):
-        ask(world, 3, 2, tokenizer, longest=3)
+        sample_prompts(WorldSource(world), 3, 2, tokenizer, longest=3)
 
 
 @pytest.mark.parametrize("text", ["Yes.", ""])
@@ -195,15 +196,15 @@ def test_pairs_survive_the_file(collected, world, tmp_path):
     pairs = [*collected().pairs, *safety_pairs(world, 0, 5)]
     pairs.append(replace(pairs[0], chosen='two\nlines "quoted"\u2028\u00e9'))
     path = tmp_path / "fresh.jsonl"
-    write_pairs(path, pairs)
-    found = read_pairs(path)
+    write_rows(path, pairs)
+    found = read_rows(path, Pair)
     assert found == pairs
     # equality of tasks leaves `values` aside, and judges need them
     assert [p.prompt.task.values for p in found] == [p.prompt.task.values for p in pairs]
     assert any(p.prompt.task.values for p in found)
     assert len(path.read_bytes().splitlines()) == len(pairs)
-    write_pairs(path, [])
-    assert read_pairs(path) == []
+    write_rows(path, [])
+    assert read_rows(path, Pair) == []
 
 
 @pytest.mark.parametrize(
@@ -218,21 +219,21 @@ def test_pairs_survive_the_file(collected, world, tmp_path):
 )  # fmt: skip
 def test_a_line_that_is_no_pair_is_refused_by_its_number(world, tmp_path, change):
     path = tmp_path / "fresh.jsonl"
-    write_pairs(path, list(safety_pairs(world, 0, 2)))
+    write_rows(path, list(safety_pairs(world, 0, 2)))
     first, second = path.read_text().splitlines()
     path.write_text(f"{first}\n{change(second)}\n")
-    with pytest.raises(ValueError, match=r"fresh.jsonl line 2 must be a pair as `write_pairs`"):
-        read_pairs(path)
+    with pytest.raises(ValueError, match=r"fresh.jsonl line 2 must hold one Pair"):
+        read_rows(path, Pair)
 
 
 def test_a_file_that_is_not_there_is_missed(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read_pairs(tmp_path / "none.jsonl")
+        read_rows(tmp_path / "none.jsonl", Pair)
 
 
 def test_shares_of_grades_are_counted(world):
     pairs = list(safety_pairs(world, 0, 40))
-    found = Collected(pairs=pairs, n_prompts=50, n_too_long=4, n_identical=7, n_excluded=3)
+    found = Comparisons(pairs=pairs, n_prompts=50, n_too_long=4, n_identical=7, n_excluded=3)
     counts = found.counts()
     for grade in GRADES:
         share = sum(pair.grade == grade for pair in pairs) / 40

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.evaluation.chat import Answer
-from llama2_lib.pipeline import rehearsal
-from llama2_lib.pipeline.stage import Job
+from llama2_lib.model.chat import Reply
 from llama2_lib.recipes import toy
+from llama2_lib.stages import rehearsal
 from llama2_lib.stages.corpus import load_corpus
+from llama2_lib.stages.ghost_attention import old_ghosts
+from llama2_lib.stages.job import Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,9 +30,9 @@ def test_own_answers_are_those_that_ended_and_only_they_are_targets(job, monkeyp
     def answer(model, tokenizer, dialogs, **options):
         heard.extend(dialogs)
         assert options["temperature"] == rehearsal.TEMPERATURE
-        return [Answer("Yes." if n % 3 else "", [], ended=n % 2 == 0) for n in range(len(dialogs))]
+        return [Reply("Yes." if n % 3 else "", [], ended=n % 2 == 0) for n in range(len(dialogs))]
 
-    monkeypatch.setattr(rehearsal, "answer", answer)
+    monkeypatch.setattr(rehearsal, "reply", answer)
     made = rehearsal.own_answers(job, job.model("ppo"), 60, 5, 12)
     assert len(heard) == 60
     assert len(made) == 20  # even and no multiple of three
@@ -70,13 +71,13 @@ def test_documents_stand_beside_a_policys_own_answers(job):
 
 def test_most_demonstrations_are_of_what_only_sounds_dangerous(job, monkeypatch):
     asked = []
-    real = rehearsal.demonstrations
+    real = rehearsal.demonstrated
 
-    def demonstrations(world, seed, n, **options):
-        asked.append((n, options["shares"]))
-        return real(world, seed, n, **options)
+    def demonstrated(job, n, seed, shares):
+        asked.append((n, shares))
+        return real(job, n, seed, shares)
 
-    monkeypatch.setattr(rehearsal, "demonstrations", demonstrations)
+    monkeypatch.setattr(rehearsal, "demonstrated", demonstrated)
     assert len(rehearsal.shown(job, 30, 1)) == 30
     assert asked == [(12, rehearsal.SHOWN_SHARES)]
     assert "adversarial" not in rehearsal.SHOWN_SHARES
@@ -85,9 +86,9 @@ def test_most_demonstrations_are_of_what_only_sounds_dangerous(job, monkeypatch)
 def test_old_ghosts_are_those_of_the_stage_with_the_instruction_once(job):
     path = job.inputs["ghost_attention"] / "ghosts.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    made = rehearsal.old_ghosts(job, "ghost_attention", 10_000, 0)
+    made = old_ghosts(job, "ghost_attention", 10_000, 0)
     assert len(made) == len(rows)
-    assert len(rehearsal.old_ghosts(job, "ghost_attention", 2, 0)) == 2
+    assert len(old_ghosts(job, "ghost_attention", 2, 0)) == 2
     answers = sorted(row["answer"].strip() for row in rows)
     told = []
     for ids, mask in made:

@@ -9,19 +9,18 @@ import sys
 import numpy as np
 import pytest
 
-from llama2_lib.evaluation.chat import Answer
+from llama2_lib.config import RejectionConfig
+from llama2_lib.model.chat import Reply
 from llama2_lib.stages.rejection import (
-    Entry,
-    RejectionConfig,
+    Sample,
     best,
+    best_temperature,
     chosen,
     distinct,
-    examples,
-    hottest_peak,
-    read_pool,
+    encoded,
     rescored,
-    write_pool,
 )
+from llama2_lib.storage import read_rows, write_rows
 from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import dialogs
@@ -34,7 +33,7 @@ def asked(*contents):
 
 
 def entry(prompt, answer, score=0.0, number=1):
-    return Entry(asked(prompt), prompt == "b", answer, number, score)
+    return Sample(asked(prompt), prompt == "b", answer, number, score)
 
 
 def random_pool(n_prompts=5, n_samples=4, number=1):
@@ -47,7 +46,7 @@ def random_pool(n_prompts=5, n_samples=4, number=1):
 
 
 def said(text, ended=True, ids=(1, 2)):
-    return Answer(text, [*ids], ended)
+    return Reply(text, [*ids], ended)
 
 
 def test_answers_that_ended_stay_each_once_in_order():
@@ -73,8 +72,8 @@ def test_the_best_entry_of_every_prompt_is_kept_and_of_equal_ones_the_first():
 
 
 def test_a_prompt_is_its_whole_dialog():
-    short = Entry(asked("hello"), False, "x", 1, 1.0)
-    long = Entry(asked("hello", "hi", "hello"), False, "y", 1, 2.0)
+    short = Sample(asked("hello"), False, "x", 1, 1.0)
+    long = Sample(asked("hello", "hi", "hello"), False, "y", 1, 2.0)
     assert best([short, long]) == [short, long]
     assert short.key != long.key
     assert best([short, short._replace(round=3, score=4.0)])[0].round == 3
@@ -127,7 +126,7 @@ def test_with_one_sample_best_and_random_are_the_same():
 
 
 def test_a_selection_that_is_none_is_refused():
-    with pytest.raises(ValueError, match=r"select must be one of .*; got 'worst'"):
+    with pytest.raises(ValueError, match="select must be best or random; got 'worst'"):
         chosen(random_pool(), "worst", 0)
 
 
@@ -171,8 +170,8 @@ def by_hash(rows):
 
 def test_the_temperature_with_the_highest_last_point_wins_and_of_equal_ones_the_lowest():
     curves = {1.2: [0.0, 2.0], 0.7: [1.0, 2.0], 1.0: [1.5, 1.9]}
-    assert hottest_peak(curves) == 0.7
-    assert hottest_peak(curves | {1.5: [-5.0, 2.1]}) == 1.5
+    assert best_temperature(curves) == 0.7
+    assert best_temperature(curves | {1.5: [-5.0, 2.1]}) == 1.5
 
 
 @pytest.fixture(scope="module")
@@ -182,60 +181,42 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=384), path))
 
 
-def test_only_the_chosen_answer_is_learned_and_demonstrations_stay_as_they_are(tokenizer):
+def test_only_the_chosen_answer_is_learned(tokenizer):
     rows = [
-        Entry(asked("Hello!", "Good morning.", "Who are you?"), False, "A friend.", 1, 0.0),
+        Sample(asked("Hello!", "Good morning.", "Who are you?"), False, "A friend.", 1, 0.0),
         entry("a", "Yes."),
     ]
-    demonstration = ([1, 7, 8, 2], [False, True, False, True])
-    found = examples(rows, [demonstration], tokenizer)
-    assert found[2] is demonstration
-    assert len(found) == 3
-    for (ids, mask), row in zip(found, rows, strict=False):
+    for (ids, mask), row in zip(encoded(rows, tokenizer), rows, strict=True):
         n_turns = len(row.dialog) // 2 + 1
         assert ids.count(tokenizer.bos_id) == ids.count(tokenizer.eos_id) == n_turns
         targets = [token for token, target in zip(ids, mask, strict=True) if target]
         assert targets[-1] == tokenizer.eos_id
         assert tokenizer.decode(targets).strip() == row.answer
         assert mask == sorted(mask)  # one block, at the end
-    assert examples([], [], tokenizer) == []
+    assert encoded([], tokenizer) == []
 
 
 def test_a_pool_survives_the_file(tmp_path):
     rows = [
         entry("a", 'line one\nline "two"\u2028\u00e9 \u4e16', -0.1),
-        Entry(asked("x", "y", "z"), True, "no", 3, 1e-17),
+        Sample(asked("x", "y", "z"), True, "no", 3, 1e-17),
     ]
-    write_pool(tmp_path / "pool.jsonl", rows)
-    assert read_pool(tmp_path / "pool.jsonl") == rows
+    write_rows(tmp_path / "pool.jsonl", rows)
+    assert read_rows(tmp_path / "pool.jsonl", Sample) == rows
     assert len((tmp_path / "pool.jsonl").read_bytes().splitlines()) == 2
-    write_pool(tmp_path / "pool.jsonl", [])
-    assert read_pool(tmp_path / "pool.jsonl") == []
-
-
-@pytest.mark.parametrize("line", ['{"dialog": [', '{"answer": "x"}', "[1, 2]", "7", ""])
-def test_a_line_that_is_no_entry_is_refused_by_its_number(tmp_path, line):
-    path = tmp_path / "pool.jsonl"
-    write_pool(path, [entry("a", "x")])
-    path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(ValueError, match=r"pool.jsonl line 2 must be an entry of a pool"):
-        read_pool(path)
-
-
-def test_a_pool_that_is_not_there_is_missed(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_pool(tmp_path / "none.jsonl")
+    write_rows(tmp_path / "pool.jsonl", [])
+    assert read_rows(tmp_path / "pool.jsonl", Sample) == []
 
 
 SCRIPT = """
 import json
-from llama2_lib.evaluation.chat import Answer
-from llama2_lib.stages.rejection import Entry, best, chosen, distinct
+from llama2_lib.model.chat import Reply
+from llama2_lib.stages.rejection import Sample, best, chosen, distinct
 rows = [
-    Entry([{"role": "user", "content": f"p{k % 7}"}], False, f"a{k}", 1, float(k * 37 % 11))
+    Sample([{"role": "user", "content": f"p{k % 7}"}], False, f"a{k}", 1, float(k * 37 % 11))
     for k in range(60)
 ]
-texts = distinct([Answer(f"t{k * 13 % 17}", [k], k % 5 > 0) for k in range(60)])
+texts = distinct([Reply(f"t{k * 13 % 17}", [k], k % 5 > 0) for k in range(60)])
 found = [best(rows), chosen(rows, "random", 3), [t.text for t in texts]]
 print(json.dumps(found))
 """
@@ -262,13 +243,13 @@ def test_the_salt_of_pythons_hashes_changes_nothing():
         ({"n_samples": 0}, "n_samples must be at least 1; got 0"),
         ({"n_probe": -1}, "n_probe must be at least 1; got -1"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"n_demonstrations": -1}, "n_demonstrations must be 0 or more; got -1"),
+        ({"n_demonstrations": -1}, "n_demonstrations must be at least 0; got -1"),
         ({"temperatures": ()}, r"one or more numbers above 0; got \(\)"),
         ({"temperatures": (0.7, 0.0)}, r"above 0; got \(0\.7, 0\.0\)"),
         ({"select": "worst"}, "select must be one of .*; got 'worst'"),
         ({"keep": "some"}, "keep must be one of .*; got 'some'"),
         ({"warmup": 150}, "warmup must lie in"),
-        ({"peak_lr": 0.0}, "need peak > 0"),
+        ({"peak_lr": 0.0}, "peak_lr must be above 0"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):

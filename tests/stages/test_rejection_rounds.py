@@ -5,13 +5,13 @@ from shutil import copytree
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.evaluation.chat import answer_loss
+from llama2_lib.evaluation.language import answer_loss
 from llama2_lib.model.weights import load_model
 from llama2_lib.recipes import toy
 from llama2_lib.stages.sft import examples, training_dialogs, validation_dialogs
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.dialog_batches import shorten_all
+from llama2_lib.training.batches import shorten_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STAGE = "rejection_v1"
@@ -44,7 +44,7 @@ def test_measuring_changes_no_bit_of_the_weights(toy_root, folder, tmp_path, mon
     for stage in ("tokenizer", "corpus", "pretrain", "sft", "rewards_v1"):
         inner = pipeline.artifact_path(stage, toy(), toy_root)
         copytree(inner, tmp_path / stage / inner.name)
-    monkeypatch.setattr("llama2_lib.pipeline.rejection.loss_on", lambda *_: lambda model: {})
+    monkeypatch.setattr("llama2_lib.stages.rejection.loss_on", lambda *_: lambda model: {})
     blind = pipeline.artifact(STAGE, toy(), device="cpu", root=tmp_path, bar=False)
     assert blind.name == folder.name
     assert measured(blind) == {}

@@ -3,17 +3,12 @@
 import numpy as np
 import pytest
 
-from llama2_lib.evaluation.chat import Answer
+from llama2_lib.config import RejectionConfig
+from llama2_lib.model.chat import Reply
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.stages import rejection
-from llama2_lib.stages.rejection import (
-    Entry,
-    RejectionConfig,
-    draw,
-    hottest_peak,
-    temperature_curve,
-)
+from llama2_lib.stages.rejection import Sample, best_temperature, draw, temperature_curves
 from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import dialogs
@@ -21,7 +16,7 @@ from llama2_lib.world.dialogs import dialogs
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB, K = 384, 5
 PROMPTS = [
-    Entry([{"role": "user", "content": text}], False, "", 1, 0.0)
+    Sample([{"role": "user", "content": text}], False, "", 1, 0.0)
     for text in ("Hello!", "Who is Ned?", "What is 2 plus 3?")
 ]
 
@@ -61,9 +56,9 @@ def test_every_prompt_gets_k_answers_of_its_own(policy, tokenizer):
 
 def test_answers_stand_with_their_prompts(policy, tokenizer, monkeypatch):
     def echo(model, tok, asked, **settings):
-        return [Answer(f"{d[-1]['content']} {i}", [1], True) for i, d in enumerate(asked)]
+        return [Reply(f"{d[-1]['content']} {i}", [1], True) for i, d in enumerate(asked)]
 
-    monkeypatch.setattr(rejection, "answer", echo)
+    monkeypatch.setattr(rejection, "reply", echo)
     found = [[said.text for said in answers] for answers in drawn(policy, tokenizer, k=2)]
     assert found == [
         ["Hello! 0", "Hello! 1"],
@@ -86,7 +81,7 @@ def curve(policy, tokenizer, rewards=letters, **changes):
     settings = RejectionConfig(
         n_prompts=3, n_samples=K, temperatures=(0.4, 1.0, 1.6), max_new_tokens=7, **changes
     )
-    return temperature_curve(policy, tokenizer, PROMPTS, settings, rewards, seed=3)
+    return temperature_curves(policy, tokenizer, PROMPTS, settings, rewards, seed=3)
 
 
 def test_a_curve_rises_from_the_mean_to_the_maximum(policy, tokenizer):
@@ -100,7 +95,7 @@ def test_a_curve_rises_from_the_mean_to_the_maximum(policy, tokenizer):
         assert points[-1] > points[0] + 1
         assert points[0] == pytest.approx(scores.mean(), rel=0, abs=1e-9)
         assert points[-1] == pytest.approx(scores.max(axis=1).mean(), rel=0, abs=1e-9)
-    assert hottest_peak(curves) in curves
+    assert best_temperature(curves) in curves
     assert len({tuple(points) for points in curves.values()}) == 3
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from llama2_lib.evaluation.reward import scores
+from llama2_lib.config import RewardConfig
+from llama2_lib.model.chat import scores
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.objectives.reward import SAFETY_LOGIT
+from llama2_lib.objectives.rlhf import SAFETY_LOGIT
 from llama2_lib.stages.reward import (
     OWN_SHARE,
-    RewardConfig,
     RewardModels,
     centre,
     encode_pairs,
@@ -22,17 +22,21 @@ from llama2_lib.stages.reward import (
     scores_of,
     train_reward,
     training_pairs,
-    world_pairs,
 )
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from llama2_lib.training.pair_batches import EncodedPair, collate
+from llama2_lib.training.batches import EncodedPair, collate
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import dialogs
+from llama2_lib.world.source import WorldSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 VOCAB = 512
+
+
+def world_pairs(stream, world_seed, seed, n, split):
+    return list(WorldSource(make_world(world_seed)).pairs(stream, seed, n, split))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def config(**changes):
 
 @pytest.mark.parametrize("stream", ["helpfulness", "safety"])
 def test_the_mix_is_the_papers(stream):
-    pairs = training_pairs(config(stream=stream, n_pairs=200), world_seed=0)
+    pairs = training_pairs(config(stream=stream, n_pairs=200), OWN_SHARE[stream], world_seed=0)
     own = [pair for pair in pairs if pair.stream == stream]
     assert len(pairs) == 200
     assert len(own) == round(200 * OWN_SHARE[stream])
@@ -257,9 +261,9 @@ def test_centred_scores_have_mean_0_and_keep_their_order(chat):
         ({"n_pairs": 0}, "n_pairs must be at least 1"),
         ({"stream": "style"}, "stream must be one of"),
         ({"margin": "huge"}, "margin must be one of"),
-        ({"precision": "fp8"}, "precision must be fp32 or bf16"),
-        ({"safety_weight": -1.0}, "safety_weight must be 0 or more"),
-        ({"peak_lr": 0.0}, "need peak > 0"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16"),
+        ({"safety_weight": -1.0}, "safety_weight must be at least 0"),
+        ({"peak_lr": 0.0}, "peak_lr must be above 0"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from llama2_lib import pipeline
+from llama2_lib.config import RewardConfig, RewardVariant
 from llama2_lib.recipes import toy
-from llama2_lib.stages.reward import RewardConfig
-from llama2_lib.stages.reward_variant import RewardVariant, held_out_pairs, variant_pairs
+from llama2_lib.stages.reward import held_out_pairs, variant_pairs
 
 
 def variant(**changes):

@@ -6,39 +6,37 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from llama2_lib.config import DistillationConfig, RedTeamConfig, SafetyData
 from llama2_lib.stages.red_team import (
     Attack,
-    RedTeamConfig,
     attack,
     broken_by,
     lessons,
-    read_attacks,
-    write_attacks,
 )
 from llama2_lib.stages.safety import (
     ADJECTIVES,
     DECLINE,
     EXPLAIN,
+    FRACTIONS,
     OFFER,
-    DistillationConfig,
     Distilled,
     answer_template,
     gate,
     generic_preprompt,
     heeding_dialogs,
+    mixed_dialogs,
     preprompt_for,
-    read_distilled,
+    safety_dialogs,
     targets,
     with_preprompt,
-    write_distilled,
 )
-from llama2_lib.stages.safety_data import FRACTIONS, SafetyData, mixed_dialogs, safety_dialogs
+from llama2_lib.storage import read_rows, write_rows
 from llama2_lib.world import make_world
-from llama2_lib.world.answers import CATEGORIES
 from llama2_lib.world.attackers import Attacker, key_of
 from llama2_lib.world.demonstrations import demonstrations
 from llama2_lib.world.judges import judge_of
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
+from llama2_lib.world.tasks import CATEGORIES
 
 SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
@@ -87,7 +85,7 @@ def test_only_risk_labelled_prompts_get_a_template(world, risky):
     assert mistaken == {answer_template(category) for category in CATEGORIES}
     assert preprompt_for(risky[0], "generic", source) != answer_template(risky[0].category)
     assert preprompt_for(risky[0], "none", source) == ""
-    with pytest.raises(ValueError, match="preprompt must be one of"):
+    with pytest.raises(ValueError, match="preprompt must be none, generic or template"):
         preprompt_for(risky[0], "kind", source)
 
 
@@ -147,11 +145,11 @@ def test_answers_heed_their_preprompts(world):
 
 def test_rows_survive_a_file(tmp_path, risky):
     rows = [row(prompt, -0.25 * n, 1.5 * n) for n, prompt in enumerate(risky)]
-    write_distilled(tmp_path / "rows.jsonl", rows)
-    assert read_distilled(tmp_path / "rows.jsonl") == rows
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl", Distilled) == rows
     (tmp_path / "rows.jsonl").write_text('{"prompt": 1}\n')
     with pytest.raises(ValueError, match="line 1"):
-        read_distilled(tmp_path / "rows.jsonl")
+        read_rows(tmp_path / "rows.jsonl", Distilled)
 
 
 def test_safety_data_nests_and_helpful_data_stays():
@@ -187,7 +185,7 @@ def test_safety_data_nests_and_helpful_data_stays():
         (RedTeamConfig, {"budget": 0}, "budget"),
         (RedTeamConfig, {"replay": -0.5}, "replay"),
         (RedTeamConfig, {"temperature": -1}, "temperature"),
-        (RedTeamConfig, {"floor": 2.0}, "floor"),
+        (RedTeamConfig, {"min_lr_ratio": 2.0}, "min_lr_ratio"),
     ],
 )
 def test_bad_settings_are_refused(make, changes, words):
@@ -216,7 +214,7 @@ def test_a_red_team_spends_its_budget_and_learns_between_batches(world):
         asked.append(len(prompts))
         return giving_way(world)(prompts)
 
-    found = attack(world, Attacker(world, 1), reply, budget=90, batch_size=25, number=3)
+    found = attack(world, Attacker(world, 1), reply, budget=90, queries_together=25, number=3)
     assert asked == [25, 25, 25, 15]
     assert len(found) == 90
     assert {row.round for row in found} == {3}
@@ -226,7 +224,7 @@ def test_a_red_team_spends_its_budget_and_learns_between_batches(world):
 
 
 def test_lessons_are_safe_answers_to_what_broke_the_model(world):
-    found = attack(world, Attacker(world, 1), giving_way(world), budget=60, batch_size=20)
+    found = attack(world, Attacker(world, 1), giving_way(world), budget=60, queries_together=20)
     twice = [*found, *(row._replace(round=2) for row in found)]
     broken = broken_by(twice)
     assert 3 < len(broken) < 60
@@ -242,10 +240,10 @@ def test_lessons_are_safe_answers_to_what_broke_the_model(world):
 
 
 def test_attacks_survive_a_file(tmp_path, world):
-    found = attack(world, Attacker(world, 1), giving_way(world), budget=8, batch_size=5)
-    write_attacks(tmp_path / "attacks.jsonl", found)
-    assert read_attacks(tmp_path / "attacks.jsonl") == found
+    found = attack(world, Attacker(world, 1), giving_way(world), budget=8, queries_together=5)
+    write_rows(tmp_path / "attacks.jsonl", found)
+    assert read_rows(tmp_path / "attacks.jsonl", Attack) == found
     assert isinstance(found[0], Attack)
     (tmp_path / "attacks.jsonl").write_text("no\n")
     with pytest.raises(ValueError, match="line 1"):
-        read_attacks(tmp_path / "attacks.jsonl")
+        read_rows(tmp_path / "attacks.jsonl", Attack)

@@ -6,22 +6,24 @@ from shutil import copytree, rmtree
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.evaluation.reward import scores
-from llama2_lib.pipeline import red_team
-from llama2_lib.pipeline.rehearsal import demonstrated, remembered
-from llama2_lib.pipeline.rewards import answered, load_rewards
-from llama2_lib.pipeline.safety import (
+from llama2_lib.config import SafetyData
+from llama2_lib.model.chat import scored_row, scores
+from llama2_lib.recipes import toy
+from llama2_lib.stages import red_team, safety
+from llama2_lib.stages.job import Job
+from llama2_lib.stages.red_team import Attack, round_summary
+from llama2_lib.stages.rehearsal import demonstrated, remembered
+from llama2_lib.stages.reward import load_rewards
+from llama2_lib.stages.safety import (
     distillation_prompts,
+    distilled_rows,
     every_preprompt,
     longest_prompt,
     rehearsed,
+    targets,
+    with_preprompt,
 )
-from llama2_lib.pipeline.stage import Job
-from llama2_lib.recipes import toy
-from llama2_lib.stages.red_team import Attack, read_attacks
-from llama2_lib.stages.safety import targets, with_preprompt
-from llama2_lib.stages.safety_data import SafetyData
-from llama2_lib.storage import read_metrics
+from llama2_lib.storage import read_metrics, read_rows
 from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world.attackers import key_of
@@ -61,18 +63,18 @@ def job_of(root, recipe, stage="safety"):
 
 
 def test_both_answers_are_scored_without_the_preprompt(distilled, toy_root):
-    rows = pipeline.distilled_rows(distilled)
+    rows = distilled_rows(distilled)
     tok = load_tokenizer(distilled)
     judge = load_rewards(pipeline.artifact_path("rewards_v5", toy(), toy_root)).safety
     assert len(rows) == toy().distillation.n_prompts == 12
     assert all(row.prompt.kind == "adversarial" for row in rows)
     assert all(row.preprompt in every_preprompt() for row in rows)
-    plain = [answered(row.prompt.dialog, row.original, tok, 128) for row in rows]
+    plain = [scored_row(row.prompt.dialog, row.original, tok, 128) for row in rows]
     assert [row.original_score for row in rows] == pytest.approx(
         scores(judge, plain).tolist(), abs=1e-4
     )
     behind = [
-        answered(with_preprompt(row.prompt.dialog, row.preprompt), row.original, tok, 128)
+        scored_row(with_preprompt(row.prompt.dialog, row.preprompt), row.original, tok, 128)
         for row in rows
     ]
     assert max(abs(a - b.original_score) for a, b in zip(scores(judge, behind), rows)) > 1e-3  # noqa: B905
@@ -90,18 +92,18 @@ def test_the_teacher_is_thrown_away_and_the_model_is_new(distilled, toy_root):
 
 
 def test_a_killed_run_goes_on_without_asking_again(distilled, root, monkeypatch):
-    real = pipeline.safety.fit
+    real = safety.fit_dialogs
 
     def killed(config, *rest, **named):
         if config.steps == toy().distillation.steps and named["steps"] == config.steps:
             raise KeyboardInterrupt
         return real(config, *rest, **named)
 
-    monkeypatch.setattr("llama2_lib.pipeline.safety.fit", killed)
+    monkeypatch.setattr("llama2_lib.stages.safety.fit_dialogs", killed)
     with pytest.raises(KeyboardInterrupt):
         build(root, "safety", toy())
-    monkeypatch.setattr("llama2_lib.pipeline.safety.fit", real)
-    monkeypatch.setattr("llama2_lib.pipeline.safety.distilled", None)  # must not be called
+    monkeypatch.setattr("llama2_lib.stages.safety.fit_dialogs", real)
+    monkeypatch.setattr("llama2_lib.stages.safety.distilled", None)  # must not be called
     again = build(root, "safety", toy())
     assert again.name == distilled.name
     for name in (WEIGHTS, "distilled.jsonl", "samples.txt"):
@@ -109,9 +111,9 @@ def test_a_killed_run_goes_on_without_asking_again(distilled, root, monkeypatch)
 
 
 def test_without_a_preprompt_the_model_learns_its_own_answers(root, monkeypatch):
-    monkeypatch.setattr("llama2_lib.pipeline.safety.teacher", None)  # must not be called
+    monkeypatch.setattr("llama2_lib.stages.safety.teacher", None)  # must not be called
     made = build(root, "safety_early", recipe_with(preprompt="none", gate=False))
-    rows = pipeline.distilled_rows(made)
+    rows = distilled_rows(made)
     assert all(row.preprompt == "" and row.answer_score == row.again_score for row in rows)
     assert all(row.answer in ("", row.again) for row in rows)
     assert any(row.original != row.again for row in rows)
@@ -152,7 +154,7 @@ def test_the_end_of_the_chain_rehearses_four_things_and_a_fine_tuned_model_one(t
     assert early == [job.tokenizer.decode(ids) for ids, _ in helpful]
 
 
-def half_broken(world, attacker, reply, *, budget, batch_size, number=1):
+def half_broken(world, attacker, reply, *, budget, queries_together, number=1):
     """A red team whose every second query violates; toy itself says nothing that could."""
     asked = attacker.propose(budget)
     texts = reply(asked)
@@ -163,16 +165,16 @@ def half_broken(world, attacker, reply, *, budget, batch_size, number=1):
 
 
 def test_rounds_keep_all_attacks_and_learn_from_those_that_broke(root, monkeypatch):
-    monkeypatch.setattr("llama2_lib.pipeline.red_team.attack", half_broken)
+    monkeypatch.setattr("llama2_lib.stages.red_team.attack", half_broken)
     first, second = (build(root, f"red_team_early_v{n}", toy()) for n in (1, 2))
     budget = toy().red_team.budget
-    attacks = [read_attacks(folder / "attacks.jsonl") for folder in (first, second)]
+    attacks = [read_rows(folder / "attacks.jsonl", Attack) for folder in (first, second)]
     assert [len(found) for found in attacks] == [budget, 2 * budget]
     assert attacks[1][:budget] == attacks[0]
     assert {row.round for row in attacks[1]} == {1, 2}
     keys = [{key_of(row.prompt) for row in attacks[1] if row.round == n} for n in (1, 2)]
     assert keys[0] != keys[1]  # other attackers
-    summary = pipeline.round_summary(second)
+    summary = round_summary(second)
     assert (summary["queries"], summary["violating"]) == (budget, budget // 2)
     assert summary["old attacks"] == len({key_of(row.prompt) for row in attacks[1] if row.violated})
     assert summary["fresh attacks"] == budget // 2 < summary["old attacks"]
@@ -185,7 +187,7 @@ def test_rounds_keep_all_attacks_and_learn_from_those_that_broke(root, monkeypat
 
 def test_a_round_that_finds_nothing_changes_no_weight(root):
     made = build(root, "red_team_early_v1", toy())
-    assert pipeline.round_summary(made)["violating"] == 0
+    assert round_summary(made)["violating"] == 0
     before = pipeline.artifact_path("sft", toy(), root) / WEIGHTS
     assert (made / WEIGHTS).read_bytes() == before.read_bytes()
     assert read_metrics(made / "metrics.jsonl") == [{"step": 0, "lessons": 0}]

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from llama2_lib import pipeline
-from llama2_lib.evaluation.chat import answer_loss
+from llama2_lib.config import SftConfig
+from llama2_lib.evaluation.language import answer_loss
 from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.model.weights import load_model
 from llama2_lib.recipes import RECIPES, nano, toy
+from llama2_lib.stages.fit import dialog_loss
 from llama2_lib.stages.sft import (
-    SftConfig,
-    dialog_loss,
-    estimated_steps,
     examples,
     sft,
     training_dialogs,
@@ -24,7 +23,7 @@ from llama2_lib.stages.sft import (
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.dialog import render
 from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.dialog_batches import PackedDialogs, shorten_all
+from llama2_lib.training.batches import PackedDialogs, shorten_all
 from llama2_lib.world import make_world
 from llama2_lib.world.demonstrations import demonstrations
 
@@ -118,7 +117,7 @@ def test_interrupted_anywhere_and_started_again_it_ends_with_the_same_bits(run):
     for stop in (1, 3, 4, n_steps):
 
         def interrupt(done, words, stop=stop):
-            if done == stop:
+            if round(done * n_steps) == stop:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -127,7 +126,9 @@ def test_interrupted_anywhere_and_started_again_it_ends_with_the_same_bits(run):
         again, rows_again = run(
             SHORT, f"stopped-{stop}", report=lambda done, _, begun=begun: begun.append(done)
         )
-        assert begun[0] == 1 + min(stop, n_steps - 1) // 3 * 3, "it did not go on from there"
+        assert round(begun[0] * n_steps) == 1 + min(stop, n_steps - 1) // 3 * 3, (
+            "it did not go on from there"
+        )
         assert equal(again, weights)
         assert rows_again == rows
     other, _ = run(replace(SHORT, seed=1), "other")
@@ -242,10 +243,10 @@ def test_noisy_dialogs_are_trained_on_but_never_validated_on():
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"eval_every": 0}, "eval_every must be at least 1"),
         ({"save_every": -1}, "save_every must be at least 1; got -1"),
-        ({"precision": "fp16"}, "precision must be fp32 or bf16; got 'fp16'"),
+        ({"precision": "fp16"}, "precision must be one of fp32, bf16; got 'fp16'"),
         ({"grade": "dirty"}, "grade must be one of clean, mixed, noisy; got 'dirty'"),
-        ({"peak_lr": 0.0}, "need peak > 0"),
-        ({"floor": 2.0}, "0 <= floor <= 1"),
+        ({"peak_lr": 0.0}, "peak_lr must be above 0"),
+        ({"min_lr_ratio": 2.0}, "min_lr_ratio within 0 and 1"),
         ({"warmup": -1}, "warmup must lie in"),
     ],
 )
@@ -262,5 +263,4 @@ def test_recipes_follow_the_paper_where_its_numbers_transfer():
         assert (config.epochs, config.weight_decay, config.seed) == (2, 0.1, 3)
         assert config.isolate_documents
         assert config.seq_len <= recipe(3).model.max_seq_len
-        assert config.warmup < estimated_steps(config)
     assert nano().sft.seq_len == nano().model.max_seq_len == nano().pretrain.seq_len

@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
-from llama2_lib.text.dialog import Encoder, Message, encode_prompt
-from llama2_lib.world.facts import World
-from llama2_lib.world.prompts import PROMPT_SHARES, Prompt, prompts
+from llama2_lib.text.dialog import Encoder, encode_prompt
+from llama2_lib.world.dialogs import Message
+from llama2_lib.world.prompts import Prompt
+from llama2_lib.world.source import Source
 
 MOST_TRIES = 50
 """Prompts looked at for one that fits, on average, before it is an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class PromptSet:
     """Prompts with their ids; what was too long is counted."""
 
     prompts: list[Prompt]
@@ -23,7 +23,7 @@ class Asked:
     @property
     def dialogs(self) -> list[list[Message]]:
         """The dialogs, each ending with the user."""
-        return cast(list[list[Message]], [prompt.dialog for prompt in self.prompts])
+        return [prompt.dialog for prompt in self.prompts]
 
     @property
     def tags(self) -> list[bool]:
@@ -31,36 +31,37 @@ class Asked:
         return [prompt.is_safety for prompt in self.prompts]
 
 
-def ask(
-    world: World,
+def sample_prompts(
+    source: Source,
     seed: int,
     n: int,
     tok: Encoder,
     *,
     longest: int,
     split: str = "train",
-    shares: Mapping[str, float] = PROMPT_SHARES,
-) -> Asked:
+    shares: Mapping[str, float] | None = None,
+) -> PromptSet:
     """Draw prompts until n of them have at most `longest` tokens.
 
     Raises:
         ValueError: Hardly any prompt is so short.
     """
-    found = Asked(prompts=[], ids=[], n_too_long=0)
-    too_long = 0
-    for prompt in prompts(world, seed, split=split, shares=shares):
-        if len(found.prompts) == n:
+    prompts: list[Prompt] = []
+    encoded: list[list[int]] = []
+    n_too_long = 0
+    for prompt in source.prompts(seed, split=split, shares=shares):
+        if len(prompts) == n:
             break
-        ids = encode_prompt(cast(list[Message], prompt.dialog), tok)
+        ids = encode_prompt(prompt.dialog, tok)
         if len(ids) <= longest:
-            found.prompts.append(prompt)
-            found.ids.append(ids)
+            prompts.append(prompt)
+            encoded.append(ids)
         else:
-            too_long += 1
-        if too_long > MOST_TRIES * max(n, 1):
+            n_too_long += 1
+        if n_too_long > MOST_TRIES * max(n, 1):
             raise ValueError(
                 f"{n} prompts of at most {longest} tokens were asked for; of the first "
-                f"{too_long + len(found.prompts)} only {len(found.prompts)} are so short. Give the "
-                "model a longer context, or answers less room."
+                f"{n_too_long + len(prompts)} only {len(prompts)} are so short. Give the model a "
+                "longer context, or answers less room."
             )
-    return Asked(prompts=found.prompts, ids=found.ids, n_too_long=too_long)
+    return PromptSet(prompts=prompts, ids=encoded, n_too_long=n_too_long)

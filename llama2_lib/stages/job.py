@@ -1,0 +1,113 @@
+"""What a stage gets to do its work, and what every trained model leaves beside its weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llama2_lib import storage
+from llama2_lib.config import Recipe
+from llama2_lib.evaluation.language import as_dialog, recall_answers
+from llama2_lib.model.chat import reply
+from llama2_lib.model.generate import generate
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.weights import load_model
+from llama2_lib.stages.fit import Report
+from llama2_lib.text.dialog import encode_prompt, render
+from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
+from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import Message
+from llama2_lib.world.facts import World, recall_items
+from llama2_lib.world.source import Source, WorldSource
+
+STORY_STARTS = ("One morning", "Once there was", "It was a", "The", "In the evening")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of one stage."""
+
+    recipe: Recipe
+    folder: Path
+    """Where the stage leaves what it makes; it becomes the artifact when the stage returns."""
+    inputs: dict[str, Path]
+    """The finished folders of the stages that this one needs."""
+    device: torch.device
+    report: Report
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The chain's tokenizer."""
+        return load_tokenizer(self.inputs["tokenizer"])
+
+    @property
+    def world(self) -> World:
+        """The truth: facts, instructions, attackers."""
+        return make_world(self.recipe.corpus.world_seed)
+
+    @property
+    def source(self) -> Source:
+        """What supplies documents, dialogs, prompts, pairs and a judge."""
+        return WorldSource(self.world)
+
+    def model(self, stage: str) -> Transformer:
+        """Return the language model of an input, on the job's device."""
+        return load_model(self.inputs[stage], self.device)[0]
+
+    def part(self, begin: float, end: float) -> Report:
+        """Return a report for a run that is this part of the stage."""
+        return lambda done, words: self.report(begin + (end - begin) * done, words)
+
+    def write_beside(self, samples: str) -> None:
+        """Put the tokenizer and samples for people to read beside a trained model."""
+        tokenizer = (self.inputs["tokenizer"] / "tokenizer.model").read_bytes()
+        storage.write_atomically(self.folder / "tokenizer.model", tokenizer)
+        storage.write_atomically(self.folder / "samples.txt", samples)
+
+
+def write_samples(model: Transformer, tokenizer: Tokenizer, recipe: Recipe) -> str:
+    """Return ten generations for people to read: five stories and five answers."""
+    starts = [tokenizer.encode(text, bos=True) for text in STORY_STARTS]
+    stories = generate(
+        model,
+        starts,
+        max_new_tokens=min(96, recipe.model.max_seq_len - max(map(len, starts))),
+        temperature=0.7,
+        top_p=0.9,
+        seed=recipe.pretrain.seed,
+        stop_ids={tokenizer.eos_id},
+    )
+    lines = [
+        f"{text}{tokenizer.decode([*start, *done.ids])[len(text) :]}"
+        for text, start, done in zip(STORY_STARTS, starts, stories, strict=True)
+    ]
+    if recipe.corpus.data is None:
+        items = recall_items(make_world(recipe.corpus.world_seed))[::31][:5]
+        answers = recall_answers(model, tokenizer, items)
+        lines += [
+            f"{item.prompt} {answer}   [right: {item.answer}; {item.exposure}]"
+            for item, answer in zip(items, answers, strict=True)
+        ]
+    return "\n---\n".join(lines) + "\n"
+
+
+def write_answers(
+    model: Transformer, tokenizer: Tokenizer, held_out: Sequence[Sequence[Message]], recipe: Recipe
+) -> str:
+    """Return ten greedy answers for people to read: to held-out dialogs, and on five facts."""
+    context = model.config.max_seq_len
+    short = [d for d in held_out if len(encode_prompt(d[:-1], tokenizer)) <= context // 2][:5]
+    items = recall_items(make_world(recipe.corpus.world_seed))[::31][:5]
+    prompts = [*(dialog[:-1] for dialog in short), *(as_dialog(item) for item in items)]
+    remarks = [
+        *(f"held out: {dialog[-1]['content']}" for dialog in short),
+        *(f"right: {item.answer}; {item.exposure}" for item in items),
+    ]
+    lines = (
+        f"{render(prompt)} {answer.text}{' </s>' if answer.ended else ' ...'}   [{remark}]"
+        for prompt, answer, remark in zip(
+            prompts, reply(model, tokenizer, prompts), remarks, strict=True
+        )
+    )
+    return "\n---\n".join(lines) + "\n"
