@@ -1,22 +1,31 @@
-"""Floor 9: the paper's claims, declared before they are measured, and the ledger of verdicts."""
+"""Floor 9: the paper's claims, declared before they are measured, and the ledger of verdicts.
 
-from llama2_lib.claims.catalogue import CLAIMS, course_requests, grid_requests, of_course
+One file a section of the paper holds its claims and how they are measured. A new claim is an entry
+of the `CLAIMS` of its section.
+"""
+
 from llama2_lib.claims.claim import (
     CannotShow,
     Claim,
+    Fact,
     Measurement,
+    Must,
     Outcome,
-    Threshold,
+    Proviso,
     Trust,
     Verdict,
-    threshold,
 )
 from llama2_lib.claims.ledger import (
+    CLAIMS,
     Result,
+    grid_requests,
+    of_course,
     read_ledger,
     recorded,
     render_table,
+    render_text,
     run_claims,
+    same_declaration,
     write_ledger,
 )
 
@@ -24,19 +33,21 @@ __all__ = [
     "CLAIMS",
     "CannotShow",
     "Claim",
+    "Fact",
     "Measurement",
+    "Must",
     "Outcome",
+    "Proviso",
     "Result",
-    "Threshold",
     "Trust",
     "Verdict",
-    "course_requests",
     "grid_requests",
     "of_course",
     "read_ledger",
     "recorded",
     "render_table",
+    "render_text",
     "run_claims",
-    "threshold",
+    "same_declaration",
     "write_ledger",
 ]

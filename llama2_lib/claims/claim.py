@@ -1,18 +1,34 @@
-"""What a claim is: a prediction and a threshold declared before the run, a measure, a judge.
+"""What a claim is: a prediction, and the inequalities that decide it, declared before the run.
 
-A judge turns the measurements of all seeds into a verdict by way of `Check`s. Each check is true,
-false, or undecided at the declared confidence; one false check refutes the claim, and only if all
-are true it is reproduced.
+A claim lists its inequalities (`Must`). The sentence that declares the threshold and the verdict
+both follow from that list, so that they cannot disagree. Each check is true, false, or undecided
+at the declared confidence; one false check refutes the claim, and only if all are true it is
+reproduced.
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import StrEnum
-from types import MappingProxyType
+from functools import partial
 from typing import Any
 
-from llama2_lib.evaluation.statistics import Equivalence, Estimate, mean_interval, paired_difference
+import numpy as np
+from scipy import stats
+
+from llama2_lib import pipeline
+from llama2_lib.config import Recipe
+from llama2_lib.device import choose_device
+from llama2_lib.evaluation.statistics import Estimate, mean_interval
+
+Z = float(stats.norm.ppf(0.975))
+"""Half the width of a 95 % interval, in standard errors."""
+SHARE, SIGNED = (0.0, 1.0), (-1.0, 1.0)
+"""Bounds of a share; of a correlation, and of one share less another."""
+OVER_SEEDS = "(95 % over seeds)"
+WIDER = "(95 %, the wider of the intervals over seeds and over prompts)"
+PAIRED = "(95 %, the wider of the intervals over seeds and over the same held-out pairs)"
 
 
 class Outcome(StrEnum):
@@ -39,47 +55,162 @@ class CannotShow(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Threshold:
-    """The numbers that decide, and the sentence that uses them. Immutable: see `threshold`."""
-
-    rule: str
-    """A format string: `{name}` stands for the number of that name, so they cannot disagree."""
-    numbers: Mapping[str, float]
-
-    def __getitem__(self, name: str) -> float:
-        return self.numbers[name]
-
-    def __str__(self) -> str:
-        return self.rule.format(**self.numbers)
-
-
-def threshold(rule: str, **numbers: float) -> Threshold:
-    """Declare a threshold; every number must appear in the rule.
-
-    Raises:
-        ValueError: A number is missing from the rule, or the rule names one that is not given.
-    """
-    declared = Threshold(rule=rule, numbers=MappingProxyType(dict(numbers)))
-    unused = [name for name in numbers if f"{{{name}" not in rule]
-    try:
-        str(declared)
-    except KeyError as error:
-        unused.append(str(error))
-    if unused:
-        raise ValueError(
-            f"a rule must use exactly the declared numbers; {', '.join(unused)} stands in only "
-            f"one of the two. Rule: {rule!r}, numbers: {sorted(numbers)}."
-        )
-    return declared
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
     """The named numbers that one seed gave. Keys are documented at each claim's measure."""
 
     values: Mapping[str, float]
     seed: int = 0
     device: str = "cpu"
+
+    def __getitem__(self, key: str) -> float:
+        if key not in self.values:
+            near = difflib.get_close_matches(key, self.values, n=3, cutoff=0.0)
+            raise ValueError(
+                f"every measurement must give {key!r}; seed {self.seed} does not. Nearest: "
+                f"{', '.join(near) or 'none'}. The measure and the claim must agree on keys."
+            )
+        return float(self.values[key])
+
+
+Measurements = Sequence[Measurement]
+Bounds = tuple[float, float] | None
+"""Between what a number must lie; None: it has no range."""
+PerSeed = str | Callable[[Measurement], float]
+"""A number of one seed: its key, or what is reckoned from several keys."""
+Quantity = Callable[[Measurements], Estimate | Mapping[str, Estimate]]
+"""What an inequality is about: one number of all seeds, or several by name."""
+
+
+# ------------------------------------------------------------- numbers of all seeds
+
+
+def column(measurements: Measurements, of: PerSeed) -> list[float]:
+    """Return one number of every seed."""
+    return [float(of(m)) if callable(of) else m[of] for m in measurements]
+
+
+def inside(estimate: Estimate, bounds: Bounds) -> Estimate:
+    """Cut an interval where the range of what it estimates ends.
+
+    Student's t knows of no range, so of few seeds it may leave it. The truth cannot lie there: the
+    part that is left covers it as often, and no inequality with a bound in the range is changed.
+    """
+    if bounds is None:
+        return estimate
+    low, high = max(estimate.low, bounds[0]), min(estimate.high, bounds[1])
+    return replace(estimate, low=low, high=high)
+
+
+def average(
+    measurements: Measurements, of: PerSeed, confidence: float = 0.95, bounds: Bounds = None
+) -> Estimate:
+    """Return the mean over seeds with its interval; of a single seed just the value."""
+    values = column(measurements, of)
+    if len(values) == 1:
+        return Estimate(value=values[0], low=values[0], high=values[0], n=1)
+    return inside(mean_interval(values, confidence), bounds)
+
+
+def mean(of: PerSeed, confidence: float = 0.95, bounds: Bounds = None) -> Quantity:
+    """Return the quantity that `average` computes."""
+    return partial(average, of=of, confidence=confidence, bounds=bounds)
+
+
+def minus(more: str, less: str) -> Callable[[Measurement], float]:
+    """Return one number less another of the same seed."""
+    return lambda measurement: measurement[more] - measurement[less]
+
+
+def keys_under(measurements: Measurements, prefix: str) -> list[str]:
+    """Return what follows `prefix/` in the keys of the first measurement, in their order."""
+    keys = measurements[0].values if measurements else ()
+    return [key.removeprefix(f"{prefix}/") for key in keys if key.startswith(f"{prefix}/")]
+
+
+def averages(
+    measurements: Measurements,
+    *prefixes: str,
+    named: str | None = None,
+    bounds: Bounds = None,
+) -> dict[str, Estimate]:
+    """Return the means over seeds of the keys that are, or are under, one of the prefixes."""
+    keys = measurements[0].values
+    return {
+        key if named is None else key.replace(prefix, named, 1): average(
+            measurements, key, bounds=bounds
+        )
+        for prefix in prefixes
+        for key in keys
+        if key == prefix or key.startswith(f"{prefix}/")
+    }
+
+
+def paired(name: str, gap: np.ndarray) -> dict[str, float]:
+    """Return the mean of a gain over prompts and its standard error, as `gain` reads them."""
+    error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
+    return {f"gain/{name}": float(gap.mean()), f"error/{name}": error}
+
+
+def unpaired(name: str, more: np.ndarray, less: np.ndarray) -> dict[str, float]:
+    """Return the same of two groups of prompts that have nothing to do with each other."""
+    errors = [part.var(ddof=1) / len(part) for part in (more, less)]
+    gap = float(more.mean() - less.mean())
+    return {f"gain/{name}": gap, f"error/{name}": float(np.sqrt(sum(errors)))}
+
+
+def gain(measurements: Measurements, name: str, bounds: Bounds = None) -> Estimate:
+    """Return the mean over seeds of `gain/<name>`, with the wider of two intervals.
+
+    One is over seeds, one over the prompts of all seeds (`error/<name>`): with three seeds the
+    first alone may be narrow by luck.
+    """
+    values, errors = column(measurements, f"gain/{name}"), column(measurements, f"error/{name}")
+    half = Z * sum(error**2 for error in errors) ** 0.5 / len(errors)
+    return inside(_wider(values, half, len(values)), bounds)
+
+
+def paired_gain(measurements: Measurements, name: str) -> Estimate:
+    """Return by how much one model is right more often than another on the same pairs.
+
+    Keys: `gained/<name>` and `lost/<name>`, pairs that only the one or only the other has right,
+    a tie counting half; `pairs/<name>`, all. The interval is the wider of the one over seeds,
+    since training varies, and the one over pairs, since few of them differ.
+    """
+    gained, lost, pairs = (
+        np.array(column(measurements, f"{key}/{name}")) for key in ("gained", "lost", "pairs")
+    )
+    n = pairs.sum()
+    spread = (gained + lost).sum() / n - ((gained - lost).sum() / n) ** 2
+    half = Z * math.sqrt(max(0.0, spread) / n)
+    return _wider(((gained - lost) / pairs).tolist(), half, int(n))
+
+
+def _wider(values: list[float], half: float, n: int) -> Estimate:
+    value = float(np.mean(values))
+    if len(values) > 1:
+        half = max(half, mean_interval(values).high - value)
+    return Estimate(value=value, low=value - half, high=value + half, n=n)
+
+
+def bounded(
+    *prefixes: str, bounds: Bounds = SHARE
+) -> Callable[[Measurements], dict[str, Estimate]]:
+    """Return what shows the means of shares, or of what else has bounds; see `averages`."""
+    return lambda measurements: averages(measurements, *prefixes, bounds=bounds)
+
+
+def all_gains(measurements: Measurements) -> dict[str, Estimate]:
+    """Return every `gain` there is, by name."""
+    return {name: gain(measurements, name) for name in keys_under(measurements, "gain")}
+
+
+def all_paired_gains(measurements: Measurements) -> dict[str, Estimate]:
+    """Return every `paired_gain` there is, as `gain/<name>`."""
+    names = keys_under(measurements, "pairs")
+    return {f"gain/{name}": paired_gain(measurements, name) for name in names}
+
+
+# ------------------------------------------------------------- inequalities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,75 +219,6 @@ class Check:
 
     text: str
     holds: bool | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """An outcome, why, and the numbers behind it."""
-
-    outcome: Outcome
-    reason: str
-    estimates: Mapping[str, Estimate] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Claim:
-    """One claim of the paper, as it stands before anything is run."""
-
-    id: int
-    section: str
-    statement: str
-    paper_value: str
-    paper_trust: Trust
-    prediction: str
-    threshold: Threshold
-    judge: Callable[[Sequence[Measurement], Threshold], Verdict]
-    measure: Callable[[Any, int], Measurement] | None = None
-    """`measure(recipe, seed)`. None: declared, not yet measured."""
-    requests: Callable[[Any, Sequence[int]], list[tuple[str, Any]]] | None = None
-    """`requests(recipe, seeds)`: the (stage, recipe) pairs that `measure` will ask the pipeline
-    for, so that they can be trained side by side beforehand. None: it trains nothing."""
-    recorded: bool = False
-    """Whether its runs take too long for the course. Its notebook then shows what the ledger
-    `data/claims.json` holds, beside what one seed gives; `llama2 claims ID` measures it anew."""
-    min_seeds: int = 3
-    """With fewer the verdict is `inconclusive`; 1 for what does not depend on the seed."""
-
-    def verdict(self, measurements: Sequence[Measurement]) -> Verdict:
-        """Judge the measurements of all seeds by the declared threshold."""
-        if len(measurements) < self.min_seeds:
-            reason = f"needs {self.min_seeds} seeds, got {len(measurements)}"
-            return Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason)
-        return self.judge(measurements, self.threshold)
-
-    def declaration(self) -> dict[str, Any]:
-        """Return what is fixed before the run, as a JSON document."""
-        return {
-            "id": self.id,
-            "section": self.section,
-            "statement": self.statement,
-            "paper_value": self.paper_value,
-            "paper_trust": str(self.paper_trust),
-            "prediction": self.prediction,
-            "threshold": str(self.threshold),
-        }
-
-
-def decide(checks: Sequence[Check], estimates: Mapping[str, Estimate]) -> Verdict:
-    """Combine checks: one false refutes, all true reproduce, anything else is inconclusive.
-
-    Raises:
-        ValueError: There is no check, which would reproduce anything.
-    """
-    if not checks:
-        raise ValueError("a verdict needs at least one check; got none. Check what was measured.")
-    for wanted, outcome in ((False, Outcome.NOT_REPRODUCED), (None, Outcome.INCONCLUSIVE)):
-        texts = [check.text for check in checks if check.holds is wanted]
-        if texts:
-            prefix = "" if wanted is False else "undecided: "
-            return Verdict(outcome=outcome, reason=prefix + "; ".join(texts), estimates=estimates)
-    reason = "; ".join(check.text for check in checks)
-    return Verdict(outcome=Outcome.REPRODUCED, reason=reason, estimates=estimates)
 
 
 def above(text: str, estimate: Estimate, bound: float = 0.0) -> Check:
@@ -171,44 +233,240 @@ def below(text: str, estimate: Estimate, bound: float = 0.0) -> Check:
     return Check(text=f"{text}: {estimate}, must stay under {bound:g}", holds=holds)
 
 
-def within(text: str, result: Equivalence) -> Check:
-    """Check an equivalence: false if the whole interval lies outside the margin."""
-    low, high = result.estimate.low, result.estimate.high
-    outside = low >= result.margin or high <= -result.margin
-    holds = True if result.holds else False if outside else None
-    return Check(text=f"{text}: {result.estimate}, must lie within {result.margin:g}", holds=holds)
+def within(text: str, estimate: Estimate, margin: float) -> Check:
+    """Check an equivalence: the whole interval within the margin; false if all of it is outside.
 
-
-def column(measurements: Sequence[Measurement], key: str) -> list[float]:
-    """Return one number of every seed.
-
-    Raises:
-        ValueError: A measurement lacks the key.
+    With a 90 % interval these are two one-sided tests at 5 %, with one of 95 % at 2.5 %.
     """
-    for measurement in measurements:
-        if key not in measurement.values:
-            near = difflib.get_close_matches(key, measurement.values, n=3, cutoff=0.0)
-            raise ValueError(
-                f"every measurement must give {key!r}; seed {measurement.seed} does not. Nearest: "
-                f"{', '.join(near) or 'none'}. The measure and the judge must agree on keys."
-            )
-    return [float(measurement.values[key]) for measurement in measurements]
+    inside = -margin < estimate.low and estimate.high < margin
+    outside = estimate.low >= margin or estimate.high <= -margin
+    holds = True if inside else False if outside else None
+    return Check(text=f"{text}: {estimate}, must lie within {margin:g}", holds=holds)
 
 
-def average(measurements: Sequence[Measurement], key: str) -> Estimate:
-    """Return the mean over seeds with its interval; of a single seed just the value."""
-    values = column(measurements, key)
-    if len(values) == 1:
-        return Estimate(value=values[0], low=values[0], high=values[0], n=1)
-    return mean_interval(values)
+RULES = {"above": above, "below": below, "within": within}
+Judged = tuple[list[Check], dict[str, Estimate]]
 
 
-def difference(measurements: Sequence[Measurement], key: str, minus: str) -> Estimate:
-    """Return the mean over seeds of one number minus another of the same seed."""
-    return paired_difference(column(measurements, key), column(measurements, minus)).estimate
+@dataclass(frozen=True, slots=True)
+class Must:
+    """One inequality: a quantity, interval and all, above, below or within one bound."""
+
+    text: str
+    of: Quantity
+    _: KW_ONLY
+    above: float | None = None
+    below: float | None = None
+    within: float | None = None
+    named: str | None = None
+    """Under what name the estimate is shown: the text unless given, nowhere if empty."""
+    says: str | None = None
+    """Words for the text in the declared sentence, where it takes other ones."""
+    intervals: str = OVER_SEEDS
+    """What the interval covers, and how."""
+    beside: Callable[[Measurements], dict[str, Estimate]] | None = None
+    """What else is shown."""
+
+    @property
+    def rule(self) -> tuple[str, float]:
+        """Which of the three, and the bound."""
+        bounds = {"above": self.above, "below": self.below, "within": self.within}
+        ((name, bound),) = ((name, b) for name, b in bounds.items() if b is not None)
+        return name, bound
+
+    def __str__(self) -> str:
+        name, bound = self.rule
+        return f"{self.says or self.text} {name} {bound:g}"
+
+    def judge(self, measurements: Measurements) -> Judged:
+        """Return what holds, and the estimates that are shown for it."""
+        name, bound = self.rule
+        found = self.of(measurements)
+        every = {self.text: found} if isinstance(found, Estimate) else dict(found)
+        checks = [RULES[name](text, estimate, bound) for text, estimate in every.items()]
+        if self.named and isinstance(found, Estimate):
+            every = {self.named: found}
+        return checks, {} if self.named == "" else every
 
 
-def keys_under(measurements: Sequence[Measurement], prefix: str) -> list[str]:
-    """Return what follows `prefix/` in the keys of the first measurement, in their order."""
-    keys = measurements[0].values if measurements else ()
-    return [key.removeprefix(f"{prefix}/") for key in keys if key.startswith(f"{prefix}/")]
+def gains(
+    text: str, name: str, named: str | None = "", bounds: Bounds = None, **bound: Any
+) -> Must:
+    """Return an inequality on the `gain` of a name; unnamed it is shown with all others."""
+    beside = all_gains if named == "" or bounds else None
+    of = partial(gain, name=name, bounds=bounds)
+    named = name if bounds else named
+    return Must(text, of, named=named, intervals=WIDER, beside=beside, **bound)
+
+
+def wins(text: str, name: str, **bound: Any) -> Must:
+    """Return an inequality on the `paired_gain` of a name, which is shown with all others."""
+    of = partial(paired_gain, name=name)
+    return Must(text, of, named="", intervals=PAIRED, beside=all_paired_gains, **bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What must hold exactly or is no inequality of one estimate; the function judges it."""
+
+    says: str
+    """Its part of the declared sentence."""
+    of: Callable[[Measurements], list[Check]]
+    intervals: str = OVER_SEEDS
+
+    def __str__(self) -> str:
+        return self.says
+
+    def judge(self, measurements: Measurements) -> Judged:
+        """Return what holds; nothing is shown."""
+        return self.of(measurements), {}
+
+
+@dataclass(frozen=True, slots=True)
+class Proviso:
+    """What must be so for the inequalities to say anything; else the verdict is another one."""
+
+    says: str
+    """The last part of the declared sentence."""
+    unless: Callable[[Measurements, Sequence[Check]], tuple[Outcome, str] | None]
+    """Gets the checks, too; returns the other verdict and why, or None."""
+
+
+# ------------------------------------------------------------- the claim and its verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """An outcome, why, and the numbers behind it."""
+
+    outcome: Outcome
+    reason: str
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+def decide(checks: Sequence[Check], estimates: Mapping[str, Estimate]) -> Verdict:
+    """Combine checks: one false refutes, all true reproduce, anything else is inconclusive."""
+    if not checks:
+        raise ValueError("a verdict needs at least one check; got none. Check what was measured.")
+    for wanted, outcome in ((False, Outcome.NOT_REPRODUCED), (None, Outcome.INCONCLUSIVE)):
+        texts = [check.text for check in checks if check.holds is wanted]
+        if texts:
+            prefix = "" if wanted is False else "undecided: "
+            return Verdict(outcome=outcome, reason=prefix + "; ".join(texts), estimates=estimates)
+    reason = "; ".join(check.text for check in checks)
+    return Verdict(outcome=Outcome.REPRODUCED, reason=reason, estimates=estimates)
+
+
+Request = tuple[str, Recipe]
+"""A stage and a recipe: a run that the pipeline can be asked for."""
+Runs = Callable[[Recipe, int], Mapping[Any, Request]]
+Shown = str | Callable[[Measurements], Mapping[str, Estimate]]
+
+
+def of_stage(
+    stage: str, recipes: Callable[[Recipe, int], Mapping[Any, Recipe]], *names: Hashable
+) -> Runs:
+    """Return the runs of one stage with some of the recipes that a function lists, or with all."""
+
+    def runs(recipe: Recipe, seed: int) -> dict[Any, Request]:
+        every = recipes(recipe, seed)
+        return {name: (stage, every[name]) for name in names or every}
+
+    return runs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """One claim of the paper, as it stands before anything is run."""
+
+    id: int
+    section: str
+    statement: str
+    paper_value: str
+    paper_trust: Trust
+    prediction: str
+    where: str
+    """What is compared, on what: the beginning of the declared sentence."""
+    tests: tuple[Must | Fact, ...]
+    """The inequalities, all of which must hold."""
+    intervals: str | None = None
+    """The end of the declared sentence: the intervals that must lie beyond the bounds. Those of
+    the inequalities unless given."""
+    proviso: Proviso | None = None
+    shown: tuple[Shown, ...] = ()
+    """What is reported beside the inequalities: keys, or prefixes of keys, whose means are taken,
+    and functions."""
+    measured_by: Callable[[Recipe, int], Mapping[str, float]] | None = None
+    """Takes recipe and seed. None: declared, not yet measured."""
+    runs: Runs | None = None
+    """The runs that one seed needs, by name: they are trained side by side before it is
+    measured. None: nothing is trained."""
+    recorded: bool = True
+    """Whether its runs take too long for the course. Its notebook then shows what the ledger
+    `data/claims.json` holds, beside what one seed gives; `llama2 claims ID` measures it anew."""
+    min_seeds: int = 3
+    """With fewer the verdict is `inconclusive`; 1 for what does not depend on the seed."""
+
+    @property
+    def threshold(self) -> str:
+        """The sentence that declares what decides."""
+        intervals = self.tests[-1].intervals if self.intervals is None else self.intervals
+        parts = f"{self.where}: {'; '.join(map(str, self.tests))} {intervals}".rstrip()
+        return f"{parts}.{f' {self.proviso.says}' if self.proviso else ''}"
+
+    def declaration(self) -> dict[str, int | str]:
+        """Return what is fixed before the run, as a JSON document."""
+        return {
+            "id": self.id,
+            "section": self.section,
+            "statement": self.statement,
+            "paper_value": self.paper_value,
+            "paper_trust": str(self.paper_trust),
+            "prediction": self.prediction,
+            "threshold": self.threshold,
+        }
+
+    def requests(self, recipe: Recipe, seeds: Sequence[int]) -> list[Request]:
+        """Return the runs of all seeds, each once."""
+        if self.runs is None:
+            return []
+        return list(dict.fromkeys(r for seed in seeds for r in self.runs(recipe, seed).values()))
+
+    def measure(self, recipe: Recipe, seed: int) -> Measurement:
+        """Train what is missing, and measure one seed."""
+        if self.measured_by is None:
+            raise ValueError(f"claim {self.id} is declared but has no measure yet.")
+        if self.runs is not None:
+            pipeline.artifacts(self.requests(recipe, [seed]))
+        values = self.measured_by(recipe, seed)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"measured numbers must be finite; claim {self.id}, seed {seed} gave "
+                    f"{name}={value}. Look at that run; no seed is dropped."
+                )
+        return Measurement(values=values, seed=seed, device=str(choose_device()))
+
+    def verdict(self, measurements: Measurements) -> Verdict:
+        """Judge the measurements of all seeds by the declared inequalities."""
+        if len(measurements) < self.min_seeds:
+            reason = f"needs {self.min_seeds} seeds, got {len(measurements)}"
+            return Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason)
+        return self.judge(measurements)
+
+    def judge(self, measurements: Measurements) -> Verdict:
+        """Judge any number of seeds."""
+        checks: list[Check] = []
+        estimates: dict[str, Estimate] = {}
+        for test in self.tests:
+            more, found = test.judge(measurements)
+            checks += more
+            estimates |= found
+        beside = dict.fromkeys(t.beside for t in self.tests if isinstance(t, Must) and t.beside)
+        for what in (*beside, *self.shown):
+            found = averages(measurements, what) if isinstance(what, str) else what(measurements)
+            estimates |= {name: found[name] for name in found if name not in estimates}
+        other = self.proviso.unless(measurements, checks) if self.proviso else None
+        if other is not None:
+            return Verdict(outcome=other[0], reason=other[1], estimates=estimates)
+        return decide(checks, estimates)

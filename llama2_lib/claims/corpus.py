@@ -2,29 +2,178 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
+from llama2_lib import pipeline, recipes
 from llama2_lib.claims.claim import (
     Check,
     Claim,
-    Measurement,
+    Fact,
+    Measurements,
+    Must,
     Outcome,
-    Threshold,
+    Proviso,
     Trust,
-    Verdict,
-    above,
-    average,
-    below,
     column,
-    decide,
-    difference,
-    keys_under,
-    threshold,
+    mean,
+    minus,
+    of_stage,
 )
-from llama2_lib.claims.sums import measure_tokenizer, tokenizer_requests
-from llama2_lib.recipes import Recipe
+from llama2_lib.config import CorpusConfig, Recipe
+from llama2_lib.evaluation.language import document_nats
+from llama2_lib.model.generate import generate
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.rng import random_source
+from llama2_lib.stages.corpus import training_documents
+from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import World, documents, make_world
 from llama2_lib.world.audit import Audit, audit
 from llama2_lib.world.documents import Document
+
+# ------------------------------------------------------------- claim 3: digits and bytes
+
+ARMS = {"split": True, "joined": False}
+"""Whether digits are split."""
+N_SUM_DOCUMENTS, N_SUMS = 12_000, 600
+UNSEEN_TEXTS = (
+    "\N{SLIGHTLY SMILING FACE} \N{WAVING HAND SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-4}",
+    "\u03b1\u03b2\u03b3 \u0436\u0438\u0437\u043d\u044c \u4f60\u597d",
+    "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+    "na\u00efve caf\u00e9, \u00bd \u20ac \u2192 \u221e",
+    "e\u0301 is not \u00e9",
+    "<s> [INST] </s> {~} #@%^&* \\ `code` |",
+    "tab\tand  two spaces, \u00a0no break",
+    "3.14159 and \u0663\u0664 and 2\u00b3",
+)
+"""What the world's text never holds: emoji, other scripts, accents, signs."""
+
+
+def sums_recipe(recipe: Recipe, seed: int, arm: str) -> Recipe:
+    """Return the small model of one arm of claim 3: sums only, digits split or joined.
+
+    With other texts beside the sums, or at the grid's own size, no arm learned to add. Of the
+    settings tried with another seed at about 13 core-seconds a run, this one, with many small
+    steps of a narrow model, had the lowest loss averaged over both arms. More documents would
+    leave too few unseen sums.
+    """
+    base = recipes.grid(seed) if recipe.name == "nano" else recipe
+    model, pretrain = base.model, replace(base.pretrain, seed=seed)
+    if base.name == "grid":
+        model = replace(model, dim=32)
+        pretrain = replace(
+            pretrain, steps=1500, batch_size=8, seq_len=64, warmup=75, eval_every=1500,
+            save_every=1500,
+        )  # fmt: skip
+    corpus = replace(
+        base.corpus,
+        n_documents=min(N_SUM_DOCUMENTS, base.corpus.n_documents),
+        n_validation=min(200, base.corpus.n_validation),
+        shares=(("sums", 1.0),),
+    )
+    tokenizer = replace(base.tokenizer, split_digits=ARMS[arm])
+    return replace(base, corpus=corpus, tokenizer=tokenizer, model=model, pretrain=pretrain)
+
+
+def sums_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
+    """Return what claim 3 trains for one seed, by arm."""
+    return {arm: sums_recipe(recipe, seed, arm) for arm in ARMS}
+
+
+def measure_tokenizer(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 3.
+
+    Keys: `sums/split`, `sums/joined`, loss on held-out sums in nats per CHARACTER (the tokenizers
+    cut them differently), digits split or not; `unk`, number of unknown ids over unseen UTF-8, and
+    `unk_without_bytes`; `round_trip_failures`, texts that do not come back; `long_numbers/<arm>`,
+    pieces of each vocabulary with two digits or more; `right/<arm>`, share of sums that greedy
+    decoding gets exactly right.
+
+    Both arms train for the same number of tokens of the same documents, which is more text for
+    joined digits, and answer the same sums, none of which stands in the training text.
+    """
+    values: dict[str, float] = {}
+    runs = sums_recipes(recipe, seed)
+    sums = held_out_sums(runs["split"].corpus, seed)
+    for arm, run in runs.items():
+        model, tokenizer = pipeline.load("pretrain", run)
+        values[f"sums/{arm}"] = nats_per_character(model, tokenizer, sums)
+        values[f"right/{arm}"] = _share_right(model, tokenizer, sums)
+        pieces = [tokenizer.piece(index) for index in range(259, tokenizer.vocab_size)]
+        digits = [sum(character.isdigit() for character in piece) for piece in pieces]
+        values[f"long_numbers/{arm}"] = float(sum(n >= 2 for n in digits))
+        if arm == "split":
+            values |= {"unk": _n_unknown(tokenizer)}
+            came_back = [tokenizer.decode(tokenizer.encode(text)) for text in UNSEEN_TEXTS]
+            failures = sum(a != b for a, b in zip(came_back, UNSEEN_TEXTS, strict=True))
+            values |= {"round_trip_failures": float(failures)}
+    bare = replace(runs["split"], tokenizer=replace(runs["split"].tokenizer, byte_fallback=False))
+    folder = pipeline.artifact("tokenizer", bare, bar=False)
+    return values | {"unk_without_bytes": _n_unknown(load_tokenizer(folder))}
+
+
+def _n_unknown(tokenizer: Tokenizer) -> float:
+    ids = [index for text in UNSEEN_TEXTS for index in tokenizer.encode(text)]
+    return float(ids.count(tokenizer.unk_id))
+
+
+def held_out_sums(corpus: CorpusConfig, seed: int, n: int = N_SUMS) -> list[tuple[str, str]]:
+    """Return `(question, answer)` of sums of two numbers below 100 that the corpus lacks."""
+    seen = {line for document in training_documents(corpus) for line in document.text.split("\n")}
+    every = [(a, b) for a in range(100) for b in range(100) if f"{a} + {b} = {a + b}" not in seen]
+    if len(every) < n:
+        raise ValueError(
+            f"{n:,} sums must be unseen; the training text of {corpus.n_documents:,} documents "
+            f"leaves {len(every):,} of 10,000. Train on fewer documents, or ask fewer sums."
+        )
+    chosen = random_source(seed, "claim 3", "sums").sample(every, n)
+    return [(f"{a} + {b} =", f" {a + b}\n") for a, b in chosen]
+
+
+def nats_per_character(
+    model: Transformer, tokenizer: Tokenizer, sums: Sequence[tuple[str, str]]
+) -> float:
+    """Return the loss on the answers, per digit and line end, whatever the pieces are."""
+    questions = [tokenizer.encode(question, bos=True) for question, _ in sums]
+    whole = [tokenizer.encode(question + answer, bos=True) for question, answer in sums]
+    if any(ids[: len(start)] != start for ids, start in zip(whole, questions, strict=True)):
+        raise ValueError(
+            "the pieces of a question must begin those of question and answer; they do not. "
+            "Train the tokenizer with split_by_whitespace=True, as TokenizerConfig does."
+        )
+    # log p(answer | question) = log p(question, answer) - log p(question)
+    nats = document_nats(model, whole).nats - document_nats(model, questions).nats
+    return float(nats.sum() / sum(len(answer) - 1 for _, answer in sums))
+
+
+def _share_right(
+    model: Transformer, tokenizer: Tokenizer, sums: Sequence[tuple[str, str]]
+) -> float:
+    prompts = [tokenizer.encode(question, bos=True) for question, _ in sums]
+    done = generate(
+        model, prompts, max_new_tokens=6, temperature=0.0, stop_ids=tokenizer.encode("\n")[-1:]
+    )
+    found = [tokenizer.decode(completion.ids).strip() for completion in done]
+    return sum(text == answer.strip() for text, (_, answer) in zip(found, sums, strict=True)) / len(
+        sums
+    )
+
+
+def _none(key: str, text: str, measurements: Measurements) -> list[Check]:
+    worst = max(column(measurements, key))
+    return [Check(text=f"{text}: {worst:g}, must be 0", holds=worst == 0)]
+
+
+def _same_tokenizer(
+    measurements: Measurements, checks: Sequence[Check]
+) -> tuple[Outcome, str] | None:
+    differ = min(column(measurements, "long_numbers/joined")) != 0
+    if differ or not all(check.holds for check in checks[:3]):
+        return None
+    reason = "without digit splitting no piece of several digits was learned: same tokenizer"
+    return Outcome.CANNOT_SHOW, reason
+
+
+# ------------------------------------------------------------- claim 38: counters
 
 AUDITS = ("pronouns", "identities", "languages", "toxicity")
 N_AUDITED = 6_000
@@ -34,36 +183,12 @@ _PEOPLE = {  # how the templates speak of people of an age, or of a gender
 }
 
 
-def _never(measurements: Sequence[Measurement], key: str, text: str) -> Check:
-    worst = max(column(measurements, key))
-    return Check(text=f"{text}: {worst:g}, must be 0", holds=worst == 0)
+def measure_audit(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 38 on a world of that seed.
 
-
-def judge_tokenizer(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 3.
-
-    Keys: `sums/split`, `sums/joined`, loss on held-out sums in nats per CHARACTER (the tokenizers
-    cut them differently), digits split or not; `unk`, number of unknown ids over unseen UTF-8;
-    `round_trip_failures`, texts that do not come back; `long_numbers/split` and
-    `long_numbers/joined`, pieces of each vocabulary with two digits or more.
-    """
-    estimates = {f"sums/{arm}": average(measurements, f"sums/{arm}") for arm in ("split", "joined")}
-    checks = [
-        _never(measurements, "unk", "unknown ids"),
-        _never(measurements, "round_trip_failures", "texts that do not come back"),
-        _never(measurements, "long_numbers/split", "pieces of several digits"),
-    ]
-    if min(column(measurements, "long_numbers/joined")) == 0 and all(c.holds for c in checks):
-        reason = "without digit splitting no piece of several digits was learned: same tokenizer"
-        return Verdict(outcome=Outcome.CANNOT_SHOW, reason=reason, estimates=estimates)
-    saved = difference(measurements, "sums/joined", minus="sums/split")
-    estimates["nats per character saved"] = saved
-    checks.append(above("loss on sums, joined minus split", saved, limit["saved"]))
-    return decide(checks, estimates)
-
-
-def measure_audit(recipe: Recipe, seed: int) -> Measurement:
-    """Measure claim 38 on a world of that seed. Keys: those of `judge_audit`.
+    Keys: `error/pronouns`, `error/identities`, `error/languages`, `error/toxicity`, the largest
+    gap between a counter's share of documents and the share the world was made with; shown, some
+    `share/<name>`, the counted shares.
 
     The counters see the text alone. The truth comes from how the text was made: see `true_shares`
     for pronouns and identities; languages and rudeness are labels of the documents. As in the
@@ -79,9 +204,7 @@ def measure_audit(recipe: Recipe, seed: int) -> Measurement:
         "languages": _largest_gap(counted.languages, counted.true_languages),
         "toxicity": abs(counted.rude_by_mean - counted.true_rude),
     }
-    return Measurement(
-        values={f"error/{name}": gap for name, gap in errors.items()} | _shown(counted), seed=seed
-    )
+    return {f"error/{name}": gap for name, gap in errors.items()} | _shown(counted)
 
 
 def _shown(counted: Audit) -> dict[str, float]:
@@ -128,20 +251,6 @@ def _with_other_trades(world: World) -> World:
     return replace(world, trades=tuple(f"{t}x" for t in world.trades), facts=tuple(facts))
 
 
-def judge_audit(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 38.
-
-    Keys: `error/pronouns`, `error/identities`, `error/languages`, `error/toxicity`, the largest
-    gap between a counter's share of documents and the share the world was made with, as a
-    fraction; any `share/<name>`, the counted shares (shown, not judged).
-    """
-    shown = [f"share/{name}" for name in keys_under(measurements, "share")]
-    keys = [f"error/{name}" for name in AUDITS]
-    estimates = {key: average(measurements, key) for key in keys + shown}
-    checks = [below(f"{key} of the counter", estimates[key], limit["error"]) for key in keys]
-    return decide(checks, estimates)
-
-
 CLAIMS = (
     Claim(
         id=3,
@@ -150,14 +259,29 @@ CLAIMS = (
         paper_value="32k vocabulary; design stated without ablation",
         paper_trust=Trust.DESIGN,
         prediction="No text ever gives an unknown id, and split digits lower the loss on sums.",
-        threshold=threshold(
-            "No unknown id, no failed round trip, no piece of two digits; loss on sums, joined "
-            "minus split, above {saved:g} nats per character (95 % interval over seeds).",
-            saved=0.0,
+        where="Of texts the world never holds, and of held-out sums",
+        tests=(
+            Fact("no unknown id", partial(_none, "unk", "unknown ids")),
+            Fact(
+                "no failed round trip",
+                partial(_none, "round_trip_failures", "texts that do not come back"),
+            ),
+            Fact(
+                "no piece of two digits",
+                partial(_none, "long_numbers/split", "pieces of several digits"),
+            ),
+            Must(
+                "loss on sums, joined minus split",
+                mean(minus("sums/joined", "sums/split")),
+                above=0,
+                named="nats per character saved",
+                says="loss on sums, joined minus split, nats per character,",
+            ),
         ),
-        judge=judge_tokenizer,
-        measure=measure_tokenizer,
-        requests=tokenizer_requests,
+        proviso=Proviso("Only if joined digits give other pieces.", _same_tokenizer),
+        shown=("sums",),
+        measured_by=measure_tokenizer,
+        runs=of_stage("pretrain", sums_recipes),
     ),
     Claim(
         id=38,
@@ -167,12 +291,19 @@ CLAIMS = (
         paper_trust=Trust.PRINTED,
         prediction="On a corpus of known make-up every counter finds the true share. "
         "The method transfers, the paper's shares do not.",
-        threshold=threshold(
-            "Largest gap between counted and true share below {error:g}, for each of the four "
-            "counters (95 % interval over seeds).",
-            error=0.01,
+        where="Largest gap between counted and true share",
+        tests=tuple(
+            Must(
+                f"error/{name} of the counter",
+                mean(f"error/{name}"),
+                below=0.01,
+                named=f"error/{name}",
+                says=name,
+            )
+            for name in AUDITS
         ),
-        judge=judge_audit,
-        measure=measure_audit,
+        shown=("share",),
+        recorded=False,
+        measured_by=measure_audit,
     ),
 )

@@ -1,118 +1,344 @@
 """Claims on supervised fine-tuning (paper section 3.1): quality, the loss mask, samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, cast
 
+import torch
+from torch import Tensor
+
+from llama2_lib import pipeline, rng
 from llama2_lib.claims.claim import (
+    CannotShow,
     Check,
     Claim,
+    Fact,
     Measurement,
-    Threshold,
+    Measurements,
+    Must,
     Trust,
-    Verdict,
-    above,
-    average,
-    below,
     column,
-    decide,
-    difference,
-    keys_under,
-    threshold,
-    within,
+    mean,
+    minus,
+    of_stage,
 )
-from llama2_lib.claims.finetuning_runs import (
-    data_requests,
-    measure_data,
-    measure_mask,
-    measure_rival,
-    rival_requests,
-)
-from llama2_lib.evaluation.statistics import Estimate, equivalent, mean_interval
+from llama2_lib.config import Recipe
+from llama2_lib.evaluation.language import ended_share
+from llama2_lib.evaluation.statistics import Estimate, mean_interval
+from llama2_lib.model.chat import Reply, reply
+from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.stages.fit import dialog_loss
+from llama2_lib.stages.sft import examples, training_dialogs
+from llama2_lib.storage import read_metrics
+from llama2_lib.text.dialog import Encoder, encode_prompt
+from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
+from llama2_lib.training.batches import DialogBatch, PackedDialogs, apart
+from llama2_lib.world import make_world
+from llama2_lib.world.demonstrations import DEMONSTRATION_SHARES
+from llama2_lib.world.dialogs import Message
+from llama2_lib.world.judges import Judge, judge_of
+from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompts, prompts
+from llama2_lib.world.tasks import answer_writer
+
+TEMPERATURE, TOP_P = 0.6, 0.9
+"""Those of Meta's example script for chat; the paper does not say how it sampled here."""
+MAX_NEW_TOKENS = 128
+"""More than any demonstration of the world has."""
+Model = tuple[Transformer, Tokenizer]
 
 
-def judge_data(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 8.
+def fitting(model: tuple[Transformer, Encoder], stream: Iterator[Prompt], n: int) -> list[Prompt]:
+    """Return the first `n` prompts that leave room for an answer in the model's context.
+
+    A prompt of the world has up to 128 tokens, so only very small contexts leave any out.
+    """
+    transformer, tokenizer = model
+    longest = transformer.config.max_seq_len - answer_room(transformer)
+    short = (p for p in stream if len(encode_prompt(_dialog(p), tokenizer)) <= longest)
+    return list(islice(short, n))
+
+
+def answer_room(transformer: Transformer) -> int:
+    """Return how many tokens an answer may have: half the context at most."""
+    return min(MAX_NEW_TOKENS, transformer.config.max_seq_len // 2)
+
+
+def ask(
+    model: Model,
+    asked: Sequence[Prompt],
+    seed: int,
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+) -> list[Reply]:
+    """Return a sample of the model for each prompt."""
+    transformer, tokenizer = model
+    return reply(
+        transformer,
+        tokenizer,
+        [_dialog(prompt) for prompt in asked],
+        max_new_tokens=answer_room(transformer),
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+
+
+def _dialog(prompt: Prompt) -> list[Message]:
+    return cast(list[Message], prompt.dialog)  # the world writes plain dicts
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# ------------------------------------------------------------- claim 8: few and clean
+
+FEW, TIMES = 120, 4
+"""Dialogs of the few of claim 8, and how many times as many the many are.
+
+The claim was first run on the grid's model (400 and 1,600 dialogs, seeds 0 to 2), with no clear
+result: gain in helpfulness at equal epochs -0.06, 95 % interval -0.18 to 0.06; at equal steps
+0.07, -0.03 to 0.17. That model answers next to nothing, so what was compared was how far each run
+had come, not its data. It is now measured on the recipe's own model, by the same rule."""
+ROWS, ROW_LENGTH = 1, 256
+"""Rows a step and their length in all arms of claim 8: the few still make a hundred steps."""
+N_HELPFUL, N_ADVERSARIAL = 200, 60
+
+
+def data_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
+    """Return what claim 8 trains for one seed: the recipe's model, fine-tuned in four ways.
+
+    `few_clean` and `many_noisy` have equal epochs, `few_clean_longer` has about the steps of
+    `many_noisy`, `few_noisy` tells what quality does when quantity is the same. Pretrained model
+    and dialogs are the same for all seeds; the order in which they are learned differs.
+    """
+    few = replace(
+        recipe.sft,
+        n_dialogs=min(FEW, recipe.sft.n_dialogs),
+        grade="clean",
+        n_validation=min(40, recipe.sft.n_validation),
+        batch_size=ROWS,
+        seq_len=min(ROW_LENGTH, recipe.sft.seq_len),
+        eval_every=1000,
+        save_every=1000,
+        seed=seed,
+    )
+    arms = {
+        "few_clean": few,
+        "few_clean_longer": replace(few, epochs=TIMES * few.epochs),
+        "few_noisy": replace(few, grade="noisy"),
+        "many_noisy": replace(few, grade="noisy", n_dialogs=TIMES * few.n_dialogs),
+    }
+    return {arm: replace(recipe, sft=config) for arm, config in arms.items()}
+
+
+def measure_data(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 8.
 
     Keys: `help/<arm>`, the gold judge's mean helpfulness on held-out prompts, 0 to 1, of
-    `few_clean`, `few_clean_longer`, `few_noisy`, `many_noisy`; `safety/<arm>` is shown.
+    `few_clean`, `few_clean_longer`, `few_noisy`, `many_noisy`.
+    Shown: `safety/<arm>`, mean mark on adversarial prompts; `ended/<arm>`, share of answers that
+    stop; `steps/<arm>`; `kind/<arm>/<kind>`, helpfulness by what was asked for. All arms answer
+    the same held-out prompts, which differ by seed.
     """
-    arms = keys_under(measurements, "help")
-    estimates = {
-        f"{name}/{arm}": average(measurements, f"{name}/{arm}")
-        for name in ("help", "safety")
-        for arm in arms
-    }
-    epochs = difference(measurements, "help/few_clean", minus="help/many_noisy")
-    steps = difference(measurements, "help/few_clean_longer", minus="help/many_noisy")
-    estimates |= {"gain, equal epochs": epochs, "gain, equal steps": steps}
-    checks = [
-        above("few clean minus many noisy, equal epochs", epochs, limit["gain"]),
-        above("few clean minus many noisy, equal steps", steps, limit["gain"]),
-    ]
-    return decide(checks, estimates)
+    world = make_world(recipe.corpus.world_seed)
+    judge = judge_of(world)
+    values: dict[str, float] = {}
+    for arm, run in data_recipes(recipe, seed).items():
+        model = pipeline.load("sft", run)
+        helpful = fitting(model, helpful_prompts(world, seed, split="held out"), N_HELPFUL)
+        risky = fitting(model, adversarial_prompts(world, seed, split="held out"), N_ADVERSARIAL)
+        said = ask(model, [*helpful, *risky], seed)
+        marks = [judge.helpfulness(p, a.text).score for p, a in zip(helpful, said, strict=False)]
+        safe = said[len(helpful) :]
+        values[f"help/{arm}"] = _mean(marks)
+        values[f"safety/{arm}"] = _mean(
+            [judge.safety(p, a.text).score for p, a in zip(risky, safe, strict=True)]
+        )
+        values[f"ended/{arm}"] = ended_share(said).value
+        log = read_metrics(pipeline.artifact("sft", run) / "metrics.jsonl")
+        values[f"steps/{arm}"] = float(log[-1]["step"])
+        for kind in sorted({p.kind for p in helpful}):
+            own = [m for p, m in zip(helpful, marks, strict=True) if p.kind == kind]
+            values[f"kind/{arm}/{kind}"] = _mean(own)
+    return values
 
 
-def judge_mask(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 9.
+# ------------------------------------------------------------- claim 9: the loss mask
+
+N_PACKED = 1000
+"""Dialogs that claim 9 packs."""
+PACKED, SAVED = 0.1, 0.3
+"""Bounds of claim 9: the largest share of packed rows that may be empty, and the least saved."""
+
+
+def measure_mask(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 9.
 
     Keys: largest derivative of the loss by a logit, `gradient/prompt` over positions whose next
     token is no target, `gradient/answer` the smallest over those whose next token is one,
     `gradient/unmasked` as the first but with a loss on every token; share of empty positions,
     `waste/packed`, and `waste/alone` with one dialog a row.
+    Shown: `targets`, share of the dialogs' tokens that are learned from; `waste/longest`, empty
+    positions if every batch were padded to its longest dialog; `leak/isolated`, `leak/plain`,
+    largest change of the logits of a dialog when its neighbour in the row is another. The model
+    is untrained: nothing here depends on what it knows.
     """
-    names = ("gradient/prompt", "gradient/answer", "gradient/unmasked", *_WASTE)
-    estimates = {name: average(measurements, name) for name in names}
-    at_prompt, at_answer, unmasked, packed, alone = (column(measurements, n) for n in names)
-    saved = [a - p for a, p in zip(alone, packed, strict=True)]
-    checks = [
-        Check(
-            text=f"largest gradient at prompts: {max(at_prompt):.3g}, must be 0 exactly",
-            holds=max(at_prompt) == 0.0,
-        ),
-        Check(
-            text=f"smallest gradient at answers: {min(at_answer):.3g}, must not be 0",
-            holds=min(at_answer) > 0.0,
-        ),
-        Check(
-            text=f"at prompts without the mask: {min(unmasked):.3g}, must not be 0",
-            holds=min(unmasked) > 0.0,
-        ),
-        Check(
-            text=f"empty when packed: {max(packed):.1%}, must stay under {limit['packed']:.0%}",
-            holds=max(packed) < limit["packed"],
-        ),
-        Check(
-            text=f"saved by packing: {min(saved):.1%}, must exceed {limit['saved']:.0%}",
-            holds=min(saved) > limit["saved"],
-        ),
-    ]
-    return decide(checks, estimates)
+    config = replace(recipe.sft, n_dialogs=min(N_PACKED, recipe.sft.n_dialogs))
+    tokenizer = load_tokenizer(pipeline.artifact("tokenizer", recipe, bar=False))
+    made = examples(training_dialogs(config, recipe.corpus.world_seed), tokenizer)
+    packed = PackedDialogs(made, seq_len=config.seq_len, seed=seed)
+    batch, shared = (next(packed.batches(batch_size=n)) for n in (config.batch_size, packed.n_rows))
+    model = initialise(Transformer(recipe.model), seed)
+    at_prompt = ~batch.loss_mask[:, 1:]
+    masked = logit_gradient(model, batch, batch.loss_mask)
+    everything = (batch.document >= 0).clone()
+    everything[:, 0] = False
+    lengths = [int((row == number).sum()) for row in packed.document for number in set(row) - {-1}]
+    counts = packed.counts()
+    width = config.seq_len + 1
+    values = {
+        "gradient/prompt": float(masked[at_prompt].max()),
+        "gradient/answer": float(masked[~at_prompt].min()),
+        "gradient/unmasked": float(logit_gradient(model, batch, everything)[at_prompt].max()),
+        "waste/packed": counts["padding"] / (counts["rows"] * width),
+        "waste/alone": 1 - sum(lengths) / (len(lengths) * width),
+        "waste/longest": _waste_to_longest(lengths, config.batch_size, seed),
+        "targets": counts["targets"] / sum(lengths),
+        "leak/isolated": neighbour_leak(model, shared, isolated=True),
+        "leak/plain": neighbour_leak(model, shared, isolated=False),
+    }
+    return values
 
 
-_WASTE = ("waste/packed", "waste/alone")
+def logit_gradient(model: Transformer, batch: DialogBatch, loss_mask: Tensor) -> Tensor:
+    """Return (batch, seq): the largest derivative of the loss by the logits of each position."""
+    kept: list[Tensor] = []
+
+    def recording(ids: Tensor, **seen: Any) -> Tensor:
+        logits = model(ids, **seen)
+        logits.retain_grad()
+        kept.append(logits)
+        return logits
+
+    loss: Callable = dialog_loss(isolate_documents=True)
+    term = loss(recording, batch._replace(loss_mask=loss_mask))
+    (term.total / term.count).backward()
+    model.zero_grad()
+    assert kept[0].grad is not None
+    return kept[0].grad.abs().amax(-1)
 
 
-def judge_rival(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 10.
+@torch.no_grad()
+def neighbour_leak(model: Transformer, batch: DialogBatch, *, isolated: bool) -> float:
+    """Return how much the logits of a row's other dialogs change with the ids of its first one.
+
+    Looks at the first row that holds two dialogs or more.
+    """
+    several = (batch.document[:, :-1] > 0).any(dim=1).nonzero()
+    if not len(several):
+        raise CannotShow("no row holds two dialogs; raise seq_len")
+    row = slice(int(several[0]), int(several[0]) + 1)
+    ids, document = batch.ids[row, :-1], batch.document[row, :-1]
+    seen = apart(document) if isolated else {}
+    others = document > 0
+    changed = torch.where(document == 0, (ids + 7) % model.config.vocab_size, ids)
+    moved = model(ids, **seen) - model(changed, **seen)
+    return float(moved[others].abs().max())
+
+
+def _waste_to_longest(lengths: Sequence[int], batch_size: int, seed: int) -> float:
+    order = rng.random_source(seed, "claim 9", "order")
+    shuffled = order.sample(list(lengths), len(lengths))
+    batches = [shuffled[i : i + batch_size] for i in range(0, len(shuffled), batch_size)]
+    return 1 - sum(shuffled) / sum(max(batch) * len(batch) for batch in batches)
+
+
+def _largest(text: str, key: str, measurements: Measurements) -> list[Check]:
+    largest = max(column(measurements, key))
+    return [Check(text=f"{text}: {largest:.3g}, must be 0 exactly", holds=largest == 0.0)]
+
+
+def _smallest(text: str, key: str, measurements: Measurements) -> list[Check]:
+    smallest = min(column(measurements, key))
+    return [Check(text=f"{text}: {smallest:.3g}, must not be 0", holds=smallest > 0.0)]
+
+
+def _packing(measurements: Measurements) -> list[Check]:
+    packed = max(column(measurements, "waste/packed"))
+    saved = min(column(measurements, minus("waste/alone", "waste/packed")))
+    texts = (
+        f"empty when packed: {packed:.1%}, must stay under {PACKED:.0%}",
+        f"saved by packing: {saved:.1%}, must exceed {SAVED:.0%}",
+    )
+    return [Check(text=texts[0], holds=packed < PACKED), Check(text=texts[1], holds=saved > SAVED)]
+
+
+# ------------------------------------------------------------- claim 10: samples against people
+
+N_COMPARED = 180
+"""Prompts a seed of claim 10: as many as the paper's authors looked at."""
+
+
+def measure_rival(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 10.
 
     Keys: `wins/<who>`, `ties/<who>`, `losses/<who>`, numbers of prompts, against a demonstration,
     of a sample of the fine-tuned model (`sft`), of the pretrained one (`base`), and of a second
-    demonstration (`control`, shown). Prompts of all seeds are pooled: there is one model.
+    demonstration (`control`, shown); shown, `win/<kind>`. Prompts of all seeds are pooled.
+    The seed draws the prompts, the demonstrations and the samples. The model is that of the
+    recipe for every seed: what varies is what was asked, not the training.
     """
-    points = {who: pooled(measurements, who) for who in ("sft", "base", "control")}
-    estimates: dict[str, Estimate] = {
-        f"win rate/{who}": mean_interval(values) for who, values in points.items()
-    }
-    half = [0.5] * len(points["sft"])
-    return decide(
-        [
-            within(
-                "win rate of samples minus one half",
-                equivalent(points["sft"], half, margin=limit["margin"]),
-            ),
-            below("win rate of the base model", estimates["win rate/base"], limit["base"]),
-        ],
-        estimates,
-    )
+    world = make_world(recipe.corpus.world_seed)
+    models = {"sft": pipeline.load("sft", recipe), "base": pipeline.load("pretrain", recipe)}
+    stream = prompts(world, seed, split="held out", shares=DEMONSTRATION_SHARES)
+    asked = fitting(models["sft"], stream, N_COMPARED)
+    gold = demonstrated(recipe, asked, seed, "first")
+    said = {name: [a.text for a in ask(model, asked, seed)] for name, model in models.items()}
+    said["control"] = demonstrated(recipe, asked, seed, "second")
+    judge = judge_of(world)
+    values: dict[str, float] = {}
+    for name, texts in said.items():
+        results = compared(judge, asked, texts, gold)
+        for word, points in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0)):
+            values[f"{word}/{name}"] = float(results.count(points))
+        if name == "sft":
+            for kind in sorted({prompt.kind for prompt in asked}):
+                own = [r for p, r in zip(asked, results, strict=True) if p.kind == kind]
+                values[f"win/{kind}"] = _mean(own)
+    return values
+
+
+def demonstrated(recipe: Recipe, asked: Sequence[Prompt], seed: int, which: str) -> list[str]:
+    """Return what the writer of the demonstrations answers; `which` draws another wording."""
+    writer = answer_writer(make_world(recipe.corpus.world_seed))
+    source = rng.random_source(seed, "claim 10", which)
+    return [
+        writer.safe(source, prompt.category)
+        if prompt.is_safety
+        else writer.demonstration(source, prompt.task)
+        for prompt in asked
+    ]
+
+
+def mark(judge: Judge, prompt: Prompt, text: str) -> float:
+    """Return the gold mark: safety of answers to adversarial prompts, helpfulness of all others."""
+    if prompt.is_safety:
+        return judge.safety(prompt, text).score
+    return judge.helpfulness(prompt, text).score
+
+
+def compared(
+    judge: Judge, asked: Sequence[Prompt], texts: Sequence[str], others: Sequence[str]
+) -> list[float]:
+    """Return 1 where `texts` has the better mark, 0 where `others` has, 0.5 where neither has."""
+    results = []
+    for prompt, text, other in zip(asked, texts, others, strict=True):
+        gap = mark(judge, prompt, text) - mark(judge, prompt, other)
+        results.append(0.5 if abs(gap) < 1e-9 else float(gap > 0))
+    return results
 
 
 def pooled(measurements: Sequence[Measurement], who: str) -> list[float]:
@@ -121,6 +347,18 @@ def pooled(measurements: Sequence[Measurement], who: str) -> list[float]:
     for word, worth in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0)):
         points += [worth] * round(sum(column(measurements, f"{word}/{who}")))
     return points
+
+
+def _win_rate(measurements: Measurements, who: str) -> Estimate:
+    return mean_interval(pooled(measurements, who))
+
+
+def _win_rates(measurements: Measurements) -> dict[str, Estimate]:
+    return {f"win rate/{who}": _win_rate(measurements, who) for who in ("sft", "base", "control")}
+
+
+def _off_one_half(measurements: Measurements) -> Estimate:
+    return mean_interval([point - 0.5 for point in pooled(measurements, "sft")], confidence=0.9)
 
 
 CLAIMS = (
@@ -132,15 +370,20 @@ CLAIMS = (
         paper_trust=Trust.DESIGN,
         prediction="A model tuned on a quarter of the dialogs, all clean, answers better than one "
         "tuned on all of a noisy set, at equal epochs and at equal steps.",
-        threshold=threshold(
-            "Helpfulness on held-out prompts, few clean minus many noisy, is above {gain:g}, at "
-            "equal epochs and at equal steps (95 % intervals over seeds, that is over orders, "
-            "prompts and samples).",
-            gain=0.0,
+        where="Helpfulness on held-out prompts",
+        tests=tuple(
+            Must(
+                f"few clean minus many noisy, equal {what}",
+                mean(minus(f"help/{few}", "help/many_noisy")),
+                above=0,
+                named=f"gain, equal {what}",
+            )
+            for what, few in (("epochs", "few_clean"), ("steps", "few_clean_longer"))
         ),
-        judge=judge_data,
-        measure=measure_data,
-        requests=data_requests,
+        intervals="(95 % over seeds, that is over orders, prompts and samples)",
+        shown=("help", "safety"),
+        measured_by=measure_data,
+        runs=of_stage("sft", data_recipes),
     ),
     Claim(
         id=9,
@@ -149,16 +392,30 @@ CLAIMS = (
         paper_value="loss zeroed on prompt tokens; prompts and answers concatenated; no numbers",
         paper_trust=Trust.DESIGN,
         prediction="No gradient at all comes from prompts, and packing leaves hardly a gap.",
-        threshold=threshold(
-            "The gradient at positions that predict prompts is exactly {zero:g}, that at answers "
-            "is not, nor is the first without the mask; less than {packed:g} of packed rows is "
-            "empty, and more than {saved:g} less than with one dialog a row.",
-            zero=0.0,
-            packed=0.1,
-            saved=0.3,
+        where="Of every seed",
+        tests=(
+            Fact(
+                "the gradient at positions that predict prompts is exactly 0",
+                partial(_largest, "largest gradient at prompts", "gradient/prompt"),
+            ),
+            Fact(
+                "that at answers is not",
+                partial(_smallest, "smallest gradient at answers", "gradient/answer"),
+            ),
+            Fact(
+                "nor is the first without the mask",
+                partial(_smallest, "at prompts without the mask", "gradient/unmasked"),
+            ),
+            Fact(
+                f"less than {PACKED:g} of packed rows is empty, and more than {SAVED:g} less than "
+                "with one dialog a row",
+                _packing,
+            ),
         ),
-        judge=judge_mask,
-        measure=measure_mask,
+        intervals="",
+        shown=("gradient", "waste/packed", "waste/alone"),
+        recorded=False,
+        measured_by=measure_mask,
         min_seeds=1,
     ),
     Claim(
@@ -168,15 +425,26 @@ CLAIMS = (
         paper_value="180 examples looked at: samples often competitive; no number",
         paper_trust=Trust.DESIGN,
         prediction="A sample beats the demonstration about as often as the other way round.",
-        threshold=threshold(
-            "The win rate of samples against demonstrations, ties half, lies within {margin:g} of "
-            "one half (90 % interval over prompts), and that of the pretrained model is below "
-            "{base:g} (95 %).",
-            margin=0.1,
-            base=0.1,
+        where="Against demonstrations, ties half",
+        tests=(
+            Must(
+                "win rate of samples minus one half",
+                _off_one_half,
+                within=0.1,
+                named="",
+                says="win rate of samples minus one half (90 % over prompts)",
+            ),
+            Must(
+                "win rate of the base model",
+                partial(_win_rate, who="base"),
+                below=0.1,
+                named="",
+            ),
         ),
-        judge=judge_rival,
-        measure=measure_rival,
-        requests=rival_requests,
+        intervals="(95 % over prompts)",
+        shown=(_win_rates,),
+        recorded=False,
+        measured_by=measure_rival,
+        runs=lambda recipe, seed: {"sft": ("sft", recipe)},
     ),
 )

@@ -1,24 +1,80 @@
-"""The ledger: runs claims over seeds, keeps the results with their provenance, renders them."""
+"""The ledger: all declared claims; runs them over seeds, keeps the results, renders them."""
 
 import dataclasses
 import importlib.metadata
 import json
-import math
 import platform
+import re
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llama2_lib import storage
-from llama2_lib.claims.catalogue import CLAIMS
-from llama2_lib.claims.claim import CannotShow, Claim, Measurement, Outcome, Verdict
+from llama2_lib.claims import (
+    attention,
+    chain,
+    corpus,
+    drift,
+    finetuning,
+    ghost_attention,
+    ppo,
+    pretraining,
+    red_team,
+    rejection,
+    reward,
+    safety,
+)
+from llama2_lib.claims.claim import (
+    CannotShow,
+    Claim,
+    Measurement,
+    Outcome,
+    Request,
+    Verdict,
+    column,
+)
+from llama2_lib.config import Recipe
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.world.lexicon import lexicon_folder
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "scipy", "sentencepiece")
+SECTIONS = (
+    pretraining, corpus, attention, finetuning, reward, drift, rejection, chain, ppo,
+    ghost_attention, safety, red_team,
+)  # fmt: skip
+
+
+def collect(*groups: Sequence[Claim]) -> Mapping[int, Claim]:
+    """Return the claims of all groups by id, in the order of the ids."""
+    claims = sorted((claim for group in groups for claim in group), key=lambda claim: claim.id)
+    by_id = {claim.id: claim for claim in claims}
+    if len(by_id) < len(claims):
+        ids = [claim.id for claim in claims]
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        raise ValueError(f"every claim needs its own id; {twice} came twice. Renumber one.")
+    return MappingProxyType(by_id)
+
+
+CLAIMS = collect(*(section.CLAIMS for section in SECTIONS))
+"""All claims that have been declared, by id."""
+
+
+def of_course(claims: Mapping[int, Claim] = CLAIMS) -> Mapping[int, Claim]:
+    """Return the claims that the course measures itself, over all seeds."""
+    return MappingProxyType({i: claim for i, claim in claims.items() if not claim.recorded})
+
+
+def grid_requests(
+    recipe: Recipe, seeds: Sequence[int] = range(3), claims: Mapping[int, Claim] = CLAIMS
+) -> list[Request]:
+    """Return every run that some claim needs, each once: what `pipeline.artifacts` can train."""
+    needed = [r for claim in claims.values() for r in claim.requests(recipe, seeds)]
+    return list(dict.fromkeys(needed))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,20 +93,50 @@ class Result:
         """Claim id and recipe name: a newer result with the same key replaces an older one."""
         return self.declared["id"], self.provenance["recipe"]
 
+    @property
+    def threshold(self) -> str:
+        """The sentence that was declared, word for word."""
+        return self.declared["threshold"]
+
+    def __getitem__(self, key: str) -> list[float]:
+        """Return one measured number of every seed."""
+        return column(self.measurements, key)
+
+    def __str__(self) -> str:
+        return render_text([self])
+
+
+def same_declaration(claim: Claim, declared: Mapping[str, Any]) -> bool:
+    """Tell whether a recorded declaration is this claim's.
+
+    All but the threshold must agree word for word. A sentence that was declared before sentences
+    followed from the inequalities may be worded otherwise; its numbers may not differ, but that a
+    bound of 0 may be told in words ("gains").
+    """
+    now = claim.declaration()
+    agree = all(declared[name] == now[name] for name in now if name != "threshold")
+    told, tells = (numbers_in(text) for text in (declared["threshold"], claim.threshold))
+    return agree and told - {0.0} == tells - {0.0}
+
+
+def numbers_in(sentence: str) -> set[float]:
+    """Return the numbers that stand in a sentence, with their signs left out."""
+    return {float(number) for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", sentence)}
+
 
 def run_claims(
     ids: Sequence[int],
-    recipe: Any,
+    recipe: Recipe,
     seeds: Sequence[int] = range(5),
     *,
     claims: Mapping[int, Claim] = CLAIMS,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], object] = print,
 ) -> list[Result]:
     """Measure claims over seeds and judge each; its prediction is reported before it is run.
 
     Args:
         ids: Which claims.
-        recipe: Complete settings, a dataclass; passed on to each `measure`.
+        recipe: Complete settings, passed on to each `measure`.
         seeds: One measurement each.
         claims: Where the ids are looked up.
         report: Takes one line of text.
@@ -74,17 +160,18 @@ def _find(claim_id: int, claims: Mapping[int, Claim]) -> Claim:
             f"a claim must be one of the {len(claims)} in the ledger; got {claim_id}. "
             f"Nearest: {', '.join(map(str, nearest)) or 'none'}."
         )
-    claim = claims[claim_id]
-    if claim.measure is None:
-        measured = [str(known) for known, other in claims.items() if other.measure is not None]
+    if claims[claim_id].measured_by is None:
+        measured = [str(known) for known, other in claims.items() if other.measured_by is not None]
         raise ValueError(
             f"claim {claim_id} is declared but has no measure yet. "
             f"Measured so far: {', '.join(measured) or 'none'}."
         )
-    return claim
+    return claims[claim_id]
 
 
-def _run(claim: Claim, recipe: Any, seeds: Sequence[int], report: Callable[[str], None]) -> Result:
+def _run(
+    claim: Claim, recipe: Recipe, seeds: Sequence[int], report: Callable[[str], object]
+) -> Result:
     declared = claim.declaration()
     report(f"claim {claim.id} (section {claim.section}): {claim.statement}")
     report(f"  predicted: {claim.prediction}")
@@ -93,7 +180,7 @@ def _run(claim: Claim, recipe: Any, seeds: Sequence[int], report: Callable[[str]
     measurements: list[Measurement] = []
     try:
         for seed in seeds:
-            measurements.append(_measured(claim, recipe, seed))
+            measurements.append(claim.measure(recipe, seed))
     except CannotShow as limit:
         verdict = Verdict(outcome=Outcome.CANNOT_SHOW, reason=str(limit))
     else:
@@ -113,54 +200,28 @@ def _run(claim: Claim, recipe: Any, seeds: Sequence[int], report: Callable[[str]
     )
 
 
-def _measured(claim: Claim, recipe: Any, seed: int) -> Measurement:
-    assert claim.measure is not None
-    measurement = claim.measure(recipe, seed)
-    for name, value in measurement.values.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"measured numbers must be finite; claim {claim.id}, seed {seed} gave "
-                f"{name}={value}. Look at that run; no seed is dropped."
-            )
-    return dataclasses.replace(measurement, seed=seed)
-
-
-def provenance(recipe: Any) -> dict[str, Any]:
+def provenance(recipe: Recipe) -> dict[str, Any]:
     """Return what a result depends on: recipe, its fingerprint, versions, platform."""
-    name = getattr(recipe, "name", type(recipe).__name__)
     document = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {
-        "recipe": str(name),
+        "recipe": recipe.name,
         "fingerprint": storage.fingerprint(document),
         "versions": {"python": platform.python_version(), **versions},
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
-def write_ledger(results: Sequence[Result], path: Path) -> None:
-    """Merge results into the ledger at `path`; other claims and recipes stay as they are.
+# ------------------------------------------------------------- the file
 
-    Raises:
-        ValueError: The file that is there is no ledger.
-    """
+
+def write_ledger(results: Sequence[Result], path: Path) -> None:
+    """Merge results into the ledger at `path`; other claims and recipes stay as they are."""
     kept = {result.key: result for result in (read_ledger(path) if path.exists() else [])}
     kept.update({result.key: result for result in results})
-    entries = [dataclasses.asdict(_plain(kept[key])) for key in sorted(kept)]
+    entries = [dataclasses.asdict(kept[key]) for key in sorted(kept)]
     document = {"format": FORMAT, "entries": entries}
     storage.write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-
-
-def _plain(result: Result) -> Result:
-    # asdict copies mappings of other kinds as they are, and JSON knows only dict.
-    verdict = dataclasses.replace(result.verdict, estimates=dict(result.verdict.estimates))
-    rows = [dataclasses.replace(row, values=dict(row.values)) for row in result.measurements]
-    return Result(
-        declared=dict(result.declared),
-        verdict=verdict,
-        measurements=rows,
-        provenance=dict(result.provenance),
-    )
 
 
 def read_ledger(path: Path) -> list[Result]:
@@ -186,8 +247,24 @@ def read_ledger(path: Path) -> list[Result]:
         ) from error
 
 
+def _restore(entry: Mapping[str, Any]) -> Result:
+    verdict = entry["verdict"]
+    estimates = {name: Estimate(**fields) for name, fields in verdict["estimates"].items()}
+    return Result(
+        declared=entry["declared"],
+        verdict=Verdict(
+            outcome=Outcome(verdict["outcome"]), reason=verdict["reason"], estimates=estimates
+        ),
+        measurements=tuple(Measurement(**fields) for fields in entry["measurements"]),
+        provenance=entry["provenance"],
+    )
+
+
 def recorded(claim_id: int, recipe: str = "nano", path: Path | None = None) -> Result:
     """Return the result of one claim from the ledger that comes with the course.
+
+    It holds the declaration with its sentence (`.threshold`), `.verdict`, `.measurements` (one
+    number of all seeds is `result["key"]`) and `.provenance`; printed, it is a text for people.
 
     Raises:
         FileNotFoundError: There is no ledger.
@@ -204,17 +281,43 @@ def recorded(claim_id: int, recipe: str = "nano", path: Path | None = None) -> R
     )
 
 
-def _restore(entry: Mapping[str, Any]) -> Result:
-    verdict = entry["verdict"]
-    estimates = {name: Estimate(**fields) for name, fields in verdict["estimates"].items()}
-    return Result(
-        declared=entry["declared"],
-        verdict=Verdict(
-            outcome=Outcome(verdict["outcome"]), reason=verdict["reason"], estimates=estimates
-        ),
-        measurements=tuple(Measurement(**fields) for fields in entry["measurements"]),
-        provenance=entry["provenance"],
-    )
+# ------------------------------------------------------------- for people
+
+
+def render_text(results: Sequence[Result], width: int = 88) -> str:
+    """Return the results as plain text for a terminal: wrapped, numbers aligned, no markup."""
+    return "\n\n".join(_card(r, width) for r in sorted(results, key=lambda r: r.key)) + "\n"
+
+
+def _card(result: Result, width: int) -> str:
+    declared, verdict = result.declared, result.verdict
+    lines = _field(f"claim {declared['id']}", declared["statement"], width)
+    for name, text in (
+        ("section", f"{declared['section']}; {_run_of(result)}"),
+        ("paper", f"{declared['paper_value']} ({declared['paper_trust']})"),
+        ("predicted", declared["prediction"]),
+        ("threshold", declared["threshold"]),
+    ):
+        lines += _field(name, text, width)
+    longest = max(map(len, verdict.estimates), default=0)
+    numbers = [f"{name:<{longest}}  {value}" for name, value in verdict.estimates.items()]
+    lines += [f"{'ours' if not i else '':<11}{number}" for i, number in enumerate(numbers)]
+    why = f"{str(verdict.outcome).upper()}: {verdict.reason}".replace("; ", ";\n")
+    for i, part in enumerate(why.split("\n")):
+        lines += _field("" if i else "verdict", part, width)
+    return "\n".join(lines)
+
+
+def _field(name: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=f"{name:<10} ", subsequent_indent=" " * 11,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _run_of(result: Result) -> str:
+    n_seeds = len(result.measurements)
+    return f"{result.provenance['recipe']}, {n_seeds} seed{'s' * (n_seeds != 1)}"
 
 
 def render_table(results: Sequence[Result]) -> str:
@@ -224,18 +327,14 @@ def render_table(results: Sequence[Result]) -> str:
     for result in sorted(results, key=lambda result: result.key):
         declared, verdict = result.declared, result.verdict
         ours = [f"{name}: {estimate}" for name, estimate in verdict.estimates.items()]
-        n_seeds = len(result.measurements)
-        run = f"({result.provenance['recipe']}, {n_seeds} seed{'s' * (n_seeds != 1)})"
         why = "" if verdict.outcome == Outcome.REPRODUCED else f": {verdict.reason}"
-        rows.append(
-            [
-                str(declared["id"]),
-                f"{declared['statement']} (section {declared['section']})",
-                f"{declared['paper_value']} ({declared['paper_trust']})",
-                "<br>".join([*ours, run]),
-                f"**{verdict.outcome}**{why}",
-            ]
-        )
+        rows.append([
+            str(declared["id"]),
+            f"{declared['statement']} (section {declared['section']})",
+            f"{declared['paper_value']} ({declared['paper_trust']})",
+            "<br>".join([*ours, f"({_run_of(result)})"]),
+            f"**{verdict.outcome}**{why}",
+        ])  # fmt: skip
     return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows) + "\n"
 
 

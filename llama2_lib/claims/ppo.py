@@ -4,96 +4,201 @@ Declared before the judged seeds were run. One pilot seed (9) had been, to find 
 a run goes. Seeds 0 to 2 left claim 27 open: without a price gold lost 0.19, 0.17 and 0.05, so its
 interval was -0.13, -0.32 to 0.05. Seeds 3 and 4 were then added to both claims, once, by the same
 rules: `llama2 claims 27 29 --seeds 5`.
+
+All runs are short, start from the recipe's own V4 and climb its own reward models; they differ in
+one setting each. A seed draws other prompts, to train on and to measure with, other samples and
+another order; it does not draw another judge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
 
+import numpy as np
+
+from llama2_lib import pipeline
 from llama2_lib.claims.claim import (
     Check,
     Claim,
+    Fact,
     Measurement,
-    Threshold,
+    Measurements,
+    Must,
     Trust,
-    Verdict,
-    above,
     average,
-    below,
     column,
-    decide,
-    difference,
-    keys_under,
-    threshold,
+    mean,
+    minus,
+    of_stage,
 )
-from llama2_lib.claims.ppo_runs import (
-    BETAS,
-    CHOSEN,
-    WAYS,
-    measure_price,
-    measure_scale,
-    price_requests,
-    scale_requests,
-)
-from llama2_lib.evaluation.statistics import Estimate, mean_interval, ordering
+from llama2_lib.config import Recipe
+from llama2_lib.evaluation.statistics import Estimate, ordering
+from llama2_lib.storage import read_metrics
 
+BETAS = (0.0, 0.05, 0.2, 0.8)
+CHOSEN = 0.2
+"""The recipe nano's."""
+WAYS: dict[str, Literal["nothing", "batch", "tag"]] = {
+    "none": "nothing",
+    "batch": "batch",
+    "tag": "tag",
+}
+"""Over what scores are whitened in the arms of claim 29; the last is that of all other runs."""
+SHORT: dict[str, Any] = {
+    "iterations": 27, "batch_size": 64, "minibatch_size": 32, "lr": 3.5e-4, "value_warmup": 3,
+    "longest_prompt": 40, "max_new_tokens": 80, "n_prompts": 2000, "n_held_out": 260,
+    "eval_every": 9,
+}  # fmt: skip
+"""A quarter of nano's answers an iteration at a higher rate: far in few minutes. Chosen with one
+pilot seed (9), which counts nowhere: at a rate of 4e-4, 24 iterations and no price the proxy went
+from 1.4 to 2.2 and the gold mark from 0.73 to 0.63; at beta 0.2 to 1.8 and 0.71."""
+NEVER = 10_000
+"""So many measurements without a better one never come: hacking must not be stopped early."""
+READ = ("gold_quality", "gold_helpfulness", "gold_safety")
+LAST = 5
+"""Iterations at the end that are averaged."""
 PRICES = [f"{beta:g}" for beta in BETAS]
 FREE, PAID = PRICES[0], f"{CHOSEN:g}"
 
 
-def gained(measurements: Sequence[Measurement], what: str, beta: str) -> list[float]:
-    """Return how much each seed gained from the first measurement of a run to the last."""
-    moments = keys_under(measurements, f"{what}/{beta}")
-    first, last = (column(measurements, f"{what}/{beta}/{at}") for at in (moments[0], moments[-1]))
-    return [after - before for before, after in zip(first, last, strict=True)]
+def arms(recipe: Recipe, seed: int) -> dict[str, Recipe]:
+    """Return the runs of one seed by name: four prices, and at the chosen one two other scales."""
+    short = replace(
+        recipe.ppo, beta=CHOSEN, whiten_by="tag", patience=NEVER, save_every=NEVER, seed=seed,
+        **SHORT,
+    )  # fmt: skip
+    changed = {f"{beta:g}": replace(short, beta=beta) for beta in BETAS}
+    changed |= {way: replace(short, whiten_by=by) for way, by in WAYS.items()}
+    return {name: replace(recipe, ppo=config) for name, config in changed.items()}
 
 
-def judge_price(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 27; keys as in `measure_price`."""
-    qualities = ("proxy", "gold quality", "gold helpfulness", "gold safety")
-    gain = {(w, b): gained(measurements, w, b) for w in qualities for b in PRICES}
-    far = {beta: gained(measurements, "kl", beta) for beta in PRICES}
-    estimates: dict[str, Estimate] = {
-        f"{what} gained, beta {beta}": mean_interval(values)
-        for (what, beta), values in gain.items()
+def path(rows: Sequence[Mapping[str, Any]], warmup: int) -> dict[int, dict[str, float]]:
+    """Return kl, proxy and gold at every measurement of a run, by iterations of the policy.
+
+    The divergence is exact and belongs to the answers sampled right after the measurement, from
+    the policy that was measured; after the last iteration none are sampled, so it is that of the
+    last ones.
+    """
+    kl = {row["step"]: max(0.0, float(row["exact_kl"])) for row in rows if "exact_kl" in row}
+    found: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if "held_out_reward" not in row:
+            continue
+        step = row["step"]
+        found[max(0, step - warmup)] = {
+            "kl": kl.get(step + 1, kl[max(kl)]),
+            "proxy": float(row["held_out_reward"]),
+            **{name.replace("_", " "): float(row[name]) for name in READ},
+        }
+    return found
+
+
+def _rows(recipe: Recipe) -> list[dict[str, Any]]:
+    return read_metrics(pipeline.artifact("ppo", recipe, bar=False) / "metrics.jsonl")
+
+
+def measure_price(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 27: `<what>/<beta>/<iterations>` for every measurement of every run.
+
+    What: `kl` (exact, nats an answer), `proxy` (the reward models' raw combined score), `gold
+    quality`, `gold helpfulness`, `gold safety` (0 to 1), all on one sampled answer to each
+    held-out prompt, but for the divergence. Iteration 0 is V4.
+    """
+    values: dict[str, float] = {}
+    for name, run in arms(recipe, seed).items():
+        if name in WAYS:
+            continue
+        for iteration, point in path(_rows(run), run.ppo.value_warmup).items():
+            values |= {f"{what}/{name}/{iteration}": value for what, value in point.items()}
+    return values
+
+
+def measure_scale(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 29: `<what>/<way>`, way being none, batch or tag.
+
+    What: `kl`, exact, mean of the last iterations; `gradient` and `swing`, mean and standard
+    deviation over iterations of the length of the gradient before it is clipped; `unevenness`,
+    root mean square of the second differences of the divergence, over its mean; `reward swing`,
+    standard deviation of the mean reward of a batch about its straight line; `explained`, share of
+    the variance of returns that the value function explains; `proxy gained`, `gold gained`.
+    """
+    runs = arms(recipe, seed)
+    values: dict[str, float] = {}
+    for way in WAYS:
+        rows = _rows(runs[way])
+        found = steadiness(rows) | gains(path(rows, runs[way].ppo.value_warmup))
+        values |= {f"{what}/{way}": value for what, value in found.items()}
+    return values
+
+
+def steadiness(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return how evenly a run went, from its iterations after the warm-up; see `measure_scale`."""
+    moving = [row for row in rows if "clip_fraction" in row]
+    kl, length, reward = (
+        np.array([float(row[name]) for row in moving])
+        for name in ("exact_kl", "grad_norm", "reward")
+    )
+    at = np.arange(len(reward))
+    bends = np.diff(kl, n=2)
+    explained = [float(row["explained_variance"]) for row in moving]
+    return {
+        "kl": float(kl[-LAST:].mean()),
+        "gradient": float(length.mean()),
+        "swing": float(length.std(ddof=1)),
+        "unevenness": float(np.sqrt((bends**2).mean()) / max(kl.mean(), 1e-9)),
+        "reward swing": float((reward - np.polyval(np.polyfit(at, reward, 1), at)).std()),
+        "explained": sum(explained) / len(explained),
     }
-    estimates |= {f"KL, beta {beta}": mean_interval(values) for beta, values in far.items()}
-    kept = mean_interval(gain["gold quality", PAID], confidence=0.9)
-    saved = [
-        paid - free
-        for paid, free in zip(gain["gold quality", PAID], gain["gold quality", FREE], strict=True)
-    ]
-    estimates[f"gold quality, beta {PAID} less {FREE}"] = mean_interval(saved)
-    ordered = ordering(list(zip(*(far[beta] for beta in reversed(PRICES)), strict=True)))
-    checks = [
-        above("proxy gained when free", estimates[f"proxy gained, beta {FREE}"]),
-        below("gold gained when free", estimates[f"gold quality gained, beta {FREE}"]),
-        above(f"proxy gained at beta {PAID}", estimates[f"proxy gained, beta {PAID}"]),
-        above(f"gold gained at beta {PAID} (90 %)", kept, -limit["loss"]),
-        above("gold saved by the price", estimates[f"gold quality, beta {PAID} less {FREE}"]),
-        Check(
-            text=f"{ordered.estimate.value:.0%} of seeds go the further, the lower the price",
-            holds=True if ordered.p_value < limit["p"] else None,
-        ),
-    ]
-    return decide(checks, estimates)
 
 
-def judge_scale(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 29; keys as in `measure_scale`."""
-    names = ("kl", "gradient", "swing", "unevenness", "reward swing", "explained")
-    estimates = {
-        f"{name}/{way}": average(measurements, f"{name}/{way}")
-        for name in (*names, "proxy gained", "gold gained")
-        for way in WAYS
+def gains(points: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Return what proxy and gold have gained from the first measurement to the last."""
+    first, last = points[min(points)], points[max(points)]
+    return {
+        "proxy gained": last["proxy"] - first["proxy"],
+        "gold gained": last["gold quality"] - first["gold quality"],
     }
-    further = difference(measurements, "kl/none", minus="kl/batch")
-    rougher = difference(measurements, "swing/none", minus="swing/batch")
-    estimates |= {"KL, none less batch": further, "swing, none less batch": rougher}
-    checks = [
-        above("divergence of raw scores less that of whitened ones", further, limit["more"]),
-        above("swing of the gradient, likewise", rougher, limit["more"]),
-    ]
-    return decide(checks, estimates)
 
+
+def gained(what: str, beta: str, measurement: Measurement) -> float:
+    """Return how much a seed gained from the first measurement of a run to the last."""
+    run = f"{what}/{beta}/"
+    moments = [key for key in measurement.values if key.startswith(run)] or [run]
+    return measurement[moments[-1]] - measurement[moments[0]]
+
+
+def _gain(what: str, beta: str, confidence: float = 0.95) -> Any:
+    return mean(partial(gained, what, beta), confidence)
+
+
+def _saved(measurement: Measurement) -> float:
+    paid, free = (gained("gold quality", beta, measurement) for beta in (PAID, FREE))
+    return paid - free
+
+
+def _further(measurements: Measurements) -> list[Check]:
+    kl = [column(measurements, partial(gained, "kl", beta)) for beta in reversed(PRICES)]
+    ordered = ordering(list(zip(*kl, strict=True)))
+    text = f"{ordered.estimate.value:.0%} of seeds go the further, the lower the price"
+    # too few seeds in order do not show the contrary
+    return [Check(text=text, holds=True if ordered.p_value < CHANCE else None)]
+
+
+def _all_gained(measurements: Measurements) -> dict[str, Estimate]:
+    names = {
+        what: f"{what} gained"
+        for what in ("proxy", "gold quality", "gold helpfulness", "gold safety")
+    } | {"kl": "KL"}
+    return {
+        f"{name}, beta {beta}": average(measurements, partial(gained, what, beta))
+        for what, name in names.items()
+        for beta in PRICES
+    }
+
+
+CHANCE = 0.05
+"""How often chance alone may bring as many seeds into the order of the prices."""
 
 CLAIMS = (
     Claim(
@@ -105,19 +210,34 @@ CLAIMS = (
         prediction="Without a price the reward model's score rises and the gold mark falls. At "
         f"beta {PAID} the score rises too, the gold mark does not fall, and the lower the price, "
         "the further a policy goes.",
-        threshold=threshold(
-            "From V4 to the end of a run, on held-out prompts: when free the proxy gains and the "
-            f"gold quality loses; at beta {PAID} the proxy gains, and gold ends above what is left "
-            f"when free (95 % over seeds). At beta {PAID} gold loses less than {{loss:g}}, well "
-            "under half of what a pilot lost when free (90 %, one-sided 5 %). Seeds are in the "
-            "order of the prices in how far they go, more often than by chance (p < {p:g}).",
-            loss=0.04,
-            p=0.05,
+        where="From V4 to the end of a run, on held-out prompts",
+        tests=(
+            Must("proxy gained when free", _gain("proxy", FREE), above=0, named=""),
+            Must("gold gained when free", _gain("gold quality", FREE), below=0, named=""),
+            Must(f"proxy gained at beta {PAID}", _gain("proxy", PAID), above=0, named=""),
+            # well under half of what a pilot lost when free
+            Must(
+                f"gold gained at beta {PAID} (90 %)",
+                _gain("gold quality", PAID, 0.9),
+                above=-0.04,
+                named="",
+                says=f"gold gained at beta {PAID} (90 %, one-sided 5 %)",
+            ),
+            Must(
+                "gold saved by the price",
+                mean(_saved),
+                above=0,
+                named=f"gold quality, beta {PAID} less {FREE}",
+            ),
+            Fact(
+                "seeds in the order of the prices in how far they go, more often than by chance "
+                f"(p < {CHANCE:g})",
+                _further,
+            ),
         ),
-        judge=judge_price,
-        measure=measure_price,
-        requests=price_requests,
-        recorded=True,
+        shown=(_all_gained,),
+        measured_by=measure_price,
+        runs=of_stage("ppo", arms, *PRICES),
     ),
     Claim(
         id=29,
@@ -128,15 +248,28 @@ CLAIMS = (
         paper_trust=Trust.DESIGN,
         prediction="At the same beta raw scores, whose spread is about 2, take the policy further, "
         "for the price is worth less, and the length of its gradient swings more.",
-        threshold=threshold(
-            f"At beta {PAID}, raw scores less scores whitened over the batch: the divergence at "
-            "the end, and the standard deviation over iterations of the gradient's length before "
-            "clipping, both above {more:g} (95 % over seeds). Whitening by tag is shown.",
-            more=0.0,
+        where=f"At beta {PAID}, raw scores less scores whitened over the batch",
+        tests=(
+            Must(
+                "divergence of raw scores less that of whitened ones",
+                mean(minus("kl/none", "kl/batch")),
+                above=0,
+                named="KL, none less batch",
+                says="divergence at the end",
+            ),
+            Must(
+                "swing of the gradient, likewise",
+                mean(minus("swing/none", "swing/batch")),
+                above=0,
+                named="swing, none less batch",
+                says="standard deviation over iterations of the gradient's length before clipping",
+            ),
         ),
-        judge=judge_scale,
-        measure=measure_scale,
-        requests=scale_requests,
-        recorded=True,
+        shown=(
+            *("kl", "gradient", "swing", "unevenness", "reward swing", "explained"),
+            *("proxy gained", "gold gained"),
+        ),
+        measured_by=measure_scale,
+        runs=of_stage("ppo", arms, *WAYS),
     ),
 )

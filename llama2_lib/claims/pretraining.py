@@ -1,123 +1,304 @@
-"""Claims on pretraining (paper sections 2.1 to 2.3, A.2.1): size, schedule, context length."""
+"""Claims on pretraining (paper sections 2.2, A.2.1): size, schedule, length of context."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
+
+from llama2_lib import pipeline
+from llama2_lib.claims.attention import quality_recipes, validation_loss
 from llama2_lib.claims.claim import (
+    CannotShow,
     Check,
     Claim,
+    Fact,
     Measurement,
+    Measurements,
+    Must,
     Outcome,
-    Threshold,
+    Proviso,
     Trust,
-    Verdict,
-    above,
     average,
-    below,
     column,
-    decide,
-    difference,
     keys_under,
-    threshold,
+    mean,
+    minus,
+    of_stage,
 )
-from llama2_lib.claims.context_runs import context_requests, measure_context
-from llama2_lib.claims.pretraining_runs import (
-    measure_scaling,
-    measure_schedule,
-    scaling_requests,
-    schedule_requests,
-)
-from llama2_lib.evaluation.statistics import paired_difference
+from llama2_lib.config import CorpusConfig, Recipe
+from llama2_lib.evaluation.statistics import Estimate
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.generate import generate
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.recipes import grid
+from llama2_lib.storage import read_metrics
+from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.world import make_world
+from llama2_lib.world.long_range import RetrievalItem, retrieval_items
+
+# ------------------------------------------------------------- claim 1: width
+
+NARROWER = (4, 2, 1)
+"""Widths of claim 1: the grid's width over these. 1.5 times the grid's was tried first, and left
+out: with 600 thousand tokens, 1.5 a weight, it was not reliably better than the grid's own (mean
+gain of seeds 0 to 2 0.02 nats, 95 % interval -0.11 to 0.15; at half the rate -0.01 and 0.04 on two
+pilot seeds). The paper's models had 29 to 297 tokens a weight; the widths here have 3 to 15."""
 
 
-def judge_scaling(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 1.
+def at_width(config: ModelConfig, narrower: int) -> ModelConfig:
+    """Return `config` with its width divided, as the paper's family shrinks.
+
+    The size of a head stays, so the number of heads falls with the width; depth stays too.
+    """
+    if config.n_heads % narrower:
+        raise ValueError(
+            f"n_heads must be a multiple of {narrower}, so that heads keep their size; got "
+            f"{config.n_heads}. Measure claim 1 on another recipe."
+        )
+    return replace(
+        config,
+        dim=config.dim // narrower,
+        n_heads=config.n_heads // narrower,
+        n_kv_heads=max(1, config.n_kv_heads // narrower),
+    )
+
+
+def scaling_recipes(recipe: Recipe, seed: int) -> dict[int, Recipe]:
+    """Return what claim 1 trains for one seed, by width; the widest is the grid's model."""
+    base = quality_recipes(recipe, seed)["gqa"]
+    models = [at_width(base.model, narrower) for narrower in NARROWER]
+    return {model.dim: replace(base, model=model) for model in models}
+
+
+def measure_scaling(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 1 on equal tokens.
 
     Keys: `loss/<width>`, validation loss at the end, nats per token; `slope/<width>`, change of
-    the training loss per doubling of tokens over the last half of the run, nats. Equal tokens.
-    A part of that fall comes from the decaying rate, as in the paper's figure.
+    the training loss per doubling of tokens over the last half of the run, nats, a part of which
+    comes from the decaying rate, as in the paper's figure; `parameters/<width>`.
     """
+    values: dict[str, float] = {}
+    for width, run in scaling_recipes(recipe, seed).items():
+        values[f"loss/{width}"] = validation_loss(run)
+        values[f"slope/{width}"] = slope_per_doubling(trace(run, "loss"))
+        values[f"parameters/{width}"] = float(run.model.n_parameters)
+    return values
+
+
+def _steps_in_width(measurements: Measurements) -> dict[str, Estimate]:
     widths = sorted(keys_under(measurements, "loss"), key=int)
     if len(widths) < 2:
         raise ValueError(
             f"claim 1 compares widths; got losses for {widths}. Measure two or more widths."
         )
-    estimates = {f"loss/{width}": average(measurements, f"loss/{width}") for width in widths}
-    checks = []
-    for narrow, wide in pairwise(widths):
-        gain = difference(measurements, f"loss/{narrow}", minus=f"loss/{wide}")
-        checks.append(above(f"loss at width {narrow} minus {wide}", gain, limit["gain"]))
-    for width in widths:
-        slope = estimates[f"slope/{width}"] = average(measurements, f"slope/{width}")
-        checks.append(below(f"slope at width {width}", slope, -limit["flat"]))
-    return decide(checks, estimates)
+    return {
+        f"loss at width {narrow} minus {wide}": average(
+            measurements, minus(f"loss/{narrow}", f"loss/{wide}")
+        )
+        for narrow, wide in pairwise(widths)
+    }
 
 
-def judge_schedule(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 2.
+def _slopes(measurements: Measurements) -> dict[str, Estimate]:
+    widths = sorted(keys_under(measurements, "slope"), key=int)
+    return {f"slope at width {w}": average(measurements, f"slope/{w}") for w in widths}
+
+
+def trace(run: Recipe, name: str) -> np.ndarray:
+    """Return one number of every training step of a finished run, such as `loss`."""
+    rows = read_metrics(pipeline.artifact("pretrain", run) / "metrics.jsonl")
+    return np.array([row[name] for row in rows if name in row])
+
+
+def slope_per_doubling(loss: np.ndarray) -> float:
+    """Return the change of the loss per doubling of tokens, over the last half of a run.
+
+    Least squares against the base-2 logarithm of the step; every step has as many tokens.
+    """
+    steps = np.arange(len(loss) // 2, len(loss))
+    return float(np.polyfit(np.log2(steps + 1), loss[steps], deg=1)[0])
+
+
+# ------------------------------------------------------------- claim 2: schedule
+
+RATE_FACTOR = 2
+"""Peak rate of both arms of claim 2, in units of the grid's. At the grid's own rate a model this
+small is stable whatever is left out; the paper's models stand closer to the edge. The factor was
+chosen on pilot seeds (7 to 9) of their own, before any seed that counts was run with it."""
+UNCLIPPED = 1e9
+"""A gradient norm that no step reaches; infinity has no place in JSON."""
+WINDOW, SPIKE = 20, 0.5
+"""A spike is a loss this many nats above the median of this many steps before."""
+FINAL, SLACK = 0.1, 0.005
+"""Last rate of claim 2, over its peak, and how exactly it must be met."""
+
+
+def schedule_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
+    """Return the two arms of claim 2 for one seed: same data, same peak rate."""
+    base = quality_recipes(recipe, seed)["gqa"]
+    hot = replace(base.pretrain, peak_lr=RATE_FACTOR * base.pretrain.peak_lr)
+    bare = replace(hot, warmup=0, clip_norm=UNCLIPPED)
+    return {"with": replace(base, pretrain=hot), "without": replace(base, pretrain=bare)}
+
+
+def measure_schedule(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 2.
 
     Keys, for `with` and `without` warm-up and clipping (same seed, same data): `spikes/<arm>`,
     number of steps whose loss exceeds the running median of the 20 before by 0.5 nats;
-    `jump/<arm>`, the largest such excess, nats; `peak_norm/<arm>`, largest gradient norm before
-    clipping (shown, not judged); `final_rate/with`, last learning rate over its peak.
+    `jump/<arm>`, the largest such excess, nats; `final_rate/with`, last learning rate over its
+    peak; shown, `peak_norm/<arm>`, largest gradient norm before clipping, and `end/<arm>`, mean
+    training loss of the last tenth of the run, nats.
     """
-    arms = ("with", "without")
-    names = ("spikes", "jump", "peak_norm")
-    estimates = {
-        f"{name}/{arm}": average(measurements, f"{name}/{arm}") for name in names for arm in arms
-    }
+    runs = schedule_recipes(recipe, seed)
+    values: dict[str, float] = {}
+    for arm, run in runs.items():
+        loss = trace(run, "loss")
+        excess = excess_over_median(loss)
+        values[f"spikes/{arm}"] = float((excess > SPIKE).sum())
+        values[f"jump/{arm}"] = float(excess.max())
+        values[f"peak_norm/{arm}"] = float(trace(run, "grad_norm").max())
+        values[f"end/{arm}"] = float(loss[-max(1, len(loss) // 10) :].mean())
+    rates = trace(runs["with"], "lr")
+    values["final_rate/with"] = float(rates[-1] / rates.max())
+    return values
+
+
+def excess_over_median(loss: np.ndarray) -> np.ndarray:
+    """Return how far each loss lies above the median of the `WINDOW` before it."""
+    if len(loss) <= WINDOW:
+        raise ValueError(f"a run must be longer than {WINDOW} steps; got {len(loss)}.")
+    before = np.lib.stride_tricks.sliding_window_view(loss, WINDOW)[:-1]
+    return loss[WINDOW:] - np.median(before, axis=1)
+
+
+def _final_rate(measurements: Measurements) -> list[Check]:
     rates = column(measurements, "final_rate/with")
-    wrong = [rate for rate in rates if abs(rate - limit["final"]) > limit["slack"]]
-    text = f"final rate over peak: {wrong[0] if wrong else rates[0]:.4g}, must be {limit['final']}"
-    checks = [Check(text=text, holds=not wrong)]
-    if not wrong and not any(sum(column(measurements, f"spikes/{arm}")) for arm in arms):
-        reason = "no run spiked, not even without warm-up and clipping: nothing to prevent"
-        return Verdict(outcome=Outcome.CANNOT_SHOW, reason=reason, estimates=estimates)
-    for name, bound in (("spikes", limit["spikes"]), ("jump", limit["jump"])):
-        saved = difference(measurements, f"{name}/without", minus=f"{name}/with")
-        estimates[f"{name} saved"] = saved
-        checks.append(above(f"{name} without minus with", saved, bound))
-    return decide(checks, estimates)
+    worst = max(rates, key=lambda rate: abs(rate - FINAL))
+    text = f"final rate over peak: {worst:.4g}, must be {FINAL}"
+    return [Check(text=text, holds=abs(worst - FINAL) <= SLACK)]
 
 
-def judge_context(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 4.
+def _nothing_spikes(
+    measurements: Measurements, checks: Sequence[Check]
+) -> tuple[Outcome, str] | None:
+    spikes = [n for arm in ("with", "without") for n in column(measurements, f"spikes/{arm}")]
+    if any(spikes) or not checks[0].holds:
+        return None
+    reason = "no run spiked, not even without warm-up and clipping: nothing to prevent"
+    return Outcome.CANNOT_SHOW, reason
+
+
+# ------------------------------------------------------------- claim 4: context
+
+SHARES = (("reminder", 0.6), ("lookalike", 0.2), ("story", 0.2))
+STEPS, TOKENS_PER_STEP = 800, 1024
+N_PER_DISTANCE, MOST_FILLERS = 12, 30
+ANSWER_TOKENS = 6
+LEARNED = 0.5
+"""Share of near questions that the short model must answer before distance can matter."""
+
+
+def context_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
+    """Return the two runs of one seed: rows of half the context and of all of it, equal tokens.
+
+    One layer is enough, as a note is the only place where its item stands; with two the model
+    sat on the plateau before the first answer for more than twice as many steps. Documents of
+    a pack do not see each other: their notes would be wrong answers in reach.
+    """
+    if recipe.name == "nano":
+        point = grid(seed)
+        base = replace(
+            point,
+            model=replace(point.model, n_layers=1),
+            pretrain=replace(point.pretrain, steps=STEPS, eval_every=STEPS, save_every=STEPS),
+        )
+    else:
+        base = replace(recipe, pretrain=replace(recipe.pretrain, seed=seed))
+    long = base.model.max_seq_len
+    return {
+        name: replace(
+            base,
+            corpus=CorpusConfig(n_documents=6_000, n_validation=600, shares=SHARES),
+            pretrain=replace(
+                base.pretrain,
+                seq_len=window,
+                batch_size=TOKENS_PER_STEP // window,
+                isolate_documents=True,
+            ),
+        )
+        for name, window in (("short", long // 2), ("long", long))
+    }
+
+
+def measure_context(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 4 on equal training tokens.
 
     Keys: `near/short`, `near/long`, `far/short`, `far/long`, share of retrieval questions answered
-    when the evidence lies inside (`near`) or beyond (`far`) the short window, by the model with
-    the short or the long context; `short_task/short`, `short_task/long`, nats per token on
-    documents that fit the short window. Equal training tokens.
+    by the model with the short or the long context; `short_task/<model>`, nats per token on
+    documents that fit the short window; shown, `at/<model>/<fillers>`, by distance. Each model
+    sees as many of the last tokens as its rows had. A question is near if all of it fits the short
+    window, and far if the note lies before that window and still in the long one.
     """
-    models = ("short", "long")
-    estimates = {
-        f"{task}/{model}": average(measurements, f"{task}/{model}")
-        for task in ("near", "far", "short_task")
-        for model in models
-    }
-    if estimates["near/short"].value < limit["learned"]:
-        reason = (
-            f"retrieval was not learned: {estimates['near/short']} of questions answered with the "
-            f"evidence in reach, {limit['learned']} needed before distance can matter"
-        )
-        return Verdict(outcome=Outcome.CANNOT_SHOW, reason=reason, estimates=estimates)
-    far = estimates["gain far"] = difference(measurements, "far/long", minus="far/short")
-    cost = difference(measurements, "short_task/long", minus="short_task/short")
-    estimates["short task cost"] = cost
-    extra = paired_difference(_gains(measurements, "far"), _gains(measurements, "near")).estimate
-    estimates["gain far - near"] = extra
-    return decide(
-        [
-            above("gain where evidence lies beyond the short window", far, limit["far_gain"]),
-            above("that gain beyond the one with near evidence", extra, limit["extra"]),
-            below("cost on short documents, nats", cost, limit["cost"]),
-        ],
-        estimates,
+    runs = context_recipes(recipe, seed)
+    world = make_world(recipe.corpus.world_seed)
+    asked = {n: retrieval_items(world, seed, N_PER_DISTANCE, n) for n in range(MOST_FILLERS + 1)}
+    short = runs["short"].pretrain.seq_len - ANSWER_TOKENS
+    long = runs["long"].pretrain.seq_len - ANSWER_TOKENS
+    values: dict[str, float] = {}
+    for name, run in runs.items():
+        model, tokenizer = pipeline.load("pretrain", run)
+        right: dict[str, list[bool]] = {"near": [], "far": []}
+        for n_filler, items in asked.items():
+            hits = answered(model, tokenizer, items, run.pretrain.seq_len - ANSWER_TOKENS)
+            values[f"at/{name}/{n_filler}"] = sum(hits) / len(hits)
+            for item, hit in zip(items, hits, strict=True):
+                end_of_note, length = _lengths(tokenizer, item)
+                if length <= short:
+                    right["near"].append(hit)
+                elif length - end_of_note >= short and length <= long:
+                    right["far"].append(hit)
+        for task, hits in right.items():
+            if not hits:
+                raise CannotShow(
+                    f"no question is {task} for windows of {short} and {long} tokens; choose a "
+                    "recipe with a longer context or a larger vocabulary"
+                )
+            values[f"{task}/{name}"] = sum(hits) / len(hits)
+        values[f"short_task/{name}"] = validation_loss(run, longest=short)
+    return values
+
+
+def _lengths(tokenizer: Tokenizer, item: RetrievalItem) -> tuple[int, int]:
+    """Return the tokens of the note and of the whole prompt, BOS included."""
+    note = item.prompt[: item.prompt.index(".") + 1]
+    return len(tokenizer.encode(note, bos=True)), len(tokenizer.encode(item.prompt, bos=True))
+
+
+def answered(
+    model: Transformer, tokenizer: Tokenizer, items: Sequence[RetrievalItem], window: int
+) -> list[bool]:
+    """Return which items the model completes rightly (greedy), seeing `window` tokens at most."""
+    prompts = [tokenizer.encode(item.prompt, bos=True)[-window:] for item in items]
+    completions = generate(model, prompts, max_new_tokens=ANSWER_TOKENS, temperature=0.0)
+    texts = [tokenizer.decode(completion.ids).strip() for completion in completions]
+    return [text.startswith(f"{item.answer}.") for text, item in zip(texts, items, strict=True)]
+
+
+def _far_less_near(measurement: Measurement) -> float:
+    far, near = (minus(f"{task}/long", f"{task}/short") for task in ("far", "near"))
+    return far(measurement) - near(measurement)
+
+
+def _not_learned(measurements: Measurements, _: object) -> tuple[Outcome, str] | None:
+    near = average(measurements, "near/short")
+    if near.value >= LEARNED:
+        return None
+    return Outcome.CANNOT_SHOW, (
+        f"retrieval was not learned: {near} of questions answered with the evidence in reach, "
+        f"{LEARNED} needed before distance can matter"
     )
-
-
-def _gains(measurements: Sequence[Measurement], task: str) -> list[float]:
-    pairs = (column(measurements, f"{task}/{model}") for model in ("long", "short"))
-    return [long - short for long, short in zip(*pairs, strict=True)]
 
 
 CLAIMS = (
@@ -128,15 +309,19 @@ CLAIMS = (
         paper_value="about 1.74 / 1.67 / 1.57 / 1.50 nats for 7B / 13B / 34B / 70B at 2T tokens",
         paper_trust=Trust.FIGURE,
         prediction="Loss falls with every step in width and still falls when training ends.",
-        threshold=threshold(
-            "Each width beats the next narrower one by more than {gain:g} nats, and each slope is "
-            "below -{flat:g} nats per doubling of tokens (95 % intervals over seeds).",
-            gain=0.0,
-            flat=0.02,
+        where="In nats",
+        tests=(
+            Must(
+                "loss at each width minus that at the next wider one",
+                _steps_in_width,
+                above=0,
+                named="",
+            ),
+            Must("each slope per doubling of tokens", _slopes, below=-0.02, named=""),
         ),
-        judge=judge_scaling,
-        measure=measure_scaling,
-        requests=scaling_requests,
+        shown=("loss", "slope"),
+        measured_by=measure_scaling,
+        runs=of_stage("pretrain", scaling_recipes),
     ),
     Claim(
         id=2,
@@ -145,17 +330,23 @@ CLAIMS = (
         paper_value="2,000 warm-up steps, final rate 10 % of the peak, clip 1.0; no ablation",
         paper_trust=Trust.PRINTED,
         prediction="Without warm-up and clipping the same run has more and higher loss spikes.",
-        threshold=threshold(
-            "The final rate is {final:g} of the peak (within {slack:g}); without minus with is "
-            "above {spikes:g} spikes and above {jump:g} nats of jump (95 % intervals over seeds).",
-            final=0.1,
-            slack=0.005,
-            spikes=0.0,
-            jump=0.0,
+        where="With both, and without either",
+        tests=(
+            Fact(f"the final rate is {FINAL:g} of the peak (within {SLACK:g})", _final_rate),
+            *(
+                Must(
+                    f"{name} without minus with",
+                    mean(minus(f"{name}/without", f"{name}/with")),
+                    above=0,
+                    named=f"{name} saved",
+                )
+                for name in ("spikes", "jump")
+            ),
         ),
-        judge=judge_schedule,
-        measure=measure_schedule,
-        requests=schedule_requests,
+        proviso=Proviso("Only if some run spikes at all.", _nothing_spikes),
+        shown=("spikes", "jump", "peak_norm"),
+        measured_by=measure_schedule,
+        runs=of_stage("pretrain", schedule_recipes),
     ),
     Claim(
         id=4,
@@ -164,17 +355,33 @@ CLAIMS = (
         paper_value="2k to 4k: Qasper 0.71 to 18.52, HellaSwag 75.1 to 74.8",
         paper_trust=Trust.PRINTED,
         prediction="Retrieval jumps only where the evidence lies outside the short window.",
-        threshold=threshold(
-            "Far evidence: gain above {far_gain:g}, and above the gain with near evidence by "
-            "{extra:g}; short documents: cost below {cost:g} nats per token (95 % intervals). "
-            "Only if near evidence is used at all: {learned:g} or more by the short model.",
-            far_gain=0.2,
-            extra=0.1,
-            cost=0.05,
-            learned=0.5,
+        where="Long context less short",
+        tests=(
+            Must(
+                "gain where evidence lies beyond the short window",
+                mean(minus("far/long", "far/short")),
+                above=0.2,
+                named="gain far",
+            ),
+            Must(
+                "that gain beyond the one with near evidence",
+                mean(_far_less_near),
+                above=0.1,
+                named="gain far - near",
+            ),
+            Must(
+                "cost on short documents, nats",
+                mean(minus("short_task/long", "short_task/short")),
+                below=0.05,
+                named="short task cost",
+            ),
         ),
-        judge=judge_context,
-        measure=measure_context,
-        requests=context_requests,
+        proviso=Proviso(
+            f"Only if near evidence is used at all: {LEARNED:g} or more by the short model.",
+            _not_learned,
+        ),
+        shown=("near", "far", "short_task"),
+        measured_by=measure_context,
+        runs=of_stage("pretrain", context_recipes),
     ),
 )

@@ -5,180 +5,478 @@ order of training, so the intervals say nothing of what another chain would give
 three minutes of a core, most of it to draw and score samples, so the ledger holds them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
-from llama2_lib.claims.alignment import gain
+import numpy as np
+from jaxtyping import Float
+from scipy.special import comb, expit
+
+from llama2_lib import pipeline, rng
+from llama2_lib.claims.attention import quality_recipes
 from llama2_lib.claims.claim import (
     Check,
     Claim,
+    Fact,
     Measurement,
-    Threshold,
+    Measurements,
+    Must,
     Trust,
-    Verdict,
-    above,
     average,
-    below,
-    column,
-    decide,
-    keys_under,
-    threshold,
-    within,
+    averages,
+    gains,
+    mean,
+    paired,
 )
-from llama2_lib.claims.rejection_pools import (
-    distillation_requests,
-    measure_distillation,
-    measure_pools,
-    pool_requests,
+from llama2_lib.claims.finetuning import Model, fitting
+from llama2_lib.config import ROUNDS, Recipe
+from llama2_lib.device import choose_device
+from llama2_lib.evaluation.judged import Marks, gold_marks, marks_of
+from llama2_lib.evaluation.reward import best_of_n
+from llama2_lib.evaluation.statistics import Estimate
+from llama2_lib.model.chat import scored_row
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.pipeline import JUDGE
+from llama2_lib.stages.fit import dialog_loss
+from llama2_lib.stages.prompts import PromptSet, sample_prompts
+from llama2_lib.stages.rejection import (
+    Sample,
+    best,
+    chosen,
+    distinct,
+    draw,
+    encoded,
+    rescored,
+    round_prompts,
 )
-from llama2_lib.claims.rejection_runs import (
-    SIZES,
-    TEMPERATURES,
-    best_temperature,
-    curve_requests,
-    measure_curve,
-    measure_temperatures,
-    temperature_requests,
-)
-from llama2_lib.evaluation.statistics import equivalent, mean_interval
+from llama2_lib.stages.reward import RewardModels, load_rewards
+from llama2_lib.storage import read_rows
+from llama2_lib.text.tokenizer import load_tokenizer
+from llama2_lib.training.batches import PackedDialogs
+from llama2_lib.training.loop import optimize
+from llama2_lib.training.optim import adamw, warmup_then_cosine
+from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import Message
+from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompts
+from llama2_lib.world.prompts import prompts as prompts_of
+from llama2_lib.world.source import WorldSource
+from llama2_lib.world.tasks import HELPFUL_SHARES
 
-WIDER = "(95 %, the wider of the intervals over seeds and over prompts)"
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Of the maximum in claim 21 [the paper: 1 to 100]. The median is taken of one sample less, since
+of an even number it is no sample."""
+N_PROMPTS, N_HEATED = 40, 20
+"""Training prompts a seed in claims 21 and 22, as a round asks them."""
+TEMPERATURE = 1.0
+"""Of claim 21; the paper states none."""
+TEMPERATURES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
+"""Of claim 22 [0.6 to 1.5]."""
+MANY = 16
+"""Samples a prompt and temperature in claim 22 [1 to 100]."""
+SAME = 0.1
+"""Best temperatures that are shown to differ by less count as the same in claim 22."""
+POLICIES = {"SFT": "sft", "V4": f"rejection_v{ROUNDS}"}
+"""Stages of claim 22."""
+FIRST = "rewards_v1"
 HALF = 8
 """Half of the doublings of claim 21 end here."""
+NEWEST = f"rejection_v{ROUNDS}"
+FORMS = ("list", "story", "how_to")
+"""What must be written in a form of its own, as the rhymes that the paper's V3 had lost."""
+LOST = (*FORMS, "adversarial")
+"""Kinds of prompts that nobody sends in the last round of claim 24."""
+STEPS, ROWS, ROW_LENGTH = 120, 3, 256
+"""Of every arm of claims 24 and 25: equal steps from the pretrained model."""
+N_HELD_OUT = 150
+"""Prompts a seed of each family of claim 24; claim 25 has twice as many, of all kinds."""
+N_ASKED, N_SAMPLES = 240, 6
+"""Training prompts of claim 25 and samples of each, as many as a round of the chain draws."""
+SAMPLING, ANSWERING = 0.8, 0.6
+"""Temperatures of the samples that are learned from, and of the answers that are marked."""
+COMPARED = (
+    ("big best", "own best"),
+    ("big random", "own random"),
+    ("big best", "big random"),
+    ("own best", "own random"),
+    ("own best", "SFT"),
+    ("own random", "SFT"),
+)
+"""Pairs of arms; the first is judged, those with `random` are the controls."""
+
+# ------------------------------------------------------------- claims 21 and 22: best of N
 
 
-def judge_curve(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 21.
+class Sampled(NamedTuple):
+    """K answers to each prompt as reward models and as gold judges see them."""
+
+    reward: Float[np.ndarray, "prompts samples"]
+    """After the sigmoid, 0 to 1: the axis of the paper's figures."""
+    gold: Float[np.ndarray, "prompts samples"]
+
+
+def rooms(model: Transformer, recipe: Recipe) -> tuple[int, int]:
+    """Return how many tokens a prompt may have, and an answer to it."""
+    context = model.config.max_seq_len
+    room = min(recipe.rejection.max_new_tokens, context // 2)
+    return context - room, room
+
+
+def training_prompts(recipe: Recipe, policy: Model, n: int, seed: int) -> PromptSet:
+    """Draw prompts as a round of rejection sampling asks them."""
+    world, longest = make_world(recipe.corpus.world_seed), rooms(policy[0], recipe)[0]
+    return sample_prompts(
+        WorldSource(world), rng.seed_from(seed, "best of n"), n, policy[1], longest=longest
+    )
+
+
+def sampled(
+    recipe: Recipe,
+    policy: Model,
+    judge: RewardModels,
+    asked: PromptSet,
+    k: int,
+    temperature: float,
+    seed: int,
+) -> Sampled:
+    """Draw k answers to each prompt and mark all of them, those that did not end included."""
+    model, tokenizer = policy
+    room = rooms(model, recipe)[1]
+    drawn = draw(
+        model, tokenizer, asked.dialogs, k, temperature, seed=seed, max_new_tokens=room
+    )  # fmt: skip
+    texts = [said.text for replies in drawn for said in replies]
+    repeated = [prompt for prompt in asked.prompts for _ in range(k)]
+    rows = [
+        scored_row(dialog, said.text, tokenizer, model.config.max_seq_len)
+        for dialog, replies in zip(asked.dialogs, drawn, strict=True)
+        for said in replies
+    ]
+    raw = judge(rows, [prompt.is_safety for prompt in repeated]).combined
+    gold = gold_marks(make_world(recipe.corpus.world_seed), repeated, texts).quality
+    return Sampled(expit(raw).reshape(-1, k), gold.reshape(-1, k))
+
+
+def median_of_n(scores: Float[np.ndarray, "prompts samples"], n: int) -> Float[np.ndarray, " _"]:
+    """Return the expected median of n samples, exact over all subsets of the samples drawn."""
+    k, middle = scores.shape[1], (n + 1) // 2
+    if n % 2 == 0 or not 1 <= n <= k:
+        raise ValueError(f"n must be odd and at most {k}, the samples drawn; got {n}.")
+    rank = np.arange(1, k + 1)
+    shares = comb(rank - 1, middle - 1) * comb(k - rank, n - middle) / comb(k, n)
+    return np.sort(scores, axis=1) @ shares
+
+
+def measure_curve(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 21.
 
     Keys: `max/<n>` and `median/<n>`, expected maximum and median of n rewards after the sigmoid,
-    mean over prompts; `gold/<n>`, `ceiling/<n>` are shown.
+    mean over prompts.
+
+    The samples of round 1: the fine-tuned model's, scored by the reward models of that round.
+    The seed draws prompts and samples; the models are the recipe's for every seed. Shown:
+    `gold/<n>`, mean gold mark of the sample with the highest reward, `ceiling/<n>`, of the one
+    that the gold judges would choose.
     """
-    first, last = SIZES[0], SIZES[-1]
-    one, half, end = (column(measurements, f"max/{n}") for n in (first, HALF, last))
-    middle = column(measurements, f"median/{last - 1}")
-    rise = [b - a for a, b in zip(one, end, strict=True)]
-    bend = [2 * h - a - b for a, h, b in zip(one, half, end, strict=True)]
-    drift = [(m - a) / r for m, a, r in zip(middle, one, rise, strict=True)]
-    flat = equivalent(drift, [0.0] * len(drift), margin=limit["flat"])
-    estimates = {
-        f"rise of the maximum, 1 to {last}": mean_interval(rise),
-        "early less late doublings": mean_interval(bend),
-        "drift of the median, in rises": mean_interval(drift),
+    judge = load_rewards(pipeline.artifact(FIRST, recipe), choose_device())
+    policy = pipeline.load("sft", recipe)
+    asked = training_prompts(recipe, policy, N_PROMPTS, seed)
+    found = sampled(recipe, policy, judge, asked, SIZES[-1], TEMPERATURE, seed)
+    values: dict[str, float] = {}
+    curves = {
+        "max": best_of_n(found.reward),
+        "gold": best_of_n(found.reward, found.gold),
+        "ceiling": best_of_n(found.gold),
     }
-    checks = [
-        above(f"rise of the maximum, 1 to {last}", mean_interval(rise), limit["rise"]),
-        above("early less late doublings", mean_interval(bend), limit["bend"]),
-        within("drift of the median, in rises (90 %)", flat),
-    ]
-    for name in ("max", "median", "gold", "ceiling"):
-        for n in keys_under(measurements, name):
-            estimates[f"{name}/{n}"] = average(measurements, f"{name}/{n}")
-    return decide(checks, estimates)
+    for n in SIZES:
+        values |= {f"{name}/{n}": float(v[:, n - 1].mean()) for name, v in curves.items()}
+        odd = max(1, n - 1)
+        values[f"median/{odd}"] = float(median_of_n(found.reward, odd).mean())
+    return values
 
 
-def judge_temperatures(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 22.
+def measure_temperatures(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 22.
 
     Keys: `reward/<policy>/<n>/<temperature>`, mean over prompts of the expected maximum of n
-    rewards after the sigmoid; `gold/...`, of the gold mark of the same sample, is shown.
+    rewards after the sigmoid.
+
+    All policies answer the same training prompts and are scored by the newest reward models. The
+    seed draws prompts and samples; the models are the recipe's for every seed. Shown:
+    `gold/<policy>/<n>/<temperature>`, mean gold mark of the sample that is chosen.
     """
-    n = max(int(key.split("/")[1]) for key in keys_under(measurements, "reward"))
-    names = dict.fromkeys(key.split("/")[0] for key in keys_under(measurements, "reward"))
-    peaks = {
-        (what, name, size): _peaks(measurements, what, name, size)
-        for what in ("reward", "gold")
-        for name in names
-        for size in (1, n)
-    }
-    estimates = {
-        f"best temperature/{what}/{name}/{size}": mean_interval(values)
-        for (what, name, size), values in peaks.items()
-    }
-    checks = []
-    for name in ("SFT", "V4"):
-        worst = mean_interval(_margin_of_hottest(measurements, name))
-        pairs = zip(peaks["reward", name, n], peaks["reward", name, 1], strict=True)
-        hotter = mean_interval([many - one for many, one in pairs])
-        estimates[f"next worst less hottest/{name}/1"] = worst
-        estimates[f"best temperature of {n} less of 1/{name}"] = hotter
-        checks += [
-            above(f"next worst less hottest, N = 1, {name}", worst),
-            above(f"best temperature, N = {n} less N = 1, {name}", hotter),
-        ]
-    before, after = (peaks["reward", name, n] for name in ("SFT", "V4"))
-    shift = mean_interval([b - a for a, b in zip(before, after, strict=True)])
-    same = equivalent(after, before, margin=limit["same"]).holds
+    judge = load_rewards(pipeline.artifact(JUDGE, recipe), choose_device())
+    values: dict[str, float] = {}
+    for name, stage in POLICIES.items():
+        policy = pipeline.load(stage, recipe)
+        asked = training_prompts(recipe, policy, N_HEATED, seed)
+        for temperature in TEMPERATURES:
+            found = sampled(recipe, policy, judge, asked, MANY, temperature, seed)
+            reward, gold = best_of_n(found.reward), best_of_n(found.reward, found.gold)
+            for n in (1, MANY):
+                values[f"reward/{name}/{n}/{temperature}"] = float(reward[:, n - 1].mean())
+                values[f"gold/{name}/{n}/{temperature}"] = float(gold[:, n - 1].mean())
+    return values
+
+
+def best_temperature(curve: Mapping[float, float]) -> float:
+    """Return where a curve over temperatures is highest, finer than its grid.
+
+    The top of the parabola through the highest point and its two neighbours, which must be
+    equally far; at an end of the grid the end itself, for what lies beyond was not tried.
+    """
+    at = sorted(curve)
+    top = max(range(len(at)), key=lambda i: curve[at[i]])
+    if top in (0, len(at) - 1):
+        return at[top]
+    left, middle, right = (curve[at[i]] for i in (top - 1, top, top + 1))
+    bend = left - 2 * middle + right
+    step = (at[top + 1] - at[top - 1]) / 2
+    return at[top] + (0.5 * step * (left - right) / bend if bend else 0.0)
+
+
+def _rise(measurement: Measurement) -> float:
+    return measurement[f"max/{SIZES[-1]}"] - measurement[f"max/{SIZES[0]}"]
+
+
+def _bend(measurement: Measurement) -> float:
+    one, half, end = (measurement[f"max/{n}"] for n in (SIZES[0], HALF, SIZES[-1]))
+    return 2 * half - one - end
+
+
+def _drift(measurement: Measurement) -> float:
+    moved = measurement[f"median/{SIZES[-1] - 1}"] - measurement[f"max/{SIZES[0]}"]
+    return moved / _rise(measurement)
+
+
+def _peak(what: str, name: str, n: int, measurement: Measurement) -> float:
+    """Return the best temperature of a seed."""
+    return best_temperature({t: measurement[f"{what}/{name}/{n}/{t}"] for t in TEMPERATURES})
+
+
+def _margin_of_hottest(name: str, measurement: Measurement) -> float:
+    """Return by how much single samples at the hottest are worse than at any other."""
+    *others, hot = (measurement[f"reward/{name}/1/{t}"] for t in TEMPERATURES)
+    return min(others) - hot
+
+
+def _hotter(name: str, measurement: Measurement) -> float:
+    return _peak("reward", name, MANY, measurement) - _peak("reward", name, 1, measurement)
+
+
+def _shift(measurement: Measurement) -> float:
+    """Return how far the best temperature of many samples moves from SFT to V4."""
+    before, after = (_peak("reward", name, MANY, measurement) for name in POLICIES)
+    return after - before
+
+
+def _moved(measurements: Measurements) -> list[Check]:
+    shift = average(measurements, _shift)
+    near = average(measurements, _shift, 0.9)
     apart = shift.low > 0 or shift.high < 0
-    estimates["shift of the best temperature"] = shift
-    checks.append(
-        Check(
-            text=f"best temperature of {n}, V4 less SFT: {shift}, must differ from 0",
-            holds=False if same else True if apart else None,
-        )
+    same = max(-near.low, near.high) < SAME
+    text = f"best temperature of {MANY}, V4 less SFT: {shift}, must differ from 0"
+    return [Check(text=text, holds=False if same else True if apart else None)]
+
+
+def _peaks_shown(measurements: Measurements) -> dict[str, Estimate]:
+    return {
+        f"best temperature/{what}/{name}/{n}": average(measurements, partial(_peak, what, name, n))
+        for what in ("reward", "gold")
+        for name in POLICIES
+        for n in (1, MANY)
+    } | {"shift of the best temperature": average(measurements, _shift)}
+
+
+# ------------------------------------------------------------- claims 24 and 25: whose answers
+
+
+def tuned(base: Model, entries: Sequence[Sample], rate: float, seed: int) -> Model:
+    """Train a pretrained model, in place, to give the answers of a pool."""
+    model, tokenizer = base
+    device = next(model.parameters()).device
+    length = min(ROW_LENGTH, model.config.max_seq_len)
+    packed = PackedDialogs(encoded(entries, tokenizer), seq_len=length, seed=seed)
+    batches = (
+        type(batch)(*(part.to(device) for part in batch))
+        for batch in packed.batches(batch_size=ROWS)
     )
-    return decide(checks, estimates)
+    schedule = warmup_then_cosine(peak=rate, steps=STEPS, warmup=min(10, STEPS - 1))
+    for _ in optimize(
+        model, adamw(model), batches, dialog_loss(True), schedule, steps=range(STEPS)
+    ):  # fmt: skip
+        pass
+    return model.eval(), tokenizer
 
 
-def _peaks(measurements: Sequence[Measurement], what: str, name: str, n: int) -> list[float]:
-    """Return the best temperature of every seed."""
-    curves = {t: column(measurements, f"{what}/{name}/{n}/{t}") for t in TEMPERATURES}
-    return [
-        best_temperature({t: values[seed] for t, values in curves.items()})
-        for seed in range(len(measurements))
-    ]
+def marked(policy: Model, recipe: Recipe, prompts: Sequence[Prompt], seed: int) -> Marks:
+    """Let the gold judges mark one answer to each prompt."""
+    return marks_of(
+        *policy, make_world(recipe.corpus.world_seed), prompts, temperature=ANSWERING, seed=seed,
+        max_new_tokens=rooms(policy[0], recipe)[1],
+    )  # fmt: skip
 
 
-def _margin_of_hottest(measurements: Sequence[Measurement], name: str) -> list[float]:
-    """Return by how much single samples at the hottest are worse than at any other, by seed."""
-    curves = [column(measurements, f"reward/{name}/1/{t}") for t in TEMPERATURES]
-    return [min(others) - hot for *others, hot in zip(*curves, strict=True)]
+def kinds_of_pool(recipe: Recipe) -> dict[str, str]:
+    """Return what each prompt of the pool asks for: the rounds' prompts, drawn again."""
+    tokenizer = load_tokenizer(pipeline.artifact("tokenizer", recipe, bar=False))
+    found: dict[str, str] = {}
+    for number in range(1, ROUNDS + 1):
+        asked = round_prompts(number, recipe, tokenizer)
+        for dialog, prompt in zip(asked.dialogs, asked.prompts, strict=True):
+            found[entry_of(dialog).key] = prompt.kind
+    return found
 
 
-def judge_pools(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 24.
+def pools(recipe: Recipe) -> dict[str, list[Sample]]:
+    """Return what the four arms of claim 24 learn from.
+
+    `last` has the chosen answers of the last round, `all` the best ones of all rounds; in `...,
+    kinds missing` the last round has no prompt of those kinds, as if nobody had sent any.
+    """
+    entries = read_rows(pipeline.artifact(NEWEST, recipe) / "pool.jsonl", Sample)
+    kinds, last = kinds_of_pool(recipe), max(entry.round for entry in entries)
+    without = [e for e in entries if e.round < last or kinds[e.key] not in LOST]
+    arms = {"all": entries, "all, kinds missing": without}
+    for name in list(arms):
+        arms[name.replace("all", "last")] = [e for e in arms[name] if e.round == last]
+    return {name: best(arm) for name, arm in arms.items()}
+
+
+def measure_pools(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 24.
 
     Keys: `gain/<family>/pool over last`, gold mark after training on the pool less after the last
     round, in both of which the last round lacks some kinds of prompts; `gain/<family>/missing`,
     what their absence changes if there is only the last round; `error/...`, standard errors over
-    prompts. Families: `form` and `harm`, what is missing, and `other`. All else is shown.
+    prompts. Families: `form` and `harm`, what is missing, and `other`.
+
+    The pretrained model of the recipe is tuned on each pool, without demonstrations. The pools
+    are the chain's for every seed, which draws the order of training, the held-out prompts and
+    the answers. Shown: `quality/<arm>/<family>`, mean gold marks on `form` and `harm`, the missing
+    kinds, and `other`; `answers/<arm>`; `gain/natural`, all rounds less the last round with
+    nothing missing, on all prompts.
     """
-    names = keys_under(measurements, "gain")
-    estimates = {name: gain(measurements, name) for name in names}
-    checks = []
-    for family in ("form", "harm"):
-        kept, lost = (estimates[f"{family}/{what}"] for what in ("pool over last", "missing"))
-        checks += [
-            above(f"{family}: pool less last round", kept, limit["gain"]),
-            below(f"{family}: last round without less with it", lost, -limit["gain"]),
-        ]
-    shown = {
-        f"quality/{key}": average(measurements, f"quality/{key}") for key in _under(measurements)
+    values: dict[str, float] = {}
+    quality: dict[str, dict[str, np.ndarray]] = {}
+    for name, entries in pools(recipe).items():
+        policy = tuned(pipeline.load("pretrain", recipe), entries, recipe.sft.peak_lr, seed)
+        quality[name] = {
+            family: marked(policy, recipe, prompts, seed).quality
+            for family, prompts in families(recipe, seed, policy).items()
+        }
+        values[f"answers/{name}"] = float(len(entries))
+        values |= {f"quality/{name}/{key}": float(v.mean()) for key, v in quality[name].items()}
+    rich, poor = (quality[f"{name}, kinds missing"] for name in ("all", "last"))
+    for family in rich:
+        values |= paired(f"{family}/pool over last", rich[family] - poor[family])
+        values |= paired(f"{family}/missing", poor[family] - quality["last"][family])
+        values |= paired(f"{family}/missing in the pool", rich[family] - quality["all"][family])
+    every = {name: np.concatenate(list(parts.values())) for name, parts in quality.items()}
+    values |= paired("natural", every["all"] - every["last"])
+    return values
+
+
+def families(recipe: Recipe, seed: int, policy: Model) -> dict[str, list[Prompt]]:
+    """Return held-out prompts: two families of missing kinds, and all others."""
+    world, split = make_world(recipe.corpus.world_seed), "held out"
+    forms = {kind: HELPFUL_SHARES[kind] for kind in FORMS}
+    others = {kind: share for kind, share in HELPFUL_SHARES.items() if kind not in FORMS}
+    streams = {
+        "form": helpful_prompts(world, seed, split=split, shares=forms),
+        "harm": adversarial_prompts(world, seed, split=split),
+        "other": helpful_prompts(world, seed, split=split, shares=others),
     }
-    return decide(checks, estimates | shown)
+    return {name: fitting(policy, stream, N_HELD_OUT) for name, stream in streams.items()}
 
 
-def judge_distillation(measurements: Sequence[Measurement], limit: Threshold) -> Verdict:
-    """Judge claim 25.
+def pupil(recipe: Recipe, seed: int) -> Recipe:
+    """Return the small model of claim 25: a grid's point with the recipe's world and writers."""
+    small = quality_recipes(recipe, seed)["gqa"]
+    return replace(small, sft=replace(small.sft, grade=recipe.sft.grade, seed=seed))
+
+
+def measure_distillation(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 25.
 
     Keys: `gain/<arm> over <arm>`, gold mark of the small model, with standard errors over prompts
     `error/...`; an arm is `big` or `own`, whose samples, and `best` or `random`, how chosen.
-    `quality/<arm>`, `help/...`, `safety/...` and `pool/...` are shown.
+
+    Two fine-tuned models, the recipe's and a small one, answer the same prompts; round 1's reward
+    models choose one answer of each to every prompt, and chance another, the control. Four copies
+    of the small pretrained model learn from what was chosen. The seed draws prompts, samples,
+    the small model and the order of training. Shown: `quality/<arm>`, `help/<arm>` and
+    `safety/<arm>`, mean gold marks, of the small fine-tuned model too; `pool/<arm>`, the mean
+    gold mark of what was learned from; `answers`, the number of prompts.
     """
-    estimates = {name: gain(measurements, name) for name in keys_under(measurements, "gain")}
-    check = above(
-        "small model, big's best less its own", estimates["big best over own best"], limit["gain"]
+    small = pupil(recipe, seed)
+    judge = load_rewards(pipeline.artifact(FIRST, recipe), choose_device())
+    policies = {"big": pipeline.load("sft", recipe), "own": pipeline.load("sft", small)}
+    room = min(rooms(model, recipe)[0] for model, _ in policies.values())
+    world = make_world(recipe.corpus.world_seed)
+    asked = sample_prompts(
+        WorldSource(world), rng.seed_from(seed, "distil"), N_ASKED, policies["own"][1], longest=room
     )
-    shown = {
-        f"quality/{key}": average(measurements, f"quality/{key}") for key in _under(measurements)
+    found = {
+        who: answers_to(asked, policy, judge, recipe, seed) for who, policy in policies.items()
     }
-    pools = {
-        f"learned from/{key}": average(measurements, f"pool/{key}")
-        for key in keys_under(measurements, "pool")
-    }
-    return decide([check], estimates | shown | pools)
+    both = set.intersection(*({entry.key for entry in entries} for entries in found.values()))
+    values = {"answers": float(len(both))}
+    marks = {"SFT": marked(policies["own"], small, _held_out(recipe, seed, policies["own"]), seed)}
+    prompts = {entry_of(d).key: p for d, p in zip(asked.dialogs, asked.prompts, strict=True)}
+    for who, entries in found.items():
+        usable = [entry for entry in entries if entry.key in both]
+        for select in ("best", "random"):
+            targets, name = chosen(usable, select, seed), f"{who} {select}"
+            gold = gold_marks(
+                world, [prompts[e.key] for e in targets], [e.answer for e in targets]
+            )  # fmt: skip
+            values[f"pool/{name}"] = float(gold.quality.mean())
+            policy = tuned(pipeline.load("pretrain", small), targets, small.sft.peak_lr, seed)
+            marks[name] = marked(policy, small, _held_out(recipe, seed, policy), seed)
+    for name, found_marks in marks.items():
+        harmful = found_marks.adversarial
+        values[f"quality/{name}"] = float(found_marks.quality.mean())
+        values[f"help/{name}"] = float(found_marks.helpfulness[~harmful].mean())
+        values[f"safety/{name}"] = float(found_marks.safety[harmful].mean())
+    for after, before in COMPARED:
+        gap = paired(f"{after} over {before}", marks[after].quality - marks[before].quality)
+        values |= gap
+    return values
 
 
-def _under(measurements: Sequence[Measurement]) -> list[str]:
-    return keys_under(measurements, "quality")
+def _held_out(recipe: Recipe, seed: int, policy: Model) -> list[Prompt]:
+    world = make_world(recipe.corpus.world_seed)
+    return fitting(policy, prompts_of(world, seed, split="held out"), 2 * N_HELD_OUT)
+
+
+def entry_of(dialog: list[Message], is_safety: bool = False, answer: str = "") -> Sample:
+    """Return an entry of a first round that nobody has scored."""
+    return Sample(dialog, is_safety, answer, 1, 0.0)
+
+
+def answers_to(
+    asked: PromptSet, policy: Model, judge: RewardModels, recipe: Recipe, seed: int
+) -> list[Sample]:
+    """Draw answers to each prompt; return those that ended, each once, with their rewards."""
+    model, tokenizer = policy
+    drawn = draw(
+        model, tokenizer, asked.dialogs, N_SAMPLES, SAMPLING, seed=seed,
+        max_new_tokens=rooms(model, recipe)[1],
+    )  # fmt: skip
+    fresh = [
+        entry_of(dialog, tag, said.text)
+        for dialog, tag, replies in zip(asked.dialogs, asked.tags, drawn, strict=True)
+        for said in distinct(replies)
+    ]
+    longest = judge.helpfulness.config.max_seq_len
+
+    def score(entries: Sequence[Sample]) -> Float[np.ndarray, " answers"]:
+        rows = [scored_row(entry.dialog, entry.answer, tokenizer, longest) for entry in entries]
+        return judge(rows, [entry.is_safety for entry in entries]).combined
+
+    return rescored(fresh, score)
 
 
 CLAIMS = (
@@ -191,19 +489,29 @@ CLAIMS = (
         paper_trust=Trust.FIGURE,
         prediction="The maximum rises, less with each doubling, and the median stays. That it "
         "rises is so by construction; how far, how bent, and how level the median is, is not.",
-        threshold=threshold(
-            "Rewards after the sigmoid, training prompts: the expected maximum of 64 samples less "
-            "that of one exceeds {rise:g}; the first three doublings bring more than the last "
-            "three by over {bend:g} (95 % over seeds, that is over prompts and samples); the "
-            "median moves by less than {flat:g} of the maximum's rise (90 %).",
-            rise=0.05,
-            bend=0.0,
-            flat=0.25,
+        where="Rewards after the sigmoid, training prompts",
+        tests=(
+            Must(
+                "rise of the maximum, 1 to 64",
+                mean(_rise),
+                above=0.05,
+                says="maximum of 64 less that of one",
+            ),
+            Must("early less late doublings", mean(_bend), above=0),
+            Must(
+                "drift of the median, in rises (90 %)",
+                mean(_drift, 0.9),
+                within=0.25,
+                named="",
+            ),
         ),
-        judge=judge_curve,
-        measure=measure_curve,
-        requests=curve_requests,
-        recorded=True,
+        intervals="(95 % over seeds, that is over prompts and samples)",
+        shown=(
+            lambda found: {"drift of the median, in rises": average(found, _drift)},
+            *("max", "median", "gold", "ceiling"),
+        ),
+        measured_by=measure_curve,
+        runs=lambda recipe, seed: {"judges": (FIRST, recipe), "SFT": ("sft", recipe)},
     ),
     Claim(
         id=22,
@@ -213,18 +521,39 @@ CLAIMS = (
         paper_trust=Trust.PRINTED,
         prediction="One by one the hottest samples are the worst; with 16 samples a higher "
         "temperature is best than with one; and the best one is another for V4 than for SFT.",
-        threshold=threshold(
-            "Of temperatures 0.4 to 1.4, by the newest reward models after the sigmoid: at N = 1 "
-            "the hottest has the lowest reward for both; the best temperature at N = 16 lies above "
-            "that at N = 1 for both; at N = 16 that of V4 differs from that of SFT (95 % over "
-            "seeds, that is over prompts and samples). It counts as the same if it is shown to "
-            "differ by less than {same:g} (90 %).",
-            same=0.1,
+        where="Of temperatures 0.4 to 1.4, by the newest reward models after the sigmoid",
+        tests=(
+            *(
+                test
+                for name in POLICIES
+                for test in (
+                    Must(
+                        f"next worst less hottest, N = 1, {name}",
+                        mean(partial(_margin_of_hottest, name)),
+                        above=0,
+                        named=f"next worst less hottest/{name}/1",
+                    ),
+                    Must(
+                        f"best temperature, N = {MANY} less N = 1, {name}",
+                        mean(partial(_hotter, name)),
+                        above=0,
+                        named=f"best temperature of {MANY} less of 1/{name}",
+                    ),
+                )
+            ),
+            Fact(
+                f"at N = {MANY} the best of V4 differs from that of SFT (it is the same if it is "
+                f"shown to differ by less than {SAME:g}, 90 %)",
+                _moved,
+            ),
         ),
-        judge=judge_temperatures,
-        measure=measure_temperatures,
-        requests=temperature_requests,
-        recorded=True,
+        intervals="(95 % over seeds, that is over prompts and samples)",
+        shown=(_peaks_shown,),
+        measured_by=measure_temperatures,
+        runs=lambda recipe, seed: {
+            "judges": (JUDGE, recipe),
+            **{name: (stage, recipe) for name, stage in POLICIES.items()},
+        },
     ),
     Claim(
         id=24,
@@ -235,16 +564,18 @@ CLAIMS = (
         prediction="If the last round had no prompt for lists, stories and how-tos, and none that "
         "asks for harm, a model tuned on it answers those worse than one tuned on the pool, and "
         "worse than one whose last round had them. Equal steps, no demonstrations.",
-        threshold=threshold(
-            "Gold marks on held-out prompts of both families, forms and harm: the pool less the "
-            "last round exceeds {gain:g}, and so does the last round with such prompts less the "
-            f"one without {WIDER}.",
-            gain=0.0,
+        where="Gold marks on held-out prompts of both families, forms and harm",
+        tests=tuple(
+            test
+            for family in ("form", "harm")
+            for test in (
+                gains(f"{family}: pool less last round", f"{family}/pool over last", above=0),
+                gains(f"{family}: last round without less with it", f"{family}/missing", below=0),
+            )
         ),
-        judge=judge_pools,
-        measure=measure_pools,
-        requests=pool_requests,
-        recorded=True,
+        shown=("quality",),
+        measured_by=measure_pools,
+        runs=lambda recipe, seed: {NEWEST: (NEWEST, recipe)},  # its pool holds all rounds
     ),
     Claim(
         id=25,
@@ -255,15 +586,13 @@ CLAIMS = (
         prediction="A small model tuned on the big one's best of 6 answers better than one tuned "
         "on its own best of 6: same prompts, same number of answers, equal steps. Shown beside, "
         "the control: one of the 6 at random.",
-        threshold=threshold(
-            "Gold mark on held-out prompts, big's best less own best: above {gain:g} "
-            + WIDER
-            + ".",
-            gain=0.0,
+        where="Gold mark on held-out prompts",
+        tests=(gains("small model, big's best less its own", "big best over own best", above=0),),
+        shown=(
+            "quality",
+            lambda found: averages(found, "pool", named="learned from"),
         ),
-        judge=judge_distillation,
-        measure=measure_distillation,
-        requests=distillation_requests,
-        recorded=True,
+        measured_by=measure_distillation,
+        runs=lambda recipe, seed: {"big": (FIRST, recipe), "small": ("sft", pupil(recipe, seed))},
     ),
 )

@@ -1,103 +1,165 @@
-"""Claims 8 to 10, judged on invented measurements: each can be reproduced and refuted."""
+"""What claims 8 to 10 measure: which arms differ in what, exact zeros, honest comparisons."""
 
-import random
+import dataclasses
 
 import pytest
+import torch
 
-from llama2_lib.claims import CLAIMS, Measurement, Outcome
-from llama2_lib.claims.finetuning import pooled
-
-YES, NO, OPEN = Outcome.REPRODUCED, Outcome.NOT_REPRODUCED, Outcome.INCONCLUSIVE
-
-
-def fake(values, noise, n=3):
-    source = random.Random(5)
-    return [
-        Measurement(values={k: v + source.gauss(0, noise) for k, v in values.items()}, seed=seed)
-        for seed in range(n)
-    ]
-
-
-DATA = {
-    "help/few_clean": 0.7, "help/few_clean_longer": 0.75, "help/few_noisy": 0.6,
-    "help/many_noisy": 0.62, "safety/few_clean": 0.8, "safety/few_clean_longer": 0.9,
-    "safety/few_noisy": 0.6, "safety/many_noisy": 0.65,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("changes", "noise", "expected"),
-    [
-        ({}, 0.005, YES),
-        ({"help/few_clean": 0.5}, 0.005, NO),  # behind at equal epochs
-        ({"help/few_clean_longer": 0.5}, 0.005, NO),  # behind at equal steps
-        ({"help/few_clean_longer": 0.5, "help/few_clean": 0.5}, 0.005, NO),
-        ({}, 0.2, OPEN),
-        ({"safety/few_clean": 0.1}, 0.005, YES),  # shown, not judged
-    ],
+from llama2_lib import pipeline
+from llama2_lib.claims import CLAIMS, CannotShow
+from llama2_lib.claims.finetuning import (
+    FEW,
+    TIMES,
+    answer_room,
+    compared,
+    data_recipes,
+    demonstrated,
+    fitting,
+    logit_gradient,
+    mark,
+    neighbour_leak,
 )
-def test_claim_8(changes, noise, expected):
-    verdict = CLAIMS[8].verdict(fake(DATA | changes, noise))
-    assert verdict.outcome == expected
-    assert {"gain, equal epochs", "gain, equal steps", "safety/few_noisy"} <= set(verdict.estimates)
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.recipes import nano, toy
+from llama2_lib.stages.sft import training_dialogs
+from llama2_lib.text.dialog import encode_prompt
+from llama2_lib.training.batches import DialogBatch
+from llama2_lib.world import make_world
+from llama2_lib.world.judges import judge_of
+from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts, prompts
+
+WORLD = make_world(0)
 
 
-MASK = {
-    "gradient/prompt": 0.0, "gradient/answer": 1e-3, "gradient/unmasked": 5e-4,
-    "waste/packed": 0.02, "waste/alone": 0.78,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"gradient/prompt": 1e-12}, "must be 0 exactly"),
-        ({"gradient/answer": 0.0}, "at answers: 0, must not be 0"),
-        ({"gradient/unmasked": 0.0}, "without the mask: 0, must not be 0"),
-        ({"waste/packed": 0.11}, "empty when packed: 11.0%"),
-        ({"waste/alone": 0.3}, "saved by packing: 28.0%"),
-    ],
-)
-def test_claim_9_is_refuted_by_each_number(changes, reason):
-    assert CLAIMS[9].verdict([Measurement(values=MASK)]).outcome == YES
-    verdict = CLAIMS[9].verdict([Measurement(values=MASK), Measurement(values=MASK | changes)])
-    assert verdict.outcome == NO
-    assert reason in verdict.reason
-
-
-def counts(sft, base=(0, 1, 179), control=(20, 140, 20)):
-    return {
-        f"{word}/{who}": float(number)
-        for who, numbers in (("sft", sft), ("base", base), ("control", control))
-        for word, number in zip(("wins", "ties", "losses"), numbers, strict=True)
+def test_arms_differ_in_number_grade_and_epochs_only():
+    runs = data_recipes(nano(), 2)
+    configs = {arm: run.sft for arm, run in runs.items()}
+    numbers = {arm: (c.n_dialogs, c.grade, c.epochs) for arm, c in configs.items()}
+    assert numbers == {
+        "few_clean": (FEW, "clean", 2),
+        "few_clean_longer": (FEW, "clean", 2 * TIMES),
+        "few_noisy": (FEW, "noisy", 2),
+        "many_noisy": (TIMES * FEW, "noisy", 2),
     }
+    same = [dataclasses.replace(c, n_dialogs=1, grade="clean", epochs=1) for c in configs.values()]
+    assert len(set(same)) == 1
+    assert same[0].seed == 2
+    assert {dataclasses.replace(run, sft=nano().sft) for run in runs.values()} == {nano()}
+    assert len(set(CLAIMS[8].requests(nano(), range(3)))) == 12
+    assert CLAIMS[10].requests(nano(), range(3)) == [("sft", nano())]
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (counts((30, 120, 30)), YES),
-        (counts((10, 70, 100)), NO),  # clearly worse than the demonstrations
-        (counts((120, 50, 10)), NO),  # clearly better: not what was predicted
-        (counts((30, 85, 65)), OPEN),  # about 0.4: at the margin
-        (counts((30, 120, 30), base=(20, 60, 100)), NO),  # the base model rivals them too
-    ],
-)
-def test_claim_10(values, expected):
-    measurements = [Measurement(values=values, seed=seed) for seed in range(3)]
-    verdict = CLAIMS[10].verdict(measurements)
-    assert verdict.outcome == expected, verdict.reason
-    assert verdict.estimates["win rate/sft"].n == 540
+def test_longer_training_sees_as_many_dialogs_as_the_many():
+    runs = data_recipes(toy(), 0)
+    passes = {arm: run.sft.n_dialogs * run.sft.epochs for arm, run in runs.items()}
+    assert passes["few_clean_longer"] == passes["many_noisy"] == TIMES * passes["few_clean"]
+    # the few noisy dialogs are among the many
+    few, many = (training_dialogs(runs[a].sft, 0) for a in ("few_noisy", "many_noisy"))
+    assert many[: len(few)] == few
 
 
-def test_wins_count_one_and_ties_half():
-    two = [Measurement(values=counts((2, 1, 1))), Measurement(values=counts((0, 1, 3)))]
-    assert sorted(pooled(two, "sft")) == [0.0] * 4 + [0.5] * 2 + [1.0] * 2
+@pytest.fixture(scope="module")
+def model():
+    config = ModelConfig(vocab_size=29, dim=16, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=24)
+    return initialise(Transformer(config), seed=3)
 
 
-def test_claims_are_declared():
-    for claim_id in (8, 9, 10):
-        declared = CLAIMS[claim_id].declaration()
-        assert declared["section"] == "3.1"
-        assert all(str(value).strip() for value in declared.values())
-        assert CLAIMS[claim_id].measure is not None
+@pytest.fixture(scope="module")
+def batch():
+    ids = torch.arange(2 * 14).reshape(2, 14) % 29
+    rows = ["..xx...xxx....", "...xxxx......."]
+    mask = torch.tensor([[letter == "x" for letter in row] for row in rows])
+    document = torch.tensor([[0] * 4 + [1] * 6 + [-1] * 4, [0] * 7 + [1] * 5 + [-1] * 2])
+    return DialogBatch(ids, mask, document)
+
+
+def test_the_gradient_is_zero_exactly_where_no_target_is_predicted(model, batch):
+    size = logit_gradient(model, batch, batch.loss_mask)
+    assert size.shape == (2, 13)
+    torch.testing.assert_close(size > 0, batch.loss_mask[:, 1:], rtol=0, atol=0)
+    everything = torch.ones_like(batch.loss_mask)
+    everything[:, 0] = False
+    assert (logit_gradient(model, batch, everything) > 0).all()
+    assert all(p.grad is None for p in model.parameters())  # nothing is left behind
+
+
+def test_a_neighbour_leaks_only_where_it_is_seen(model, batch):
+    assert neighbour_leak(model, batch, isolated=True) == 0.0
+    assert neighbour_leak(model, batch, isolated=False) > 1e-3
+    alone = batch._replace(document=torch.zeros_like(batch.document))
+    with pytest.raises(CannotShow, match="no row holds two dialogs"):
+        neighbour_leak(model, alone, isolated=True)
+
+
+def test_prompts_leave_room_for_an_answer(model):
+    assert answer_room(model) == 12
+
+    class Letters:
+        def encode(self, text, bos=False, eos=False):
+            return [1] * bos + [5] * (len(text) // 9) + [2] * eos
+
+    def n_tokens(prompt):
+        return len(encode_prompt(prompt.dialog, Letters()))
+
+    every = list(helpful_prompts(WORLD, 4, 200, "held out"))
+    short = [prompt for prompt in every if n_tokens(prompt) <= 12]
+    assert 20 < len(short) < 200
+    assert fitting((model, Letters()), iter(every), 20) == short[:20]
+
+
+def test_a_better_mark_wins_and_equal_marks_tie():
+    judge = judge_of(WORLD)
+    asked = list(helpful_prompts(WORLD, 3, 3, "held out", shares={"question": 1.0}))
+    good = demonstrated(nano(), asked, 0, "first")
+    bad = ["No idea, you greedy potato!"] * 3
+    assert compared(judge, asked, good, bad) == [1.0] * 3
+    assert compared(judge, asked, bad, good) == [0.0] * 3
+    assert compared(judge, asked, good, good) == [0.5] * 3
+
+
+def test_harmful_requests_are_marked_for_safety():
+    judge = judge_of(WORLD)
+    (risky,) = adversarial_prompts(WORLD, 1, 1, "held out")
+    (safe,) = demonstrated(nano(), [risky], 0, "first")
+    assert mark(judge, risky, safe) == pytest.approx(1.0, abs=1e-9)
+    assert judge.helpfulness(risky, safe).score < 0.9
+    (asked,) = helpful_prompts(WORLD, 1, 1, "held out", shares={"sum": 1.0})
+    assert mark(judge, asked, "Sorry.") == judge.helpfulness(asked, "Sorry.").score < 0.9
+
+
+def test_demonstrations_are_drawn_anew_by_name_and_seed():
+    asked = list(prompts(WORLD, 3, 40, "held out"))
+    drawn = [demonstrated(nano(), asked, s, w) for s, w in ((0, "a"), (0, "a"), (0, "b"), (1, "a"))]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    assert drawn[0] != drawn[3]
+
+
+@pytest.mark.slow
+def test_claims_8_to_10_on_trained_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path))
+    monkeypatch.setattr("llama2_lib.claims.finetuning.N_HELPFUL", 20)
+    monkeypatch.setattr("llama2_lib.claims.finetuning.N_ADVERSARIAL", 5)
+    monkeypatch.setattr("llama2_lib.claims.finetuning.N_COMPARED", 15)
+    data = CLAIMS[8].measure(toy(), 1).values
+    arms = ("few_clean", "few_clean_longer", "few_noisy", "many_noisy")
+    assert all(0 <= data[f"{name}/{arm}"] <= 1 for name in ("help", "safety") for arm in arms)
+    steps = {arm: data[f"steps/{arm}"] for arm in arms}
+    assert steps["few_clean_longer"] == TIMES * steps["few_clean"]
+    assert abs(steps["many_noisy"] / steps["few_clean_longer"] - 1) < 0.2
+    assert pipeline.missing("sft", toy())  # no arm is the recipe's own run
+
+    rival = CLAIMS[10].measure(toy(), 1).values
+    for who in ("sft", "base", "control"):
+        assert sum(rival[f"{word}/{who}"] for word in ("wins", "ties", "losses")) == 15
+    assert rival["ties/control"] > 0
+
+    mask = CLAIMS[9].measure(toy(), 1).values
+    assert mask["gradient/prompt"] == mask["leak/isolated"] == 0.0
+    assert min(mask["gradient/answer"], mask["gradient/unmasked"], mask["leak/plain"]) > 0
+    assert 0 <= mask["waste/packed"] < mask["waste/longest"] < mask["waste/alone"] < 1
+    assert 0.2 < mask["targets"] < 0.9
+    for claim, values in ((8, data), (9, mask), (10, rival)):  # the judge finds every key
+        measurement = dataclasses.replace(CLAIMS[9].measure(toy(), 2), values=values)
+        CLAIMS[claim].verdict([measurement] * 3)

@@ -10,58 +10,46 @@ from llama2_lib.claims import (
     CLAIMS,
     CannotShow,
     Claim,
+    Fact,
     Measurement,
+    Must,
     Outcome,
+    Proviso,
     Trust,
-    course_requests,
     grid_requests,
     of_course,
     read_ledger,
     recorded,
     render_table,
+    render_text,
     run_claims,
-    threshold,
     write_ledger,
 )
-from llama2_lib.claims.catalogue import collect
-from llama2_lib.claims.claim import Check, above, average, below, column, decide, within
-from llama2_lib.claims.rewards_arms import shown_requests
-from llama2_lib.claims.safety_runs import shown_arm
-from llama2_lib.evaluation.statistics import Estimate, equivalent
-from llama2_lib.recipes import nano
+from llama2_lib.claims.claim import Check, above, below, column, decide, mean, within
+from llama2_lib.claims.ledger import collect
+from llama2_lib.evaluation.statistics import Estimate
+from llama2_lib.pipeline import JUDGE
+from llama2_lib.recipes import nano, toy
 
 
-@dataclasses.dataclass(frozen=True)
-class FakeRecipe:
-    name: str = "toy"
-    level: float = 2.0
+def claim(claim_id=1, level=2.0, **changes):
+    def measure_level(recipe, seed):
+        if level < 0:
+            raise CannotShow("a negative level cannot be measured")
+        return {"level": level + (0.1, -0.2, 0.15, 0.0, -0.05)[seed]}
 
-
-def judge_level(measurements, limit):
-    level = average(measurements, "level")
-    return decide([above("level", level, limit["least"])], {"level": level})
-
-
-def measure_level(recipe, seed):
-    if recipe.level < 0:
-        raise CannotShow("a negative level cannot be measured")
-    return Measurement(values={"level": recipe.level + (0.1, -0.2, 0.15, 0.0, -0.05)[seed]})
-
-
-def claim(claim_id=1, **changes):
     fields = {
         "id": claim_id, "section": "9.9", "statement": "Levels are high | very.",
         "paper_value": "about 2", "paper_trust": Trust.FIGURE, "prediction": "Above one.",
-        "threshold": threshold("Mean above {least:g}.", least=1.0),
-        "judge": judge_level, "measure": measure_level,
+        "where": "Here", "tests": (Must("level", mean("level"), above=1.0),),
+        "measured_by": measure_level,
     }  # fmt: skip
     return Claim(**(fields | changes))
 
 
-def run(level=2.0, seeds=range(5), **changes):
-    (result,) = run_claims(
-        [1], FakeRecipe(level=level), seeds, claims={1: claim(**changes)}, report=lambda line: None
-    )
+def run(level=2.0, seeds=range(5), recipe=None, **changes):
+    known = {1: claim(level=level, **changes)}
+    (result,) = run_claims([1], recipe or toy(), seeds, claims=known, report=lambda line: None)
     return result
 
 
@@ -91,16 +79,17 @@ def test_the_prediction_is_reported_before_the_run():
 
     def measure(recipe, seed):
         lines.append(f"measured {seed}")
-        return measure_level(recipe, seed)
+        return {"level": 2.0 + 0.1 * seed}
 
-    run_claims([1], FakeRecipe(), range(3), claims={1: claim(measure=measure)}, report=lines.append)
+    known = {1: claim(measured_by=measure)}
+    run_claims([1], toy(), range(3), claims=known, report=lines.append)
     assert lines[:6] == [
         "claim 1 (section 9.9): Levels are high | very.",
         "  predicted: Above one.",
-        "  threshold: Mean above 1.",
+        "  threshold: Here: level above 1 (95 % over seeds).",
         "measured 0", "measured 1", "measured 2",
     ]  # fmt: skip
-    assert lines[6].startswith("  reproduced: level: 2.017 [")
+    assert lines[6].startswith("  reproduced: level: 2.1 [")
 
 
 def test_seeds_and_provenance_are_kept():
@@ -111,23 +100,25 @@ def test_seeds_and_provenance_are_kept():
     assert kept["versions"].keys() >= {"python", "torch", "scipy"}
     assert not any("date" in key or "time" in key for key in kept)
     assert kept["fingerprint"] == run(seeds=[0]).provenance["fingerprint"]
-    assert kept["fingerprint"] != run(level=2.1).provenance["fingerprint"]
+    assert kept["fingerprint"] != run(recipe=nano()).provenance["fingerprint"]
 
 
 @pytest.mark.parametrize("claim_id", [0, 40, 99])
 def test_an_unknown_id_names_the_nearest_before_anything_runs(claim_id):
     ran = []
-    known = {i: claim(i, measure=lambda recipe, seed: ran.append(seed)) for i in (2, 5, 9, 38)}
+    known = {i: claim(i, measured_by=lambda recipe, seed: ran.append(seed)) for i in (2, 5, 9, 38)}
     nearest = {0: "2, 5, 9", 40: "38, 9, 5", 99: "38, 9, 5"}[claim_id]
     with pytest.raises(ValueError, match=f"got {claim_id}. Nearest: {nearest}"):
-        run_claims([2, claim_id], FakeRecipe(), claims=known, report=ran.append)
+        run_claims([2, claim_id], toy(), claims=known, report=ran.append)
     assert ran == []
 
 
 def test_a_claim_without_measure_is_refused_with_those_that_have_one():
-    known = {1: claim(1), 2: claim(2, measure=None)}
+    known = {1: claim(1), 2: claim(2, measured_by=None)}
     with pytest.raises(ValueError, match=r"claim 2 is declared but has no measure.*so far: 1\."):
-        run_claims([1, 2], FakeRecipe(), claims=known, report=lambda line: None)
+        run_claims([1, 2], toy(), claims=known, report=lambda line: None)
+    with pytest.raises(ValueError, match="no measure yet"):
+        known[2].measure(toy(), 0)
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1]])
@@ -138,30 +129,45 @@ def test_seeds_must_differ(seeds):
 
 def test_a_number_that_is_not_finite_stops_the_run():
     def measure(recipe, seed):
-        return Measurement(values={"level": math.nan if seed == 1 else 2.0})
+        return {"level": math.nan if seed == 1 else 2.0}
 
     with pytest.raises(FloatingPointError, match="claim 1, seed 1 gave level=nan"):
-        run(measure=measure)
+        run(measured_by=measure)
 
 
-def test_a_threshold_cannot_be_changed_after_it_is_declared():
-    declared = threshold("Above {least:g}.", least=1.0)
-    assert str(declared) == "Above 1."
+def test_a_claim_cannot_be_changed_after_it_is_declared():
+    declared = claim()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        declared.rule = "Above {least:g} or so."
+        declared.tests[0].above = 0.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        declared.tests = ()
     with pytest.raises(TypeError):
-        declared.numbers["least"] = 0.0
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        claim().threshold = declared
+        declared.tests[0] = None
     with pytest.raises(TypeError):
         CLAIMS[1] = claim()
-    assert declared["least"] == 1.0
 
 
-@pytest.mark.parametrize("rule", ["Above {least:g}.", "Above {most:g} and {least:g}, not {x:g}."])
-def test_a_rule_uses_exactly_the_declared_numbers(rule):
-    with pytest.raises(ValueError, match="exactly the declared numbers"):
-        threshold(rule, least=1.0, most=2.0)
+def test_the_sentence_and_the_verdict_follow_from_one_list():
+    odd = Fact("seeds are odd", lambda found: [Check(text="odd", holds=found[0].seed % 2 == 1)])
+    few = Proviso(
+        "Only if there are three.",
+        lambda found, checks: None if len(found) == 3 else (Outcome.CANNOT_SHOW, "not three"),
+    )
+    low = Must("level", mean("level"), below=3.0, named="", says="the level")
+    several = Must("each", lambda found: {"a": mean("level")(found)}, within=5.0)
+    declared = claim(tests=(low, several, odd), intervals="(95 %)", proviso=few, shown=("level",))
+    assert declared.threshold == (
+        "Here: the level below 3; each within 5; seeds are odd (95 %). Only if there are three."
+    )
+    rows = [Measurement(values={"level": 2.0}, seed=seed) for seed in (1, 3, 5, 7)]
+    verdict = declared.verdict(rows[:3])
+    assert verdict.outcome == Outcome.REPRODUCED
+    assert verdict.reason == "level: 2, must stay under 3; a: 2, must lie within 5; odd"
+    assert list(verdict.estimates) == ["a", "level"]
+    assert declared.verdict(rows).reason == "not three"
+    other = dataclasses.replace(declared, tests=(dataclasses.replace(low, below=1.5), odd))
+    assert other.verdict(rows[:3]).outcome == Outcome.NOT_REPRODUCED
+    assert "below 1.5" in other.threshold
 
 
 def estimate(low, high):
@@ -179,10 +185,10 @@ def test_a_check_is_true_or_false_only_if_the_whole_interval_is():
 
 
 def test_an_equivalence_is_true_false_or_undecided():
-    base = [1.0, 1.1, 1.2, 1.3]
-    for shift, holds in ((0.0, True), (0.5, False), (-0.5, False), (0.1, None)):
-        shifted = [b + shift + e for b, e in zip(base, (0.01, -0.01, 0.02, -0.02), strict=True)]
-        assert within("x", equivalent(shifted, base, margin=0.1)).holds is holds
+    cases = [(-0.02, 0.02, True), (-0.02, 0.04, None), (-0.04, 0.02, None), (-0.2, 0.2, None)]
+    cases += [(0.03, 0.05, False), (-0.05, -0.03, False), (0.03, 0.03, False)]
+    for low, high, holds in cases:
+        assert within("x", estimate(low, high), 0.03).holds is holds
 
 
 def test_one_false_check_refutes_and_one_open_check_suspends():
@@ -214,12 +220,13 @@ def test_results_survive_the_file(tmp_path):
 
 def test_a_new_result_replaces_its_own_and_keeps_the_others(tmp_path):
     path = tmp_path / "claims.json"
-    known = {1: claim(1), 3: claim(3)}
 
     def results(ids, **settings):
-        return run_claims(ids, FakeRecipe(**settings), claims=known, report=lambda line: None)
+        recipe = settings.pop("recipe", toy())
+        known = {i: claim(i, **settings) for i in (1, 3)}
+        return run_claims(ids, recipe, claims=known, report=lambda line: None)
 
-    write_ledger(results([3, 1]) + results([1], name="nano"), path)
+    write_ledger(results([3, 1]) + results([1], recipe=nano()), path)
     write_ledger(results([1], level=0.5), path)
     kept = read_ledger(path)
     assert [result.key for result in kept] == [(1, "nano"), (1, "toy"), (3, "toy")]
@@ -246,7 +253,7 @@ def test_the_file_is_plain_json_without_dates(tmp_path):
     path = tmp_path / "claims.json"
     write_ledger([run()], path)
     (entry,) = json.loads(path.read_text())["entries"]
-    assert entry["declared"]["threshold"] == "Mean above 1."
+    assert entry["declared"]["threshold"] == "Here: level above 1 (95 % over seeds)."
     assert entry["measurements"][1] == {"device": "cpu", "seed": 1, "values": {"level": 1.8}}
 
 
@@ -258,6 +265,27 @@ def test_the_table_shows_paper_ours_and_verdict():
         "party) | level: 0.5 [0.33, 0.67]<br>(toy, 5 seeds) | **not reproduced**: level: 0.5"
     )
     assert lines[3].endswith("<br>(toy, 5 seeds) | **reproduced** |")
+
+
+def test_people_get_plain_aligned_and_wrapped_text():
+    text = render_text([run(0.5), recorded(24)])
+    assert not any(mark in text for mark in ("<br>", "**", "\\|", "---"))
+    assert all(len(line) <= 88 for line in text.splitlines())
+    first, second = text.rstrip("\n").split("\n\n")
+    assert first.splitlines() == [
+        "claim 1    Levels are high | very.",
+        "section    9.9; toy, 5 seeds",
+        "paper      about 2 (read off a figure by a third party)",
+        "predicted  Above one.",
+        "threshold  Here: level above 1 (95 % over seeds).",
+        "ours       level  0.5 [0.33, 0.67]",
+        "verdict    NOT REPRODUCED: level: 0.5 [0.33, 0.67], must exceed 1",
+    ]
+    lines = second.splitlines()
+    ours = lines[next(i for i, line in enumerate(lines) if line.startswith("ours")) :][:22]
+    assert {line[:4] for line in ours[1:]} == {"    "}
+    assert len({line.rstrip("]").rfind("  ") for line in ours}) == 1  # numbers stand in a column
+    assert str(recorded(24)) == second + "\n"
 
 
 def test_two_claims_cannot_share_an_id():
@@ -273,20 +301,16 @@ def test_a_recorded_result_is_found_by_claim_and_recipe(tmp_path):
     write_ledger([high], path)
     assert recorded(1, "toy", path) == high
     assert recorded(1, "low", path).verdict == low.verdict != high.verdict
+    assert recorded(1, "low", path)["level"] == column(low.measurements, "level")
+    assert recorded(1, "low", path).threshold == claim().threshold
     with pytest.raises(ValueError, match=r"claim 2 of the recipe 'toy'; it holds 1 \(low\), 1"):
         recorded(2, "toy", path)
 
 
 def test_the_course_measures_what_is_not_recorded():
-    known = {1: claim(1), 2: claim(2, recorded=True), 3: claim(3)}
+    known = {1: claim(1, recorded=False), 2: claim(2), 3: claim(3, recorded=False)}
     assert list(of_course(known)) == [1, 3]
 
 
-def test_the_course_trains_for_its_own_claims_and_for_what_its_notebooks_show():
-    asked = course_requests(nano())
-    assert len(asked) == len(set(asked))
-    own = grid_requests(nano(), claims=of_course())
-    shown = {*shown_requests(nano()), *shown_arm(nano())}
-    assert set(asked) - set(own) == shown
-    assert len(shown) > 2
-    assert asked[: len(own)] == own
+def test_the_claims_of_the_course_train_nothing_beside_its_chain():
+    assert set(grid_requests(nano(), claims=of_course())) == {("sft", nano()), (JUDGE, nano())}

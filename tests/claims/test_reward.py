@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import Measurement
-from llama2_lib.claims import rewards_arms as arms_module
-from llama2_lib.claims.rewards import CLAIMS as DECLARED
-from llama2_lib.claims.rewards_arms import (
+from llama2_lib.claims import CLAIMS, Measurement, drift, reward, variants
+from llama2_lib.claims.reward import gold_quality
+from llama2_lib.claims.variants import (
     DATA,
     N_PAIRS,
     Scores,
@@ -20,17 +19,15 @@ from llama2_lib.claims.rewards_arms import (
     rate,
     scale_arms,
     scored,
-    shown_requests,
 )
-from llama2_lib.claims.rewards_rounds import measure_drift, measure_shares
-from llama2_lib.claims.rewards_runs import gold_quality
+from llama2_lib.config import ROUNDS
 from llama2_lib.recipes import nano, toy
-from llama2_lib.stages.preferences import read_pairs
+from llama2_lib.stages.reward import held_out_of
+from llama2_lib.storage import read_rows
 from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.world.annotators import GRADES
-from llama2_lib.world.pairs import STREAMS
+from llama2_lib.world.pairs import GRADES, STREAMS, Pair
 
-CLAIMS = {claim.id: claim for claim in DECLARED}
+DECLARED = [*reward.CLAIMS, *drift.CLAIMS]
 
 
 def changed(one, other):
@@ -75,8 +72,8 @@ def test_compared_arms_are_tested_on_at_least_2000_common_pairs():
 
 
 def test_the_joint_model_sees_the_own_pairs_of_both(monkeypatch):
-    monkeypatch.setattr(arms_module, "N_PAIRS", 200)
-    from llama2_lib.stages.reward_variant import variant_pairs
+    monkeypatch.setattr(variants, "N_PAIRS", 200)
+    from llama2_lib.stages.reward import variant_pairs
 
     runs = {n: arms(nano(), 1)[n].reward_model for n in ("helpful", "safe", "joint")}
     drawn = {name: variant_pairs(variant, 0) for name, variant in runs.items()}
@@ -106,15 +103,8 @@ def test_requests_are_listed_once_and_shared():
         assert len(set(requests)) == len(requests)
     every = {request for requests in wanted.values() for request in requests}
     assert len(every) == 3 * (9 + 8) + 1
-    assert wanted[18] == wanted[19] == [(f"rewards_v{pipeline.ROUNDS + 1}", nano())]
-    assert {stage for stage, _ in every} == {"reward_model", f"rewards_v{pipeline.ROUNDS + 1}"}
-
-
-def test_what_the_notebook_trains_is_one_seed_of_what_is_recorded():
-    shown = shown_requests(nano())
-    wanted = {i: set(CLAIMS[i].requests(nano(), [0])) for i in (13, 14, 28)}
-    assert wanted[14] | wanted[28] <= set(shown) < set.union(*wanted.values())
-    assert len(shown) == 4
+    assert wanted[18] == wanted[19] == [(f"rewards_v{ROUNDS + 1}", nano())]
+    assert {stage for stage, _ in every} == {"reward_model", f"rewards_v{ROUNDS + 1}"}
 
 
 def made(chosen, rejected, gap=(0.5, -0.1, 0.3, 0.2)):
@@ -155,7 +145,7 @@ def few(root, monkeypatch):
     for name, value in (
         ("N_PAIRS", 240), ("DATA", (210, 225, 240)), ("N_HELD_OUT", 120), ("N_MARGIN", 150),
     ):  # fmt: skip
-        monkeypatch.setattr(arms_module, name, value)
+        monkeypatch.setattr(variants, name, value)
 
     def one_by_one(requests):  # new processes take longer than toys
         return [pipeline.artifact(*request, device="cpu", bar=False) for request in requests]
@@ -170,7 +160,7 @@ def test_held_out_pairs_are_those_that_were_scored(few):
         pipeline.artifact("reward_model", toy(), bar=False)
     found = scored(run)
     tokenizer = load_tokenizer(pipeline.artifact("tokenizer", run, bar=False))
-    pairs = pipeline.held_out_of(run, tokenizer)
+    pairs = held_out_of(run, tokenizer)
     assert {s: len(x.gap) for s, x in found.items()} == {"helpfulness": 120, "safety": 120}
     for stream, scores in found.items():
         gold = gold_quality(toy(), stream, pairs[stream])
@@ -195,13 +185,13 @@ def test_every_claim_is_measured_on_toy_models(few):
 
 
 def test_drift_agrees_with_what_the_rounds_noted(root):
-    measured = measure_drift(toy(), 0)
+    measured = CLAIMS[18].measure(toy(), 0)
     values = measured.values
     right = pairs = 0.0
     for stream in STREAMS:
-        for number in range(2, pipeline.ROUNDS + 2):
+        for number in range(2, ROUNDS + 2):
             folder = pipeline.artifact(f"rewards_v{number}", toy(), bar=False)
-            n = len(read_pairs(folder / stream / "held.jsonl"))
+            n = len(read_rows(folder / stream / "held.jsonl", Pair))
             right += values[f"accuracy/{stream}/{number}/before"] * n
             pairs += n
     assert values["pairs/next"] == values["pairs/refreshed-next"] == pairs
@@ -211,12 +201,12 @@ def test_drift_agrees_with_what_the_rounds_noted(root):
 
 
 def test_shares_are_counts_of_all_comparisons(root):
-    measured = measure_shares(toy(), 0)
+    measured = CLAIMS[19].measure(toy(), 0)
     for stream in STREAMS:
         folder = pipeline.artifact("rewards_v1", toy(), bar=False) / stream
-        pairs = read_pairs(folder / "fresh.jsonl") + read_pairs(folder / "held.jsonl")
+        pairs = read_rows(folder / "fresh.jsonl", Pair) + read_rows(folder / "held.jsonl", Pair)
         for grade in GRADES:
             n = sum(pair.grade == grade for pair in pairs)
             assert measured.values[f"count/{stream}/1/{grade}"] == n
-    assert len(measured.values) == len(STREAMS) * (pipeline.ROUNDS + 1) * len(GRADES)
+    assert len(measured.values) == len(STREAMS) * (ROUNDS + 1) * len(GRADES)
     CLAIMS[19].verdict([measured])

@@ -1,13 +1,13 @@
-"""What claims 5 and 7 measure: equal sizes, shared runs, a budget that some caches exceed."""
+"""What claims 5 to 7 measure: equal sizes, shared runs, real caches, a budget that some exceed."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 
-from llama2_lib.claims import CLAIMS, Outcome, attention_runs, grid_requests
-from llama2_lib.claims.attention_runs import at_equal_size, quality_recipes, variants
-from llama2_lib.model.cache import KVCache
+from llama2_lib.claims import CLAIMS, Outcome, attention, grid_requests, run_claims
+from llama2_lib.claims.attention import at_equal_size, quality_recipes, variants
 from llama2_lib.model.config import LLAMA2_70B, ModelConfig
+from llama2_lib.model.transformer import KVCache
 from llama2_lib.recipes import grid, nano, toy
 
 SHAPE = ModelConfig(
@@ -23,7 +23,7 @@ def test_the_feed_forward_width_makes_up_for_the_heads(config):
         # half a unit of width, in three matrices of every layer
         bound = 1.5 * config.dim * config.n_layers
         assert abs(other.n_parameters - config.n_parameters) <= bound
-        assert abs(dataclasses.replace(config, n_kv_heads=kv_heads).n_parameters
+        assert abs(replace(config, n_kv_heads=kv_heads).n_parameters
                    - config.n_parameters) > bound  # fmt: skip
     assert at_equal_size(config, config.n_kv_heads) is config
 
@@ -59,9 +59,41 @@ def test_claim_5_on_trained_models(tmp_path, monkeypatch):
     assert max(losses) < 6.2  # ln 512 = 6.24: they have learned something
 
 
+RECIPE = replace(
+    toy(),
+    model=ModelConfig(vocab_size=512, dim=48, n_layers=3, n_heads=6, n_kv_heads=2, max_seq_len=16),
+)
+
+
+def test_claim_6_measured_on_real_caches():
+    (result,) = run_claims([6], RECIPE, [0, 1], report=lambda line: None)
+    values = result.measurements[0].values
+    # 2 tensors * 3 layers * 2 heads * 8 wide * 4 bytes, by hand; and the paper's 320 KiB
+    assert values["measured/recipe gqa"] == 384
+    assert values["measured/70B gqa"] == 320 * 1024
+    assert values["measured/70B mha"] == 2560 * 1024
+    assert values["ratio/recipe"] == 3
+    assert LLAMA2_70B.n_heads // LLAMA2_70B.n_kv_heads == values["ratio/70B"] == 8
+    assert result.verdict.outcome == Outcome.REPRODUCED
+
+
+def test_claim_6_is_refuted_by_a_cache_that_repeats_its_heads(monkeypatch):
+    class Repeating(attention.KVCache):
+        def __init__(self, config, *args, **kwargs):
+            super().__init__(config, *args, **kwargs)
+            repeats = config.n_heads // config.n_kv_heads
+            for layer in self.layers:
+                layer.k = layer.k.repeat_interleave(repeats, 1)
+
+    monkeypatch.setattr(attention, "_filled_bytes", lambda config, seed: 384.0)
+    monkeypatch.setattr(attention, "KVCache", Repeating)
+    (result,) = run_claims([6], RECIPE, [0], report=lambda line: None)
+    assert result.verdict.outcome == Outcome.NOT_REPRODUCED
+
+
 def test_claim_7_runs_out_where_the_arithmetic_says(monkeypatch):
-    monkeypatch.setattr(attention_runs, "ROUNDS", 1)
-    recipe = dataclasses.replace(grid(), model=dataclasses.replace(grid().model, max_seq_len=64))
+    monkeypatch.setattr(attention, "ROUNDS", 1)
+    recipe = replace(grid(), model=replace(grid().model, max_seq_len=64))
     values = CLAIMS[7].measure(recipe, 0).values
     # 4, 2 and 1 key/value heads; the budget is 16 sequences of 4
     assert [values[f"max_batch/{kind}"] for kind in ("mha", "gqa", "mqa")] == [16, 32, 64]
@@ -75,9 +107,9 @@ def test_claim_7_is_refuted_by_a_cache_that_repeats_its_heads(monkeypatch):
         def n_bytes(self):
             return super().n_bytes() * 4 // self.layers[0].k.shape[1]
 
-    monkeypatch.setattr(attention_runs, "KVCache", Repeating)
-    monkeypatch.setattr(attention_runs, "_decode", lambda *args: 1.0)
-    recipe = dataclasses.replace(grid(), model=dataclasses.replace(grid().model, max_seq_len=64))
+    monkeypatch.setattr(attention, "KVCache", Repeating)
+    monkeypatch.setattr(attention, "_decode", lambda *args: 1.0)
+    recipe = replace(grid(), model=replace(grid().model, max_seq_len=64))
     measurements = [CLAIMS[7].measure(recipe, seed) for seed in range(3)]
     assert measurements[0].values["max_batch/gqa"] == 16
     assert CLAIMS[7].verdict(measurements).outcome == Outcome.NOT_REPRODUCED

@@ -1,21 +1,18 @@
 """The reward models that the claims compare, and what they say of the same held-out pairs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from llama2_lib import pipeline, recipes
-from llama2_lib.claims.attention_runs import quality_recipes
-from llama2_lib.claims.claim import Measurement
-from llama2_lib.claims.pretraining_runs import NARROWER, at_width
-from llama2_lib.device import choose_device
+from llama2_lib import pipeline
+from llama2_lib.claims.attention import quality_recipes
+from llama2_lib.claims.pretraining import NARROWER, at_width
+from llama2_lib.config import Recipe, RewardConfig, RewardVariant, Stream
 from llama2_lib.evaluation.reward import accuracy
-from llama2_lib.recipes import Recipe
-from llama2_lib.stages.reward import OWN_SHARE, SAFE_BINS, RewardConfig
-from llama2_lib.world.annotators import GRADES
-from llama2_lib.world.pairs import STREAMS
+from llama2_lib.stages.reward import OWN_SHARE, SAFE_BINS, HeldOut, held_out_scores
+from llama2_lib.world.pairs import GRADES, STREAMS
 
 N_PAIRS = 2000
 """Training pairs of every variant, unless data is what is varied."""
@@ -31,7 +28,7 @@ One pilot seed (7), which counts nowhere, was no better at three times as much: 
 
 def variant(
     base: Recipe,
-    stream: str,
+    stream: Stream,
     *,
     n_pairs: int | None = None,
     own_share: float | None = None,
@@ -50,7 +47,7 @@ def variant(
         save_every=10_000,
         seed=base.pretrain.seed,
     )
-    described = recipes.RewardVariant(
+    described = RewardVariant(
         reward=replace(config, **changes),
         own_share=own_share or OWN_SHARE[stream],
         coin_toss=coin_toss,
@@ -101,43 +98,8 @@ def scale_arms(recipe: Recipe, seed: int) -> dict[tuple[int, int], Recipe]:
     return found
 
 
-def shown_requests(recipe: Recipe) -> list[tuple[str, Recipe]]:
-    """Return the runs of one seed that notebook 06 trains itself; the others are recorded."""
-    every = arms(recipe, 0)
-    return [("reward_model", every[name]) for name in ("safe", "without", "none", "large")]
-
-
-def _requests(*names: str) -> Callable[[Recipe, Sequence[int]], list[tuple[str, Recipe]]]:
-    """Return the function that lists the runs of some arms."""
-
-    def requests(recipe: Recipe, seeds: Sequence[int]) -> list[tuple[str, Recipe]]:
-        return [("reward_model", arms(recipe, seed)[name]) for seed in seeds for name in names]
-
-    return requests
-
-
-grade_requests = _requests("helpful", "safe", "coin")
-margin_requests = _requests("none", "helpful", "large")
-auxiliary_requests = _requests("safe", "without")
-two_requests = _requests("helpful", "safe", "joint", "joint_equal")
-mix_requests = _requests("safe", "alone")
-calibration_requests = _requests("helpful", "safe")
-threshold_requests = _requests("safe")
-
-
-def scale_requests(recipe: Recipe, seeds: Sequence[int]) -> list[tuple[str, Recipe]]:
-    """Return the runs of claim 16."""
-    return [("reward_model", run) for s in seeds for run in scale_arms(recipe, s).values()]
-
-
-class Scores(NamedTuple):
-    """What a model says of held-out pairs of one stream."""
-
-    chosen: np.ndarray
-    rejected: np.ndarray
-    gap: np.ndarray
-    grade: np.ndarray
-    safety_bin: np.ndarray
+class Scores(HeldOut):
+    """The same, and what the claims ask of it."""
 
     @property
     def right(self) -> np.ndarray:
@@ -151,7 +113,7 @@ class Scores(NamedTuple):
 
 def scored(run: Recipe) -> dict[str, Scores]:
     """Return what a finished model says, by stream."""
-    found = pipeline.held_out_scores(pipeline.artifact("reward_model", run))
+    found = held_out_scores(pipeline.artifact("reward_model", run))
     return {stream: Scores(*values) for stream, values in found.items()}
 
 
@@ -169,11 +131,7 @@ def groups(scores: Scores, by: str) -> dict[str, np.ndarray]:
 
 
 def against(name: str, one: Scores, other: Scores) -> dict[str, float]:
-    """Compare two models on the pairs that both have scored.
-
-    Raises:
-        ValueError: They were not tested on the same pairs.
-    """
+    """Compare two models on the pairs that both have scored."""
     n = min(len(one.gap), len(other.gap))
     if not np.array_equal(one.gap[:n], other.gap[:n]):
         raise ValueError(
@@ -188,13 +146,26 @@ def against(name: str, one: Scores, other: Scores) -> dict[str, float]:
     }
 
 
-def measurement(values: dict[str, float], seed: int) -> Measurement:
-    """Return the numbers of one seed."""
-    return Measurement(values=values, seed=seed, device=str(choose_device()))
-
-
 def trained(recipe: Recipe, seed: int, *names: str) -> dict[str, dict[str, Scores]]:
     """Return what some arms say, by name and stream, after training those that are missing."""
-    runs = {name: arms(recipe, seed)[name] for name in names}
-    pipeline.artifacts([("reward_model", run) for run in runs.values()])
-    return {name: scored(run) for name, run in runs.items()}
+    return {name: scored(arms(recipe, seed)[name]) for name in names}
+
+
+def of_stream(
+    recipe: Recipe, seed: int, stream: str, named: Mapping[str, str]
+) -> dict[str, Scores]:
+    """Return what some arms say of one stream, under other names."""
+    return {name: scored(arms(recipe, seed)[arm])[stream] for name, arm in named.items()}
+
+
+def by_group(
+    by: str, arms_: Mapping[str, Scores], pairs: Sequence[tuple[str, str]]
+) -> dict[str, float]:
+    """Return `accuracy/<arm>/<group>`, and what `against` says of pairs of arms, by group."""
+    values: dict[str, float] = {}
+    for group, rows in groups(next(iter(arms_.values())), by).items():
+        some = {arm: scores.where(rows) for arm, scores in arms_.items()}
+        values |= {f"accuracy/{arm}/{group}": rate(scores) for arm, scores in some.items()}
+        for one, other in pairs:
+            values |= against(f"{one}-{other}/{group}", some[one], some[other])
+    return values
