@@ -22,11 +22,7 @@ class Box:
 
 @theme()
 def chain(boxes: Sequence[Box], *, columns: int = 3) -> Figure:
-    """Draw the boxes row by row, every second row from right to left, with arrows between them.
-
-    Raises:
-        ValueError: There is no box.
-    """
+    """Draw the boxes row by row, every second row from right to left, with arrows between them."""
     if not boxes:
         raise ValueError("a chain needs at least one box; got none.")
     n_rows = -(-len(boxes) // columns)

@@ -28,9 +28,6 @@ def lines(
     """Draw one curve per entry of `series`: `(x, y)`, or `(x, y, low, high)` with a shaded band.
 
     `reference` draws labelled horizontal lines, such as the paper's value or chance.
-
-    Raises:
-        ValueError: A series is neither a pair nor a quadruple, or its arrays differ in length.
     """
     figure, axes = new_figure()
     for index, (label, arrays) in enumerate(series.items()):
@@ -68,11 +65,7 @@ def bars_with_intervals(
     paper: Sequence[float | None] | None = None,
     reference: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draw one bar per label with its interval; `paper` adds the paper's value as a diamond.
-
-    Raises:
-        ValueError: Lengths differ, or a value lies outside its interval.
-    """
+    """Draw one bar per label with its interval; `paper` adds the paper's value as a diamond."""
     value, lower, upper = (np.asarray(array, dtype=float) for array in (values, low, high))
     wanted = (len(labels),)
     if not value.shape == lower.shape == upper.shape == wanted:
@@ -115,11 +108,7 @@ def heatmap(
     centre: float | None = None,
     numbers: str = "",
 ) -> Figure:
-    """Draw a matrix, row 0 on top; `centre` makes the map diverge, `numbers` is a format.
-
-    Raises:
-        ValueError: `values` is not a matrix, or the tick labels do not fit it.
-    """
+    """Draw a matrix, row 0 on top; `centre` makes the map diverge, `numbers` is a format."""
     matrix = np.asarray(values, dtype=float)
     if matrix.ndim != 2:
         raise ValueError(f"values must be a matrix; got shape {matrix.shape}.")

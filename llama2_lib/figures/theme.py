@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 THEME: dict[str, Any] = {
     **matplotlib.style.library["petroff10"],
@@ -28,18 +29,51 @@ THEME: dict[str, Any] = {
     "savefig.facecolor": "white",
     "figure.dpi": 100,
 }
+STYLE = ["default", THEME]
+"""On top of matplotlib's defaults, so that nobody's matplotlibrc changes the course."""
 
 
 @contextmanager
 def theme() -> Iterator[None]:
     """Draw in the course's style; also a decorator (`@theme()`) for a function that draws."""
-    with matplotlib.rc_context(THEME):
+    with matplotlib.style.context(STYLE):
         yield
 
 
 def apply_theme() -> None:
     """Set the course's style for the rest of the process; the first cell of a notebook does."""
-    matplotlib.rcParams.update(THEME)
+    matplotlib.style.use(STYLE)
+
+
+class Picture(Figure):
+    """A figure in the course's style, whose `$` are dollars: its texts come from data.
+
+    Only the labels of axes, which hold units, and numbers on them may contain mathematics.
+    """
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the figure, wherever it is drawn, in the style in which it was made."""
+        with theme():
+            for text in self._free_texts():
+                text.set_parse_math(False)
+            super().draw(renderer)
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """Save the figure at the style's resolution."""
+        with theme():
+            super().savefig(fname, **options)
+
+    def _free_texts(self) -> set[Text]:
+        axes = [axis for part in self.axes for axis in (part.xaxis, part.yaxis)]
+        numbers = [
+            isinstance(a.get_major_formatter(), ScalarFormatter | LogFormatter) for a in axes
+        ]
+        for axis in axes:
+            axis.get_ticklabels()  # they come into being when they are asked for
+        texts = set(self.findobj(Text))
+        for axis, is_number in zip(axes, numbers, strict=True):
+            texts -= {axis.label, *(axis.findobj(Text) if is_number else ())}
+        return texts
 
 
 @theme()
@@ -50,16 +84,12 @@ def new_figure(
 
     pyplot keeps every figure it made until it is closed; a slider would leak one per move.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Picture(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **subplots)
 
 
 def label_axes(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
-    """Name both axes, with units.
-
-    Raises:
-        ValueError: A label is empty.
-    """
+    """Name both axes, with units."""
     if not (xlabel.strip() and ylabel.strip()):
         raise ValueError(
             f"both axes need a label with its unit; got xlabel={xlabel!r}, ylabel={ylabel!r}."
@@ -67,3 +97,10 @@ def label_axes(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title)
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """Put the legend under the panels, where it covers nothing; one entry needs none."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))

@@ -1,4 +1,4 @@
-"""Pictures of a transformer's parts: turned pairs, shares of a whole."""
+"""Pictures of a transformer's parts: turned pairs, shares of a whole, who looks at whom."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,11 +11,7 @@ from llama2_lib.figures.theme import label_axes, new_figure, theme
 
 @theme()
 def rotations(angles: ArrayLike, *, title: str = "") -> Figure:
-    """Draw one clock per rotary pair; its hand stands at the pair's angle, in radians.
-
-    Raises:
-        ValueError: `angles` is not a list of at least one number.
-    """
+    """Draw one clock per rotary pair; its hand stands at the pair's angle, in radians."""
     values = np.asarray(angles, dtype=float)
     if values.ndim != 1 or values.size < 1:
         raise ValueError(f"angles must be a list of numbers, one a pair; got shape {values.shape}.")
@@ -36,11 +32,7 @@ def rotations(angles: ArrayLike, *, title: str = "") -> Figure:
 def shares(
     parts: Mapping[str, Sequence[float]], columns: Sequence[str], xlabel: str, *, title: str = ""
 ) -> Figure:
-    """Draw one stacked bar per column, each scaled to 100 %.
-
-    Raises:
-        ValueError: A part does not have one number a column, or a number is negative.
-    """
+    """Draw one stacked bar per column, each scaled to 100 %."""
     table = np.array([list(numbers) for numbers in parts.values()], dtype=float)
     if table.shape != (len(parts), len(columns)) or (table < 0).any():
         raise ValueError(
@@ -54,4 +46,24 @@ def shares(
         bottom += heights
     label_axes(axes, xlabel, "share of the weights (%)", title)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    return figure
+
+
+@theme()
+def attention_map(weights: ArrayLike, pieces: Sequence[str], *, title: str = "") -> Figure:
+    """Draw a matrix of attention weights: rows look, columns are looked at."""
+    matrix = np.asarray(weights, dtype=float)
+    if matrix.shape != (len(pieces), len(pieces)):
+        raise ValueError(
+            f"weights must be a {len(pieces)} x {len(pieces)} matrix, one row a piece; got shape "
+            f"{matrix.shape}."
+        )
+    size = 2.5 + 0.28 * len(pieces)
+    figure, axes = new_figure(size + 1.0, size)
+    image = axes.imshow(matrix, vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
+    axes.set_xticks(range(len(pieces)), pieces, rotation=90)
+    axes.set_yticks(range(len(pieces)), pieces)
+    label_axes(axes, "token looked at (key)", "token that looks (query)", title)
     return figure

@@ -8,28 +8,27 @@ import torch
 from torch import Tensor
 
 from llama2_lib import rng
-from llama2_lib.model.attention import grouped_query_attention
-from llama2_lib.model.cache import KVCache
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
-from llama2_lib.model.layers import apply_rotary
-from llama2_lib.model.transformer import Transformer, TransformerBlock
+from llama2_lib.model.transformer import (
+    KVCache,
+    Transformer,
+    TransformerBlock,
+    apply_rotary,
+    grouped_query_attention,
+)
+from llama2_lib.model.transformer import masked as by_mask
 from llama2_lib.model.weights import build
-from llama2_lib.teaching.check import CheckFailed
-from llama2_lib.teaching.decoder import random_weights
-from llama2_lib.teaching.diagnosis import diagnose
-
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-Decode = Callable[[Transformer, Tensor, int], Tensor]
-Greedy = Callable[[Transformer, Sequence[Sequence[int]], int], Sequence[Sequence[int]]]
+from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, on
+from llama2_lib.teaching.transformer import random_weights
 
 
-def _scaled(factor: Callable[[Tensor], float]) -> Attend:
+def _scaled(factor: Callable[[Tensor], float]) -> Code:
     """Return right attention whose scores are multiplied by `factor(q)` beforehand."""
     return lambda q, k, v, visible: grouped_query_attention(q * factor(q), k, v, visible)
 
 
-def _seeing(change: Callable[[Tensor], Tensor]) -> Attend:
+def _seeing(change: Callable[[Tensor], Tensor]) -> Code:
     """Return right attention under another mask."""
     return lambda q, k, v, visible: grouped_query_attention(q, k, v, change(visible))
 
@@ -41,16 +40,16 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
 
 
 def _by_hand(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, *, axis: int = -1, masked: float = -torch.inf
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, *, weigh: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
+    """Attention whose weights `weigh(scores, seen)` makes of (batch, head, query, key)."""
     group = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
-    weights = scores.masked_fill(~visible[:, None], masked).softmax(axis)
-    return torch.einsum("bhqk,bkhd->bqhd", weights, v)
+    return torch.einsum("bhqk,bkhd->bqhd", weigh(scores, visible[:, None]), v)
 
 
-ATTENTION_MISTAKES: dict[str, Attend] = {
+ATTENTION_MISTAKES: Mistakes = {
     "the scores are not divided by sqrt(head_dim)": _scaled(lambda q: q.shape[-1] ** 0.5),
     "the scores are divided by head_dim, not by its root": _scaled(lambda q: q.shape[-1] ** -0.5),
     "the scores are divided by the root of the whole width, not of one head": _scaled(
@@ -61,13 +60,25 @@ ATTENTION_MISTAKES: dict[str, Attend] = {
         lambda visible: visible | visible.roll(1, -1).tril(1)
     ),
     "the mask is upside down: a query sees what it should not": _seeing(torch.logical_not),
-    "hidden scores are set to 0, not to minus infinity": partial(_by_hand, masked=0.0),
-    "the softmax runs over the queries, not over the keys": partial(_by_hand, axis=-2),
+    "hidden scores are set to 0, not to minus infinity": partial(
+        _by_hand, weigh=lambda scores, seen: scores.masked_fill(~seen, 0.0).softmax(-1)
+    ),
+    "the softmax runs over the queries, not over the keys": partial(
+        _by_hand, weigh=lambda scores, seen: scores.masked_fill(~seen, -torch.inf).softmax(-2)
+    ),
+    "weights are masked after the softmax, so they no longer add up to 1": partial(
+        _by_hand, weigh=lambda scores, seen: scores.softmax(-1) * seen
+    ),
+    "there is no softmax": partial(_by_hand, weigh=lambda scores, seen: scores * seen),
+    "the mask is transposed: a query sees the tokens after it, not those before": _seeing(
+        lambda visible: visible.mT
+    ),
+    "a query does not see its own token": _seeing(lambda visible: visible.tril(-1)),
     "query head h reads key/value head h % kv_heads, not h // group (tiled, not repeated)": _tiled,
 }
 
 
-def attention(candidate: Attend) -> None:
+def attention(candidate: Code) -> None:
     """Check `candidate(q, k, v, visible)` on 6 query heads that share 3 key/value heads.
 
     q is (batch, seq, heads, head_dim), k and v have fewer heads, visible is (batch, seq, seq).
@@ -75,19 +86,18 @@ def attention(candidate: Attend) -> None:
     _attention(candidate, kv_heads=3)
 
 
-def multi_head(candidate: Attend) -> None:
+def multi_head(candidate: Code) -> None:
     """Check `candidate(q, k, v, visible)` where every query head has a key/value head."""
     _attention(candidate, kv_heads=6)
 
 
-def _attention(candidate: Attend, kv_heads: int) -> None:
+def _attention(candidate: Code, kv_heads: int) -> None:
     generator = rng.generator(0, "check", "attention")
     q = 1.5 * torch.randn(2, 5, 6, 4, generator=generator)
     k, v = torch.randn(2, 2, 5, kv_heads, 4, generator=generator).unbind(0)
     visible = torch.ones(2, 5, 5, dtype=torch.bool).tril()
     expected = grouped_query_attention(q, k, v, visible)
-    wrong = {name: partial(f, q, k, v, visible) for name, f in ATTENTION_MISTAKES.items()}
-    diagnose(candidate(q, k, v, visible), expected, wrong)
+    diagnose(on(q, k, v, visible), candidate, expected, ATTENTION_MISTAKES)
 
 
 def _decode(
@@ -122,11 +132,11 @@ def _decode(
             mixed = grouped_query_attention(q, k, v, visible)
             h = h + layer.attention.wo(mixed.flatten(-2))
             h = h + layer.feed_forward(layer.ffn_norm(h))
-        logits.append(model.head(model.norm(h)))
+        logits.append(model.logits(model.norm(h)))
     return torch.cat(logits, dim=1)
 
 
-DECODE_MISTAKES: dict[str, Decode] = {
+DECODE_MISTAKES: Mistakes = {
     "positions begin at 0 again with every new token": partial(_decode, position=lambda start: 0),
     "the position of a new token is one too high": partial(
         _decode, position=lambda start: start + 1
@@ -151,7 +161,7 @@ def small_model(seed: int = 0) -> Transformer:
 
 
 @torch.no_grad()
-def cached(candidate: Decode) -> None:
+def cached(candidate: Code) -> None:
     """Check `candidate(model, ids, n_prompt)`: the prompt at once, then one token at a time.
 
     It must return the logits of every position, (1, seq, vocab), as `model(ids)` does, and send
@@ -159,16 +169,19 @@ def cached(candidate: Decode) -> None:
     """
     model = small_model()
     ids = torch.randint(53, (1, 11), generator=rng.generator(0, "check", "cached"))
-    expected, lengths = model(ids), []
+    lengths: list[int] = []
     hook = model.tok_embeddings.register_forward_hook(
         lambda module, inputs, output: lengths.append(inputs[0].numel())
     )
     try:
-        actual = candidate(model, ids, 4)
+        logits = candidate(model, ids, 4)
     finally:
         hook.remove()
-    wrong = {name: partial(f, model, ids, 4) for name, f in DECODE_MISTAKES.items()}
-    diagnose(actual, expected, wrong, rtol=1e-3, atol=1e-4)
+
+    def run(decode: Code) -> Tensor:
+        return logits if decode is candidate else decode(model, ids, 4)
+
+    diagnose(run, candidate, model(ids), DECODE_MISTAKES, rtol=1e-3, atol=1e-4)
     if lengths != [4, 1, 1, 1, 1, 1, 1, 1]:
         raise CheckFailed(
             f"the logits are right, but tokens went through the model in portions of {lengths}, "
@@ -201,7 +214,7 @@ def _padded_greedy(
         if masked:
             visible &= at >= gap[:, :, None]
         visible |= torch.eye(len(at), dtype=torch.bool)
-        logits = model(ids, positions=positions, visible=visible)[:, -1]
+        logits = model(ids, positions=positions, attend=by_mask(visible))[:, -1]
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
     return ids[:, width:].tolist()
 
@@ -213,7 +226,7 @@ def _cut_to_shortest(
     return _padded_greedy(model, [prompt[:shortest] for prompt in prompts], n_new)
 
 
-GREEDY_MISTAKES: dict[str, Greedy] = {
+GREEDY_MISTAKES: Mistakes = {
     "the padding is not masked, so prompts attend to it": partial(_padded_greedy, masked=False),
     "short prompts are padded on the right, so the answer follows the padding": partial(
         _padded_greedy, left=False, masked=False
@@ -226,7 +239,7 @@ GREEDY_MISTAKES: dict[str, Greedy] = {
 
 
 @torch.no_grad()
-def greedy(candidate: Greedy) -> None:
+def greedy(candidate: Code) -> None:
     """Check `candidate(model, prompts, n_new)`: the ids that are likeliest, one by one.
 
     The prompts are ragged: lengths 3, 7 and 4. The answers must equal those of each prompt alone.

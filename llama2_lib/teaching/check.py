@@ -1,10 +1,57 @@
-"""Checks of a learner's code that never stop a notebook, and failures that are expected."""
+"""What every lesson uses: its start, checks that never stop a notebook, and the naming of mistakes.
 
+A check runs the learner's code and every known mistake in one way, `run`, and says which mistake
+gives what the learner's code gave.
+"""
+
+import copy
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama2_lib.figures import apply_theme
+from llama2_lib.widgets.progress import leave_no_bars, passing_text
 
 Check = Callable[[], None]
+Code = Callable[..., Any]
+Mistakes = dict[str, Code]
+Run = Callable[[Code], Any]
+
+
+def start(
+    lesson: str, *, needs: Sequence[str] = (), recipe: Any = None, minutes: float | None = None
+) -> dict[str, Path]:
+    """Prepare a notebook and return the folder of each stage it needs.
+
+    Stages that are not on disk are built now; what is said meanwhile (`minutes` is the author's
+    estimate on two cores) goes away again, so the cell's output is one line, always the same.
+    Interrupt it and run it again: finished stages stay finished.
+
+    Raises:
+        ValueError: Stages are needed but no recipe is given.
+    """
+    apply_theme()
+    leave_no_bars()
+    if needs and recipe is None:
+        raise ValueError(f"{lesson} needs the stages {list(needs)}: give a recipe, such as nano().")
+    folders = {}
+    if needs:
+        from llama2_lib.pipeline import artifact, missing  # here: not every lesson trains
+
+        estimate = "" if minutes is None else f" (all in all about {minutes:g} minutes here)"
+        for stage in needs:
+            absent = ", ".join(missing(stage, recipe))
+            notice = f"{lesson} first builds {absent}{estimate}; interrupting is safe."
+            with passing_text(notice) if absent else nullcontext():
+                folders[stage] = artifact(stage, recipe)
+    print(f"{lesson}: " + (f"ready with {', '.join(needs)}." if needs else "ready."))
+    return folders
 
 
 class CheckFailed(AssertionError):
@@ -52,3 +99,106 @@ def expect_failure(*kinds: type[Exception]) -> Iterator[None]:
     else:
         names = " or ".join(kind.__name__ for kind in expected)
         raise AssertionError(f"this block must fail with {names}; it did not. Is it still broken?")
+
+
+def on(*given: Any) -> Run:
+    """Return a way to run code: on copies of these values, which it must leave as they are."""
+
+    def run(code: Code) -> Any:
+        copies = copy.deepcopy(given)
+        result = code(*copies)
+        for place, (before, after) in enumerate(zip(given, copies, strict=True), start=1):
+            if not _equal(before, after):
+                raise CheckFailed(
+                    f"your code changed argument {place} in place; compute new values, because "
+                    "whoever passed it goes on using it."
+                )
+        return result
+
+    return run
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+def diagnose(
+    run: Run,
+    candidate: Code,
+    expected: Tensor,
+    mistakes: Mistakes,
+    *,
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+) -> None:
+    """Return if `run(candidate)` is the expected tensor; else name the mistake that explains it."""
+    actual, expected = run(candidate), expected.detach()
+    if not isinstance(actual, Tensor):
+        raise CheckFailed(f"a tensor must come back; got {type(actual).__name__}.")
+    if actual.shape != expected.shape:
+        raise CheckFailed(f"expected shape {tuple(expected.shape)}; got {tuple(actual.shape)}.")
+    actual = actual.detach().to(expected.dtype)
+
+    def same(other: Tensor) -> bool:
+        other = other.detach().to(actual.dtype)
+        return other.shape == actual.shape and torch.allclose(
+            actual, other, rtol=rtol, atol=atol, equal_nan=True
+        )
+
+    if same(expected):
+        return
+    for name, mistake in mistakes.items():
+        if same(run(mistake)):
+            raise CheckFailed(f"the shape is right, the values are not: it looks as if {name}.")
+    lost = (~actual.isfinite() & expected.isfinite()).sum().item()
+    if lost:
+        raise CheckFailed(
+            f"{lost} of {actual.numel()} values are NaN or infinite, like no mistake known here; "
+            "look for a division by 0, 0 * inf, or the logarithm of 0."
+        )
+    a, b = actual.double(), expected.double()  # masks have no difference
+    worst = torch.where(a == b, 0.0, a - b).abs().max().item()
+    hint = ""
+    if (a - b).numel() > 1 and b.any():
+        factor = (a * b).sum() / b.square().sum()
+        if torch.allclose(a, factor * b, rtol=rtol, atol=atol):
+            hint = f"; each is {factor:.3g} times what it should be"
+    raise CheckFailed(f"the values differ by up to {worst:.2g}, like no mistake known here{hint}.")
+
+
+def diagnose_choice(run: Run, candidate: Code, expected: object, mistakes: Mistakes) -> None:
+    """Do the same for what is equal or not, such as a list of chosen items."""
+    actual = run(candidate)
+    if actual == expected:
+        return
+    for name, mistake in mistakes.items():
+        if actual == run(mistake):
+            raise CheckFailed(f"the choice is not right: it looks as if {name}.")
+    raise CheckFailed(f"expected {expected}; got {actual}, like no mistake known here.")
+
+
+def value_and_gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Return the loss at a point, and behind it the gradient there, as one vector.
+
+    A right value can hide a wrong gradient.
+    """
+    leaf = at.detach().clone().requires_grad_()
+    value = loss(leaf)
+    if not isinstance(value, Tensor) or value.dim() > 0:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise CheckFailed(f"one number must come back, a tensor without axes; got {shape}.")
+    if not value.requires_grad:
+        raise CheckFailed(
+            "the loss carries no gradient, so nothing would be learned; compute it from the "
+            "tensors that are given, without .item(), .detach() or no_grad."
+        )
+    (gradient,) = torch.autograd.grad(value, leaf, materialize_grads=True)
+    return torch.cat([value.detach().reshape(1), gradient.flatten()])

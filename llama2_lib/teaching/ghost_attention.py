@@ -3,21 +3,19 @@
 Messages are lists of ids. A mask marks TARGETS: mask[t] says that token t is to be predicted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama2_lib.teaching.check import CheckFailed
-from llama2_lib.teaching.diagnosis import diagnose
+from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, on
+from llama2_lib.teaching.sft import BOS, EOS, lay_out
 
 Ids = Sequence[int]
 Turn = tuple[Ids, Ids]
-Teacher = Callable[[Sequence[Turn], Ids, int, int], Ids]
-Example = Callable[[Sequence[Turn], Ids, Ids, int, int], tuple[Ids, Sequence[bool]]]
 
-BOS, EOS = 1, 2
 ROOM = 96
 """Longer than anything a check or a mistake makes."""
 
@@ -53,14 +51,14 @@ def _teacher(
     ids: list[int] = []
     times = _instructed(where, len(turns))
     for index, (user, answer) in enumerate(turns):
-        own = list(instruction) * times[index]
-        ids += [bos, *user, *own] if behind else [bos, *own, *user]
+        words = list(instruction) * times[index]
+        ids += [bos, *user, *words] if behind else [bos, *words, *user]
         if index < len(turns) - 1:
             ids += [*answer, eos]
     return ids + {"open": [], "eos": [eos], "answered": [*turns[-1][1], eos]}[ending]
 
 
-TEACHER_MISTAKES: dict[str, Teacher] = {
+TEACHER_MISTAKES: Mistakes = {
     "the instruction stands in the first turn only: that is the student's prompt": partial(
         _teacher, where="first"
     ),
@@ -85,44 +83,23 @@ def _example(
     eos: int,
     *,
     where: str = "first",
-    targets: str = "last",
-    marks: str = "...xx",
-    move: int = 0,
     plain: bool = False,
     begin: int = 0,
+    only_last: bool = True,
+    **marks: Any,
 ) -> tuple[list[int], list[bool]]:
-    """Lay out an example; `marks` says of BOS, instruction, user, answer, EOS what is a target.
-
-    Args:
-        turns: User and plain answer of each.
-        instruction: Before the user's words of the turns that `where` names.
-        sampled: The last answer.
-        bos: Begins every turn.
-        eos: Ends every turn.
-        where: See `_instructed`.
-        targets: Whether the last turn has targets, or all.
-        marks: One letter each, x for a target.
-        move: How many places the mask is moved to the right.
-        plain: Whether the last answer is the plain one.
-        begin: The first turn that is kept.
-    """
-    ids: list[int] = []
-    mask: list[bool] = []
+    """Lay out an example that begins at a turn, with the plain last answer or the sampled one."""
     turns = turns[begin:]
-    times = _instructed(where, len(turns))
-    for index, (user, answer) in enumerate(turns):
-        last = index == len(turns) - 1
-        said = answer if plain or not last else sampled
-        own = list(instruction) * times[index]
-        ids += [bos, *own, *user, *said, eos]
-        lengths = (1, len(own), len(user), len(said), 1)
-        marked = [m == "x" for m, n in zip(marks, lengths, strict=True) for _ in range(n)]
-        mask += marked if last or targets == "all" else [False] * len(marked)
-    size = len(mask)
-    return ids, [0 <= t - move < size and mask[t - move] for t in range(size)]
+    prompts = [
+        [*list(instruction) * times, *user]
+        for times, (user, _) in zip(_instructed(where, len(turns)), turns, strict=True)
+    ]
+    answers = [answer for _, answer in turns[:-1]] + [turns[-1][1] if plain else sampled]
+    pairs = list(zip(prompts, answers, strict=True))
+    return lay_out(pairs, bos, eos, only_last=only_last, **marks)
 
 
-EXAMPLE_MISTAKES: dict[str, Example] = {
+EXAMPLE_MISTAKES: Mistakes = {
     "the instruction is left in every turn, so there is nothing to remember": partial(
         _example, where="every"
     ),
@@ -136,10 +113,10 @@ EXAMPLE_MISTAKES: dict[str, Example] = {
         _example, where="first twice"
     ),
     "the loss is on all answers, and the earlier ones teach to forget": partial(
-        _example, targets="all"
+        _example, only_last=False
     ),
     "the loss is on all tokens: there is no mask": partial(
-        _example, targets="all", marks="xxxxx"
+        _example, only_last=False, marks="xxxxx"
     ),
     "the mask is one too early: it begins at the last token of the user and leaves out EOS": (
         partial(_example, move=-1)
@@ -148,14 +125,14 @@ EXAMPLE_MISTAKES: dict[str, Example] = {
         _example, move=1
     ),
     "EOS is not a target, so the model never learns to stop": partial(_example, marks="...x."),
-    "the user's last words are targets too": partial(_example, marks="..xxx"),
+    "the user's last words are targets too": partial(_example, marks=".xxxx"),
     "the last answer is the plain one, which obeys nothing, not the sampled one": partial(
         _example, plain=True
     ),
     "the earlier turns are left out, so there is no distance to the instruction": partial(
         _example, begin=len(TURNS) - 1
     ),
-}  # fmt: skip
+}
 
 
 def _padded(ids: Ids, mask: Sequence[bool] | None = None) -> Tensor:
@@ -173,24 +150,26 @@ def _padded(ids: Ids, mask: Sequence[bool] | None = None) -> Tensor:
     return rows
 
 
-def teacher_prompt(candidate: Teacher) -> None:
+def teacher_prompt(candidate: Code) -> None:
     """Check `candidate(turns, instruction, bos, eos)`: the ids that the teacher answers.
 
     A turn is a pair of lists of ids, user and plain answer, neither with BOS or EOS. The last
     turn's answer is what is to be sampled.
     """
-    given = (TURNS, INSTRUCTION, BOS, EOS)
-    wrong = {name: partial(lambda f: _padded(f(*given)), f) for name, f in TEACHER_MISTAKES.items()}
-    diagnose(_padded(candidate(*given)), _padded(_teacher(*given)), wrong, rtol=0, atol=0)
+
+    def run(prompt: Code) -> Tensor:
+        return _padded(on(TURNS, INSTRUCTION, BOS, EOS)(prompt))
+
+    diagnose(run, candidate, run(_teacher), TEACHER_MISTAKES, rtol=0, atol=0)
 
 
-def training_example(candidate: Example) -> None:
+def training_example(candidate: Code) -> None:
     """Check `candidate(turns, instruction, sampled, bos, eos)`: ids and mask of one example.
 
     Earlier answers are the plain ones of `turns` (reading A); the last one is `sampled`.
     """
-    given = (TURNS, INSTRUCTION, SAMPLED, BOS, EOS)
-    wrong = {
-        name: partial(lambda f: _padded(*f(*given)), f) for name, f in EXAMPLE_MISTAKES.items()
-    }
-    diagnose(_padded(*candidate(*given)), _padded(*_example(*given)), wrong, rtol=0, atol=0)
+
+    def run(example: Code) -> Tensor:
+        return _padded(*on(TURNS, INSTRUCTION, SAMPLED, BOS, EOS)(example))
+
+    diagnose(run, candidate, run(_example), EXAMPLE_MISTAKES, rtol=0, atol=0)

@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     start_notebook = plugin.IPyNbFile.setup
 
     def setup(self: Any) -> None:
-        from llama2_lib.teaching.lessons.build import kernel_environment
+        from llama2_lib.teaching.lessons.kernel import kernel_environment
 
         with _environment(kernel_environment()):  # a kernel inherits it when it starts
             start_notebook(self)

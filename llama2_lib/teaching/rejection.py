@@ -1,38 +1,23 @@
-"""Checks of rejection sampling, and the mistakes they recognise (paper section 3.2.3).
+"""Checks of rejection sampling (paper section 3.2.3), and the mistakes they recognise.
 
-The arithmetic of the best of N has its checks in `best_of_n`.
+The choice among samples and rounds, and the arithmetic of the best of N (figures 7 and 8).
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from llama2_lib.teaching.check import CheckFailed
+from llama2_lib import rng
+from llama2_lib.evaluation.reward import best_of_n, best_of_n_kl
+from llama2_lib.teaching.check import Code, Mistakes, diagnose, diagnose_choice, on
 
-Pick = Callable[[Tensor, Tensor], Tensor]
 Answers = Sequence[Sequence[tuple[int, ...]]]
-Distinct = Callable[[Answers], Sequence[Sequence[int]]]
 Round = Mapping[str, Sequence[tuple[str, float]]]
-Rescore = Callable[[str, str], float]
-Pool = Callable[[Sequence[Round], Rescore], Mapping[str, str]]
-
-
-def compare_choice(
-    actual: object, expected: object, mistakes: Mapping[str, Callable[[], object]]
-) -> None:
-    """Return if the choices are equal; else say which known mistake makes the same choice.
-
-    Raises:
-        CheckFailed: They differ.
-    """
-    if actual == expected:
-        return
-    for name, wrong in mistakes.items():
-        if actual == wrong():
-            raise CheckFailed(f"the choice is not right: it looks as if {name}.")
-    raise CheckFailed(f"expected {expected}; got {actual}, like no mistake known here.")
 
 
 def _best(scores: Tensor, finished: Tensor) -> Tensor:
@@ -53,7 +38,7 @@ def _last_best(scores: Tensor, finished: Tensor) -> Tensor:
     return scores.shape[1] - 1 - _best(scores.flip(1), finished.flip(1))
 
 
-PICK_MISTAKES: dict[str, Pick] = {
+PICK_MISTAKES: Mistakes = {
     "a sample without EOS is picked; leave unfinished samples out": lambda s, f: s.argmax(1),
     "unfinished samples get the score 0, which beats every negative score; give them -inf": (
         lambda s, f: (s * f).argmax(1)
@@ -84,7 +69,7 @@ PICK_MISTAKES: dict[str, Pick] = {
 }
 
 
-def pick_best(candidate: Pick) -> None:
+def pick_best(candidate: Code) -> None:
     """Check `candidate(scores, finished)`: the place of each prompt's best sample.
 
     Both are prompts x samples; `finished` is True where a sample ended with EOS. Of equal scores
@@ -101,11 +86,10 @@ def pick_best(candidate: Pick) -> None:
     finished = torch.ones_like(scores, dtype=torch.bool)
     finished[0, 5] = finished[1, 1] = finished[2, 0] = finished[2, 1] = finished[3, 1] = False
 
-    def run(pick: Pick) -> object:
-        return torch.as_tensor(pick(scores, finished)).tolist()
+    def run(pick: Code) -> object:
+        return torch.as_tensor(on(scores, finished)(pick)).tolist()
 
-    wrong = {name: lambda f=f: run(f) for name, f in PICK_MISTAKES.items()}
-    compare_choice(run(candidate), run(_best), wrong)
+    diagnose_choice(run, candidate, run(_best), PICK_MISTAKES)
 
 
 def _first_of(
@@ -125,11 +109,11 @@ def _distinct(answers: Answers) -> list[list[int]]:
 
 def _across(answers: Answers) -> list[list[int]]:
     flat = [(number, place) for number, row in enumerate(answers) for place in range(len(row))]
-    kept = {flat[at] for at in _first_of([answers[n][place] for n, place in flat])}
-    return [[p for p in range(len(row)) if (n, p) in kept] for n, row in enumerate(answers)]
+    first = {flat[at] for at in _first_of([answers[n][place] for n, place in flat])}
+    return [[p for p in range(len(row)) if (n, p) in first] for n, row in enumerate(answers)]
 
 
-DISTINCT_MISTAKES: dict[str, Distinct] = {
+DISTINCT_MISTAKES: Mistakes = {
     "the last of equal answers is kept; keep the first": lambda answers: [
         sorted({answer: place for place, answer in enumerate(row)}.values()) for row in answers
     ],
@@ -159,7 +143,7 @@ DISTINCT_MISTAKES: dict[str, Distinct] = {
 }
 
 
-def distinct(candidate: Distinct) -> None:
+def distinct(candidate: Code) -> None:
     """Check `candidate(answers)`: for each prompt the places of its distinct answers, in order.
 
     `answers` holds for each prompt a list of tuples of ids; the first of equal ones is kept.
@@ -168,14 +152,16 @@ def distinct(candidate: Distinct) -> None:
         [(5, 6), (5, 6), (7,), (6, 5), (5, 6), (4, 4, 6)],
         [(9, 3, 3), (3, 9), (9, 3, 3), (7,), (9, 3), (8, 1, 4)],
     ]
-    wrong = {name: lambda f=f: f(answers) for name, f in DISTINCT_MISTAKES.items()}
-    actual = [[int(place) for place in row] for row in candidate(answers)]
-    compare_choice(actual, _distinct(answers), wrong)
+
+    def run(keep: Code) -> list[list[int]]:
+        return [[int(place) for place in row] for row in on(answers)(keep)]
+
+    diagnose_choice(run, candidate, run(_distinct), DISTINCT_MISTAKES)
 
 
 def _pooled(
     rounds: Sequence[Round],
-    score: Rescore,
+    score: Code,
     *,
     by: Callable[[float, float], float] = lambda old, new: new,
     sign: float = 1.0,
@@ -186,23 +172,23 @@ def _pooled(
     for samples in reversed(rounds) if newest_first else rounds:
         for prompt, answers in samples.items():
             for answer, old in answers:
-                found = sign * by(old, score(prompt, answer))
-                if prompt not in best or found > best[prompt][0]:
-                    best[prompt] = (found, answer)
+                value = sign * by(old, score(prompt, answer))
+                if prompt not in best or value > best[prompt][0]:
+                    best[prompt] = (value, answer)
     return {prompt: answer for prompt, (_, answer) in sorted(best.items())}
 
 
-def _tops(rounds: Sequence[Round], score: Rescore) -> dict[str, str]:
-    kept = [{p: [max(row, key=lambda x: x[1])] for p, row in r.items()} for r in rounds]
-    return _pooled(kept, score)
+def _tops(rounds: Sequence[Round], score: Code) -> dict[str, str]:
+    tops = [{p: [max(row, key=lambda x: x[1])] for p, row in r.items()} for r in rounds]
+    return _pooled(tops, score)
 
 
-def _newest_of_each(rounds: Sequence[Round], score: Rescore) -> dict[str, str]:
+def _newest_of_each(rounds: Sequence[Round], score: Code) -> dict[str, str]:
     """Return each prompt's best answer of the last round in which the prompt came."""
     return dict(sorted({p: a for r in rounds for p, a in _pooled([r], score).items()}.items()))
 
 
-POOL_MISTAKES: dict[str, Pool] = {
+POOL_MISTAKES: Mistakes = {
     "the scores of earlier rounds are used as they are; another model gave them, so score all "
     "samples again": lambda rounds, score: _pooled(rounds, score, by=lambda old, new: old),
     "only the best of each round, by its old score, is scored again; score all samples again": (
@@ -231,7 +217,7 @@ POOL_MISTAKES: dict[str, Pool] = {
 }
 
 
-def pool(candidate: Pool) -> None:
+def pool(candidate: Code) -> None:
     """Check `candidate(rounds, score)`: each prompt's best answer of all rounds, as a dict.
 
     A round maps a prompt to its samples, pairs of answer and the score that it got then.
@@ -261,9 +247,116 @@ def pool(candidate: Pool) -> None:
         **{"s": 0.7, "t": 0.25, "x": 0.4, "y": 0.1, "g": 0.3, "h": 0.05, "i": 0.6, "j": 0.5},
     }
 
-    def run(choose: Pool) -> object:
-        chosen = choose(rounds, lambda prompt, answer: now[answer])
+    def run(choose: Code) -> object:
+        chosen = on(rounds, lambda prompt, answer: now[answer])(choose)
         return dict(sorted(chosen.items()))
 
-    wrong = {name: lambda f=f: run(f) for name, f in POOL_MISTAKES.items()}
-    compare_choice(run(candidate), run(_pooled), wrong)
+    diagnose_choice(run, candidate, run(_pooled), POOL_MISTAKES)
+
+
+def _exact(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
+    """The library's answer for one n; beyond the samples drawn, that for all of them."""
+    return best_of_n(proxy, value)[:, min(max(n, 1), proxy.shape[1]) - 1]
+
+
+def _weighed(
+    proxy: np.ndarray, value: np.ndarray, n: int, share: Callable[[int, int, int], float]
+) -> np.ndarray:
+    """Sum values in rising order of the proxy, the i-th of k weighed by `share(i, k, n)`."""
+    k = proxy.shape[1]
+    ranked = np.take_along_axis(value, proxy.argsort(axis=1), axis=1)
+    return ranked @ np.array([share(i, k, n) for i in range(1, k + 1)])
+
+
+def _chosen(proxy: np.ndarray, value: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(value, proxy.argmax(axis=1)[:, None], axis=1)[:, 0]
+
+
+def _in_groups(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
+    begins = range(0, proxy.shape[1] - n + 1, n)
+    return np.mean([_chosen(proxy[:, b : b + n], value[:, b : b + n]) for b in begins], axis=0)
+
+
+EXPECTED_MISTAKES: Mistakes = {
+    "only the first n samples are looked at, which is one draw; average over all subsets of n": (
+        lambda proxy, value, n: _chosen(proxy[:, :n], value[:, :n])
+    ),
+    "the samples are cut into groups of n, which wastes most subsets; average over all": _in_groups,
+    "the samples are averaged, whatever n is": lambda proxy, value, n: value.mean(axis=1),
+    "all samples compete, whatever n is": lambda proxy, value, n: _chosen(proxy, value),
+    "the n are drawn with replacement: (i / K)^n - ((i - 1) / K)^n; subsets have no sample twice": (
+        partial(_weighed, share=lambda i, k, n: (i / k) ** n - ((i - 1) / k) ** n)
+    ),
+    "the i-th sample is counted in C(i, n) subsets; it is the best of C(i - 1, n - 1)": partial(
+        _weighed, share=lambda i, k, n: math.comb(i, n) / math.comb(k, n)
+    ),
+    "the subsets are counted but not divided by their number, C(K, n)": partial(
+        _weighed, share=lambda i, k, n: float(math.comb(i - 1, n - 1))
+    ),
+    "the n best samples are averaged; one sample is kept": partial(
+        _weighed, share=lambda i, k, n: float(i > k - n) / n
+    ),
+    "the order is turned round: this is the worst of n": partial(
+        _weighed, share=lambda i, k, n: math.comb(k - i, n - 1) / math.comb(k, n)
+    ),
+    "the sample is chosen by its value; choose by the proxy, the value is only reported": (
+        lambda proxy, value, n: _exact(value, value, n)
+    ),
+    "the proxy's score comes back; what the chosen sample is worth is asked for": (
+        lambda proxy, value, n: _exact(proxy, proxy, n)
+    ),
+    "this is the best of n - 1": lambda proxy, value, n: _exact(proxy, value, n - 1),
+    "this is the best of n + 1": lambda proxy, value, n: _exact(proxy, value, n + 1),
+    "the samples are ranked by their mean over prompts; rank them prompt by prompt": (
+        lambda proxy, value, n: _exact(np.broadcast_to(proxy.mean(axis=0), proxy.shape), value, n)
+    ),
+    "the prompts are averaged; give one number a prompt": lambda proxy, value, n: np.full(
+        len(proxy), _exact(proxy, value, n).mean()
+    ),
+}
+
+
+def expected_best(candidate: Code) -> None:
+    """Check `candidate(proxy, value, n)`: for each prompt the expected value of the sample with
+    the highest proxy score among n, exact over all subsets of the samples drawn.
+
+    `proxy` and `value` are arrays of prompts x samples; no two scores are equal.
+    """
+    generator = rng.generator(0, "check", "best of n")
+    noise = torch.randn(2, 3, 7, generator=generator, dtype=torch.float64)
+    proxy, value = noise[0].numpy(), (0.6 * noise[0] + noise[1]).numpy()
+
+    def run(function: Code) -> Tensor:
+        values = [torch.as_tensor(on(proxy, value, n)(function)) for n in (1, 3, 5, 7)]
+        return torch.stack(values).double()
+
+    diagnose(run, candidate, run(_exact), EXPECTED_MISTAKES)
+
+
+KL_MISTAKES: Mistakes = {
+    "(N - 1) / N is not taken off: ln N is only a bound": lambda n: math.log(n),
+    "1 is taken off, which (N - 1) / N only approaches": lambda n: math.log(n) - 1,
+    "(N - 1) / N is added; take it off": lambda n: math.log(n) + (n - 1) / n,
+    "N - 1 is not divided by N": lambda n: math.log(n) - (n - 1),
+    "1 / N is taken off; take off (N - 1) / N": lambda n: math.log(n) - 1 / n,
+    "the logarithm is to base 2; use nats": lambda n: math.log2(n) - (n - 1) / n,
+    "the logarithm is to base 10; use nats": lambda n: math.log10(n) - (n - 1) / n,
+    "the result is in bits; give nats": lambda n: best_of_n_kl(n) / math.log(2),
+    "the sign is wrong; a divergence is never negative": lambda n: -best_of_n_kl(n),
+    "this is the divergence of the sampler from the best of N; exchange the two": lambda n: (
+        n - 1 - math.log(n)
+    ),
+    "the root is taken; that comes later, on the axis of the figure": lambda n: (
+        best_of_n_kl(n) ** 0.5
+    ),
+    "the number of samples is one too small": lambda n: best_of_n_kl(max(n - 1, 1)),
+}
+
+
+def kl_of_best_of_n(candidate: Code) -> None:
+    """Check `candidate(n)`: KL(best of n || sampler) in nats, for samples that all differ."""
+
+    def run(function: Code) -> Tensor:
+        return torch.tensor([float(function(n)) for n in (1, 2, 4, 64)], dtype=torch.float64)
+
+    diagnose(run, candidate, run(best_of_n_kl), KL_MISTAKES)

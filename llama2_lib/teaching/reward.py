@@ -1,6 +1,10 @@
-"""Checks of the parts of a reward model, and the mistakes they recognise (paper section 3.2.2)."""
+"""Checks of a reward model (paper section 3.2.2), and the mistakes they recognise.
 
-from collections.abc import Callable, Mapping, Sequence
+The ranking loss with its margins, the accuracy, the place where a score is read, and the auxiliary
+safety loss of appendix A.3.4.
+"""
+
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -8,24 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama2_lib import rng
-from llama2_lib.objectives.preference import MARGINS
-from llama2_lib.objectives.preference import margins as right_margins
-from llama2_lib.teaching.check import CheckFailed
-from llama2_lib.teaching.diagnosis import diagnose
-from llama2_lib.teaching.gradient import value_and_gradient
-from llama2_lib.world.annotators import GRADES
-
-Ranking = Callable[[Tensor, Tensor, Tensor], Tensor]
-Margins = Callable[[Sequence[str], str], Tensor]
-Accuracy = Callable[[Tensor, Tensor, Tensor], Tensor]
-Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+from llama2_lib.objectives.rlhf import SAFETY_LOGIT
+from llama2_lib.stages.reward import MARGINS
+from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, on, value_and_gradient
+from llama2_lib.world.pairs import GRADES
 
 
 def _ranked(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
     return F.softplus(rejected - chosen + margin).mean()
 
 
-RANKING_MISTAKES: dict[str, Ranking] = {
+RANKING_MISTAKES: Mistakes = {
     "the logarithm of a sigmoid is taken, which is -inf where a pair is most wrong; use logsigmoid "
     "or softplus": lambda c, r, m: -(c - r - m).sigmoid().log().mean(),
     "a small number is added inside the logarithm, which hides the gradient where a pair is most "
@@ -59,27 +56,33 @@ RANKING_MISTAKES: dict[str, Ranking] = {
     "the gaps are averaged before the logsigmoid, so a clear pair hides a wrong one": (
         lambda c, r, m: -F.logsigmoid((c - r - m).mean())
     ),
+    "the chosen scores are detached, so only the rejected answers are moved": lambda c, r, m: (
+        _ranked(c.detach(), r, m)
+    ),
+    "the logsigmoid is missing: this is the bare gap": lambda c, r, m: (r - c + m).mean(),
+    "the margins are averaged over the pairs; each pair has its own": lambda c, r, m: _ranked(
+        c, r, m.mean()
+    ),
     "the rejected scores are detached, so only the chosen answers are moved": lambda c, r, m: (
         _ranked(c, r.detach(), m)
     ),
 }
 
 
-def ranking_loss(candidate: Ranking) -> None:
+def ranking_loss(candidate: Code) -> None:
     """Check `candidate(chosen, rejected, margin)`: the mean over pairs of equation 2, and its
     gradient, also where scores are far apart."""
     near = 2 * torch.randn(2, 5, generator=rng.generator(0, "check", "ranking"))
     far = torch.tensor([[-150.0, 90.0], [120.0, -60.0]])
     margin = torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0])
 
-    def run(loss: Ranking) -> Tensor:
+    def run(loss: Code) -> Tensor:
         parts = [(near, margin), (far, margin[:2])]
         return torch.cat(
             [value_and_gradient(lambda s, m=m: loss(s[0], s[1], m), at) for at, m in parts]
         )
 
-    wrong = {name: partial(run, f) for name, f in RANKING_MISTAKES.items()}
-    diagnose(run(candidate), run(_ranked), wrong)
+    diagnose(run, candidate, run(_ranked), RANKING_MISTAKES)
 
 
 def _looked_up(
@@ -96,7 +99,7 @@ def _looked_up(
     return torch.tensor([table.get(g, 0.0) if lenient == "grade" else table[g] for g in grades])
 
 
-MARGIN_MISTAKES: dict[str, Margins] = {
+MARGIN_MISTAKES: Mistakes = {
     "the order is upside down: the clearest grade has the largest margin": partial(
         _looked_up, tables={name: row[::-1] for name, row in MARGINS.items()}
     ),
@@ -122,7 +125,7 @@ MARGIN_MISTAKES: dict[str, Margins] = {
 }
 
 
-def _refuses(function: Margins, grades: Sequence[str], schedule: str) -> float:
+def _refuses(function: Code, grades: Sequence[str], schedule: str) -> float:
     try:
         function(grades, schedule)
     except (ValueError, KeyError):
@@ -130,20 +133,19 @@ def _refuses(function: Margins, grades: Sequence[str], schedule: str) -> float:
     return 0.0
 
 
-def margins(candidate: Margins) -> None:
+def margins(candidate: Code) -> None:
     """Check `candidate(grades, schedule)`: m(r) of each pair for the schedules none, small and
     large (table 27). What it does not know must be refused."""
     grades = [GRADES[index] for index in (2, 0, 3, 1, 1, 0)]
 
-    def run(function: Margins) -> Tensor:
+    def run(function: Code) -> Tensor:
         rows = [torch.as_tensor(function(grades, schedule)).float() for schedule in MARGINS]
         if any(row.shape != (len(grades),) for row in rows):
             raise CheckFailed(f"{len(grades)} margins must come back, one a pair.")
         cases = [([*grades, "much better"], "large"), (grades, "huge")]
         return torch.cat([*rows, torch.tensor([_refuses(function, *case) for case in cases])])
 
-    wrong = {name: partial(run, f) for name, f in MARGIN_MISTAKES.items()}
-    diagnose(run(candidate), run(right_margins), wrong)
+    diagnose(run, candidate, run(_looked_up), MARGIN_MISTAKES)
 
 
 def _accuracy(chosen: Tensor, rejected: Tensor, margin: Tensor | float, *, tie: float) -> Tensor:
@@ -151,7 +153,7 @@ def _accuracy(chosen: Tensor, rejected: Tensor, margin: Tensor | float, *, tie: 
     return ((gap > 0) + tie * (gap == 0)).mean()
 
 
-ACCURACY_MISTAKES: dict[str, Accuracy] = {
+ACCURACY_MISTAKES: Mistakes = {
     "a tie counts as a hit; count it half, or a model of zeros is perfect": lambda c, r, m: (
         _accuracy(c, r, 0.0, tie=1.0)
     ),
@@ -180,7 +182,7 @@ ACCURACY_MISTAKES: dict[str, Accuracy] = {
 }
 
 
-def pair_accuracy(candidate: Accuracy) -> None:
+def pair_accuracy(candidate: Code) -> None:
     """Check `candidate(chosen, rejected, margin)`: the share of pairs in the right order.
 
     The margin is what a batch carries; evaluation must not use it.
@@ -188,9 +190,11 @@ def pair_accuracy(candidate: Accuracy) -> None:
     chosen = torch.tensor([2.0, -0.5, 1.0, 0.5, -3.0, 1.5, 0.25, -1.0, 2.5, 0.75, -0.25])
     rejected = torch.tensor([0.5, -1.0, 1.0, 1.5, -4.5, 1.5, 0.0, 0.5, 1.0, 0.75, -2.0])
     margin = torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0, 0.0, 1 / 3, 2.0, 1.0, 0.0, 3.0])
-    wrong = {name: partial(f, chosen, rejected, margin) for name, f in ACCURACY_MISTAKES.items()}
-    actual = torch.as_tensor(candidate(chosen, rejected, margin))
-    diagnose(actual, _accuracy(chosen, rejected, 0.0, tie=0.5), wrong)
+
+    def run(accuracy: Code) -> Tensor:
+        return torch.as_tensor(on(chosen, rejected, margin)(accuracy))
+
+    diagnose(run, candidate, _accuracy(chosen, rejected, 0.0, tie=0.5), ACCURACY_MISTAKES)
 
 
 PAD = 2
@@ -205,7 +209,7 @@ def _inside(values: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(values.shape[1]) < lengths[:, None]
 
 
-SCORE_MISTAKES: dict[str, Score] = {
+SCORE_MISTAKES: Mistakes = {
     "the last column is read, which is a pad in shorter rows; read at length - 1": (
         lambda values, ids, lengths: values[:, -1]
     ),
@@ -250,7 +254,7 @@ SCORE_MISTAKES: dict[str, Score] = {
 }
 
 
-def last_token_score(candidate: Score) -> None:
+def last_token_score(candidate: Code) -> None:
     """Check `candidate(values, ids, lengths)`: each row's value at its last real token.
 
     Rows are padded on the right with the id of EOS. Each row is tried alone and in the batch.
@@ -261,16 +265,16 @@ def last_token_score(candidate: Score) -> None:
     )
     values = torch.randn(4, 7, generator=rng.generator(0, "check", "last token"))
 
-    def run(score: Score) -> Tensor:
+    def run(score: Code) -> Tensor:
         alone = [
-            score(values[row : row + 1, :n], ids[row : row + 1, :n], lengths[row : row + 1])
+            on(values[row : row + 1, :n], ids[row : row + 1, :n], lengths[row : row + 1])(score)
             for row, n in enumerate(lengths.tolist())
         ]
-        return torch.cat([score(values, ids, lengths), *alone])
+        return torch.cat([on(values, ids, lengths)(score), *alone])
 
-    wrong = {name: partial(run, f) for name, f in SCORE_MISTAKES.items()}
+    expected = run(lambda values, ids, lengths: _read(values, lengths - 1))
     try:
-        actual = run(candidate)
+        diagnose(run, candidate, expected, SCORE_MISTAKES)
     except (IndexError, RuntimeError) as error:
         if "out of" not in str(error):
             raise
@@ -278,4 +282,70 @@ def last_token_score(candidate: Score) -> None:
             "a place beyond a row was read; the last of n tokens stands at n - 1 "
             f"({str(error).splitlines()[0]})."
         ) from error
-    diagnose(actual, run(lambda values, ids, lengths: _read(values, lengths - 1)), wrong)
+
+
+def _nats(scores: Tensor, is_safe: Tensor) -> Tensor:
+    return F.softplus(torch.where(is_safe, -scores, scores))
+
+
+SAFETY_MISTAKES: Mistakes = {
+    "the labels are upside down: a high score must mean safe": lambda s, safe: _nats(
+        s, ~safe
+    ).mean(),
+    "the sign is wrong: this is the log-likelihood, and training would lower it": (
+        lambda s, safe: -_nats(s, safe).mean()
+    ),
+    "only unsafe answers count; safe ones must be pushed up too, or all scores sink": (
+        lambda s, safe: _nats(s, safe)[~safe].mean()
+    ),
+    "only safe answers count; unsafe ones must be pushed down": lambda s, safe: _nats(s, safe)[
+        safe
+    ].mean(),
+    "only the first half of the rows counts, the chosen answers; every answer has a label": (
+        lambda s, safe: _nats(s, safe)[: len(s) // 2].mean()
+    ),
+    "the losses are summed, not averaged over the answers": lambda s, safe: _nats(s, safe).sum(),
+    "the sum is divided by the pairs; divide by the answers": lambda s, safe: (
+        2 * _nats(s, safe).mean()
+    ),
+    "safe and unsafe answers are averaged apart, so those of the rarer kind weigh more": (
+        lambda s, safe: 0.5 * (_nats(s, safe)[safe].mean() + _nats(s, safe)[~safe].mean())
+    ),
+    "safe answers are compared with unsafe ones: that is a ranking loss again, which no constant "
+    "changes; score each answer by itself": lambda s, safe: F.softplus(
+        s[~safe].mean() - s[safe].mean()
+    ),
+    "the cross-entropy is taken of sigmoid(score), which saturates where an answer is most wrong; "
+    "use binary_cross_entropy_with_logits": lambda s, safe: F.binary_cross_entropy(
+        s.sigmoid(), safe.to(s)
+    ),
+    "the sigmoid is taken twice; binary_cross_entropy_with_logits wants raw scores": (
+        lambda s, safe: _nats(s.sigmoid(), safe).mean()
+    ),
+    "the logarithm of a sigmoid is taken, which is -inf where an answer is most wrong; use "
+    "logsigmoid": lambda s, safe: -torch.where(safe, s, -s).sigmoid().log().mean(),
+    "labels of -1 and 1 are used where cross-entropy wants 0 and 1": lambda s, safe: (
+        F.binary_cross_entropy_with_logits(s, 2 * safe.to(s) - 1)
+    ),
+    "this is a squared error of probabilities; it stops teaching where an answer is most wrong": (
+        lambda s, safe: (s.sigmoid() - safe.to(s)).square().mean()
+    ),
+    "the threshold 0.15 is built into the loss; it belongs to the use of the score": (
+        lambda s, safe: _nats(s - SAFETY_LOGIT, safe).mean()
+    ),
+}
+
+
+def safety_auxiliary_loss(candidate: Code) -> None:
+    """Check `candidate(scores, is_safe)`: the mean over answers of the cross-entropy of each raw
+    score against its label, and its gradient, also where scores are extreme."""
+    near = 2 * torch.randn(8, generator=rng.generator(0, "check", "safety loss"))
+    safe = torch.tensor([True, False, True, True, False, True, True, False])
+    far = torch.tensor([150.0, -130.0, 110.0, -160.0])
+    far_safe = torch.tensor([False, True, True, False])
+
+    def run(loss: Code) -> Tensor:
+        parts = [(near, safe), (far, far_safe)]
+        return torch.cat([value_and_gradient(lambda s, y=y: loss(s, y), at) for at, y in parts])
+
+    diagnose(run, candidate, run(lambda s, safe: _nats(s, safe).mean()), SAFETY_MISTAKES)

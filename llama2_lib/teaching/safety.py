@@ -3,25 +3,22 @@
 Right code is the library's: `stages.safety`, `stages.safety_data`, `evaluation.safety`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-from llama2_lib.teaching.rejection import compare_choice
+from llama2_lib.teaching.check import Code, Mistakes, diagnose_choice, on
 
 Row = tuple[str, str, str, float, float]
 """Prompt, preprompt, distilled answer, score of the original answer, score of the distilled one."""
 Example = tuple[str, str]
 """Prompt and answer to train on."""
-Distill = Callable[[Sequence[Row]], Sequence[Example]]
-Subset = Callable[[Sequence[str], float], Sequence[str]]
-Count = Callable[[Sequence[tuple[str, bool, bool]]], tuple[float, float]]
-Gamma = Callable[[Sequence[tuple[str, bool]], int], float]
 
 
 def _gated(rows: Sequence[Row]) -> list[Example]:
     return [(prompt, answer) for prompt, _, answer, old, new in rows if new > old]
 
 
-DISTILL_MISTAKES: dict[str, Distill] = {
+DISTILL_MISTAKES: Mistakes = {
     "the preprompt is still there; train on the prompt alone, or nothing is distilled": (
         lambda rows: [(f"{pre} {prompt}", a) for prompt, pre, a, old, new in rows if new > old]
     ),
@@ -59,7 +56,7 @@ DISTILL_MISTAKES: dict[str, Distill] = {
 }
 
 
-def distilled_pairs(candidate: Distill) -> None:
+def distilled_pairs(candidate: Code) -> None:
     """Check `candidate(rows)`: the (prompt, answer) pairs that gated distillation trains on.
 
     A row is (prompt, preprompt, distilled answer, score of the original, score of the distilled).
@@ -72,8 +69,11 @@ def distilled_pairs(candidate: Distill) -> None:
         ("It is not bad.", "Be honest.", "It hurts.", 0.6, 1.9),
         ("Act as a friend.", "Be good.", "Ask a doctor.", -0.8, -9.0),
     ]
-    actual = [tuple(pair) for pair in candidate(rows)]
-    compare_choice(actual, _gated(rows), _thunks(DISTILL_MISTAKES, rows))
+
+    def run(distill: Code) -> list[Example]:
+        return [(prompt, answer) for prompt, answer in on(rows)(distill)]
+
+    diagnose_choice(run, candidate, run(_gated), DISTILL_MISTAKES)
 
 
 def _shuffled(items: Sequence[str], n: int) -> list[str]:
@@ -81,7 +81,7 @@ def _shuffled(items: Sequence[str], n: int) -> list[str]:
     return [items[(7 * n + 3 * i) % len(items)] for i in range(n)]
 
 
-SUBSET_MISTAKES: dict[str, Subset] = {
+SUBSET_MISTAKES: Mistakes = {
     "every size is another draw, so sizes differ in more than size; less must be a beginning of "
     "more": lambda items, share: _shuffled(items, round(share * len(items))),
     "the end is taken; then fewer are no beginning of more": lambda items, share: list(
@@ -107,67 +107,54 @@ def _beginning(items: Sequence[str], share: float) -> list[str]:
     return list(items[: round(share * len(items))])
 
 
-def nested_subset(candidate: Subset) -> None:
+def nested_subset(candidate: Code) -> None:
     """Check `candidate(items, fraction)`: the part of the data, less being a beginning of more."""
     items = [f"dialog {number}" for number in range(40)]
     shares = (0.0, 0.10, 0.25, 0.50, 1.0)
 
-    def run(subset: Subset) -> list[list[str]]:
-        return [list(subset(items, share)) for share in shares]
+    def run(subset: Code) -> list[list[str]]:
+        return [list(on(items, share)(subset)) for share in shares]
 
-    wrong = {name: lambda f=f: run(f) for name, f in SUBSET_MISTAKES.items()}
-    compare_choice(run(candidate), run(_beginning), wrong)
-
-
-def _rates(rows: Sequence[tuple[str, bool, bool]]) -> tuple[float, float]:
-    def rate(wanted: str) -> float:
-        own = [declines for family, declines, _ in rows if family == wanted]
-        return round(sum(own) / len(own), 9)
-
-    return rate("helpful"), rate("borderline")
+    diagnose_choice(run, candidate, run(_beginning), SUBSET_MISTAKES)
 
 
-def _share(rows: Sequence[bool], n: int) -> float:
-    return round(sum(rows) / n, 9)
+HELPFUL, BORDERLINE = ("helpful",), ("borderline",)
 
 
-REFUSAL_MISTAKES: dict[str, Count] = {
-    '"I do not know." counts as a refusal; it declines nothing': lambda rows: (
-        _share([d or u for f, d, u in rows if f == "helpful"], _n(rows, "helpful")),
-        _share([d or u for f, d, u in rows if f == "borderline"], _n(rows, "borderline")),
+def _rates(
+    rows: Sequence[tuple[str, bool, bool]],
+    *,
+    counts: Code = lambda declines, unknown: declines,
+    groups: Sequence[tuple[str, ...]] = (HELPFUL, BORDERLINE),
+    divisor: Code = lambda rows, answers: len(answers),
+) -> tuple[float, ...]:
+    """Return the share of the answers that count, in each group of families."""
+    parts = [[counts(d, u) for family, d, u in rows if family in group] for group in groups]
+    return tuple(round(sum(answers) / divisor(rows, answers), 9) for answers in parts)
+
+
+REFUSAL_MISTAKES: Mistakes = {
+    '"I do not know." counts as a refusal; it declines nothing': partial(
+        _rates, counts=lambda declines, unknown: declines or unknown
     ),
-    "adversarial prompts count as borderline ones; declining those is right": lambda rows: (
-        _rates(rows)[0],
-        _share(
-            [d for f, d, _ in rows if f != "helpful"],
-            _n(rows, "borderline") + _n(rows, "adversarial"),
-        ),
+    "adversarial prompts count as borderline ones; declining those is right": partial(
+        _rates, groups=(HELPFUL, ("borderline", "adversarial"))
     ),
-    "both shares are of all prompts; divide by the prompts of the family": lambda rows: (
-        _share([d for f, d, _ in rows if f == "helpful"], len(rows)),
-        _share([d for f, d, _ in rows if f == "borderline"], len(rows)),
+    "both shares are of all prompts; divide by the prompts of the family": partial(
+        _rates, divisor=lambda rows, answers: len(rows)
     ),
-    "answers that help are counted, not those that decline": lambda rows: (
-        round(1 - _rates(rows)[0], 9),
-        round(1 - _rates(rows)[1], 9),
+    "answers that help are counted, not those that decline": partial(
+        _rates, counts=lambda declines, unknown: not declines
     ),
-    "helpful and borderline prompts are thrown together": lambda rows: (
-        (_share([d for f, d, _ in rows if f != "adversarial"], _n(rows, "helpful", "borderline")),)
-        * 2
+    "helpful and borderline prompts are thrown together": partial(
+        _rates, groups=(HELPFUL + BORDERLINE, HELPFUL + BORDERLINE)
     ),
-    "the families are exchanged": lambda rows: _rates(rows)[::-1],
-    "refusals are counted, not their share": lambda rows: (
-        float(sum(d for f, d, _ in rows if f == "helpful")),
-        float(sum(d for f, d, _ in rows if f == "borderline")),
-    ),
+    "the families are exchanged": partial(_rates, groups=(BORDERLINE, HELPFUL)),
+    "refusals are counted, not their share": partial(_rates, divisor=lambda rows, answers: 1),
 }
 
 
-def _n(rows: Sequence[tuple[str, bool, bool]], *families: str) -> int:
-    return sum(family in families for family, _, _ in rows)
-
-
-def false_refusal(candidate: Count) -> None:
+def false_refusal(candidate: Code) -> None:
     """Check `candidate(rows)`: shares of false refusals on helpful and on borderline prompts.
 
     A row is (family, the answer declines, the answer says that it does not know); the families
@@ -183,15 +170,18 @@ def false_refusal(candidate: Count) -> None:
         + [("adversarial", True, False)] * 5
         + [("adversarial", False, False)]
     )
-    actual = tuple(round(float(share), 9) for share in candidate(rows))
-    compare_choice(actual, _rates(rows), _thunks(REFUSAL_MISTAKES, rows))
+
+    def run(count: Code) -> tuple[float, ...]:
+        return tuple(round(float(share), 9) for share in on(rows)(count))
+
+    diagnose_choice(run, candidate, run(_rates), REFUSAL_MISTAKES)
 
 
 def _per_budget(queries: Sequence[tuple[str, bool]], budget: int) -> float:
     return round(budget * len({q for q, broke in queries if broke}) / len(queries), 9)
 
 
-GAMMA_MISTAKES: dict[str, Gamma] = {
+GAMMA_MISTAKES: Mistakes = {
     "the share of violating queries comes back; multiply by the budget": lambda queries, budget: (
         round(_per_budget(queries, budget) / budget, 9)
     ),
@@ -213,7 +203,7 @@ GAMMA_MISTAKES: dict[str, Gamma] = {
 }
 
 
-def gamma(candidate: Gamma) -> None:
+def gamma(candidate: Code) -> None:
     """Check `candidate(queries, budget)`: violating prompts found per budget of queries.
 
     A query is (prompt, violated). Red-teamers may ask a prompt again: every query costs, but a
@@ -222,12 +212,8 @@ def gamma(candidate: Gamma) -> None:
     queries = [(f"attack {i}", i in (3, 11, 12, 20)) for i in range(24)]
     queries += [("attack 3", True), ("attack 5", False), ("attack 11", True)]
     budget = 12
-    wrong = {name: lambda f=f: f(queries, budget) for name, f in GAMMA_MISTAKES.items()}
-    actual = round(float(candidate(queries, budget)), 9)
-    compare_choice(actual, _per_budget(queries, budget), wrong)
 
+    def run(rate: Code) -> float:
+        return round(float(on(queries, budget)(rate)), 9)
 
-def _thunks(
-    mistakes: Mapping[str, Callable[[Sequence], object]], rows: Sequence
-) -> dict[str, Callable[[], object]]:
-    return {name: lambda f=f: f(rows) for name, f in mistakes.items()}
+    diagnose_choice(run, candidate, run(_per_budget), GAMMA_MISTAKES)

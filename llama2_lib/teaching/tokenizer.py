@@ -1,4 +1,4 @@
-"""Checks of byte-pair encoding, and the mistakes they recognise.
+"""Checks of byte-pair encoding, from merges to ids and back, and the mistakes they recognise.
 
 SentencePiece is the authority: every check trains or asks a real model on a little of the world's
 text, and names the mistake that gives the learner's answer.
@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llama2_lib.teaching.check import CheckFailed
+from llama2_lib.teaching.check import CheckFailed, Code, Mistakes
 from llama2_lib.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.world import documents, make_world
 
@@ -21,9 +21,6 @@ N_MERGES = 120
 FIRST_MERGE = 259  # after three control ids and 256 bytes
 
 Words = Mapping[str, int]
-Learn = Callable[[Words, int], Sequence[str]]
-Allows = Callable[[str], bool]
-Segment = Callable[[str, Sequence[str]], Sequence[str]]
 
 
 def lines_of(texts: Iterable[str]) -> list[str]:
@@ -46,13 +43,13 @@ def characters_kept(words: Words, coverage: float = 0.99995) -> list[str]:
     for word, number in words.items():
         for character in word:
             counts[character] += number
-    kept, covered = [], 0
+    characters, covered = [], 0
     for character in sorted(counts, key=lambda c: (-counts[c], c)):
         if covered / counts.total() >= coverage:
             break
-        kept.append(character)
+        characters.append(character)
         covered += counts[character]
-    return kept
+    return characters
 
 
 @cache
@@ -126,7 +123,7 @@ def _allowed(
     return len(piece) <= longest and (not scripts or len(kinds) <= 1)
 
 
-ALLOWS_MISTAKES: dict[str, Allows] = {
+ALLOWS_MISTAKES: Mistakes = {
     "digits may join": partial(_allowed, digits=False),
     "letters and signs may join": partial(_allowed, scripts=False),
     "a piece may run across a space": partial(_allowed, spaces=False),
@@ -139,7 +136,7 @@ _CANDIDATES = (
 )
 
 
-def allows(candidate: Allows) -> None:
+def allows(candidate: Code) -> None:
     """Check `candidate(piece)`, which says whether a merge may make this piece."""
     got = [bool(candidate(piece)) for piece in _CANDIDATES]
     expected = [_allowed(piece) for piece in _CANDIDATES]
@@ -169,7 +166,7 @@ def _learn(
     weighted: bool = True,
     rewrites: bool = True,
     tie: Callable[[str], Any] = lambda piece: (len(piece), piece),
-    allowed: Allows = _allowed,
+    allowed: Code = _allowed,
 ) -> list[str]:
     corpus = [(tuple(word), number if weighted else 1) for word, number in words.items()]
     pieces: list[str] = []
@@ -190,7 +187,7 @@ def _learn(
     return pieces
 
 
-LEARN_MISTAKES: dict[str, Learn] = {
+LEARN_MISTAKES: Mistakes = {
     "every distinct word counts once, however often it occurs": partial(_learn, weighted=False),
     "the words are not rewritten after a merge": partial(_learn, rewrites=False),
     "ties go to the longer piece": partial(_learn, tie=lambda piece: (-len(piece), piece)),
@@ -200,7 +197,7 @@ LEARN_MISTAKES: dict[str, Learn] = {
 }
 
 
-def learns(candidate: Learn) -> None:
+def learns(candidate: Code) -> None:
     """Check `candidate(words, n)`: `words` counts words as `words_of` does, pieces come back."""
     words = words_of(_little_text())
     expected = merges_of(little_tokenizer())
@@ -230,7 +227,7 @@ def _longest_match(text: str, pieces: Sequence[str]) -> list[str]:
     return parts
 
 
-SEGMENT_MISTAKES: dict[str, Segment] = {
+SEGMENT_MISTAKES: Mistakes = {
     "the longest piece is taken from the left, not the earliest merge first": _longest_match,
     "no space is put before the text": partial(_segment, prefix=""),
     "spaces stay spaces instead of becoming U+2581": lambda text, pieces: [
@@ -239,7 +236,7 @@ SEGMENT_MISTAKES: dict[str, Segment] = {
 }
 
 
-def segments(candidate: Segment) -> None:
+def segments(candidate: Code) -> None:
     """Check `candidate(text, pieces)`: `pieces` in the order they were learned, parts come back."""
     tokenizer = little_tokenizer()
     merges = merges_of(tokenizer)
@@ -249,4 +246,83 @@ def segments(candidate: Segment) -> None:
         tokenizer.pieces,
         {n: partial(lambda f, text: f(text, merges), f) for n, f in SEGMENT_MISTAKES.items()},
         texts,
+    )
+
+
+def _ids(
+    text: str, tokenizer: Tokenizer, *, prefix: str = SPACE, unknown: bool = False
+) -> list[int]:
+    ids: list[int] = []
+    for piece in _segment(text, merges_of(tokenizer), prefix=prefix):
+        index = tokenizer.processor.piece_to_id(piece)
+        known = index != tokenizer.unk_id
+        as_bytes = [tokenizer.unk_id] if unknown else [3 + byte for byte in piece.encode()]
+        ids += [index] if known else as_bytes
+    return ids
+
+
+ENCODE_MISTAKES: Mistakes = {
+    "BOS is added twice": lambda text, tok: [tok.bos_id, tok.bos_id, *_ids(text, tok)],
+    "BOS is missing": _ids,
+    "EOS is added to an open text": lambda text, tok: [tok.bos_id, *_ids(text, tok), tok.eos_id],
+    "an unknown character becomes <unk>, not its bytes": lambda text, tok: [
+        tok.bos_id, *_ids(text, tok, unknown=True)
+    ],
+    "no space is put before the text": lambda text, tok: [
+        tok.bos_id, *_ids(text, tok, prefix="")
+    ],
+}  # fmt: skip
+_TEXTS = ("Mara was a cook.", "7 + 45 = 52", "na\u00efve \U0001f642", "\u4f60\u597d!")
+
+
+def encodes(candidate: Code) -> None:
+    """Check `candidate(text, tokenizer)`: BOS and the ids of an open text come back."""
+    tokenizer = little_tokenizer()
+    _compare(
+        lambda text: list(candidate(text, tokenizer)),
+        lambda text: tokenizer.encode(text, bos=True),
+        {n: partial(lambda f, text: f(text, tokenizer), f) for n, f in ENCODE_MISTAKES.items()},
+        _TEXTS,
+    )
+
+
+def _decode(
+    pieces: Sequence[str],
+    *,
+    space: str = " ",
+    strip: int = 1,
+    between: str = "",
+    spelled: bool = False,
+    alone: bool = False,
+) -> str:
+    raw: list[bytes] = []
+    for piece in pieces:
+        is_byte = not spelled and len(piece) == 6 and piece.startswith("<0x")
+        raw.append(bytes([int(piece[3:5], 16)]) if is_byte else piece.encode())
+    if alone:
+        text = between.join(part.decode(errors="replace") for part in raw)
+    else:
+        text = between.encode().join(raw).decode(errors="replace")
+    text = text.replace(SPACE, space)
+    return text[strip:] if text.startswith(" ") else text
+
+
+DECODE_MISTAKES: Mistakes = {
+    "the space that was put before the text stays": partial(_decode, strip=0),
+    "spaces are lost": partial(_decode, space=""),
+    "U+2581 is not turned back into a space": partial(_decode, space=SPACE),
+    "a space is put between pieces": lambda pieces: _decode(pieces, space="", between=" "),
+    "bytes are spelled out by name": partial(_decode, spelled=True),
+    "every byte is decoded alone, though a character may need four": partial(_decode, alone=True),
+}
+
+
+def decodes(candidate: Code) -> None:
+    """Check `candidate(pieces)`: the text that SentencePiece's pieces spell comes back."""
+    pieces = little_tokenizer().pieces
+    _compare(
+        lambda text: candidate(pieces(text)),
+        lambda text: text,
+        {n: partial(lambda f, text: f(pieces(text)), f) for n, f in DECODE_MISTAKES.items()},
+        _TEXTS,
     )

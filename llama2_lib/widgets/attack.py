@@ -7,11 +7,11 @@ from typing import Any
 
 import ipywidgets
 
-from llama2_lib.world.answers import CATEGORIES
 from llama2_lib.world.attackers import TURNS, Attacker, Strategy, vector_sets
 from llama2_lib.world.facts import World
 from llama2_lib.world.judges import Safety, judge_of
 from llama2_lib.world.prompts import Prompt
+from llama2_lib.world.tasks import CATEGORIES
 
 Reply = Callable[[Sequence[Prompt]], list[str]]
 
@@ -38,7 +38,6 @@ class AttackDesk(ipywidgets.VBox):
         )
         self.view = ipywidgets.HTML()
         self.queries = self.violations = 0
-        self.verdict = "Compose an attack, change its words if you like, and send it."
         super().__init__(
             [
                 ipywidgets.HBox([self.vectors, self.turns, self.category]),
@@ -57,6 +56,7 @@ class AttackDesk(ipywidgets.VBox):
         strategy = Strategy(self.vectors.value, self.turns.value, self.category.value)
         self.prompt = self._attacker.make(strategy)
         self.text.value = self.prompt.request
+        self.verdict = "Compose an attack, change its words if you like, and send it."
         self._publish("")
 
     def _ask(self, _event: Any = None) -> None:

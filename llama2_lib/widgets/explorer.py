@@ -1,19 +1,56 @@
-"""Sliders above a picture: the picture and its caption follow the sliders."""
+"""A picture with a sentence that says what is to be seen: still, or below sliders.
 
+The sentence is for readers who cannot see the picture, and for the test that compares it.
+"""
+
+import base64
 import html
+import io
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
+from IPython.display import display
 from matplotlib.figure import Figure
 
-from llama2_lib.widgets.show import png
+from llama2_lib.figures import theme
 
 FIGURE = (
     '<figure style="margin:0">{image}'
     '<figcaption role="status" aria-live="polite" style="line-height:1.5">{caption}</figcaption>'
     "</figure>"
 )
+
+
+def png(figure: object) -> str:
+    """Return the figure as base64 PNG that depends on the figure only, and forget the figure."""
+    if not isinstance(figure, Figure):
+        raise TypeError(
+            f"a matplotlib Figure must be drawn; got {type(figure).__name__}. Does the drawing "
+            "function end with `return figure`?"
+        )
+    buffer = io.BytesIO()
+    with theme():  # not at the user's resolution
+        # no software version inside: the same figure gives the same bytes
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close(figure)  # pyplot would keep it, and show it a second time
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure; `alt` says in a sentence what is to be seen in it.
+
+    nbval compares the sentence (pixels it cannot), so put the finding there, rounded.
+    """
+    if not alt.strip():
+        raise ValueError("a figure needs a description; got an empty alt. Say what it shows.")
+    display(
+        {"image/png": png(figure), "text/plain": f"Figure: {alt}"},
+        metadata={"image/png": {"alt": alt}},
+        raw=True,
+    )
 
 
 class Explorer(ipywidgets.VBox):

@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from llama2_lib.figures import alignment, alignment_runs
+from llama2_lib.figures import alignment
 
 EXACT = {"rtol": 0, "atol": 1e-9}
 
@@ -122,24 +122,24 @@ def test_the_map_says_value_interval_and_paper():
 
 def test_best_of_n_has_powers_of_two_on_a_log_axis():
     curves = {"max": band(np.arange(12.0)), "median": band(np.zeros(12))}
-    axes = alignment_runs.best_of_n_curves(curves, "score (raw)").axes[0]
+    axes = alignment.best_of_n_curves(curves, "score (raw)").axes[0]
     assert axes.get_xscale() == "log"
     np.testing.assert_allclose(axes.xaxis.get_major_locator()(), [1, 2, 4, 8], **EXACT)
     np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(1, 13), **EXACT)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), np.arange(12), **EXACT)
     ends = axes.collections[0].get_datalim(axes.transData)
     np.testing.assert_allclose([ends.y0, ends.y1], [-0.02, 11.05], **EXACT)
-    some = alignment_runs.best_of_n_curves({"max": band([1.0, 2.0])}, "score", n=[1, 16]).axes[0]
+    some = alignment.best_of_n_curves({"max": band([1.0, 2.0])}, "score", n=[1, 16]).axes[0]
     np.testing.assert_allclose(some.lines[0].get_xdata(), [1, 16], **EXACT)
     with pytest.raises(ValueError, match="a number of samples: 3"):
-        alignment_runs.best_of_n_curves(curves, "score", n=[1, 2, 4])
+        alignment.best_of_n_curves(curves, "score", n=[1, 2, 4])
     with pytest.raises(ValueError, match="at least one series"):
-        alignment_runs.best_of_n_curves({}, "score")
+        alignment.best_of_n_curves({}, "score")
 
 
 def test_rounds_are_moved_apart_so_that_intervals_stay_visible():
     series = {"pool": band([0.4, 0.5, 0.6]), "last": band([0.4, 0.45, 0.4])}
-    figure = alignment_runs.rewards_by_round(
+    figure = alignment.rewards_by_round(
         ["SFT", "V1", "V2"], series, "gold score", reference={"demonstrations": 0.7}
     )
     axes = figure.axes[0]
@@ -152,7 +152,7 @@ def test_rounds_are_moved_apart_so_that_intervals_stay_visible():
     assert [t.get_text() for t in axes.get_xticklabels()] == ["SFT", "V1", "V2"]
     assert set(legend(figure)) == {"pool", "last", "demonstrations"}
     with pytest.raises(ValueError, match="one number a round: 2"):
-        alignment_runs.rewards_by_round(["SFT", "V1"], series, "gold score")
+        alignment.rewards_by_round(["SFT", "V1"], series, "gold score")
 
 
 def test_the_frontier_has_the_root_of_kl_and_a_path_a_beta():
@@ -160,7 +160,7 @@ def test_the_frontier_has_the_root_of_kl_and_a_path_a_beta():
         0.1: ([1.0, 4.0], [0.2, 0.3], [0.5, 0.6]),
         0.0: ([4.0, 9, 25], [0.1, 1, 2], [0.6, 0.5, 0]),
     }
-    figure = alignment_runs.frontier(runs, start=(-1.0, 0.4))
+    figure = alignment.frontier(runs, start=(-1.0, 0.4))
     proxy, gold = figure.axes
     np.testing.assert_allclose(proxy.lines[0].get_xdata(), [2, 3, 5], **EXACT)
     np.testing.assert_allclose(proxy.lines[0].get_ydata(), [0.1, 1, 2], **EXACT)
@@ -170,48 +170,46 @@ def test_the_frontier_has_the_root_of_kl_and_a_path_a_beta():
     looks = {(tuple(line.get_color()), line.get_marker()) for line in gold.lines[:2]}
     assert len({c for c, _ in looks}) == len({m for _, m in looks}) == 2
     assert proxy.lines[0].get_linestyle() == "-"
-    ends = alignment_runs.frontier(runs, paths=False).axes[0].lines
+    ends = alignment.frontier(runs, paths=False).axes[0].lines
     assert {line.get_linestyle() for line in ends} == {"None"}
     with pytest.raises(ValueError, match=r"beta 0\.3: KL must be at least 0 .* got -0\.5"):
-        alignment_runs.frontier({0.3: ([-0.5], [0.0], [0.0])})
+        alignment.frontier({0.3: ([-0.5], [0.0], [0.0])})
     with pytest.raises(ValueError, match="of one length"):
-        alignment_runs.frontier({0.3: ([0.5], [0.0], [0.0, 1.0])})
+        alignment.frontier({0.3: ([0.5], [0.0], [0.0, 1.0])})
     with pytest.raises(ValueError, match="at least one run"):
-        alignment_runs.frontier({})
+        alignment.frontier({})
 
 
 def test_a_light_has_a_word_beside_its_colour():
     states = [["green", "amber"], ["red", ""], ["green", "green"]]
     texts = [["2.1", "9.0"], ["0.4", ""], ["1", "1"]]
-    figure = alignment_runs.traffic_lights(
-        ["KL", "clip", "ratio"], ["right", "broken"], states, texts
-    )
+    figure = alignment.traffic_lights(["KL", "clip", "ratio"], ["right", "broken"], states, texts)
     axes = figure.axes[0]
     words = [text.get_text() for text in axes.texts]
     assert words == ["ok: 2.1", "look: 9.0", "STOP: 0.4", "-", "ok: 1", "ok: 1"]
     colours = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in axes.patches]
-    wanted = [alignment_runs.LIGHTS[state][0] for row in states for state in row]
+    wanted = [alignment.LIGHTS[state][0] for row in states for state in row]
     assert colours == [matplotlib.colors.to_hex(colour) for colour in wanted]
     assert len(set(colours)) == 4
     places = [(round(p.get_x() + 0.5), round(p.get_y() + 0.5)) for p in axes.patches]
     assert places == [tuple(map(int, t.get_position())) for t in axes.texts]
     with pytest.raises(ValueError, match=r"must be one of .* got \['blue'\]"):
-        alignment_runs.traffic_lights(["KL"], ["right"], [["blue"]], [["1"]])
+        alignment.traffic_lights(["KL"], ["right"], [["blue"]], [["1"]])
     with pytest.raises(ValueError, match=r"texts must be 1 rows of 1; got rows of \[2\]"):
-        alignment_runs.traffic_lights(["KL"], ["right"], [["green"]], [["1", "2"]])
+        alignment.traffic_lights(["KL"], ["right"], [["green"]], [["1", "2"]])
 
 
 def test_both_parts_of_a_reward_are_stacked_and_summed():
     kl, score = [-0.1, 0.2, -0.3, 0.1], [0.0, 0.0, -0.9, 0.5]
-    axes = alignment_runs.token_reward_bars(["a", "b", "c", "d"], kl, score).axes[0]
+    axes = alignment.token_reward_bars(["a", "b", "c", "d"], kl, score).axes[0]
     below, above = (c for c in axes.containers if type(c).__name__ == "BarContainer")
     np.testing.assert_allclose([bar.get_height() for bar in below], kl, **EXACT)
     np.testing.assert_allclose([bar.get_height() for bar in above], score, **EXACT)
     np.testing.assert_allclose([bar.get_y() for bar in above], [0, 0, -0.3, 0.1], **EXACT)
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [-0.1, 0.1, -1.1, -0.5], **EXACT)
-    apart = alignment_runs.token_reward_bars(["a"], [-0.1], [0.5]).axes[0].containers[1]
+    apart = alignment.token_reward_bars(["a"], [-0.1], [0.5]).axes[0].containers[1]
     assert apart[0].get_y() == 0
     with pytest.raises(ValueError, match="got 3 tokens"):
-        alignment_runs.token_reward_bars(["a", "b", "c"], kl, score)
+        alignment.token_reward_bars(["a", "b", "c"], kl, score)
     with pytest.raises(ValueError, match="got 0 tokens"):
-        alignment_runs.token_reward_bars([], [], [])
+        alignment.token_reward_bars([], [], [])

@@ -1,6 +1,7 @@
 """The red-teamer's desk, moved by code."""
 
 import ipywidgets
+import pytest
 
 from llama2_lib.widgets.attack import AttackDesk, describe
 from llama2_lib.world import make_world
@@ -38,6 +39,25 @@ def test_an_attack_is_composed_changed_sent_and_judged():
     assert "<b>" not in desk.view.value
     assert "assistant: Sure, that is easy." in desk.view.value
     assert repr(desk).startswith("AttackDesk: Violation")
+
+
+@pytest.mark.parametrize(
+    "compose",
+    [
+        lambda desk: desk.compose.click(),
+        lambda desk: setattr(desk.category, "value", "hateful"),
+    ],
+)
+def test_a_new_attack_has_no_verdict_yet(compose):
+    desk = AttackDesk(WORLD, Model("Sure, that is easy."), seed=1)
+    before = desk.verdict
+    desk.ask.click()
+    assert "Violation" in desk.view.value
+    compose(desk)
+    assert desk.verdict == before
+    assert "Violation" not in desk.view.value + repr(desk)
+    assert "Sure, that is easy." not in desk.view.value
+    assert (desk.queries, desk.violations) == (1, 1)
 
 
 def test_another_attack_has_other_words():

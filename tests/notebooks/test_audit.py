@@ -98,6 +98,7 @@ LONG = "x = [\n" + "    0,\n" * 30 + "]\n"
         ('start("90_sample")', 'start("90_sample");', "semicolon"),
         ('print(f"{entropy(', '# %%\nprint(f"{entropy(', "'entropy' of 91_trial-015"),
         ('print("three rounds done")', "# NBVAL_IGNORE_OUTPUT", "must be a compared check"),
+        ("scores = np.array", "Explorer(None, '')\nscores = np.array", "only as the last line"),
     ],
 )
 def test_a_planted_fault_in_a_source_is_found(write_lesson, sample, old, new, fault):

@@ -1,12 +1,17 @@
 import asyncio
 import json
+import os
+import resource
+import subprocess
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
-from llama2_lib.teaching.lessons import build, check
+from llama2_lib.teaching.lessons import build, check, kernel
 from llama2_lib.teaching.lessons.__main__ import main
 from llama2_lib.teaching.lessons.build import normalise
+from llama2_lib.teaching.lessons.lab import lab, lab_command
 
 
 def outputs(folder, name):
@@ -129,3 +134,81 @@ def test_a_wrong_name_or_folder_is_one_line_and_status_2(course, tmp_path, capsy
 @pytest.mark.parametrize("names", [(), ("90_sample",)])
 def test_a_built_course_has_no_faults(course, names):
     assert check(names, folder=course) == []
+
+
+def test_a_kernel_of_another_python_is_refused_before_anything_is_run(
+    write_lesson, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(kernel, "kernel_fault", lambda: "the kernel python3 starts /no/python")
+    folder = write_lesson("# %%\nprint(1)\n")
+    for command in (["build"], ["compare"], ["lab", "--no-show", "--out", str(tmp_path / "lab")]):
+        (folder / "91_trial.ipynb").write_text("{}")
+        assert main([*command, "--folder", str(folder)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("lessons: the kernel python3 starts /no/python. Install the")
+
+
+def test_a_kernel_that_dies_as_it_starts_is_one_line(write_lesson, monkeypatch):
+    async def die(self, **_):
+        raise RuntimeError("Kernel died before replying to kernel_info\nTraceback ...")
+
+    monkeypatch.setattr(NotebookClient, "async_execute", die)
+    (fault,) = build(folder=write_lesson("# %%\nprint(1)\n"))
+    assert fault == (
+        "91_trial.py: the kernel could not start: Kernel died before replying to kernel_info. "
+        "Try llama2 doctor."
+    )
+
+
+def test_a_full_disk_costs_one_line(write_lesson, tmp_path, capsys):
+    folder = write_lesson(f"# %%\nprint('{'x' * 300_000}')\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100 * 1024, hard))
+    try:
+        assert main(["student", "--folder", str(folder), "--out", str(tmp_path / "out")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    [line] = capsys.readouterr().err.splitlines()
+    assert "91_trial.ipynb could not be written" in line
+    assert "Free some disk space" in line
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """What JupyterLab was started with."""
+    calls = []
+    monkeypatch.setattr(subprocess, "call", lambda command, env: calls.append((command, env)) or 0)
+    return calls
+
+
+def test_the_lab_opens_a_working_copy_and_never_overwrites_it(course, tmp_path, opened):
+    out = tmp_path / "lab"
+    assert lab(folder=course, out=out) == []
+    assert (out / "90_sample.ipynb").read_bytes() == (course / "90_sample.ipynb").read_bytes()
+    (out / "90_sample.ipynb").write_text("my own work")
+    nbformat.write(nbformat.v4.new_notebook(), course / "91_more.ipynb")
+    assert lab(folder=course, out=out) == []
+    assert (out / "90_sample.ipynb").read_text() == "my own work"
+    assert (out / "91_more.ipynb").exists()
+    (command, environment), _ = opened
+    assert f"--ServerApp.root_dir={out}" in command
+    assert "--LabApp.default_url=/lab/tree/90_sample.ipynb" in command
+    assert os.path.isabs(environment["LLAMA2_ARTIFACTS"])
+    with pytest.raises(FileNotFoundError, match="run from the root"):
+        lab(folder=tmp_path / "nothing", out=out)
+
+
+def test_the_lab_asks_for_no_news_and_starts_as_root_too(tmp_path, course, opened, monkeypatch):
+    lab(folder=course, out=tmp_path / "lab", show=False)
+    [(command, _)] = opened
+    [settings] = [word.split("=")[1] for word in command if "app_settings_dir" in word]
+    overrides = json.loads((tmp_path / "lab" / ".lab" / "overrides.json").read_text())
+    assert settings == str(tmp_path / "lab" / ".lab")
+    asked = overrides["@jupyterlab/apputils-extension:notification"]
+    assert asked == {"fetchNews": "false", "checkForUpdates": False}
+    assert "--no-browser" in command
+    for user, allowed in ((0, True), (1000, False)):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        found = lab_command(tmp_path, tmp_path, "x.ipynb", True)
+        assert ("--allow-root" in found) == allowed

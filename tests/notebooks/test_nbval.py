@@ -1,9 +1,16 @@
 """nbval must turn red on planted faults: a comparison that cannot fail compares nothing."""
 
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
 import nbformat
 import pytest
 
 from llama2_lib.teaching.lessons import build, compare
+
+ROOT = Path(__file__).parents[2]
 
 LESSON = """\
 # %%
@@ -73,6 +80,39 @@ def test_a_stripped_notebook_passes_nbval_which_is_why_check_refuses_it(plant, c
     path = plant("stripped", 1, execution_count=None, outputs=[])
     assert compare((path,)) == []
     assert "5 passed" in capfd.readouterr().out
+
+
+WITHOUT_DEV = ("-p", "no:timeout", "-p", "no:xdist")
+"""The course's own environment has neither of these plugins."""
+
+
+def test_plain_nbval_runs_in_the_environment_of_the_course(small):
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", "-q", "-c", str(ROOT / "pyproject.toml"),
+         *WITHOUT_DEV, str(small)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "INTERNALERROR" not in run.stdout + run.stderr
+    # one cell warns with a file name, which needs the course's own list of what to pass over
+    assert "1 failed, 4 passed" in run.stdout, run.stdout
+
+
+def test_comparing_does_without_xdist(small, monkeypatch):
+    find, commands = importlib.util.find_spec, []
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "xdist" else find(name)
+    )
+    run = subprocess.run
+
+    def record(command, **options):
+        if "pytest" not in command:  # a look at the kernel
+            return run(command, **options)
+        commands.append(command)
+        return run([*command, *WITHOUT_DEV], **options)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    assert compare((small,)) == []
+    assert "-n" not in commands[-1]
 
 
 def test_a_missing_notebook_is_an_error_and_not_a_pass(tmp_path):

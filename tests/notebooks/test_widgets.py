@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from llama2_lib.figures import lines
-from llama2_lib.teaching.lesson_start import start
+from llama2_lib.teaching.check import start
 from llama2_lib.widgets import Explorer, Stepper, bar, show
 
 ALT = "A line that ends at {top}."
@@ -104,7 +104,7 @@ def test_no_figure_is_left_behind_even_by_pyplot(monkeypatch):
     explorer = Explorer(pyplot_figure, ALT, top=(0, 4))
     explorer.set(top=3)
     explorer.set(top=4)
-    monkeypatch.setattr(sys.modules["llama2_lib.widgets.show"], "display", keep([]))
+    monkeypatch.setattr("llama2_lib.widgets.explorer.display", keep([]))
     show(pyplot_figure(1), alt="A line.")
     assert plt.get_fignums() == []
     pyplot_figure(1)
@@ -118,7 +118,7 @@ def keep(calls):
 
 def test_show_stores_picture_and_description(monkeypatch):
     shown = []
-    monkeypatch.setattr(sys.modules["llama2_lib.widgets.show"], "display", keep(shown))
+    monkeypatch.setattr("llama2_lib.widgets.explorer.display", keep(shown))
     show(draw(1), alt="A rising line.")
     ((data,), options) = shown.pop()
     assert data["text/plain"] == "Figure: A rising line."

@@ -1,11 +1,12 @@
 """From percent-format sources to notebooks: build, check, student copies, slides.
 
-`python -m llama2_lib.teaching.lessons build|check|student|both|compare|slides [NAMES]`
+`python -m llama2_lib.teaching.lessons build|check|student|both|compare|lab|slides [NAMES]`
 """
 
 from llama2_lib.teaching.lessons.audit import check
 from llama2_lib.teaching.lessons.build import both, build, student
 from llama2_lib.teaching.lessons.compare import compare
+from llama2_lib.teaching.lessons.lab import lab
 from llama2_lib.teaching.lessons.slides import slides
 
-__all__ = ["both", "build", "check", "compare", "slides", "student"]
+__all__ = ["both", "build", "check", "compare", "lab", "slides", "student"]

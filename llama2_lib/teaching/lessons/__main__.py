@@ -4,19 +4,19 @@ import sys
 
 import tyro
 
-from llama2_lib.teaching.lessons import both, build, check, compare, slides, student
+from llama2_lib.teaching.lessons import both, build, check, compare, lab, slides, student
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return 0, 1 where a notebook is at fault, or 2 for a user's mistake."""
     commands = {
-        command.__name__: command for command in (build, check, student, both, compare, slides)
+        command.__name__: command for command in (build, check, student, both, compare, lab, slides)
     }
     try:
         faults = tyro.extras.subcommand_cli_from_dict(
             commands, args=arguments, prog="lessons", description=__doc__
         )
-    except (ValueError, FileNotFoundError) as error:  # the user's to fix: no traceback
+    except (ValueError, OSError) as error:  # the user's to fix: no traceback
         print(f"lessons: {error}", file=sys.stderr)
         return 2
     for fault in faults:

@@ -42,6 +42,7 @@ FOOT = {
     "'## Next'": r"next",
 }
 EXERCISES = range(3, 7)
+WIDGETS = {"Explorer", "Stepper", "AttackDesk"}
 FORBIDDEN = {
     r"\b(interact|interactive|interactive_output|Output)\(": (
         "uses an Output widget, which nbval cannot compare; use llama2_lib.widgets.Explorer"
@@ -133,6 +134,10 @@ def _cell_faults(cell: NotebookNode) -> list[str]:
         for pattern, reason in FORBIDDEN.items()
         if re.search(pattern, cell.source)
     ]
+    for statement in ast.parse(cell.source).body[:-1]:
+        match statement:
+            case ast.Expr(ast.Call(ast.Name(name))) if name in WIDGETS:
+                faults.append(f"{cell.id}: {name} is shown only as the last line of its cell")
     return faults
 
 

@@ -1,9 +1,7 @@
 """Execute lessons and write them as normalised notebooks: a second build gives the same bytes."""
 
 import asyncio
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +16,7 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from llama2_lib.storage import write_atomically
+from llama2_lib.teaching.lessons.kernel import kernel_environment, need_kernel
 from llama2_lib.teaching.lessons.source import (
     blanked,
     ignored,
@@ -83,23 +82,6 @@ def both(
     return []
 
 
-def kernel_environment() -> dict[str, str]:
-    """Return the environment of a kernel that builds or tests a notebook.
-
-    One thread, so that sums are added in one order; this checkout's library, not another's.
-    """
-    here = str(Path(__file__).resolve().parents[3])
-    inherited = os.environ.get("PYTHONPATH")
-    return {
-        "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([here, *([inherited] if inherited else [])]),
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    }
-
-
 async def execute(
     notebook: NotebookNode, folder: Path, on_cell: Callable[..., object]
 ) -> NotebookNode:
@@ -162,10 +144,12 @@ def _keep_ignored_outputs(notebook: NotebookNode, written: Path) -> None:
 def _execute_all(
     lessons: Sequence[tuple[Path, NotebookNode]], out: Path, *, keep_ignored: bool = False
 ) -> list[str]:
+    from llama2_lib.pipeline.build import progress_bar  # here: not every command needs torch
+
+    need_kernel()
     out.mkdir(parents=True, exist_ok=True)
     cells = sum(_runs(cell) for _, notebook in lessons for cell in notebook.cells)
-    patience = 0.1 if sys.stderr.isatty() else 10  # seconds between lines; fewer in a log
-    with tqdm(total=cells, unit="cell", dynamic_ncols=True, mininterval=patience) as progress:
+    with progress_bar(total=cells, unit="cell") as progress:
         # In a thread of its own: the caller's may have a running loop already, as a notebook's has.
         with ThreadPoolExecutor(1) as thread:
             work = _execute_some(lessons, out, keep_ignored, progress)
@@ -196,6 +180,9 @@ async def _execute_some(
                 return f"{path.name}: {error}"
             except (DeadKernelError, TimeoutError) as error:
                 return f"{path.name}: the kernel died or a cell ran too long: {error}"
+            except (RuntimeError, OSError) as error:  # of jupyter_client, before the first cell
+                reason = str(error).splitlines()[0]
+                return f"{path.name}: the kernel could not start: {reason}. Try llama2 doctor."
             finally:
                 progress.update(left)  # of a lesson that stopped early
         written = out / f"{path.stem}.ipynb"

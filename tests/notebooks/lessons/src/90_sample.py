@@ -9,8 +9,7 @@
 import numpy as np
 
 from llama2_lib.figures import lines
-from llama2_lib.teaching.check import CheckFailed, check, expect_failure
-from llama2_lib.teaching.lesson_start import start
+from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.widgets import Explorer, bar, show
 
 folders = start("90_sample")

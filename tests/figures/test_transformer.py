@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from llama2_lib.figures.attention import attention_map
-from llama2_lib.figures.transformer import rotations, shares
+from llama2_lib.figures.transformer import attention_map, rotations, shares
 
 
 def test_each_hand_stands_at_its_angle():

@@ -1,17 +1,9 @@
-import matplotlib
+"""What curves, bars and maps hold: the data, not the pixels."""
+
 import numpy as np
 import pytest
 
-from llama2_lib.figures import apply_theme, bars_with_intervals, heatmap, lines, new_figure, theme
-from llama2_lib.figures.theme import THEME
-
-
-@pytest.fixture(autouse=True)
-def plain_style():
-    """Another test in this process may have begun a lesson, which applies the theme for good."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
+from llama2_lib.figures import bars_with_intervals, heatmap, lines
 
 
 def test_lines_draws_the_data_the_band_and_the_references():
@@ -86,30 +78,3 @@ def test_heatmap_draws_the_matrix_with_row_0_on_top():
         heatmap(values, "key", "query", "weight", columns=["x", "y"])
     with pytest.raises(ValueError, match="must be a matrix"):
         heatmap(values[0], "key", "query", "weight")
-
-
-def test_the_theme_is_readable_and_ends_with_its_block():
-    before = matplotlib.rcParams["font.size"]
-    with theme():
-        assert matplotlib.rcParams["font.size"] >= 13
-        figure, axes = new_figure(6, 3, columns=2)
-    assert matplotlib.rcParams["font.size"] == before != 13
-    assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
-    assert axes.shape == (2,)
-    assert {
-        axes[0].xaxis.label.get_size(),
-        axes[0].xaxis.get_major_ticks()[0].label1.get_size(),
-    } == {13.0}
-    sizes = [
-        value for name, value in THEME.items() if name.endswith("size") and "tick.m" not in name
-    ]
-    assert min(size for size in sizes if isinstance(size, int)) >= 13
-
-
-def test_applying_the_theme_lasts():
-    with matplotlib.rc_context():
-        apply_theme()
-        assert matplotlib.rcParams["image.cmap"] == "cividis"
-        colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-        assert colours == matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
-    assert matplotlib.rcParams["image.cmap"] == "viridis"

@@ -1,0 +1,77 @@
+"""The kernel that runs the notebooks: what it starts, its environment, and whether it can start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from llama2_lib.storage import artifact_root
+
+NEEDED = ("ipykernel", "torch", "llama2_lib")
+LACKS = (
+    "import importlib.util as u, sys; "
+    "print(*[name for name in sys.argv[1:] if u.find_spec(name) is None])"
+)
+
+
+def kernel_environment() -> dict[str, str]:
+    """Return the environment of a kernel that builds or tests a notebook.
+
+    One thread, so that sums are added in one order; this checkout's library, not another's; its
+    artifacts, though the kernel works in another folder.
+    """
+    here = str(Path(__file__).resolve().parents[3])
+    inherited = os.environ.get("PYTHONPATH")
+    return {
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([here, *([inherited] if inherited else [])]),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "LLAMA2_ARTIFACTS": str(artifact_root()),
+    }
+
+
+def kernel_interpreter() -> str:
+    """Return the program that the kernel `python3` starts."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    # a bare `python` is replaced by the running interpreter when the kernel starts
+    return sys.executable if os.sep not in command else command
+
+
+def kernel_fault() -> str | None:
+    """Return why the kernel `python3` cannot run a notebook of the course; None if it can."""
+    from jupyter_client.kernelspec import NoSuchKernel
+
+    try:
+        program = kernel_interpreter()
+    except NoSuchKernel:
+        return "there is no kernel called python3"
+    try:
+        run = subprocess.run(
+            [program, "-c", LACKS, *NEEDED],
+            env=kernel_environment(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"the kernel python3 starts {program}, which cannot run: {error}"
+    if run.returncode:
+        return f"the kernel python3 starts {program}, which cannot run Python"
+    if lacking := run.stdout.split():
+        return f"the kernel python3 starts {program}, another Python without {', '.join(lacking)}"
+    return None
+
+
+def need_kernel() -> None:
+    """Refuse to begin what would end in a kernel that cannot start.
+
+    Raises:
+        ValueError: With the reason and the remedy.
+    """
+    if (fault := kernel_fault()) is not None:
+        raise ValueError(
+            f"{fault}. Install the right one into this environment: {sys.executable} -m ipykernel "
+            "install --sys-prefix"
+        )

@@ -1,0 +1,179 @@
+"""Every known mistake is rejected and named, and so is what learners write besides."""
+
+import numpy as np
+import pytest
+import torch
+
+from llama2_lib.teaching import (
+    attention,
+    ghost_attention,
+    ppo,
+    pretraining,
+    rejection,
+    reward,
+    safety,
+    sft,
+    tokenizer,
+    transformer,
+)
+from llama2_lib.teaching.check import CheckFailed, diagnose, on
+
+TABLES = {  # the checks of each file, and the tables of mistakes that they know
+    tokenizer: "allows ALLOWS, learns LEARN, segments SEGMENT, encodes ENCODE, decodes DECODE",
+    transformer: "rms_norm RMS_NORM, rotary ROTARY, swiglu SWIGLU, hidden_width WIDTH, "
+    "block BLOCK, whole WHOLE",
+    attention: "attention ATTENTION, multi_head ATTENTION, cached DECODE, greedy GREEDY",
+    pretraining: "next_token NEXT_TOKEN, packed_loss PACKED, pack PACK, isolation ISOLATE, "
+    "accumulation GATHER, adamw_step UPDATE, decay_groups GROUP, clipping CLIP, schedule RATE",
+    sft: "loss_mask MASK, masked_loss LOSS, packed_row ROW",
+    reward: "ranking_loss RANKING, margins MARGIN, pair_accuracy ACCURACY, "
+    "last_token_score SCORE, safety_auxiliary_loss SAFETY",
+    rejection: "pick_best PICK, distinct DISTINCT, pool POOL, expected_best EXPECTED, "
+    "kl_of_best_of_n KL",
+    ppo: "combined_reward COMBINE, whiten WHITEN, shaped_rewards SHAPE, kl_estimates ESTIMATE, "
+    "gae GAE, ppo_policy_loss POLICY, ppo_value_loss VALUE",
+    ghost_attention: "teacher_prompt TEACHER, training_example EXAMPLE",
+    safety: "distilled_pairs DISTILL, nested_subset SUBSET, false_refusal REFUSAL, gamma GAMMA",
+}
+TILED = "query head h reads key/value head h % kv_heads, not h // group (tiled, not repeated)"
+CASES = [
+    pytest.param(getattr(module, check), name, wrong, id=f"{check}: {name}")
+    for module, pairs in TABLES.items()
+    for check, table in (pair.split() for pair in pairs.split(", "))
+    for name, wrong in getattr(module, f"{table}_MISTAKES").items()
+    # with a key/value head for each query head, to tile and to repeat is the same
+    if (check, name) != ("multi_head", TILED)
+]
+
+
+@pytest.mark.parametrize(("check", "name", "wrong"), CASES)
+def test_a_mistake_is_rejected_by_name(check, name, wrong):
+    with pytest.raises(CheckFailed) as failure:
+        check(wrong)
+    assert f"it looks as if {name}." in str(failure.value)
+
+
+def test_no_table_is_forgotten_and_no_mistake_lost():
+    tables = {
+        (module, name.removesuffix("_MISTAKES")): len(table)
+        for module in TABLES
+        for name, table in vars(module).items()
+        if name.endswith("_MISTAKES")
+    }
+    tested = {(m, pair.split()[1]) for m, pairs in TABLES.items() for pair in pairs.split(", ")}
+    assert set(tables) == tested
+    assert sum(tables.values()) >= 517
+
+
+def turned(x, positions, theta, join):
+    """Rotary positions with real numbers; `join` puts the two results of a pair together."""
+    at = torch.outer(positions.float(), theta ** (-torch.arange(0, x.shape[-1], 2) / x.shape[-1]))
+    cos, sin, a, b = at.cos()[:, None], at.sin()[:, None], x[..., ::2], x[..., 1::2]
+    return join([a * cos - b * sin, a * sin + b * cos])
+
+
+def nats(logits, ids):
+    return -logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+
+
+def whitened(x, mask, **std):
+    return (x - x[mask].mean()) / x[mask].std(**std)
+
+
+def numbered(number):
+    def row(examples, length):
+        ids, mask, document = sft._one_row(examples, length)
+        return ids, mask, document.masked_fill(document == len(examples), number)
+
+    return row
+
+
+LEARNERS = [  # what was written in trials and had no name
+    (sft.masked_loss, lambda z, i, m: -nats(z, i[:, 1:])[m[:, 1:]].mean(), "the sign is wrong"),
+    (
+        sft.masked_loss,
+        lambda z, i, m: -z.softmax(-1).gather(-1, i[:, 1:, None])[..., 0][m[:, 1:]].mean(),
+        "without its logarithm",
+    ),
+    (sft.masked_loss, lambda z, i, m: nats(z, i[:, :-1])[m[:, 1:]].mean(), "on its own token"),
+    (sft.masked_loss, lambda z, i, m: nats(z, i[:, :-1])[m[:, :-1]].mean(), "on its own token"),
+    (sft.packed_row, numbered(0), "the number of the first dialog"),
+    (sft.packed_row, numbered(1), "like no mistake known here"),
+    (sft.loss_mask, lambda *given: (i := sft.lay_out(*given)[0], [x == 2 for x in i]), "differ by"),
+    (ppo.whiten, lambda x, m: whitened(x, m, correction=0) * m, "equal values give NaN, 0 / 0;"),
+    (ppo.whiten, lambda x, m: whitened(x, m, correction=0).masked_fill(~m, 0), "equal values"),
+    (ppo.whiten, lambda x, m: torch.where(m, whitened(x, m), 0.0), "n - 1, not by n"),
+    (transformer.rotary, lambda *given: turned(*given, lambda p: torch.cat(p, -1)), "halves (cat)"),
+    (ppo.ppo_policy_loss, lambda *given: ppo._surrogate(*given) / 2, "each is 0.5 times what"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:std")  # of one value, with n - 1
+@pytest.mark.parametrize(("check", "wrong", "words"), LEARNERS)
+def test_what_learners_write_is_told_in_words(check, wrong, words):
+    with pytest.raises(CheckFailed) as failure:
+        check(wrong)
+    assert words in str(failure.value)
+
+
+def overwriting_norm(x, gain, eps):
+    x *= (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return x.mul_(gain)
+
+
+def overwriting_block(x, attend, feed, norm_1, norm_2):
+    x += attend(norm_1(x))
+    return x.add_(feed(norm_2(x)))
+
+
+def overwriting_sum(gradients, counts):
+    return gradients[0].add_(gradients[1]).add_(gradients[2]).div_(sum(counts))
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"),
+    [
+        (transformer.rms_norm, overwriting_norm),
+        (transformer.block, overwriting_block),
+        (pretraining.accumulation, overwriting_sum),
+        (pretraining.pack, lambda documents, n: torch.tensor(documents.pop()[:6]).expand(7, 6)),
+        (rejection.expected_best, lambda proxy, value, n: value.sort(axis=1) or value[:, -1]),
+        (safety.gamma, lambda queries, budget: queries.clear() or 2.0),
+    ],
+)
+def test_code_that_changes_what_it_is_given_is_refused(check, wrong):
+    with pytest.raises(CheckFailed, match=r"changed argument . in place"):
+        check(wrong)
+
+
+def test_a_change_is_seen_wherever_it_is_made():
+    given = ({"w": torch.ones(2)}, [[1, 2], np.zeros(3)], (torch.zeros(1),), "text")
+    assert on(*given)(lambda *parts: parts[3]) == "text"
+    for change in (
+        lambda weights, *_: weights["w"].zero_(),
+        lambda _, rows, *__: rows[0].append(3),
+        lambda _, rows, *__: rows[1].fill(1.0),
+        lambda _, __, pair, ___: pair[0].add_(1),
+        lambda weights, *_: weights.pop("w"),
+    ):
+        with pytest.raises(CheckFailed, match="in place"):
+            on(*given)(change)
+    assert given[0]["w"].tolist() == [1.0, 1.0]
+
+
+def test_values_that_are_lost_are_counted():
+    with pytest.raises(CheckFailed, match="2 of 3 values are NaN or infinite, like no mistake"):
+        diagnose(
+            lambda code: code(), lambda: torch.tensor([1, torch.nan, torch.inf]), torch.ones(3), {}
+        )
+    with pytest.raises(CheckFailed, match="differ by up to 1, like no mistake known here"):
+        diagnose(lambda code: code(), lambda: ~torch.eye(2).bool(), torch.eye(2).bool(), {})
+
+
+def test_infinity_where_it_is_right_is_right():
+    masked = torch.tensor([0.0, -torch.inf])
+    diagnose(lambda code: code(), lambda: masked, masked, {})
+    with pytest.raises(CheckFailed, match="differ by up to"):
+        diagnose(lambda code: code(), lambda: masked.clamp(min=-9.0), masked, {})
+    with pytest.raises(CheckFailed, match="differ by up to 1,"):
+        diagnose(lambda code: code(), lambda: masked + 1, masked, {})
