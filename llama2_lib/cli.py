@@ -1,26 +1,29 @@
 """The command `llama2`: run stages, look at them, talk to them, time them, check claims."""
 
 import dataclasses
+import difflib
+import json
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-RecipeName = Literal["toy", "grid", "nano", "small"]
-ModelName = Literal[
-    "pretrain", "sft", "rejection_v1", "rejection_v2", "rejection_v3", "rejection_v4", "ppo",
-    "instructed", "ghost_attention",
-    "safety", "safety_early", "red_team_v1", "red_team_v2", "red_team_v3", "red_team_v4",
-    "red_team_early_v1", "red_team_early_v2", "red_team_early_v3", "red_team_early_v4",
-]  # fmt: skip
-StageName = (
-    Literal["tokenizer", "corpus"]
-    | ModelName
-    | Literal["rewards_v1", "rewards_v2", "rewards_v3", "rewards_v4", "rewards_v5"]
-)
+from llama2_lib.config import VERSIONS
+
+if TYPE_CHECKING:
+    from llama2_lib.claims import Result
+    from llama2_lib.config import Recipe
+
+READ_DATA = ("tokenizer", "corpus", "pretrain")
+"""Stages that learn from a folder of texts; all after them learn from the invented world."""
+UNASKED_SECONDS = 120
+"""Training that a command does without a question, though it was asked for something else."""
+GOES_ON = "the same command goes on from the last checkpoint."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +33,10 @@ class Doctor:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """Train the chain and its small grids, then execute the notebooks into build/course."""
+    """Train the chain, then execute the notebooks into build/course."""
 
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
     notebooks: bool = True
     """Whether to execute the notebooks too."""
 
@@ -42,22 +45,24 @@ class Course:
 class Run:
     """Run one stage, and first any stage it needs that is not yet on disk."""
 
-    stage: tyro.conf.Positional[StageName]
-    recipe: RecipeName = "nano"
+    stage: tyro.conf.Positional[str] = ""
+    """`llama2 show` lists them in their order."""
+    recipe: str = "nano"
+    """`llama2 show` lists them."""
     seed: int = 0
     steps: int | None = None
     """Pretrain for so many optimiser steps instead; changes the fingerprint."""
     data: Path | None = None
-    """A folder of .txt and .jsonl files to train on instead of the world."""
+    """A folder of .txt and .jsonl files to pretrain on instead of the world."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
     """Print every setting of a recipe, and which of its stages are on disk."""
 
-    recipe: tyro.conf.Positional[RecipeName] = "nano"
+    recipe: tyro.conf.Positional[str] = "nano"
     seed: int = 0
 
 
@@ -65,18 +70,28 @@ class Show:
 class Chat:
     """Talk to a chat model, or give the pretrained one a beginning. Ctrl-D ends."""
 
-    stage: ModelName = "red_team_v4"
+    folder: tyro.conf.Positional[Path | None] = None
+    """A folder of a model, as `llama2 run` prints it, in place of a stage of a recipe."""
+    stage: str | None = None
     """Whose model: pretrain goes on with your text, all others answer. The finished chat model
-    is that of the last round of red-teaming."""
+    when left out; with --data or --steps, pretrain."""
     compare: bool = False
     """Let all versions answer side by side, from the base model to the last."""
-    recipe: RecipeName = "nano"
+    recipe: str = "nano"
     seed: int = 0
+    steps: int | None = None
+    """Of pretraining, as it was run."""
+    data: Path | None = None
+    """The folder of texts that was pretrained on."""
+    system: str = ""
+    """What the model is told before the dialog."""
     temperature: float = 0.7
     top_p: float = 0.9
     max_new_tokens: int = 96
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
+    yes: bool = False
+    """Train what is missing without a question, however long it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +100,15 @@ class Claims:
 
     ids: tyro.conf.Positional[tuple[int, ...]] = ()
     """Numbers of claims; all that can be measured when left out."""
-    recipe: RecipeName = "nano"
+    recipe: str = "nano"
     seeds: int = 3
     """How many seeds."""
     write: Path | None = None
     """Merge the results into this ledger, usually data/claims.json."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
+    yes: bool = False
+    """Train what is missing without a question, however long it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +117,7 @@ class Bench:
 
     what: tyro.conf.Positional[Literal["train", "generate", "ppo"]]
     pairs: int = 5
-    """How many pairs of timings; the median of their ratios is printed."""
+    """How many pairs of timings, at least five; the median of their ratios is printed."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -119,17 +136,28 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the user's mistakes cost one line and exit code 2, no traceback."""
+    if "torch" not in sys.modules:
+        # OpenMP reads it once. Threads that spin while they wait for each other make training
+        # five times as slow beside one other program, and 8 % faster on a quiet machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = tyro.cli(Command, args=arguments, prog="llama2", description=__doc__)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         return _HANDLERS[type(command)](command)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"llama2: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "llama2: stopped; the same command goes on from the last checkpoint.", file=sys.stderr
-        )
+        print(f"llama2: stopped; {GOES_ON}", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _: object) -> None:
+    # At once: what a killed stage leaves behind can always be gone on from, and workers follow.
+    print(f"\nllama2: ended by a signal; {GOES_ON}", file=sys.stderr, flush=True)
+    os._exit(128 + number)
 
 
 # The handlers import what they need, so that `llama2 --help` does not wait for torch.
@@ -142,6 +170,10 @@ def _doctor(command: Doctor) -> int:
 
 
 def _course(command: Course) -> int:
+    from llama2_lib.teaching.lessons.kernel import need_kernel
+
+    if command.notebooks:
+        need_kernel()  # before an hour of training, not after
     from llama2_lib import course
 
     return course.run(device=command.device, notebooks=command.notebooks)
@@ -149,20 +181,12 @@ def _course(command: Course) -> int:
 
 def _run(command: Run) -> int:
     from llama2_lib import pipeline
-    from llama2_lib.recipes import RECIPES
 
-    recipe = RECIPES[command.recipe](command.seed)
-    if command.steps is not None:
-        pretrain = dataclasses.replace(
-            recipe.pretrain,
-            steps=command.steps,
-            warmup=min(recipe.pretrain.warmup, max(0, command.steps - 1)),
-        )
-        recipe = dataclasses.replace(recipe, pretrain=pretrain)
-    if command.data is not None:
-        corpus = dataclasses.replace(recipe.corpus, data=str(command.data.resolve()))
-        recipe = dataclasses.replace(recipe, corpus=corpus)
-    print(pipeline.artifact(command.stage, recipe, device=command.device))
+    stage = _known("stage", command.stage, _in_order())
+    recipe = _recipe(command, stage)
+    folder = pipeline.artifact(stage, recipe, device=command.device)
+    print(folder)
+    _tell(stage, folder)
     return 0
 
 
@@ -170,7 +194,8 @@ def _show(command: Show) -> int:
     from llama2_lib import pipeline
     from llama2_lib.recipes import RECIPES
 
-    recipe = RECIPES[command.recipe](command.seed)
+    recipe = _recipe(command)
+    print(f"recipe {recipe.name} of {', '.join(RECIPES)}")
     for part in dataclasses.fields(recipe):
         value = getattr(recipe, part.name)
         if not dataclasses.is_dataclass(value):
@@ -179,39 +204,80 @@ def _show(command: Show) -> int:
         for setting in dataclasses.fields(value):
             print(f"{part.name}.{setting.name} = {getattr(value, setting.name)}")
     print(f"weights = {recipe.model.n_parameters:,}")
-    for stage in pipeline.STAGES:
+    chain = pipeline.fingerprints(VERSIONS["chat"], recipe)
+    print("stages, in their order (optional: no chain needs it, some claims do)")
+    for stage in _in_order():
         if stage in ("reward_model", "safety_data") and getattr(recipe, stage) is None:
-            continue  # no chain needs it
+            continue  # variants that claims set
         path = pipeline.artifact_path(stage, recipe)
-        print(f"{stage:10s} {'there  ' if path.exists() else 'missing'} {path}")
+        state = "there" if path.exists() else "missing" if stage in chain else "optional"
+        print(f"{stage:17s} {state:8s} {path}")
     return 0
 
 
 def _chat(command: Chat) -> int:
-    from llama2_lib import chat
-    from llama2_lib.recipes import RECIPES
+    from llama2_lib import chat_room, pipeline
 
-    recipe = RECIPES[command.recipe](command.seed)
-    manner = chat.Manner(
+    sampling = chat_room.Sampling(
         temperature=command.temperature,
         top_p=command.top_p,
         max_new_tokens=command.max_new_tokens,
     )
     if command.compare:
-        return chat.compare(recipe, manner, command.device)
-    return chat.talk(command.stage, recipe, manner, command.device)
+        if command.folder or command.stage:
+            raise ValueError("--compare takes all versions; leave the folder and --stage out.")
+        stages = {name: (stage, _recipe(command, stage)) for name, stage in VERSIONS.items()}
+        _need(list(stages.values()), command)
+        loaded = {
+            name: pipeline.load(*request, device=command.device) for name, request in stages.items()
+        }
+        return chat_room.compare(loaded, sampling, command.system)
+    if command.folder is not None:
+        stage, model, tokenizer = _from_folder(command)
+    else:
+        own = command.data is not None or command.steps is not None
+        stage = command.stage or ("pretrain" if own else VERSIONS["chat"])
+        stage = _known("stage with a language model", stage, _talking())
+        request = stage, _recipe(command, stage)
+        _need([request], command)
+        model, tokenizer = pipeline.load(*request, device=command.device)
+    if stage != "pretrain":
+        return chat_room.talk(model, tokenizer, sampling, command.system)
+    if command.system:
+        raise ValueError("a pretrained model only continues text; it takes no --system.")
+    return chat_room.continue_text(model, tokenizer, sampling)
+
+
+def _from_folder(command: Chat) -> tuple[str, Any, Any]:
+    """Return stage, model and tokenizer of a folder; one that is not ours is a chat model."""
+    from llama2_lib.device import choose_device
+    from llama2_lib.model.weights import load_model
+    from llama2_lib.storage import META
+    from llama2_lib.text.tokenizer import load_tokenizer
+
+    folder = command.folder
+    assert folder is not None
+    if command.data is not None or command.steps is not None:
+        raise ValueError("a folder is a finished model; leave --data and --steps out.")
+    stage = command.stage or "chat"
+    if command.stage is None and (folder / META).is_file():
+        stage = str(json.loads((folder / META).read_text(encoding="utf-8")).get("stage"))
+    model, _ = load_model(folder, choose_device(command.device))
+    return stage, model, load_tokenizer(folder)
 
 
 def _claims(command: Claims) -> int:
     from llama2_lib import claims, pipeline
-    from llama2_lib.recipes import RECIPES
 
-    recipe, seeds = RECIPES[command.recipe](0), range(command.seeds)
+    recipe, seeds = _recipe(command, seed=0), range(command.seeds)
     ids = command.ids or tuple(n for n, c in claims.CLAIMS.items() if c.measure is not None)
     chosen = {number: claims.CLAIMS[number] for number in ids if number in claims.CLAIMS}
-    pipeline.artifacts(claims.grid_requests(recipe, seeds, chosen), device=command.device)
+    requests = claims.grid_requests(recipe, seeds, chosen)
+    _need(requests, command)
+    pipeline.artifacts(requests, device=command.device)
     results = claims.run_claims(ids, recipe, seeds)
-    print(claims.render_table(results))
+    for result in sorted(results, key=lambda result: result.key):
+        print(f"\n{_in_words(result)}")
     if command.write is not None:
         claims.write_ledger(results, command.write)
     return 0
@@ -220,9 +286,126 @@ def _claims(command: Claims) -> int:
 def _bench(command: Bench) -> int:
     from llama2_lib import bench
 
+    if command.pairs < 5:
+        raise ValueError(f"pairs must be at least 5, for a median; got {command.pairs}.")
     runs = {"train": bench.train, "generate": bench.generation, "ppo": bench.ppo}
     run = runs[command.what]
     return run(pairs=command.pairs, device=command.device, precision=command.precision)
+
+
+def _in_order() -> list[str]:
+    """Return all stages in the order in which the chain runs them, then those it does not need."""
+    from llama2_lib.pipeline.graph import STAGES, needed
+
+    return list(dict.fromkeys([*needed(VERSIONS["chat"]), *STAGES]))
+
+
+def _talking() -> list[str]:
+    """Return the stages that leave a language model; variants have no settings of their own."""
+    others = ("tokenizer", "corpus", "reward_model", "safety_data")
+    return [name for name in _in_order() if name not in others and not name.startswith("rewards_")]
+
+
+def _known(what: str, name: str, choices: Collection[str]) -> str:
+    """Return the name if it is one of the choices.
+
+    Raises:
+        ValueError: With the nearest one, and all in their order.
+    """
+    if name in choices:
+        return name
+    near = difflib.get_close_matches(name, choices, 1, cutoff=0.5)
+    problem = f"there is no {what} {name!r}" if name else f"name a {what}"
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{problem}.{guess} There are: {', '.join(choices)}.")
+
+
+def _recipe(command: Any, stage: str = "pretrain", seed: int | None = None) -> "Recipe":
+    """Return the recipe that a command names, with its own steps and texts where it has them."""
+    from llama2_lib.recipes import RECIPES
+
+    name = _known("recipe", command.recipe, RECIPES)
+    recipe = RECIPES[name](command.seed if seed is None else seed)
+    steps, data = getattr(command, "steps", None), getattr(command, "data", None)
+    if steps is not None:
+        if stage in ("tokenizer", "corpus"):
+            raise ValueError(f"--steps is of pretraining; {stage} has none. Leave it out.")
+        warmup = min(recipe.pretrain.warmup, max(0, steps - 1))
+        pretrain = dataclasses.replace(recipe.pretrain, steps=steps, warmup=warmup)
+        recipe = dataclasses.replace(recipe, pretrain=pretrain)
+    if data is not None:
+        if stage not in READ_DATA:
+            raise ValueError(
+                f"only {', '.join(READ_DATA)} learn from --data; {stage} would learn from the "
+                "invented world's dialogs. Leave --data out, or run pretrain with it."
+            )
+        corpus = dataclasses.replace(recipe.corpus, data=str(data.expanduser().resolve()))
+        recipe = dataclasses.replace(recipe, corpus=corpus)
+    return recipe
+
+
+def _need(requests: Sequence[tuple[str, Any]], command: Chat | Claims) -> None:
+    """Ask before a command that was not asked to train trains for long.
+
+    Raises:
+        ValueError: There is nobody to ask, or the answer was no.
+    """
+    from llama2_lib.doctor.machine import training_speed
+    from llama2_lib.doctor.times import duration, missing, stage_seconds
+
+    stages = missing(requests)
+    if command.yes or not stages:
+        return
+    speed, _ = training_speed(1.0)
+    seconds = sum(stage_seconds(*stage, speed) for stage in stages)
+    if seconds < UNASKED_SECONDS:
+        return
+    names = list(dict.fromkeys(name for name, _ in stages))
+    which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    sentence = (
+        f"{len(stages)} stages that this needs are not on disk ({which}): about "
+        f"{duration(seconds)} of training on this CPU."
+    )
+    if not sys.stdin.isatty():
+        raise ValueError(f"{sentence} Add --yes to train them.")
+    if input(f"{sentence} Train them now? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("nothing was trained.")
+
+
+def _tell(stage: str, folder: Path) -> None:
+    """Say how a training went, and show what it wrote; the folder alone is on standard output."""
+    from llama2_lib.storage import read_metrics
+
+    if (folder / "counts.json").is_file():
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+        print("; ".join(f"{name}: {n:,}" for name, n in counts.items()), file=sys.stderr)
+    losses = [r for r in read_metrics(folder / "metrics.jsonl") if "validation_loss" in r]
+    if losses:
+        last = losses[-1]
+        print(
+            f"validation loss {last['validation_loss']:.3f} nats per token after {last['step']} "
+            "steps",
+            file=sys.stderr,
+        )
+    if (folder / "samples.txt").is_file():
+        sample = (folder / "samples.txt").read_text(encoding="utf-8").split("\n---\n")[0]
+        print(f"it writes: {sample.strip()}", file=sys.stderr)
+    if stage in _talking():
+        print(f"talk to it: llama2 chat {folder}", file=sys.stderr)
+
+
+def _in_words(result: "Result") -> str:
+    """Return what a claim says, what the paper found and what came out here, for people."""
+    declared, verdict = result.declared, result.verdict
+    seeds = len(result.measurements)
+    lines = [
+        f"claim {declared['id']}  {declared['statement']} (section {declared['section']})",
+        f"  paper    {declared['paper_value']} ({declared['paper_trust']})",
+        *(f"  ours     {name}: {estimate}" for name, estimate in verdict.estimates.items()),
+        f"  run      {result.provenance['recipe']}, {seeds} seed{'s' * (seeds != 1)}",
+        f"  verdict  {verdict.outcome}: {verdict.reason}",
+    ]
+    return "\n".join(lines)
 
 
 _HANDLERS: dict[type, Callable[[Any], int]] = {

@@ -1,4 +1,4 @@
-"""The main job: train the chain and its small grids, execute the notebooks, say what was made."""
+"""The main job: train the chain, execute the notebooks, say what was made."""
 
 import json
 import sys
@@ -7,19 +7,20 @@ from pathlib import Path
 
 import torch
 
-from llama2_lib import claims, pipeline, storage
-from llama2_lib.claims.alignment_runs import new_prompts
-from llama2_lib.evaluation.chat_model import report, table
-from llama2_lib.evaluation.preference import improvement, marks_of
+from llama2_lib import pipeline, storage
+from llama2_lib.claims.chain import new_prompts
+from llama2_lib.config import VERSIONS
+from llama2_lib.evaluation.chat_report import report, table
+from llama2_lib.evaluation.judged import improvement, marks_of
 from llama2_lib.recipes import nano
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.brief import MOST_TURNS
+from llama2_lib.world.instructions import MOST_TURNS
 
-LAST = f"red_team_v{pipeline.RED_TEAM_ROUNDS}"
+LAST = VERSIONS["chat"]
 """The stage at the end of the chain; all others are built on the way."""
-CHAT_MODELS = {"SFT": "sft", "V5": "ppo", "chat model": LAST}
+CHAT_MODELS = {"SFT": VERSIONS["SFT"], "V5": VERSIONS["V5"], "chat model": LAST}
 """Columns of the closing table."""
 N_TURNS = MOST_TURNS
 """Of its long dialogs."""
@@ -41,13 +42,9 @@ def run(*, device: str = "auto", notebooks: bool = True) -> int:
     print(f"chain: {', '.join(todo) + ' to build' if todo else 'all on disk'}", flush=True)
     pipeline.artifact(LAST, recipe, device=device)
     folder = pipeline.artifact("pretrain", recipe, device=device)
-    grids = claims.course_requests(recipe)
-    absent = [request for request in grids if pipeline.missing(*request)]
-    print(f"grids: {len(grids)} small models, {len(absent)} to train", flush=True)
-    pipeline.artifacts(grids, device=device)
     trained = time.perf_counter() - begin
     failed = _notebooks() if notebooks else 0
-    print(summary(folder, len(grids), trained, time.perf_counter() - begin), flush=True)
+    print(summary(folder, trained, time.perf_counter() - begin), flush=True)
     return failed
 
 
@@ -84,12 +81,11 @@ def _made_from(lesson: Path) -> str:
     return storage.fingerprint([storage.file_sha256(lesson), code, model, torch.__version__])
 
 
-def summary(folder: Path, n_grid: int, trained: float, total: float) -> str:
+def summary(folder: Path, trained: float, total: float) -> str:
     """Return the closing lines of `llama2 course`, read from what is on disk.
 
     Args:
         folder: The pretrained model.
-        n_grid: Small models of the grids.
         trained: Seconds spent on stages.
         total: Seconds altogether.
     """
@@ -100,7 +96,7 @@ def summary(folder: Path, n_grid: int, trained: float, total: float) -> str:
     lines = [
         "",
         f"made      a tokenizer of {pieces} pieces, a Llama 2 of {recipe.model.n_parameters:,} "
-        f"weights, {n_grid} small models",
+        "weights",
         f"trained   {recipe.pretrain.n_tokens:,} tokens; validation loss "
         f"{losses[-1]['validation_loss']:.3f} nats per token",
         *(

@@ -1,14 +1,17 @@
 """Where the numbers live: device, precision, and the memory a process has used."""
 
 import contextlib
-import resource
 import sys
+import warnings
 
 import torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device called `name`; `auto` takes a CUDA GPU when there is one, else the CPU.
+
+    An Apple GPU (`mps`) is taken when it is asked for, with a warning: nothing here was tested on
+    one.
 
     Raises:
         ValueError: The name is unknown, or a device was asked for that this machine lacks.
@@ -19,16 +22,25 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(
-            f"device must be auto, cpu, cuda or cuda:N; got {name!r}. Leave it out to let the "
-            "program choose."
+            f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}. Leave it out to let "
+            "the program choose."
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {name} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA "
             "devices. Use --device cpu, or install a PyTorch build for your GPU."
         )
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be a CPU or a CUDA GPU; got {name!r}.")
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(
+                f"device {name} was asked for, but PyTorch sees no Apple GPU. Use --device cpu."
+            )
+        warnings.warn(
+            "nothing in this course was tested on an Apple GPU: compare with --device cpu.",
+            stacklevel=2,
+        )
+    elif device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be a CPU or a CUDA or Apple GPU; got {name!r}.")
     return device
 
 
@@ -51,11 +63,19 @@ def synchronize(device: torch.device) -> None:
     """Wait until the work queued on `device` is done, so that a clock may be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def peak_memory(device: torch.device) -> int:
     """Return the most memory this process has held, in bytes: on the GPU, or resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

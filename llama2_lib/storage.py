@@ -1,23 +1,44 @@
-"""Files that are there or are not: atomic writes, sealed folders, metrics, fingerprints.
+"""Files that are there or are not: atomic writes, sealed folders, rows, metrics, fingerprints.
 
 A finished folder is sealed: `meta.json` lists the sha256 of every other file. A reader checks
 the seal first, so a truncated or foreign folder is refused instead of half-read.
 """
 
 import contextlib
+import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 META = "meta.json"
+LITTER = {"Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r"}
+"""What file managers put into any folder; everything else that is foreign counts as damage."""
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+Row = TypeVar("Row")
 
 
 class DamagedArtifactError(ValueError):
     """A folder is not what its name and its seal say."""
+
+
+def artifact_root() -> Path:
+    """Return where artifacts live: `$LLAMA2_ARTIFACTS`, or `artifacts/` beside the library.
+
+    The variable is made absolute once, for this process and those it starts: a notebook's kernel
+    works in another folder, where a relative path would be another place.
+    """
+    if given := os.environ.get("LLAMA2_ARTIFACTS", "").strip():
+        root = Path(given).expanduser().absolute()
+        os.environ["LLAMA2_ARTIFACTS"] = str(root)
+        return root
+    home = Path(__file__).resolve().parents[1]
+    return (home if (home / "pyproject.toml").is_file() else Path.cwd()) / "artifacts"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -27,10 +48,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        staging.write_bytes(content.encode() if isinstance(content, str) else content)
-        staging.replace(path)
+        with writing(path):
+            staging.write_bytes(content.encode() if isinstance(content, str) else content)
+            staging.replace(path)
     except BaseException:
         staging.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file or folder could not be written, where the disk is full.
+
+    Raises:
+        OSError: With a sentence, in place of the system's or NumPy's.
+    """
+    try:
+        yield
+    except OSError as error:
+        # NumPy counts what it could write: "64449 requested and 26560 written".
+        if error.errno in DISK_FULL or " requested and " in str(error):
+            raise OSError(
+                f"{path} could not be written: {error}. Free some disk space; the same command "
+                "goes on from where it stopped."
+            ) from None
         raise
 
 
@@ -56,31 +97,55 @@ def staged_folder(final: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
 
     On one file system a rename is atomic, so `final` exists only when it is complete. The
     staging folder keeps its contents when the block fails, so that a stage can resume from it;
-    only hidden files go, which a killed write or removal left behind.
+    only hidden files go, at every depth, which a killed write or removal left behind.
 
     Raises:
         FileExistsError: `final` is already there.
+        OSError: The disk is full.
     """
     if final.exists():
         raise FileExistsError(f"{final} exists already; artifacts are never overwritten.")
     staging = final.with_name(f".{final.name}.partial")
+    if staging.exists() and not staging.is_dir():
+        remove(staging)
     staging.mkdir(parents=True, exist_ok=True)
-    for leftover in list(staging.glob(".*")):
+    for leftover in list(staging.rglob(".*")):
         remove(leftover)
-    yield staging
-    seal(staging, meta)
+    with writing(staging):
+        yield staging
+        seal(staging, meta)
     staging.rename(final)
 
 
 def seal(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Write `meta.json` with `meta` and the sha256 of every other file in `folder`."""
-    files = {
-        str(path.relative_to(folder)): file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != META
-    }
+    """Write `meta.json` with `meta` and the sha256 of every other file in `folder`.
+
+    Every file gets the rights of a new one: some writers leave theirs to their owner alone.
+    """
+    probe = folder / ".rights"
+    probe.touch()
+    rights = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    files = {}
+    for path in _files(folder):
+        path.chmod(rights)
+        files[path.relative_to(folder).as_posix()] = file_sha256(path)
     document = {**meta, "files": files}
     write_atomically(folder / META, json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return all files of an artifact but its seal, without what desktops leave lying about."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / META and not _is_litter(path.relative_to(folder))
+    ]
+
+
+def _is_litter(path: Path) -> bool:
+    # .DS_Store, ._name, .nfs0001, .ipynb_checkpoints/, ...: no stage makes a hidden file.
+    return path.name in LITTER or any(part.startswith(".") for part in path.parts)
 
 
 def read_sealed(folder: Path, stage: str, expected: str) -> dict[str, Any]:
@@ -95,12 +160,14 @@ def read_sealed(folder: Path, stage: str, expected: str) -> dict[str, Any]:
         FileNotFoundError: There is no such folder.
         DamagedArtifactError: A file is missing, changed or foreign, or the seal is another's.
     """
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         raise FileNotFoundError(f"{folder} does not exist.")
+    if not folder.is_dir():
+        raise DamagedArtifactError(f"{folder} must be a folder; it is a file or a broken link.")
     try:
-        meta = json.loads((folder / META).read_text())
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
         files = dict(meta["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedArtifactError(
             f"{folder} must hold a readable {META}, written last; got {error!r}. "
             "It was cut off or is not an artifact of this course."
@@ -110,13 +177,9 @@ def read_sealed(folder: Path, stage: str, expected: str) -> dict[str, Any]:
             f"{folder} must be {stage}/{expected}; its {META} says "
             f"{meta.get('stage')}/{meta.get('fingerprint')}. It was copied from elsewhere."
         )
-    present = {
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != META
-    }
+    present = {path.relative_to(folder).as_posix() for path in _files(folder)}
     for name in sorted(files.keys() | present):
-        if name not in present:
+        if not (folder / name).is_file():
             raise DamagedArtifactError(f"{folder / name} must exist; it is missing.")
         if name not in files:
             raise DamagedArtifactError(f"{folder / name} is not listed in {META}: a foreign file.")
@@ -178,10 +241,67 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines) - 1:
                 break
             raise DamagedArtifactError(
                 f"{path} line {number + 1} must be JSON; got {line[:60]!r}."
             ) from None
     return rows
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Write dataclasses, named tuples or plain objects as JSON lines that people can read."""
+    write_atomically(path, "".join(json.dumps(_plain(row)) + "\n" for row in rows))
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Return what `write_rows` wrote, each line as one `kind`, and so with what it is made of.
+
+    Args:
+        path: A file of JSON lines.
+        kind: A dataclass or a named tuple whose fields are annotated; `dict` for plain objects.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not such a row.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            document = json.loads(line)
+            if not isinstance(document, dict):
+                raise TypeError(f"it is a {type(document).__name__}, not an object")
+            rows.append(_typed(document, kind))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(
+                f"{path} line {number} must hold one {kind.__name__} as `write_rows` writes it; "
+                f"{error!r}."
+            ) from None
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with dataclasses and named tuples, at any depth, as dictionaries."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return {name: _plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """Return a JSON value as the annotation `kind` has it: records and tuples are made again."""
+    if isinstance(value, dict) and (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):
+        hints = get_type_hints(kind)
+        return kind(**{name: _typed(part, hints.get(name)) for name, part in value.items()})
+    if isinstance(value, list) and get_origin(kind) in (list, tuple):
+        parts = [_typed(part, get_args(kind)[0]) for part in value]
+        return parts if get_origin(kind) is list else tuple(parts)
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value

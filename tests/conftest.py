@@ -21,6 +21,12 @@ from llama2_lib.model.config import ModelConfig  # noqa: E402
 from llama2_lib.model.transformer import Transformer  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that no worker ends long after the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def config() -> ModelConfig:
     """Vocabulary 53, width 48, 3 layers, 6 query heads of 8 on 2 key/value heads, FFN 140."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama2_lib.bench import language_model, timing, trl, twins
+from llama2_lib.bench import iteration, language_model
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.recipes import toy
 
@@ -22,7 +22,7 @@ PPO = {"batch 64": 1.5, "batch 256": 1.5}  # to TRL
 
 def test_the_other_side_computes_the_same(random_model):
     model = random_model(dtype=torch.float32)
-    twin = twins.hugging_face_twin(model)
+    twin = language_model.hugging_face_twin(model)
     ids = torch.randint(3, 53, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(twin(input_ids=ids).logits, model(ids), rtol=0, atol=2e-4)
@@ -44,7 +44,7 @@ def test_both_sides_take_real_training_steps(random_model, monkeypatch):
 
 
 def test_the_other_side_generates_as_many_tokens(random_model, monkeypatch):
-    twin = twins.hugging_face_twin(random_model(dtype=torch.float32))
+    twin = language_model.hugging_face_twin(random_model(dtype=torch.float32))
     lengths = []
     generate = twin.generate
 
@@ -58,13 +58,13 @@ def test_the_other_side_generates_as_many_tokens(random_model, monkeypatch):
 
 def test_the_ratio_is_the_median_of_pairs():
     times = [[1.0, 2.0], [2.0, 6.0], [1.0, 50.0]]
-    assert timing.median_ratio(times) == 3.0
+    assert language_model.median_ratio(times) == 3.0
 
 
 def test_the_matrix_product_has_a_rate():
-    rate = timing.matmul_rate(CPU, torch.float32, size=256)
+    rate = language_model.matmul_rate(CPU, torch.float32, size=256)
     assert 1e8 < rate < 1e14
-    assert timing.seconds(lambda: torch.ones(3).sum(), CPU) > 0
+    assert language_model.seconds(lambda: torch.ones(3).sum(), CPU) > 0
 
 
 def measured(what, capsys, pattern):
@@ -110,7 +110,7 @@ def test_generation_reaches_its_ratios(capsys):
 
 
 @pytest.mark.timing
-@pytest.mark.skipif(trl.missing() is not None, reason=str(trl.missing()))
+@pytest.mark.skipif(iteration.missing() is not None, reason=str(iteration.missing()))
 def test_a_ppo_iteration_reaches_its_ratios(capsys):
     pattern = r"^(batch 64|batch 256) +[\d.]+ +[\d.]+ +([\d.]+)  \([\d.]+ to [\d.]+\)$"
     best = best_of_two("ppo", PPO, capsys, pattern)

@@ -7,17 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama2_lib.bench import iteration, timing, trl, twins
-from llama2_lib.evaluation.reward import scores
+from llama2_lib.bench import iteration, language_model
+from llama2_lib.model.chat import scores
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.recipes import toy
 from llama2_lib.stages import ppo as stage
-from llama2_lib.stages import rollout as rollouts
+from llama2_lib.stages.ppo import ActorCritic
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-WITH_TRL = pytest.mark.skipif(trl.missing() is not None, reason=str(trl.missing()))
-PATCHED = ("sample_answers", "_seen", "shaped_rewards", "gae", "whiten_together")
+WITH_TRL = pytest.mark.skipif(iteration.missing() is not None, reason=str(iteration.missing()))
+PATCHED = [
+    *((stage, name) for name in (
+        "sample_answers", "answer_logprobs", "shaped_rewards", "gae", "whiten_together", "optimize",
+    )),
+    (ActorCritic, "values"),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def given():
 
 
 def test_no_answer_ends_and_none_holds_a_control_id(given):
-    said = rollouts.sample_answers(given.model.policy, given.prompts, given.config, 0, 2)
+    said = stage.sample_answers(given.ppo.model.policy, given.prompts, given.ppo.config, 0, 2)
     assert [len(sample.answer) for sample in said] == [7] * 8
     assert min(min(sample.ids) for sample in said) >= 3
     assert len({tuple(sample.answer) for sample in said}) == 8
@@ -35,13 +40,13 @@ def test_no_answer_ends_and_none_holds_a_control_id(given):
 
 def test_an_answer_that_ends_early_is_no_comparison(given):
     with torch.no_grad():
-        given.model.policy.output.weight[2, 0] = 1.0
+        given.ppo.model.policy.output.weight[2, 0] = 1.0
     with pytest.raises(ValueError, match=r"every answer must have 7 tokens.*their mean is"):
         given.iterate(0, given.models)
 
 
 def test_an_iteration_takes_four_steps_on_both_networks(given):
-    networks = (given.model.policy, given.model.value, given.reference)
+    networks = (given.ppo.model.policy, given.ppo.model.value, given.ppo.reference)
     before = [[p.clone() for p in network.parameters()] for network in networks]
     row = given.iterate(0, given.one_model)
     moved = [
@@ -55,27 +60,26 @@ def test_an_iteration_takes_four_steps_on_both_networks(given):
 
 
 def test_the_parts_are_about_the_whole(given):
-    rewards, names = given.models, [getattr(rollouts, name) for name in PATCHED]
-    optimize = stage.optimize
+    rewards, before = given.models, [getattr(owner, name) for owner, name in PATCHED]
+    assert not any(name.startswith("_") for _, name in PATCHED)
     iteration.parts(given, CPU, 0)  # warm
     found, whole = iteration.parts(given, CPU, 1)
     assert tuple(found) == iteration.PARTS
     assert min(found.values()) > 0
     assert 0.75 * whole < sum(found.values()) <= whole
     # what was timed is as it was
-    assert [getattr(rollouts, name) for name in PATCHED] == names
-    assert stage.optimize is optimize
+    assert [getattr(owner, name) for owner, name in PATCHED] == before
     assert given.models is rewards
 
 
 def test_a_part_inside_another_counts_for_itself(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(iteration.time, "perf_counter", lambda: clock[0])
 
     def wait(seconds):
         clock[0] += seconds
 
-    watch = timing.Stopwatch(CPU)
+    watch = iteration.Stopwatch(CPU)
     inner = watch.timed("inner", wait)
 
     def outer():
@@ -98,13 +102,13 @@ def test_the_trunk_of_the_value_function_is_a_share_of_the_whole(given):
     iteration.value_trunk(given, CPU)
     spent, (_, whole) = iteration.value_trunk(given, CPU), iteration.parts(given, CPU, 1)
     assert 0 < spent < whole
-    assert all(p.grad is None for p in given.model.parameters())
+    assert all(p.grad is None for p in given.ppo.model.parameters())
 
 
 def test_the_other_side_scores_the_same(random_model):
     model = scalar_model(random_model(dtype=torch.float32), seed=1)
     ids = torch.randint(3, 53, (2, 9), generator=torch.Generator().manual_seed(0))
-    twin = twins.scalar_twin(model)
+    twin = language_model.scalar_twin(model)
     with torch.no_grad():
         found = twin(input_ids=ids).logits[:, 0]
     wanted = torch.from_numpy(scores(model, ids.tolist())).float()
@@ -113,13 +117,13 @@ def test_the_other_side_scores_the_same(random_model):
     with torch.no_grad():
         model.head.bias.fill_(1.0)
     with pytest.raises(ValueError, match="no bias"):
-        twins.scalar_twin(model)
+        language_model.scalar_twin(model)
 
 
 def printed(monkeypatch, capsys, missing):
     monkeypatch.setattr(iteration, "nano", toy)
     monkeypatch.setattr(iteration, "BATCHES", (8, 12))
-    monkeypatch.setattr(iteration.trl, "missing", lambda: missing)
+    monkeypatch.setattr(iteration, "missing", lambda: missing)
     assert iteration.ppo(pairs=1, device="cpu") == 0
     return capsys.readouterr().out
 
@@ -141,8 +145,8 @@ def test_another_precision_is_refused():
 def test_what_is_missing_is_told(monkeypatch, tmp_path):
     def find(origin):
         spec = origin and type("Spec", (), {"origin": str(origin)})
-        monkeypatch.setattr(trl.importlib.util, "find_spec", lambda name: spec)
-        return trl.missing()
+        monkeypatch.setattr(iteration.importlib.util, "find_spec", lambda name: spec)
+        return iteration.missing()
 
     assert find(None) == "TRL is not installed (the extra `bench`)."
     assert "has no PPO" in find(tmp_path / "__init__.py")
@@ -158,7 +162,7 @@ def test_nothing_else_imports_trl():
         if (isinstance(node, ast.Import) and any(a.name.startswith("trl") for a in node.names))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trl")
     }
-    assert users == {"bench/trl.py"}
+    assert users == {"bench/iteration.py"}
 
 
 @WITH_TRL
@@ -169,8 +173,8 @@ def test_trl_does_the_same_iteration(given):
         def on_step_end(self, *_, **__):
             turned.append(1)
 
-    with tempfile.TemporaryDirectory() as folder, trl._silence():
-        trainer, rows = trl._trainer(given, folder, 3, Turn())
+    with tempfile.TemporaryDirectory() as folder, iteration._silence():
+        trainer, rows = iteration._trainer(given, folder, 3, Turn())
         before = trainer.policy_model.lm_head.weight.detach().clone()
         trainer.train()
     assert len(turned) == len(rows) == 3
@@ -185,7 +189,7 @@ def test_trl_does_the_same_iteration(given):
 @WITH_TRL
 def test_turns_alternate(given):
     ours = []
-    times = trl.turns(given, ours.append, CPU, 3)
+    times = iteration.in_turn(given, ours.append, CPU, 3)
     assert ours == [0, 1, 2, 3]  # the first pair warms up
     assert len(times) == 3
     assert all(0 <= mine < theirs for mine, theirs in times)

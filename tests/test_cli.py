@@ -2,22 +2,26 @@
 
 import builtins
 import dataclasses
+import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from shutil import copytree
-from typing import get_args
 
 import pytest
 import torch
 
-from llama2_lib import bench, cli, pipeline
-from llama2_lib import chat as talking
+from llama2_lib import bench, chat_room, cli, pipeline, storage
 from llama2_lib.cli import main
-from llama2_lib.evaluation import chat
+from llama2_lib.config import VERSIONS
+from llama2_lib.doctor import machine
+from llama2_lib.model.chat import Reply
 from llama2_lib.recipes import toy
 from llama2_lib.stages.corpus import training_documents
+from llama2_lib.teaching.lessons import kernel
 from llama2_lib.text.dialog import encode_prompt
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +36,7 @@ def root(toy_root, tmp_path, monkeypatch, one_thread):
 
 
 def said(err):
-    """What stands on the error stream beside a progress bar, which is wiped with blanks."""
+    """What stands on the error stream beside the lines of a progress bar."""
     return [line for line in err.splitlines() if line.strip() and "%|" not in line]
 
 
@@ -56,18 +60,22 @@ def test_show_prints_every_setting_and_what_is_on_disk(root, capsys):
             for field in dataclasses.fields(value):
                 assert f"{part.name}.{field.name} = {getattr(value, field.name)}" in lines
     assert f"weights = {toy().model.n_parameters:,}" in lines
-    chain = [stage for stage in pipeline.STAGES if stage not in ("reward_model", "safety_data")]
-    missing = [stage for stage in chain if "early" in stage]
-    for stage, line in zip(chain, lines[-len(chain) :], strict=True):
-        state = "missing" if stage in missing else "there"
-        assert line.split() == [stage, state, str(pipeline.artifact_path(stage, toy()))]
+    chain = list(pipeline.fingerprints("red_team_v4", toy()))
+    early = [f"red_team_early_v{n}" for n in (1, 2, 3, 4)]
+    optional = ["safety_early", *early]
+    listed = [line.split() for line in lines[-len(chain) - len(optional) :]]
+    assert listed == [
+        [stage, state, str(pipeline.artifact_path(stage, toy()))]
+        for stages, state in ((chain, "there"), (optional, "optional"))
+        for stage in stages
+    ]
+    assert chain[:2] == ["tokenizer", "corpus"]
+    assert "recipe toy of toy, grid, nano, small" in lines
     assert main(["show", "toy", "--seed", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "pretrain.seed = 1" in lines
-    assert [line.split()[1] for line in lines[-len(chain) :]] == [
-        *["there"] * 2,
-        *["missing"] * (len(chain) - 2),
-    ]
+    states = [line.split()[1] for line in lines[-len(chain) - len(optional) :]]
+    assert states == [*["there"] * 2, *["missing"] * (len(chain) - 2), *["optional"] * 5]
 
 
 def test_run_prints_the_folder_and_builds_what_was_asked_for(root, capsys):
@@ -88,26 +96,74 @@ def test_run_takes_other_texts(root, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["run", "pretrain", "--recipe", "toy", "--steps", "1", "--device", "cpu"]
     assert main([*arguments, "--data", "texts"]) == 0
-    folder = Path(capsys.readouterr().out.strip())
+    captured = capsys.readouterr()
+    folder = Path(captured.out.strip())
     assert folder != pipeline.artifact_path("pretrain", toy())
     samples = (folder / "samples.txt").read_text()
     assert samples.count("\n---\n") == 4, "stories only: of other texts no facts are known"
+    loss, sample, *_, hint = said(captured.err)
+    row = storage.read_metrics(folder / "metrics.jsonl")[-1]
+    words = f"validation loss {row['validation_loss']:.3f} nats per token after 1 steps"
+    assert loss == words
+    assert sample.startswith("it writes: One morning")
+    assert hint == f"talk to it: llama2 chat {folder}"
     for path in (tmp_path / "texts").iterdir():
         path.write_text("one two three")
     line = fails([*arguments, "--data", "texts"], capsys)
     assert "the texts must supply 512 pieces" in line
-    assert "Lower vocab_size or give more text" in line
+    assert "Give more text, or set vocab_size=" in line
 
 
-def test_an_unknown_stage_or_recipe_names_the_choices(capsys):
-    for arguments in (["run", "dpo"], ["show", "huge"], ["fly"], ["run"]):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 2
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err + captured.out
-        shown = captured.err + captured.out
-        assert ("pretrain" in shown) or ("nano" in shown) or ("doctor" in shown)
+def test_an_unknown_command_names_the_choices(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fly"])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    assert "doctor" in captured.err + captured.out
+
+
+CHAIN = "tokenizer, corpus, pretrain, sft, rewards_v1, rejection_v1, rewards_v2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "pretrian"], f"no stage 'pretrian'. Did you mean 'pretrain'? There are: {CHAIN}"),
+        (["run"], f"name a stage. There are: {CHAIN}"),
+        (["run", "dpo"], f"there is no stage 'dpo'. Did you mean 'ppo'? There are: {CHAIN}"),
+        (["run", "xyzzy"], f"there is no stage 'xyzzy'. There are: {CHAIN}"),
+        (["run", "sft", "--recipe", "nan"], "no recipe 'nan'. Did you mean 'nano'? There are: toy"),
+        (["show", "huge"], "there is no recipe 'huge'. There are: toy, grid, nano, small."),
+        (["claims", "5", "--recipe", "tyo"], "no recipe 'tyo'. Did you mean 'toy'?"),
+        (["chat", "--stage", "rewards_v1"], "no stage with a language model 'rewards_v1'. Did you"),
+        (["chat", "--stage", "corpus"], "There are: pretrain, sft, rejection_v1, rejection_v2"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_and_all_in_the_order_of_the_chain(
+    capsys, arguments, message
+):
+    assert message in fails(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "sft", "--data", "."], "pretrain learn from --data; sft would learn from the inv"),
+        (["run", "ppo", "--data", "."], "ppo would learn from the invented world's dialogs"),
+        (["run", "rewards_v1", "--data", "."], "Leave --data out, or run pretrain with it"),
+        (["chat", "--stage", "sft", "--data", "."], "sft would learn from the invented world's"),
+        (["chat", "--compare", "--data", "."], "sft would learn from the invented world's"),
+        (["run", "corpus", "--steps", "3"], "--steps is of pretraining; corpus has none"),
+        (["chat", "--compare", "--stage", "sft"], "--compare takes all versions"),
+        (["chat", ".", "--steps", "3"], "a folder is a finished model; leave --data and --steps"),
+        (["chat", ".", "--compare"], "--compare takes all versions"),
+        (["bench", "train", "--pairs", "4"], "pairs must be at least 5, for a median; got 4"),
+    ],
+)
+def test_an_option_that_would_not_be_used_is_refused(capsys, arguments, message):
+    more = ["--recipe", "toy"] if arguments[0] != "bench" else []
+    assert message in fails([*arguments, *more], capsys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -120,10 +176,10 @@ def test_a_gpu_that_is_not_there_is_said_with_advice(root, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "mars"], "device must be auto, cpu, cuda or cuda:N; got 'mars'"),
+        (["--device", "mars"], "device must be auto, cpu, cuda, cuda:N or mps; got 'mars'"),
         (["--steps", "0"], "steps must be at least 1; got 0"),
         (["--data", "no/such/folder"], r"no/such/folder must hold .txt or .jsonl files"),
-        (["--data", __file__], "must hold .txt or .jsonl files"),
+        (["--data", __file__], "the documents must be a folder"),
     ],
 )
 def test_bad_input_costs_one_line(root, capsys, arguments, message):
@@ -177,14 +233,17 @@ def say(monkeypatch, capsys):
 
         def read(prompt):
             try:
-                return next(typed)
+                line = next(typed)
             except StopIteration:
                 raise EOFError from None
+            if line is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            return line
 
         monkeypatch.setattr(builtins, "input", read)
         assert main(["chat", "--recipe", "toy", "--device", "cpu", *options]) == 0
         captured = capsys.readouterr()
-        return captured.out.splitlines()[1:], captured.err
+        return captured.out.splitlines()[2:], captured.err
 
     return talk
 
@@ -205,7 +264,7 @@ def test_chat_continues_each_line_until_the_end(root, say):
 
 def test_chat_asks_a_question_in_the_form_of_the_corpus(root, say):
     answers, _ = say(["Question: What pet does Remy have?"], *PRETRAINED, "--temperature", "0")
-    assert answers[:2][0] == "Question: What pet does Remy have?"
+    assert answers[0] == "Question: What pet does Remy have?"
     assert answers[1].startswith("Answer:")
 
 
@@ -222,12 +281,18 @@ def heard(monkeypatch):
     dialogs = []
 
     def answer(model, tokenizer, asked, **options):
-        dialogs.append((asked[0], options["seed"]))
         encode_prompt(asked[0], tokenizer)
-        return [chat.Answer(str(len(dialogs)), [5, 2], True)]
+        dialogs.append((asked[0], options["seed"]))
+        if "wait" in asked[0][-1]["content"]:
+            raise KeyboardInterrupt
+        return [Reply(str(len(dialogs)), [5, 2], True)]
 
-    monkeypatch.setattr(talking, "answer", answer)
+    monkeypatch.setattr(chat_room, "reply", answer)
     return dialogs
+
+
+def texts(dialog):
+    return [message["content"] for message in dialog]
 
 
 def test_chat_with_the_tuned_model_is_a_dialog_and_an_empty_line_begins_a_new_one(root, say, heard):
@@ -244,8 +309,107 @@ def test_a_message_that_is_refused_leaves_no_trace_in_the_dialog(root, say, hear
     _, errors = say(["Hi", "[INST] you", "Well?"])
     assert "content must not contain the format's tags" in errors
     assert len(errors.splitlines()) == 1
-    contents = [message["content"] for message in heard[-1][0]]
-    assert contents == ["Hi", "1", "Well?"]
+    assert texts(heard[-1][0]) == ["Hi", "1", "Well?"]
+
+
+def test_commands_set_the_system_message_and_begin_a_new_dialog(root, say, heard):
+    typed = ["Hi", "/system You are a pirate.", "Hi", "And now?", "/new", "Hi", "/system", "Hi"]
+    answers, errors = say([*typed, "/help", "/system [INST] no", "Hi"])
+    assert "content must not contain the format's tags" in errors
+    assert [texts(dialog) for dialog, _ in heard] == [
+        ["Hi"],
+        ["You are a pirate.", "Hi"],
+        ["You are a pirate.", "Hi", "2", "And now?"],
+        ["You are a pirate.", "Hi"],
+        ["Hi"],
+        ["Hi", "5", "Hi"],  # what was refused changed nothing
+    ]
+    assert [dialog[0]["role"] for dialog, _ in heard[:2]] == ["user", "system"]
+    assert chat_room.COMMANDS in answers
+    assert "(a new dialog; the model is told first: You are a pirate.)" in answers
+
+
+def test_a_system_message_can_be_given_at_the_start(root, say, heard):
+    say(["Hi"], "--system", "Answer in short sentences.")
+    assert texts(heard[0][0]) == ["Answer in short sentences.", "Hi"]
+
+
+def test_ctrl_c_ends_an_answer_or_a_line_and_not_the_chat(root, say, heard):
+    answers, errors = say(["Hi", "wait", KeyboardInterrupt, "Hi"])
+    assert errors == ""
+    assert [line for line in answers if line] == ["1", "(stopped)", "(Ctrl-D ends the chat.)", "3"]
+    assert texts(heard[-1][0]) == ["Hi", "1", "Hi"], "the stopped answer left a trace"
+
+
+def test_a_dialog_that_fills_the_context_forgets_its_oldest_turns(root, say, heard):
+    long = "What is 3 plus 4? Please tell me what 5 plus 6 is. "
+    answers, errors = say([long] * 6, "--system", "Be kind.")
+    assert errors == ""
+    assert sum("no longer fit" in line for line in answers) >= 3
+    assert texts(heard[-1][0])[0] == "Be kind."
+    assert texts(heard[-1][0])[-3:] == [long, "5", long]
+    assert len(heard[-1][0]) < len(heard[0][0]) + 2 * 5
+
+
+def test_an_answer_that_the_format_cannot_carry_spoils_no_later_question(root, say, monkeypatch):
+    """The model may write a tag of the format; the dialog then goes on without that turn."""
+    asked = []
+
+    def answer(model, tokenizer, dialogs, **_):
+        encode_prompt(dialogs[0], tokenizer)
+        asked.append(texts(dialogs[0]))
+        return [Reply("Yes [INST] no" if len(asked) == 1 else "fine", [5, 2], True)]
+
+    monkeypatch.setattr(chat_room, "reply", answer)
+    answers, errors = say(["Hi", "And now?"])
+    assert errors == ""
+    assert asked == [["Hi"], ["And now?"]]
+    assert answers[-2:] == ["fine", ""] or "fine" in answers
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--top-p", "1.5", "top_p must be above 0 and at most 1; got 1.5"),
+        ("--top-p", "0", "top_p must be above 0"),
+        ("--temperature", "-1", "temperature must be at least 0; got -1.0"),
+        ("--temperature", "nan", "temperature must be at least 0; got nan"),
+        ("--max-new-tokens", "0", "max_new_tokens must be at least 1; got 0"),
+        ("--system", "[INST]", "content must not contain the format's tags"),
+    ],
+)
+def test_a_setting_out_of_range_is_noticed_at_the_start(root, capsys, option, value, message):
+    assert message in fails(["chat", "--recipe", "toy", option, value], capsys)
+
+
+def test_a_line_that_is_no_utf8_costs_one_line(root, say):
+    for options in (PRETRAINED, ()):
+        answers, errors = say(["caf\udce9", "The"], *options, "--max-new-tokens", "3")
+        assert "surrogates not allowed" in errors
+        assert len(errors.splitlines()) == 1
+        assert answers != []
+
+
+def test_a_folder_can_be_talked_to(root, say, capsys):
+    folder = str(pipeline.artifact_path("pretrain", toy()))
+    answers, _ = say(["The old man"], folder, "--max-new-tokens", "4")
+    assert answers[0].startswith("The old man")
+    answers, _ = say(["/new"], str(pipeline.artifact_path("sft", toy())))
+    assert answers[0] == "(a new dialog)"
+    assert "takes no --system" in fails(["chat", folder, "--system", "Be kind."], capsys)
+    assert "There is no such folder" in fails(["chat", str(root / "none")], capsys)
+
+
+def test_a_model_of_ones_own_texts_can_be_talked_to(root, say, capsys, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for i, document in enumerate(training_documents(toy().corpus)):
+        (tmp_path / "texts" / f"{i:03d}.txt").write_text(document.text)
+    own = ["--data", str(tmp_path / "texts"), "--steps", "1"]
+    assert main(["run", "pretrain", "--recipe", "toy", "--device", "cpu", *own]) == 0
+    capsys.readouterr()
+    answers, errors = say(["The old man"], *own, "--max-new-tokens", "4")
+    assert answers[0].startswith("The old man")
+    assert errors == "", "it was trained a second time"
 
 
 def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
@@ -255,7 +419,7 @@ def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
 
 
 def test_every_model_of_the_chain_can_be_talked_to():
-    models = set(get_args(cli.ModelName))
+    models = set(cli._talking())
     no_models = {"tokenizer", "corpus", "reward_model", "safety_data"}
     rewards = {stage for stage in pipeline.STAGES if stage.startswith("rewards_")}
     assert models == set(pipeline.STAGES) - no_models - rewards
@@ -264,7 +428,7 @@ def test_every_model_of_the_chain_can_be_talked_to():
 def test_all_versions_answer_side_by_side(root, say):
     answers, errors = say(["What is 3 plus 4?", ""], "--compare", "--max-new-tokens", "5")
     assert errors == ""
-    assert [line[:5].strip() for line in answers[: len(talking.VERSIONS)]] == [
+    assert [line[:5].strip() for line in answers[: len(VERSIONS)]] == [
         "base", "SFT", "V1", "V2", "V3", "V4", "V5", "GAtt", "chat",
     ]  # fmt: skip
 
@@ -315,6 +479,122 @@ def test_a_full_disk_costs_one_line_and_can_be_gone_on_from(
     assert "Free some disk space" in line
     assert main([*arguments, "--steps", steps]) == 0
     assert (Path(capsys.readouterr().out.strip()) / "meta.json").is_file()
+
+
+# --- training that nobody asked for
+
+
+@pytest.fixture
+def slow_machine(monkeypatch, tmp_path):
+    """Nothing is on disk, and an estimate says that training takes hours; none is begun."""
+    monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "nothing"))
+    monkeypatch.setattr(machine, "training_speed", lambda seconds: (1.0, 1.0))
+    begun = []
+    monkeypatch.setattr(pipeline, "load", lambda *request, **_: begun.append(request))
+    monkeypatch.setattr(pipeline, "artifacts", lambda requests, **_: begun.append(requests))
+    return begun
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["chat"], ["chat", "--compare"], ["chat", "--stage", "pretrain"], ["claims", "31"]],
+)
+def test_long_training_that_nobody_asked_for_is_refused_without_a_terminal(
+    slow_machine, capsys, arguments
+):
+    line = fails([*arguments, "--recipe", "toy"], capsys)
+    assert "stages that this needs are not on disk (tokenizer to " in line
+    assert " h of training on this CPU. Add --yes to train them." in line
+    assert slow_machine == []
+
+
+@pytest.mark.parametrize(("typed", "begun"), [("n", False), ("", False), ("y", True)])
+def test_long_training_is_asked_for_on_a_terminal(slow_machine, monkeypatch, capsys, typed, begun):
+    asked = []
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(builtins, "input", lambda words: asked.append(words) or typed)
+    monkeypatch.setattr(chat_room, "talk", lambda *_: 0)
+    monkeypatch.setattr(pipeline, "load", lambda *r, **_: slow_machine.append(r) or (None, None))
+    assert main(["chat", "--recipe", "toy"]) == (0 if begun else 2)
+    assert asked[0].endswith("Train them now? [y/N] ")
+    assert bool(slow_machine) == begun
+    assert ("nothing was trained" in capsys.readouterr().err) != begun
+    slow_machine.clear()
+    assert main(["chat", "--recipe", "toy", "--yes"]) == 0
+    assert len(asked) == 1, "--yes was asked about"
+    assert slow_machine
+
+
+def test_the_kernel_is_looked_at_before_the_training(monkeypatch, capsys):
+    from llama2_lib import course
+
+    begun = []
+    monkeypatch.setattr(course, "run", lambda **_: begun.append(1) or 0)
+    monkeypatch.setattr(kernel, "kernel_fault", lambda: "the kernel python3 starts another Python")
+    assert "ipykernel install --sys-prefix" in fails(["course"], capsys)
+    assert begun == []
+    assert main(["course", "--no-notebooks"]) == 0
+    assert begun == [1]
+
+
+# --- the process
+
+
+def test_threads_wait_passively_unless_the_user_says_otherwise():
+    code = (
+        "import os, sys\nfrom llama2_lib.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, wanted in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=bare | given, capture_output=True,
+            text=True, timeout=60,
+        )  # fmt: skip
+        assert result.stdout.splitlines()[-1] == wanted
+
+
+def test_a_log_holds_lines_and_a_signal_to_end_is_answered_with_one(tmp_path):
+    """Training into a file: no carriage return, no bar over a bar; then SIGTERM, and on again."""
+    command = [
+        sys.executable, "-m", "llama2_lib", "run", "pretrain", "--recipe", "toy", "--device", "cpu",
+    ]  # fmt: skip
+    environment = os.environ | {"LLAMA2_ARTIFACTS": str(tmp_path / "a"), "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file)
+        end = time.monotonic() + 120
+        while not list((tmp_path / "a").glob("pretrain/.*.partial/step-*")):
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    text = log.read_text()
+    assert text.splitlines()[-1] == (
+        "llama2: ended by a signal; the same command goes on from the last checkpoint."
+    )
+    assert "\r" not in text
+    bars = [line for line in text.splitlines() if "%|" in line]
+    assert [word for word in ("tokenizer", "corpus", "pretrain") if word in text] == [
+        "tokenizer", "corpus", "pretrain",
+    ]  # fmt: skip
+    assert len(bars) < 10, "a line now and then, not one a step"
+    again = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert again.returncode == 0, again.stderr
+    assert "\r" not in again.stderr
+
+
+def test_a_claim_is_told_for_people():
+    from llama2_lib import claims
+
+    shown = cli._in_words(claims.recorded(46))
+    assert "<br>" not in shown
+    assert "|" not in shown
+    assert [line.split()[0] for line in shown.splitlines() if line][:2] == ["claim", "paper"]
+    assert shown.splitlines()[-1].startswith("  verdict  ")
 
 
 def test_the_module_is_the_command(tmp_path):

@@ -1,5 +1,6 @@
 """A damaged artifact is refused with a message, set aside, and built again as it was."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -133,11 +134,13 @@ def test_a_seed_that_is_not_there_is_no_damage(root, capsys):
 
 
 def test_a_stage_that_fails_leaves_nothing_that_looks_finished(root, monkeypatch):
+    folder, node = path(short(3), root), pipeline.STAGES["pretrain"]
+
+    @functools.wraps(node.run)  # a stage is named after its module, too
     def fail(job):
         (job.folder / "model.safetensors").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    folder, node = path(short(3), root), pipeline.STAGES["pretrain"]
     with monkeypatch.context() as patch:
         patch.setitem(pipeline.STAGES, "pretrain", replace(node, run=fail))
         with pytest.raises(OSError, match="No space left"):
@@ -171,6 +174,31 @@ def test_a_request_that_stands_alone_is_built_here(root, monkeypatch):
     folders = pipeline.artifacts(requests, root=root, device="cpu", bar=False)
     assert folders == [path(recipe, root) for _, recipe in requests]
     assert all(folder.is_dir() for folder in folders)
+
+
+UNGUARDED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from llama2_lib import pipeline
+from llama2_lib.recipes import toy
+
+recipes = [replace(toy(s), pretrain=replace(toy(s).pretrain, steps=3, warmup=1)) for s in (8, 9)]
+pipeline.artifacts([("pretrain", r) for r in recipes], root=Path(sys.argv[1]), device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_so_in_one_sentence(root, tmp_path):
+    (tmp_path / "plain.py").write_text(UNGUARDED)
+    run = subprocess.run(
+        [sys.executable, tmp_path / "plain.py", root], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 1
+    assert run.stderr.count("Traceback") == 1
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("ChildProcessError: the processes that train small models side by side")
+    assert 'under `if __name__ == "__main__":`' in last
 
 
 LONG_WORK = """

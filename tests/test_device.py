@@ -1,5 +1,8 @@
 """The device that is asked for, or a message; precision; memory."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -35,14 +38,44 @@ def test_a_gpu_that_is_there_is_taken(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:x", "cuda:-1"])
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(ValueError, match=rf"must be auto, cpu, cuda or cuda:N; got '{name}'"):
+    with pytest.raises(ValueError, match=rf"must be auto, cpu, cuda, cuda:N or mps; got '{name}'"):
         choose_device(name)
 
 
-@pytest.mark.parametrize("name", ["meta", "mps", "xpu"])
+@pytest.mark.parametrize("name", ["meta", "xpu"])
 def test_another_kind_of_device_is_refused(name):
-    with pytest.raises(ValueError, match=f"must be a CPU or a CUDA GPU; got '{name}'"):
+    with pytest.raises(ValueError, match=f"must be a CPU or a CUDA or Apple GPU; got '{name}'"):
         choose_device(name)
+
+
+def test_an_apple_gpu_is_taken_when_asked_for_and_said_to_be_untested(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"sees no Apple GPU\. Use --device cpu"):
+        choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.warns(UserWarning, match="nothing in this course was tested on an Apple GPU"):
+        assert choose_device("mps") == torch.device("mps")
+    assert choose_device("auto").type != "mps", "it is never chosen by itself"
+    waited = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(1))
+    synchronize(torch.device("mps"))
+    assert waited == [1]
+
+
+def test_the_module_is_imported_where_there_is_no_resource():
+    """Windows has no module `resource`, and counts its memory in another way."""
+    code = (
+        "import sys; sys.modules['resource'] = None\n"
+        "from llama2_lib import device\n"
+        "import torch, types\n"
+        "memory = types.SimpleNamespace(peak_wset=77)\n"
+        "process = types.SimpleNamespace(memory_info=lambda: memory)\n"
+        "sys.modules['psutil'] = types.SimpleNamespace(Process=lambda: process)\n"
+        "sys.platform = 'win32'\n"
+        "print(device.peak_memory(torch.device('cpu')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "77\n"), run.stderr
 
 
 def test_bf16_rounds_products_and_nothing_else():

@@ -1,15 +1,19 @@
 """`llama2 doctor` judges machines that we do not have, from injected facts."""
 
 import dataclasses
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from llama2_lib import doctor
-from llama2_lib.doctor import estimates, machine
+from llama2_lib import doctor, pipeline
+from llama2_lib.doctor import machine, times
 from llama2_lib.doctor.findings import GIB, Finding, findings
+from llama2_lib.recipes import nano, small, toy
+from llama2_lib.teaching.lessons import kernel
 
 GOOD = machine.Machine(
     python=(3, 11, 7),
@@ -18,15 +22,18 @@ GOOD = machine.Machine(
     bf16=None,
     cores=4,
     threads=4,
+    load=0.1,
     free_memory=8 * GIB,
     free_disk=20 * GIB,
     artifacts=Path("artifacts"),
     write_error=None,
     font="/fonts/DejaVuSans.ttf",
-    kernel="/venv/bin/python",
+    kernel="/venv/bin/python3",
+    kernel_fault=None,
     interpreter="/venv/bin/python",
     tokens_per_second=15_000.0,
     median_tokens_per_second=14_000.0,
+    chain=(0, 28, 1200.0),
 )
 
 
@@ -37,8 +44,11 @@ def judged(**changes) -> dict[str, Finding]:
 def test_a_good_machine_has_nothing_to_do():
     found = judged()
     assert {item.status for item in found.values()} == {"ok"}
-    wanted = "Python PyTorch device precision threads memory disk artifacts font kernel speed"
-    assert set(wanted.split()) <= set(found)
+    wanted = (
+        "Python PyTorch device precision threads load memory disk artifacts font kernel speed "
+        "chain notebooks"
+    )
+    assert list(found) == wanted.split()
 
 
 @pytest.mark.parametrize(
@@ -51,6 +61,7 @@ def test_a_good_machine_has_nothing_to_do():
         ("PyTorch", {"torch": "3.0.0a0"}, "warn", "3.0.0a0", "2.13"),
         ("threads", {"threads": 1}, "warn", "1 of 4", "OMP_NUM_THREADS"),
         ("threads", {"threads": 64}, "warn", "64 of 4", "OMP_NUM_THREADS=4"),
+        ("load", {"load": 1.0}, "warn", "1.0 of 4 cores", "close"),
         ("memory", {"free_memory": GIB // 2}, "fail", "0.5 GiB", "close"),
         ("memory", {"free_memory": 2 * GIB}, "warn", "2.0 GiB", "close"),
         ("disk", {"free_disk": 0}, "fail", "0.0 GiB", "LLAMA2_ARTIFACTS"),
@@ -59,6 +70,7 @@ def test_a_good_machine_has_nothing_to_do():
         ("font", {"font": None}, "warn", "not found", "matplotlib"),
         ("kernel", {"kernel": None}, "fail", "no kernel", "ipykernel install"),
         ("kernel", {"kernel": "/usr/bin/python3"}, "warn", "/usr/bin/python3", "ipykernel"),
+        ("kernel", {"kernel_fault": "it has no torch"}, "fail", "no torch", "ipykernel install"),
         ("speed", {"tokens_per_second": None}, "fail", "did not run", "make test"),
         ("speed", {"median_tokens_per_second": 1300.0}, "warn", "1.3 k", "quiet"),
     ],
@@ -90,24 +102,46 @@ def test_a_probe_that_raised_leaves_its_message():
 
 def test_a_finding_without_advice_is_refused():
     with pytest.raises(ValueError, match="what to do"):
-        Finding(name="disk", status="fail", value="full")
+        Finding("disk", "fail", "full")
 
 
-def test_times_scale_with_the_speed_reading():
-    seconds = {"chain": 400.0, "notebook 00": 30.0, "unmeasured": None}
-    same = estimates.time_estimates(16_000.0, 16_000.0, seconds)
-    slower = estimates.time_estimates(4_000.0, 16_000.0, seconds)
-    assert same == {"chain": 400.0, "notebook 00": 30.0}
-    assert slower == {"chain": 1600.0, "notebook 00": 120.0}
-    assert estimates.time_estimates(None, 16_000.0, seconds) == {}
-    assert estimates.time_estimates(16_000.0, None, seconds) == {}
+def test_the_chain_says_what_is_there_and_the_rest_scales_with_the_speed():
+    same = judged(tokens_per_second=times.REFERENCE_TOKENS_PER_SECOND)
+    slower = judged(tokens_per_second=times.REFERENCE_TOKENS_PER_SECOND / 2, chain=(20, 8, 300.0))
+    assert same["chain"].value == "0 of 28 stages are there; about 20 min for the rest"
+    assert slower["chain"].value == "20 of 28 stages are there; about 10 min for the rest"
+    assert judged(chain=(28, 0, 0.0))["chain"].value == "28 of 28 stages are there"
+    assert "about 8 min" in same["notebooks"].value
+    assert "about 16 min" in slower["notebooks"].value
+    assert not {"chain", "notebooks"} & judged(tokens_per_second=None).keys()
+
+
+def test_a_stage_takes_its_share_of_the_time_and_a_smaller_recipe_less():
+    rate = times.REFERENCE_TOKENS_PER_SECOND
+    for stage in ("pretrain", "ppo", "corpus"):
+        assert times.stage_seconds(stage, nano(), rate) == pipeline.STAGES[stage].seconds
+        assert times.stage_seconds(stage, nano(), rate / 2) == 2 * pipeline.STAGES[stage].seconds
+    tokens = toy().pretrain.n_tokens / nano().pretrain.n_tokens
+    share = tokens * toy().model.n_parameters / nano().model.n_parameters
+    assert times.stage_seconds("ppo", toy(), rate) == pytest.approx(
+        share * pipeline.STAGES["ppo"].seconds, rel=1e-9, abs=0
+    )
+    assert times.stage_seconds("sft", small(), rate) > 3600
+
+
+def test_what_is_missing_is_named_once(toy_root, monkeypatch):
+    monkeypatch.setenv("LLAMA2_ARTIFACTS", str(toy_root))
+    assert times.missing([("ppo", toy()), ("sft", toy())]) == []
+    needed = times.missing([("sft", toy(1)), ("pretrain", toy(1)), ("pretrain", toy(2))])
+    assert needed == [("pretrain", toy(1)), ("sft", toy(1)), ("pretrain", toy(2))]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(1, "5 s"), (42, "40 s"), (95, "95 s"), (130, "2 min"), (3600, "60 min")]
+    ("seconds", "said"),
+    [(1, "5 s"), (42, "40 s"), (95, "95 s"), (130, "2 min"), (3600, "60 min"), (9000, "2 h")],
 )
 def test_durations_are_rounded_as_estimates_deserve(seconds, said):
-    assert estimates.duration(seconds) == said
+    assert times.duration(seconds) == said
 
 
 def test_the_report_shows_advice_and_verdict():
@@ -132,6 +166,9 @@ def test_exit_status(monkeypatch, capsys, changes, status):
 def test_this_machine_is_inspected_and_trains(tmp_path):
     seen = machine.inspect_machine(tmp_path / "new" / "artifacts", seconds=0.2)
     assert seen.problems == {}
+    assert seen.kernel_fault is None
+    assert seen.chain[0] == 0
+    assert seen.chain[1] == len(pipeline.fingerprints("red_team_v4", nano()))
     assert seen.interpreter == sys.executable
     assert seen.tokens_per_second >= seen.median_tokens_per_second > 100
     assert seen.free_disk > 0
@@ -178,3 +215,53 @@ def test_the_speed_is_read_where_gradients_are_switched_off():
     with torch.no_grad():
         fastest, median = machine.training_speed(0.1)
     assert fastest >= median > 0
+
+
+def test_the_speed_is_that_of_a_quiet_machine_while_others_hold_the_cores():
+    """Steps that wait for a core cost wall time, and no more processor time than before."""
+    n_cores = machine.usable_cores()
+    quiet, _ = machine.training_speed(1.0)
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * n_cores)
+    ]
+    try:
+        assert machine.held_cores() > 0.5 * n_cores
+        fastest, median = machine.training_speed(2.0)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert fastest > quiet / 2
+    assert median < fastest
+
+
+@pytest.mark.parametrize(
+    ("script", "fault"),
+    [
+        ("#!/bin/sh\nexit 3\n", "cannot run Python"),
+        ("#!/bin/sh\necho torch llama2_lib\n", "another Python without torch, llama2_lib"),
+        (None, "cannot run: "),
+        ("#!/bin/sh\n", None),
+    ],
+)
+def test_a_kernel_of_another_python_is_found_before_it_is_needed(
+    tmp_path, monkeypatch, script, fault
+):
+    program = tmp_path / "bin" / "python"
+    program.parent.mkdir()
+    if script is not None:
+        program.write_text(script)
+        program.chmod(0o755)
+    spec = tmp_path / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps({"argv": [str(program)], "display_name": "x"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert kernel.kernel_interpreter() == str(program)
+    said = kernel.kernel_fault()
+    if fault is None:
+        assert said is None
+        return kernel.need_kernel()
+    assert f"python3 starts {program}, " in said
+    assert fault in said
+    with pytest.raises(ValueError, match=r"ipykernel install --sys-prefix$"):
+        kernel.need_kernel()

@@ -1,5 +1,6 @@
 """pyproject.toml, environment.yml and constraints.txt say the same; a wrong pin is found."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -176,10 +177,10 @@ USES_ALL_DATA = """
 from llama2_lib.claims import recorded
 from llama2_lib.world import make_world
 from llama2_lib.world.instructions import instructions
-from llama2_lib.world.look_alikes import look_alikes
+from llama2_lib.world.demonstrations import borderline_training
 import llama2_lib
 world = make_world(0)
-made = (*look_alikes(world, 0, 3), *instructions(world, 0, 3))
+made = (*borderline_training(world, 0, 3), *instructions(world, 0, 3))
 print(llama2_lib.__file__, len(made), recorded(46).declared["id"])
 """
 
@@ -200,3 +201,33 @@ def test_a_wheel_holds_the_data_that_the_library_reads(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [str(tmp_path / "llama2_lib" / "__init__.py"), "6", "46"]
+
+
+def hook(name: str, folder: Path, *files: str) -> subprocess.CompletedProcess:
+    """Run one hook of pre-commit on files of a folder, with the tools of this environment."""
+    [local] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    [entry] = [hook["entry"] for hook in local["hooks"] if hook["id"] == name]
+    assert local["repo"] == "local", "a hook from elsewhere would need the network"
+    words = shlex.split(entry.replace(".venv/bin/", f"{Path(sys.executable).parent}/"))
+    return subprocess.run([*words, *files], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ruff", b"import os\n"),
+        ("ruff-format", b"x = [1,2]\n"),
+        ("end-of-file", b"x = 1"),
+        ("end-of-file", b"x = 1\n\n"),
+        ("large-files", b"#" * (2**20 + 1)),
+    ],
+)
+def test_a_hook_finds_what_was_planted_and_passes_what_is_right(tmp_path, name, content):
+    (tmp_path / "right.py").write_bytes(b"x = 1\n")
+    (tmp_path / "empty.py").write_bytes(b"")
+    (tmp_path / "wrong.py").write_bytes(content)
+    assert hook(name, tmp_path, "right.py", "empty.py").returncode == 0
+    found = hook(name, tmp_path, "right.py", "wrong.py")
+    assert found.returncode == 1
+    assert "wrong.py" in found.stdout
+    assert "right.py" not in found.stdout

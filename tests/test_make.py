@@ -112,7 +112,7 @@ def test_a_failing_part_fails_the_whole_and_the_rest_still_runs(checkout):
     rows = {line[:23].strip(): line[23:].split() for line in table.splitlines()[1:-1]}
     assert rows["lint"][0] == "FAILED"
     assert {name for name, row in rows.items() if row[0] == "ok"} == {
-        *("format", "types", "floors", "unit tests"),
+        *("format", "types", "floors", "line budget", "unit tests"),
     }
     assert "3 passed" in table
     assert "SOMETHING FAILED" in table
@@ -126,11 +126,13 @@ def test_all_parts_run_and_pass(checkout):
     assert "all parts passed" in result.stdout
     made = "\n".join(calls(checkout))
     for command in (
-        "llama2 course --no-notebooks",
+        "pytest -q -n auto --dist loadfile",
+        "llama2 run red_team_v4",
         "lessons check",
         "lessons both",
         "lessons compare",
         "manifest check",
+        ".ci/budget",
         "pytest -q -n 2 --maxschedchunk 1 -m browser",
     ):
         assert command in made, f"{command} was not called: {made}"
@@ -144,4 +146,20 @@ def test_no_browser_is_a_skip_here_and_a_failure_on_ci(checkout):
     on_ci = run(checkout, ".ci/parts", "all", CI="true", **absent)
     assert here.returncode == 0, f"{here.stdout}"
     assert "no Chromium" in here.stdout
+    assert "cannot install" in here.stdout.split("=== install browser")[1]
     assert on_ci.returncode == 1
+
+
+def test_a_browser_that_cannot_be_installed_is_a_failure(checkout):
+    set_up(checkout)
+    program(checkout / ".ci/browser", "echo no such package; exit 1")
+    result = run(checkout, ".ci/parts", "all", CHROMIUM="/nowhere/chromium")
+    assert result.returncode == 1
+    rows = {line[:23].strip(): line[23:].split() for line in result.stdout.splitlines()}
+    assert rows["install browser"][0] == "FAILED"
+
+
+def test_the_last_stage_of_the_chain_is_what_the_parts_build():
+    from llama2_lib.course import LAST
+
+    assert f"llama2 run {LAST}\n" in (ROOT / ".ci/parts").read_text()

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree, rmtree
+from typing import NamedTuple
 
 import pytest
 
@@ -98,6 +102,16 @@ def change_the_seal(folder, **values):
     (folder / "meta.json").write_text(json.dumps(meta | values))
 
 
+def replace_by_a_file(folder):
+    rmtree(folder)
+    folder.write_text("a file")
+
+
+def replace_by_a_broken_link(folder):
+    rmtree(folder)
+    folder.symlink_to(folder.with_name("nowhere"))
+
+
 DAMAGE = {
     "truncated": (truncate, r"model\.bin must have the sha256.*truncated or edited"),
     "edited": (flip_a_bit, r"model\.bin must have the sha256.*truncated or edited"),
@@ -118,6 +132,16 @@ DAMAGE = {
         lambda folder: (folder / "meta.json").write_text("[]"),
         r"must hold a readable meta\.json",
     ),
+    "a seal that is nested too deeply": (
+        lambda folder: (folder / "meta.json").write_text("[" * 100_000),
+        r"must hold a readable meta\.json",
+    ),
+    "a seal in a folder inside": (
+        lambda folder: (folder / "deep" / "meta.json").write_text("{}"),
+        r"deep/meta\.json is not listed in meta\.json: a foreign file",
+    ),
+    "a file in place of the folder": (replace_by_a_file, "must be a folder; it is a file"),
+    "a link to nowhere": (replace_by_a_broken_link, "it is a file or a broken link"),
     "another fingerprint": (
         lambda folder: change_the_seal(folder, fingerprint="ba9876543210"),
         r"must be pretrain/0123456789ab; its meta\.json says pretrain/ba9876543210.*copied",
@@ -136,6 +160,73 @@ def test_every_damage_is_refused_by_name(sealed, kind):
     damage(sealed)
     with pytest.raises(DamagedArtifactError, match=message):
         read(sealed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".DS_Store", "deep/.DS_Store", "._model.bin", "Thumbs.db", "deep/desktop.ini", ".nfs0001",
+        ".ipynb_checkpoints/model-checkpoint.bin", "deep/.ipynb_checkpoints/a/b",
+    ],
+)  # fmt: skip
+def test_what_a_desktop_leaves_lying_about_is_no_damage_and_is_not_sealed(tmp_path, sealed, name):
+    expected = read(sealed)
+    again = tmp_path / "again"
+    with storage.staged_folder(again, META) as staging:
+        copytree(sealed, staging, dirs_exist_ok=True)
+        for folder in (sealed, staging):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("litter")
+    assert read(sealed) == read(again) == expected
+
+
+def test_a_hidden_file_that_is_listed_must_be_there(sealed):
+    """Seals made before hidden files were left out hold some."""
+    (sealed / ".old").write_text("x")
+    files = {**read(sealed)["files"], ".old": hashlib.sha256(b"x").hexdigest()}
+    change_the_seal(sealed, files=files)
+    read(sealed)
+    (sealed / ".old").unlink()
+    with pytest.raises(DamagedArtifactError, match=r"\.old must exist; it is missing"):
+        read(sealed)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_files_of_an_artifact_have_the_rights_that_the_umask_grants(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with storage.staged_folder(tmp_path / "made", META) as staging:
+            (staging / "deep").mkdir()
+            for name in ("weights", "deep/weights"):  # as safetensors writes them
+                os.close(os.open(staging / name, os.O_CREAT | os.O_WRONLY, 0o600))
+            (staging / "text").write_text("text")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "made").rglob("*") if path.is_file()]
+    assert len(files) == 4
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), OSError("64449 requested and 26560 written")],
+)
+def test_a_full_disk_is_told_with_the_place_and_what_to_do(tmp_path, error):
+    def fail():
+        with storage.staged_folder(tmp_path / "made", META):
+            raise error
+
+    with pytest.raises(OSError, match=r"\.made\.partial could not be written: .*Free some disk"):
+        fail()
+
+
+def test_an_error_that_is_none_of_the_disk_stays_what_it_is(tmp_path):
+    def fail():
+        with storage.staged_folder(tmp_path / "made", META):
+            raise FileNotFoundError(2, "No such file", "texts")
+
+    with pytest.raises(FileNotFoundError, match=r"^\[Errno 2\] No such file: 'texts'$"):
+        fail()
 
 
 def test_a_folder_that_is_not_there_is_another_error(tmp_path):
@@ -165,12 +256,21 @@ def read_names(folder):
 
 def test_what_a_killed_write_left_behind_is_not_sealed(tmp_path):
     staging = tmp_path / ".name.partial"
-    (staging / ".step-0000005.4711").mkdir(parents=True)
-    (staging / ".step-0000005.4711" / "model.safetensors").write_text("half")
-    (staging / ".metrics.jsonl.4711").write_text("half")
+    for hidden in (".step-0000005.4711", "helpfulness/.step-0000005.4711", "a/b/.c/.d"):
+        (staging / hidden).mkdir(parents=True)
+        (staging / hidden / "model.safetensors").write_text("half")
+    for hidden in (".metrics.jsonl.4711", "helpfulness/.fresh.jsonl.4711"):
+        (staging / hidden).write_text("half")
     (staging / "step-0000004").mkdir()
     with storage.staged_folder(tmp_path / "name", META) as folder:
-        assert read_names(folder) == ["step-0000004"]
+        left = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        assert left == {"step-0000004", "helpfulness", "a", "a/b"}
+
+
+def test_a_file_in_place_of_the_staging_folder_goes(tmp_path):
+    (tmp_path / ".name.partial").write_text("a file")
+    with storage.staged_folder(tmp_path / "name", META) as folder:
+        assert read_names(folder) == []
 
 
 def test_a_finished_folder_is_never_overwritten(sealed):
@@ -258,3 +358,87 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
     path.write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]))
     with pytest.raises(DamagedArtifactError, match=r'line 2 must be JSON; got \'\{"step": '):
         read_metrics(path)
+
+
+@dataclass(frozen=True)
+class Place:
+    town: str
+    pair: tuple[int, ...] = ()
+
+
+class Visit(NamedTuple):
+    place: Place
+    others: tuple[Place, ...]
+    dialog: list[dict[str, str]]
+    score: float | None
+
+
+VISITS = [
+    Visit(Place("\u00c5 \u2028", (1, 2)), (Place("b"), Place("c")), [{"role": "user"}], 1e-17),
+    Visit(Place('"two"\nlines'), (), [], None),
+]
+
+
+def test_rows_survive_the_file_one_a_line_and_as_what_they_were(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    storage.write_rows(path, VISITS)
+    rows = storage.read_rows(path, Visit)
+    assert rows == VISITS
+    assert [type(row.others[0]) for row in rows[:1]] == [Place]
+    first = path.read_bytes().splitlines()[0]
+    assert first == (
+        b'{"place": {"town": "\\u00c5 \\u2028", "pair": [1, 2]}, "others": [{"town": "b", '
+        b'"pair": []}, {"town": "c", "pair": []}], "dialog": [{"role": "user"}], "score": 1e-17}'
+    )
+    assert storage.read_rows(path, dict)[1]["place"] == {"town": '"two"\nlines', "pair": []}
+    storage.write_rows(path, [{"seen": Place("a")}])
+    assert path.read_text() == '{"seen": {"town": "a", "pair": []}}\n'
+    storage.write_rows(path, [])
+    assert storage.read_rows(path, Visit) == []
+    with pytest.raises(FileNotFoundError):
+        storage.read_rows(tmp_path / "none.jsonl", Visit)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "{" + text, lambda text: text[:-5], lambda text: "[]", lambda text: "",
+        lambda text: "7", lambda text: "[" * 100_000,
+        lambda text: text.replace('"score"', '"mark"'),
+        lambda text: text.replace('"town"', '"city"', 1),
+        lambda text: '{"place": "b", "others": [], "dialog": [], "score": 1}',
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_such_row_is_refused_by_its_number(tmp_path, change):
+    path = tmp_path / "rows.jsonl"
+    storage.write_rows(path, VISITS)
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{change(second)}\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl line 2 must hold one Visit"):
+        storage.read_rows(path, Visit)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("arts", "{cwd}/arts"), ("~/arts", "{home}/arts"), ("../arts ", "{cwd}/../arts")],
+)
+def test_where_artifacts_live_is_one_place_for_every_process(tmp_path, monkeypatch, given, wanted):
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("LLAMA2_ARTIFACTS", given)
+    root = storage.artifact_root()
+    assert str(root) == wanted.format(cwd=tmp_path / "cwd", home=tmp_path / "home")
+    monkeypatch.chdir(tmp_path)  # as a notebook's kernel, which works in another folder
+    assert storage.artifact_root() == root
+    assert os.environ["LLAMA2_ARTIFACTS"] == str(root), "a child would look elsewhere"
+
+
+@pytest.mark.parametrize("given", ["", " "])
+def test_an_empty_variable_is_as_good_as_none(monkeypatch, tmp_path, given):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLAMA2_ARTIFACTS", raising=False)
+    beside = storage.artifact_root()
+    assert beside == Path(storage.__file__).parents[1] / "artifacts"
+    monkeypatch.setenv("LLAMA2_ARTIFACTS", given)
+    assert storage.artifact_root() == beside

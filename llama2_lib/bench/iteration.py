@@ -1,29 +1,45 @@
-"""One PPO iteration of the course's own shape: part by part, and beside TRL's.
+"""One PPO iteration of the course's own shape: part by part, and beside TRL's, turn by turn.
 
 Random weights, prompts of 32 tokens, answers of exactly 32, a value function of its own, four
-mini-batches, one pass over them.
+mini-batches, one pass over them. TRL's PPO lives in `trl.experimental.ppo`, up to release 1.12;
+nothing else here imports TRL.
 """
 
+import contextlib
 import copy
+import functools
+import importlib.util
+import os
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
-from llama2_lib.bench import trl
-from llama2_lib.bench.timing import Stopwatch, median_ratio, seconds
-from llama2_lib.device import choose_device, peak_memory
-from llama2_lib.evaluation.reward import scores
+from llama2_lib.bench.language_model import (
+    hugging_face_twin,
+    median_ratio,
+    scalar_twin,
+    seconds,
+)
+from llama2_lib.config import PpoConfig
+from llama2_lib.device import choose_device, peak_memory, synchronize
+from llama2_lib.model.chat import scores
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.recipes import nano
 from llama2_lib.stages import ppo as stage
-from llama2_lib.stages import rollout as rollouts
+from llama2_lib.stages.ppo import ActorCritic, Ppo, Rewards
 from llama2_lib.stages.reward import Rewarded, RewardModels
-from llama2_lib.stages.rollout import ActorCritic, PpoConfig, Rewards
-from llama2_lib.training.schedule import adamw
+from llama2_lib.training.optim import adamw
 
 PROMPT, NEW, MINIBATCHES = 32, 32, 4
 BATCHES = (64, 256)
@@ -38,9 +54,7 @@ PARTS = (
 class Setting:
     """All that takes part in an iteration."""
 
-    config: PpoConfig
-    model: ActorCritic
-    reference: Transformer
+    ppo: Ppo
     models: RewardModels
     prompts: list[tuple[list[int], bool]]
     optimizer: torch.optim.Optimizer
@@ -52,20 +66,19 @@ class Setting:
             ValueError: An answer was not as long as all others.
         """
         row = stage.iterate(
-            self.config, self.model, self.reference, lambda _: self.prompts, rewards,
-            self.optimizer, number, EOS,
-        )  # fmt: skip
-        if row["length"] != self.config.max_new_tokens:
+            replace(self.ppo, rewards=rewards), self.optimizer, self.prompts, number
+        )
+        if row["length"] != self.ppo.config.max_new_tokens:
             raise ValueError(
-                f"every answer must have {self.config.max_new_tokens} tokens to be compared; "
+                f"every answer must have {self.ppo.config.max_new_tokens} tokens to be compared; "
                 f"their mean is {row['length']}."
             )
         return row
 
     def one_model(self, rows: Sequence[list[int]], tags: Sequence[bool]) -> Rewarded:
         """Score with one reward model only, as TRL does."""
-        found = scores(self.models.helpfulness, rows)
-        return Rewarded(found, found, found)
+        score = scores(self.models.helpfulness, rows)
+        return Rewarded(score, score, score)
 
 
 def setting(
@@ -78,16 +91,15 @@ def setting(
     )
     source = torch.Generator().manual_seed(0)
     ids = torch.randint(3, shape.vocab_size, (batch, prompt), generator=source).tolist()
-    model = ActorCritic(policy, value)
     config = PpoConfig(
         iterations=1, batch_size=batch, minibatch_size=batch // MINIBATCHES, max_new_tokens=new,
         value_warmup=0,
     )  # fmt: skip
-    return Setting(
-        config, model, copy.deepcopy(policy).requires_grad_(False),
-        RewardModels(helpfulness, safety), [(row, False) for row in ids],
-        adamw(model, rates={"value.": config.value_rate}),
-    )  # fmt: skip
+    model, models = ActorCritic(policy, value), RewardModels(helpfulness, safety)
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    ppo = Ppo(config=config, model=model, reference=reference, rewards=models, eos_id=EOS)
+    optimizer = adamw(model, rates={"value.": config.value_lr_multiplier})
+    return Setting(ppo, models, [(row, False) for row in ids], optimizer)
 
 
 @torch.no_grad()
@@ -112,9 +124,10 @@ def parts(given: Setting, device: torch.device, number: int) -> tuple[dict[str, 
     generation, scoring, values, advantages, steps = PARTS
     rewards = watch.timed(scoring, given.models)
     with watch.watching(
-        (rollouts, "sample_answers", generation), (rollouts, "_seen", values),
-        (rollouts, "shaped_rewards", advantages), (rollouts, "gae", advantages),
-        (rollouts, "whiten_together", advantages), (stage, "optimize", steps),
+        (stage, "sample_answers", generation), (stage, "answer_logprobs", values),
+        (ActorCritic, "values", values), (stage, "shaped_rewards", advantages),
+        (stage, "gae", advantages), (stage, "whiten_together", advantages),
+        (stage, "optimize", steps),
     ):  # fmt: skip
         whole = seconds(lambda: given.iterate(number, rewards), device)
     return {part: watch.seconds[part] for part in PARTS}, whole
@@ -125,9 +138,9 @@ def value_trunk(given: Setting, device: torch.device) -> float:
 
     One pass without gradients, in the rollout, and one forward and backward.
     """
-    value: ScalarModel = given.model.value
-    rows = given.config.minibatch_size
-    shape = (rows, len(given.prompts[0][0]) + given.config.max_new_tokens - 1)
+    value: ScalarModel = given.ppo.model.value
+    rows = given.ppo.config.minibatch_size
+    shape = (rows, len(given.prompts[0][0]) + given.ppo.config.max_new_tokens - 1)
     ids = torch.randint(3, value.config.vocab_size, shape, device=device)
 
     def work() -> None:
@@ -159,7 +172,7 @@ def ppo(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int
     for batch, column in zip(BATCHES, columns, strict=True):
         share = column["trunk of the value function"] / column["whole"]
         print(f"a trunk shared by policy and value saves at most {share:.0%} at batch {batch}")
-    if (reason := trl.missing()) is not None:
+    if (reason := missing()) is not None:
         print(f"not compared with TRL: {reason}")
     else:
         print("both sides with one reward model; without logging, saving and sample generations")
@@ -174,17 +187,179 @@ def _column(given: Setting, device: torch.device, turns: int) -> dict[str, float
     """Return the median milliseconds of every part, of the whole, and of the value's trunk."""
     rows = []
     for turn in range(turns + 1):  # the first one warms up
-        found, whole = parts(given, device, turn)
+        spent, whole = parts(given, device, turn)
         trunk = value_trunk(given, device)
-        rows.append({**found, "whole": whole, "trunk of the value function": trunk})
+        rows.append({**spent, "whole": whole, "trunk of the value function": trunk})
     return {name: 1e3 * statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
 
 
 def _beside_trl(given: Setting, device: torch.device, turns: int) -> str:
-    times = trl.turns(given, lambda turn: given.iterate(turn, given.one_model), device, turns)
+    times = in_turn(given, lambda turn: given.iterate(turn, given.one_model), device, turns)
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
     ratios = sorted(b / a for a, b in times)
     return (
-        f"batch {given.config.batch_size:<6d} {1 / mine:12.2f} {1 / other:12.2f} "
+        f"batch {given.ppo.config.batch_size:<6d} {1 / mine:12.2f} {1 / other:12.2f} "
         f"{median_ratio(times):7.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
+
+
+# --- a stopwatch for the parts
+
+
+class Stopwatch:
+    """Adds up the seconds of parts of a program; a part inside another counts only for itself."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inside: list[float] = []
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function`, timed as `part`; of an iterator it takes all items at once."""
+
+        @functools.wraps(function)
+        def work(*arguments: Any, **options: Any) -> Any:
+            synchronize(self.device)
+            self._inside.append(0.0)
+            begin = time.perf_counter()
+            result = function(*arguments, **options)
+            if isinstance(result, Iterator):
+                result = iter(list(result))
+            synchronize(self.device)
+            total = time.perf_counter() - begin
+            self.seconds[part] += total - self._inside.pop()
+            if self._inside:
+                self._inside[-1] += total
+            return result
+
+        return work
+
+    @contextlib.contextmanager
+    def watching(self, *parts: tuple[Any, str, str]) -> Iterator[None]:
+        """Time functions of modules for the length of a `with`: each a module, a name, a part."""
+        before = [(module, name, getattr(module, name)) for module, name, _ in parts]
+        for module, name, part in parts:
+            setattr(module, name, self.timed(part, getattr(module, name)))
+        try:
+            yield
+        finally:
+            for module, name, function in before:
+                setattr(module, name, function)
+
+
+# --- TRL's side
+
+
+def missing() -> str | None:
+    """Return why there can be no comparison; None if there can."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        return "TRL is not installed (the extra `bench`)."
+    if not (Path(spec.origin).parent / "experimental" / "ppo").is_dir():
+        return "this release of TRL has no PPO; the extra `bench` has the last one that does."
+    return None
+
+
+def in_turn(
+    given: Setting, ours: Callable[[int], object], device: torch.device, n: int
+) -> list[list[float]]:
+    """Return `n` pairs of seconds of an iteration: ours and TRL's.
+
+    TRL's own loop runs; after each of its iterations ours has its turn, inside a callback. So
+    all that TRL does from one iteration to the next is counted, but the writing of its log.
+
+    Raises:
+        ValueError: An answer of TRL's did not have its full length.
+    """
+    import transformers
+
+    times: list[list[float]] = []
+    begin = time.perf_counter()
+
+    class Turn(transformers.TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            nonlocal begin
+            synchronize(device)
+            theirs = time.perf_counter() - begin
+            times.append([seconds(lambda: ours(len(times)), device), theirs])
+            begin = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        trainer, rows = _trainer(given, folder, n + 1, Turn())
+        begin = time.perf_counter()
+        trainer.train()
+    ended = sum(row["val/num_eos_tokens"] for row in rows)
+    if len(rows) != n + 1 or ended:
+        raise ValueError(f"TRL should do {n + 1} iterations in which no answer ends; got {rows}.")
+    return times[1:]  # the first pair warms up
+
+
+def _trainer(given: Setting, folder: str, n: int, turn: Any) -> tuple[Any, list[dict]]:
+    """Return TRL's trainer with the same weights, prompts and settings, and its future log."""
+    from transformers.trainer_callback import PrinterCallback
+    from trl.experimental.ppo import PPOConfig, PPOTrainer  # type: ignore[missing-import]
+
+    c, model, device = given.ppo.config, given.ppo.model, given.ppo.device
+    prompts = [{"input_ids": ids} for ids, _ in given.prompts]
+    trainer = PPOTrainer(
+        PPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=c.batch_size,
+            gradient_accumulation_steps=1,  # more of them would merge the mini-batches' steps
+            num_mini_batches=c.batch_size // c.minibatch_size,
+            num_ppo_epochs=1,
+            total_episodes=n * c.batch_size,
+            local_rollout_forward_batch_size=64,  # its default
+            response_length=c.max_new_tokens,
+            temperature=c.temperature,
+            kl_coef=c.beta,
+            cliprange=c.clip,
+            cliprange_value=1e9,
+            vf_coef=c.value_weight,
+            gamma=c.gamma,
+            lam=c.lam,
+            learning_rate=c.lr,
+            lr_scheduler_type="constant",
+            weight_decay=c.weight_decay,
+            num_sample_generations=0,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=device.type == "cpu",
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        # All it reads of a tokenizer.
+        SimpleNamespace(pad_token_id=0, eos_token_id=2),
+        hugging_face_twin(model.policy),
+        hugging_face_twin(given.ppo.reference),
+        scalar_twin(given.models.helpfulness),
+        train_dataset=prompts,
+        value_model=scalar_twin(model.value),
+        data_collator=lambda rows: {"input_ids": torch.tensor([r["input_ids"] for r in rows])},
+        eval_dataset=prompts[:1],
+        callbacks=[turn],
+    )
+    rows: list[dict] = []
+    trainer.remove_callback(PrinterCallback)
+    trainer.log = lambda row, *_: rows.append(row)
+    return trainer, rows
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without warnings and greetings; they are not about the comparison."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            yield
+    finally:
+        logging.set_verbosity(before)

@@ -2,24 +2,24 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llama2_lib import rng
-from llama2_lib.bench.timing import matmul_rate, median_ratio, seconds
-from llama2_lib.bench.twins import hugging_face_twin
-from llama2_lib.device import autocast, choose_device, peak_memory
+from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
+from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.objectives.language import next_token_loss
-from llama2_lib.objectives.terms import LossTerm
+from llama2_lib.model.weights import to_hugging_face
+from llama2_lib.objectives.language import LossTerm, next_token_loss
 from llama2_lib.recipes import nano
 from llama2_lib.training.loop import Step, optimize
-from llama2_lib.training.schedule import adamw
+from llama2_lib.training.optim import adamw
 
 PROMPT, NEW = 16, 128
 
@@ -149,3 +149,89 @@ def _length_curve(model: Transformer, device: torch.device, precision: str) -> N
                 f"  {new}: {1e3 * min(seconds(work, device) for _ in range(3)) / new:.2f}", end=""
             )
     print()
+
+
+# --- the other side: `transformers`' Llama with the weights of a model of ours
+
+
+def hugging_face_twin(model: Transformer, attention: str = "sdpa") -> nn.Module:
+    """Return `transformers`' Llama with the same weights.
+
+    Args:
+        model: The original.
+        attention: `sdpa`, PyTorch's fused attention as in this library, or `eager`, matrix
+            products and a softmax.
+    """
+    twin = _transformers().LlamaForCausalLM(_config(model.config))
+    twin.set_attn_implementation(attention)
+    twin.load_state_dict(to_hugging_face(model.state_dict(), model.config))
+    return nn.Module.to(twin, model.tok_embeddings.weight.device).eval()
+
+
+def scalar_twin(model: ScalarModel) -> nn.Module:
+    """Return `transformers`' Llama with a scalar head and the same weights; it has no bias."""
+    if bool(model.head.bias.detach().any()):
+        raise ValueError("the other side's scalar heads have no bias; this one's must be 0.")
+    config = _config(model.config)
+    config.num_labels = 1
+    twin = _transformers().LlamaForSequenceClassification(config)
+    twin.set_attn_implementation("sdpa")
+    weights = to_hugging_face(model.backbone.state_dict(), model.config)
+    del weights["lm_head.weight"]  # logits are what this head takes the place of
+    weights["score.weight"] = model.head.weight
+    twin.load_state_dict(weights)
+    return nn.Module.to(twin, model.head.weight.device).eval()
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError(
+            "the comparison needs transformers, which is not installed; `make test` installs it, "
+            "or pip install transformers."
+        ) from None
+    return transformers
+
+
+def _config(c: ModelConfig) -> Any:
+    return _transformers().LlamaConfig(
+        vocab_size=c.vocab_size,
+        hidden_size=c.dim,
+        intermediate_size=c.hidden_dim,
+        num_hidden_layers=c.n_layers,
+        num_attention_heads=c.n_heads,
+        num_key_value_heads=c.n_kv_heads,
+        max_position_embeddings=c.max_seq_len,
+        rms_norm_eps=c.norm_eps,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+# --- how long work takes
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return how long `work` takes, with the device's queue drained."""
+    synchronize(device)
+    begin = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Return the floating-point operations a second of one large matrix product."""
+    size = size or (4096 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+
+
+def median_ratio(times: Sequence[Sequence[float]]) -> float:
+    """Return the median of how many times as long the second of two neighbours takes."""
+    return statistics.median(other / mine for mine, other in times)

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llama2_lib.doctor.estimates import duration, time_estimates
 from llama2_lib.doctor.machine import Machine
+from llama2_lib.doctor.times import NOTEBOOK_SECONDS, REFERENCE_TOKENS_PER_SECOND, duration
 
 GIB = 2**30
 TESTED_TORCH = (2, 13)
 OLDEST_TORCH = (2, 11)
+INSTALL_KERNEL = "install it here: python -m ipykernel install --sys-prefix"
 
 Status = Literal["ok", "warn", "fail"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the report. `fail` means that the course cannot run."""
 
@@ -32,29 +33,44 @@ class Finding:
 
 def findings(machine: Machine) -> list[Finding]:
     """Judge everything that was seen; pure."""
+    value = machine.device or f"CPU ({platform.machine()}); the course needs no GPU"
+    font = machine.problems.get("font", "DejaVu Sans not found")
+    reinstall = "reinstall matplotlib, which brings it: pip install --force-reinstall matplotlib"
     return [
         judge_python(machine),
         judge_torch(machine),
-        judge_device(machine),
-        judge_precision(machine),
+        Finding("device", "ok", value),
+        Finding("precision", "ok", f"fp32; bf16 in hardware: {machine.bf16 or 'no'}"),
         judge_threads(machine),
-        judge_memory(machine),
-        judge_disk(machine),
-        judge_artifacts(machine),
-        judge_font(machine),
+        judge_load(machine),
+        # the nano chain may take 2 GiB, notebooks sit on top
+        _amount("memory", machine.free_memory, 1.0, 3.0, "close other programs or kernels"),
+        _amount(
+            "disk", machine.free_disk, 0.3, 2.0,
+            f"free some on the disk of {machine.artifacts}, or set LLAMA2_ARTIFACTS elsewhere",
+        ),
+        Finding("artifacts", "ok", f"{machine.artifacts} can be written")
+        if machine.write_error is None
+        else Finding(
+            "artifacts", "fail", machine.write_error,
+            "change the folder's owner or rights, or set LLAMA2_ARTIFACTS elsewhere",
+        ),
+        Finding("font", "ok", Path(machine.font).name)
+        if machine.font is not None
+        else Finding("font", "warn", font, reinstall),
         judge_kernel(machine),
         judge_speed(machine),
         *judge_times(machine),
-    ]
+    ]  # fmt: skip
 
 
 def judge_python(machine: Machine) -> Finding:
     """Return the finding on the Python version."""
     value = ".".join(map(str, machine.python))
     if machine.python >= (3, 11):
-        return Finding(name="Python", status="ok", value=value)
+        return Finding("Python", "ok", value)
     advice = "install Python 3.11 or newer, then: make course PYTHON=python3.11"
-    return Finding(name="Python", status="fail", value=value, advice=advice)
+    return Finding("Python", "fail", value, advice)
 
 
 def judge_torch(machine: Machine) -> Finding:
@@ -62,28 +78,16 @@ def judge_torch(machine: Machine) -> Finding:
     if machine.torch is None:
         value = machine.problems.get("torch", "cannot be imported")
         advice = "run make course, which installs it; look there for pip's message"
-        return Finding(name="PyTorch", status="fail", value=value, advice=advice)
+        return Finding("PyTorch", "fail", value, advice)
     major, minor, *_ = machine.torch.split(".")
     version = int(major), int(minor)
     if version < OLDEST_TORCH:
         advice = "pip install -c constraints.txt torch"
-        return Finding(name="PyTorch", status="fail", value=machine.torch, advice=advice)
+        return Finding("PyTorch", "fail", machine.torch, advice)
     if version != TESTED_TORCH:
         advice = f"tested with {TESTED_TORCH[0]}.{TESTED_TORCH[1]}: outputs may differ slightly"
-        return Finding(name="PyTorch", status="warn", value=machine.torch, advice=advice)
-    return Finding(name="PyTorch", status="ok", value=machine.torch)
-
-
-def judge_device(machine: Machine) -> Finding:
-    """Return the finding on the device; the CPU is enough."""
-    value = machine.device or f"CPU ({platform.machine()}); the course needs no GPU"
-    return Finding(name="device", status="ok", value=value)
-
-
-def judge_precision(machine: Machine) -> Finding:
-    """Return the finding on precision; the course's default is fp32 everywhere on CPU."""
-    value = f"fp32; bf16 in hardware: {machine.bf16 or 'no'}"
-    return Finding(name="precision", status="ok", value=value)
+        return Finding("PyTorch", "warn", machine.torch, advice)
+    return Finding("PyTorch", "ok", machine.torch)
 
 
 def judge_threads(machine: Machine) -> Finding:
@@ -94,84 +98,64 @@ def judge_threads(machine: Machine) -> Finding:
     value = f"PyTorch uses {machine.threads} of {machine.cores} cores"
     if machine.threads > machine.cores:
         advice = f"set OMP_NUM_THREADS={machine.cores}: more threads than cores slow training"
-        return Finding(name="threads", status="warn", value=value, advice=advice)
+        return Finding("threads", "warn", value, advice)
     if 2 * machine.threads < machine.cores:
-        advice = "unset OMP_NUM_THREADS to use them all"
-        return Finding(name="threads", status="warn", value=value, advice=advice)
-    return Finding(name="threads", status="ok", value=value)
+        return Finding("threads", "warn", value, "unset OMP_NUM_THREADS to use them all")
+    return Finding("threads", "ok", value)
 
 
-def judge_memory(machine: Machine) -> Finding:
-    """Return the finding on free memory: the nano chain may take 2 GiB, notebooks sit on top."""
-    return _amount(
-        "memory", machine.free_memory, fail=1.0, warn=3.0, advice="close other programs or kernels"
-    )
+def judge_load(machine: Machine) -> Finding:
+    """Return the finding on what other programs take: threads wait for the slowest of them."""
+    value = f"other programs hold {machine.load:.1f} of {machine.cores} cores"
+    if machine.load < max(0.3, 0.2 * machine.cores):
+        return Finding("load", "ok", value)
+    advice = "close them while the course trains: the times below are for a quiet machine"
+    return Finding("load", "warn", value, advice)
 
 
-def judge_disk(machine: Machine) -> Finding:
-    """Return the finding on free disk space where the artifacts go."""
-    advice = f"free some on the disk of {machine.artifacts}, or set LLAMA2_ARTIFACTS elsewhere"
-    return _amount("disk", machine.free_disk, fail=0.3, warn=2.0, advice=advice)
-
-
-def _amount(name: str, free: int, *, fail: float, warn: float, advice: str) -> Finding:
+def _amount(name: str, free: int, fail: float, warn: float, advice: str) -> Finding:
     gib = free / GIB
     status: Status = "fail" if gib < fail else "warn" if gib < warn else "ok"
     advice = f"{warn:g} GiB are comfortable: {advice}" if status != "ok" else ""
-    return Finding(name=name, status=status, value=f"{gib:.1f} GiB free", advice=advice)
-
-
-def judge_artifacts(machine: Machine) -> Finding:
-    """Return the finding on the folder that training writes into."""
-    if machine.write_error is None:
-        return Finding(name="artifacts", status="ok", value=f"{machine.artifacts} can be written")
-    advice = "change the folder's owner or rights, or set LLAMA2_ARTIFACTS elsewhere"
-    return Finding(name="artifacts", status="fail", value=machine.write_error, advice=advice)
-
-
-def judge_font(machine: Machine) -> Finding:
-    """Return the finding on the figures' font; another one works, but looks different."""
-    if machine.font is not None:
-        return Finding(name="font", status="ok", value=Path(machine.font).name)
-    value = machine.problems.get("font", "DejaVu Sans not found")
-    advice = (
-        "reinstall matplotlib, which brings DejaVu Sans: pip install --force-reinstall matplotlib"
-    )
-    return Finding(name="font", status="warn", value=value, advice=advice)
+    return Finding(name, status, f"{gib:.1f} GiB free", advice)
 
 
 def judge_kernel(machine: Machine) -> Finding:
-    """Return the finding on the notebooks' kernel: absent, of another Python, right."""
-    if machine.kernel is None:
-        value = machine.problems.get("kernel", "no kernel called python3")
-        advice = "install it here: python -m ipykernel install --sys-prefix"
-        return Finding(name="kernel", status="fail", value=value, advice=advice)
-    if machine.kernel != machine.interpreter:
-        value = f"python3 starts {machine.kernel}"
-        advice = "it must start this Python: python -m ipykernel install --sys-prefix"
-        return Finding(name="kernel", status="warn", value=value, advice=advice)
-    return Finding(name="kernel", status="ok", value="python3 starts this Python")
+    """Return the finding on the notebooks' kernel: one that cannot start, of another Python, right.
+
+    Two environments may link to one interpreter, so that folders are compared.
+    """
+    if machine.kernel is None or machine.kernel_fault is not None:
+        value = machine.kernel_fault or machine.problems.get("kernel", "no kernel called python3")
+        return Finding("kernel", "fail", value, INSTALL_KERNEL)
+    if Path(machine.kernel).parent != Path(machine.interpreter).parent:
+        advice = f"it should start this Python; {INSTALL_KERNEL}"
+        return Finding("kernel", "warn", f"python3 starts {machine.kernel}", advice)
+    return Finding("kernel", "ok", "python3 starts this Python")
 
 
 def judge_speed(machine: Machine) -> Finding:
     """Return the finding on the two seconds of training."""
     if machine.tokens_per_second is None:
         value = machine.problems.get("speed", "training did not run")
-        advice = "run make test and read the first failure"
-        return Finding(name="speed", status="fail", value=value, advice=advice)
+        return Finding("speed", "fail", value, "run make test and read the first failure")
     value = f"{machine.tokens_per_second / 1000:.1f} k training tokens/s (fp32, CPU)"
     median = machine.median_tokens_per_second
     if median is not None and median < machine.tokens_per_second / 2:
         value += f", but only {median / 1000:.1f} k in the median step"
         advice = "other programs hold the cores: the times below are for a quiet machine"
-        return Finding(name="speed", status="warn", value=value, advice=advice)
-    return Finding(name="speed", status="ok", value=value)
+        return Finding("speed", "warn", value, advice)
+    return Finding("speed", "ok", value)
 
 
 def judge_times(machine: Machine) -> list[Finding]:
-    """Return one finding for each part of the course that was timed on the reference machine."""
-    times = time_estimates(machine.tokens_per_second)
-    return [
-        Finding(name=name, status="ok", value=f"about {duration(seconds)} on this machine")
-        for name, seconds in times.items()
-    ]
+    """Return how long the chain still takes here, and all notebooks; nothing without a speed."""
+    if machine.tokens_per_second is None:
+        return []
+    here = REFERENCE_TOKENS_PER_SECOND / machine.tokens_per_second
+    there, missing, seconds = machine.chain
+    chain = f"{there} of {there + missing} stages are there"
+    if missing:
+        chain += f"; about {duration(seconds * here)} for the rest"
+    notebooks = f"about {duration(NOTEBOOK_SECONDS * here)} to execute them all"
+    return [Finding("chain", "ok", chain), Finding("notebooks", "ok", notebooks)]

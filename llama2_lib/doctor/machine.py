@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from llama2_lib.storage import artifact_root
+
 Result = TypeVar("Result")
 CGROUP = Path("/sys/fs/cgroup")
 CPU_BF16 = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16", "Arm BF16": "bf16"}
@@ -28,6 +30,8 @@ class Machine:
     """What makes bfloat16 fast here: `AMX`, `AVX512_BF16`, `CUDA`."""
     cores: int
     threads: int
+    load: float
+    """Cores that other programs hold."""
     free_memory: int
     free_disk: int
     artifacts: Path
@@ -35,11 +39,15 @@ class Machine:
     font: str | None
     kernel: str | None
     """Interpreter that the `python3` kernel starts."""
+    kernel_fault: str | None
+    """Why it cannot start a notebook of the course."""
     interpreter: str
     tokens_per_second: float | None
-    """Training speed in fp32 on the CPU: the fastest step."""
+    """Training speed in fp32 on the CPU when nothing else runs."""
     median_tokens_per_second: float | None
     """Training speed of the median step; far lower when other programs hold the cores."""
+    chain: tuple[int, int, float]
+    """Stages of nano's chain on disk, stages not there, and their seconds in `pipeline.STAGES`."""
     problems: dict[str, str] = field(default_factory=dict)
     """Probe -> message, for probes that raised."""
 
@@ -60,7 +68,8 @@ def inspect_machine(artifacts: Path | None = None, *, seconds: float = 2.0) -> M
             problems[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             return None
 
-    artifacts = artifacts or attempt("pipeline", _artifact_root) or Path("artifacts")
+    artifacts = artifacts or artifact_root()
+    load = attempt("load", held_cores) or 0.0  # before the speed reading adds to it
     fastest, median = attempt("speed", lambda: training_speed(seconds)) or (None, None)
     return Machine(
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
@@ -69,15 +78,18 @@ def inspect_machine(artifacts: Path | None = None, *, seconds: float = 2.0) -> M
         bf16=attempt("bf16", _bf16_hardware),
         cores=usable_cores(),
         threads=attempt("threads", _torch_threads) or 1,
+        load=load,
         free_memory=attempt("memory", free_memory) or 0,
         free_disk=attempt("disk", lambda: _free_disk(artifacts)) or 0,
         artifacts=artifacts,
         write_error=_write_error(artifacts),
         font=attempt("font", _font),
         kernel=attempt("kernel", _kernel_interpreter),
+        kernel_fault=attempt("kernel start", _kernel_fault),
         interpreter=sys.executable,
         tokens_per_second=fastest,
         median_tokens_per_second=median,
+        chain=attempt("chain", lambda: _chain(artifacts)) or (0, 0, 0.0),
         problems=problems,
     )
 
@@ -106,12 +118,20 @@ def free_memory(cgroup: Path = CGROUP) -> int:
         return available
 
 
+def held_cores(seconds: float = 0.5) -> float:
+    """Return how many cores other programs hold, on average over a moment."""
+    import psutil
+
+    return psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)
+
+
 def training_speed(seconds: float = 2.0) -> tuple[float, float]:
     """Train a nano-sized Llama 2 on random tokens (fp32, CPU).
 
     Returns:
-        Tokens per second of the fastest and of the median step. The first is not counted: it
-        allocates.
+        Tokens per second on a quiet machine, and of the median step as it went. The first is that
+        of the fastest step, or of the one with the least processor time if all were held up by
+        other programs. The first step is not counted: it allocates.
     """
     import torch
     import torch.nn.functional as F
@@ -125,24 +145,31 @@ def training_speed(seconds: float = 2.0) -> tuple[float, float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     source = rng.generator(0, "doctor")
     ids = torch.randint(config.vocab_size, (8, 257), generator=source)
-    durations: list[float] = []
+    durations, busy = [], []
     end = time.perf_counter() + seconds
     with torch.enable_grad():  # a notebook may have switched gradients off
         while time.perf_counter() < end or len(durations) < 4:
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             durations.append(time.perf_counter() - start)
-    tokens, counted = ids[:, 1:].numel(), durations[1:]
-    return tokens / min(counted), tokens / statistics.median(counted)
+            busy.append((time.process_time() - used) / torch.get_num_threads())
+    quiet = min(*durations[1:], max(min(busy[1:]), 1e-9))
+    return ids[:, 1:].numel() / quiet, ids[:, 1:].numel() / statistics.median(durations[1:])
 
 
-def _artifact_root() -> Path:
-    from llama2_lib.pipeline import artifact_root
+def _chain(artifacts: Path) -> tuple[int, int, float]:
+    from llama2_lib import pipeline
+    from llama2_lib.config import VERSIONS
+    from llama2_lib.recipes import nano
 
-    return artifact_root()
+    last, recipe = VERSIONS["chat"], nano()
+    missing = pipeline.missing(last, recipe, artifacts)
+    n_stages = len(pipeline.fingerprints(last, recipe))
+    seconds = sum(pipeline.STAGES[name].seconds for name in missing)
+    return n_stages - len(missing), len(missing), float(seconds)
 
 
 def _torch_version() -> str:
@@ -204,8 +231,12 @@ def _font() -> str:
 
 
 def _kernel_interpreter() -> str:
-    from jupyter_client.kernelspec import KernelSpecManager
+    from llama2_lib.teaching.lessons.kernel import kernel_interpreter
 
-    command = KernelSpecManager().get_kernel_spec("python3").argv[0]
-    # a bare `python` is replaced by the running interpreter when the kernel starts
-    return sys.executable if os.sep not in command else command
+    return kernel_interpreter()
+
+
+def _kernel_fault() -> str | None:
+    from llama2_lib.teaching.lessons.kernel import kernel_fault
+
+    return kernel_fault()
