@@ -12,7 +12,7 @@ VENV_WORKS := $(shell [ "$$(cat $(VENV)/here 2>/dev/null)" = "$(CURDIR)" ] && \
 	$(BIN)/python -c 'import pip' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help course test check lab notebooks student slides claims doctor browser clean FORCE
+.PHONY: help course test check same lab notebooks student slides claims doctor browser clean FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +26,11 @@ test: $(VENV)/dev-installed  ## Set up, then every test there is (notebooks and 
 check: $(VENV)/dev-installed  ## Format, lint, types, floors and unit tests: before every commit
 	@.ci/parts check
 
-lab: $(VENV)/course-installed  ## Open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+same: $(VENV)/course-installed  ## Prove that the working tree trains what commit REV does, byte for byte
+	@$(BIN)/python .ci/same $(or $(REV),$(error make same needs a commit: make same REV=<commit>))
+
+lab: $(VENV)/course-installed  ## Open a working copy of the notebooks in JupyterLab
+	@$(BIN)/python -m llama2_lib.teaching.lessons lab
 
 notebooks: $(VENV)/course-installed  ## Build and execute notebooks/*.ipynb from notebooks/src
 	@$(BIN)/python -m llama2_lib.teaching.lessons build

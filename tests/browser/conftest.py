@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from llama2_lib.teaching.lessons.build import kernel_environment
+from llama2_lib.teaching.lessons.kernel import kernel_environment
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 CHROMIUM_OPTIONS = [
@@ -32,11 +32,14 @@ LAB_SETTINGS = {
 }
 SHOTS = Path(__file__).parents[2] / "build" / "shots"
 
-RUN_ALL = """async () => {
+RUN = """async last => {
     const lab = window.jupyterapp, panel = lab.shell.currentWidget;
-    await lab.commands.execute('notebook:run-all-cells');
-    // the promise settles early when a cell raises, expected or not: wait for the rest too
-    const cells = panel.content.widgets.filter(c => c.model.type === 'code');
+    const upto = last === null ? panel.content.widgets.length - 1 : last;
+    panel.content.activeCellIndex = upto;
+    await lab.commands.execute('notebook:run-all-above');
+    await lab.commands.execute('notebook:run-cell');
+    // the promises settle early when a cell raises, expected or not: wait for the rest too
+    const cells = panel.content.widgets.slice(0, upto + 1).filter(c => c.model.type === 'code');
     const kernel = panel.sessionContext.session.kernel;
     const pause = () => new Promise(resolve => setTimeout(resolve, 100));
     const done = c => c.model.executionCount || !c.model.sharedModel.source.trim();
@@ -50,6 +53,12 @@ RUN_ALL = """async () => {
         errors: c.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename),
         tags: c.model.getMetadata('tags') || [],
     }));
+}"""
+STILLS = """async () => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    const found = [...panel.node.querySelectorAll('.jp-RenderedImage img')];
+    await Promise.all(found.map(image => image.decode().catch(() => null)));
+    return found.map(image => image.naturalWidth);
 }"""
 OPENED = """async () => {
     const lab = window.jupyterapp;
@@ -171,11 +180,14 @@ class OpenNotebook:
 
     page: object
     name: str
-    faults: list = field(default_factory=list)
 
-    def run_all(self):
-        """Run all cells; return count, errors and tags of each code cell."""
-        return self.page.evaluate(RUN_ALL)
+    def run(self, last=None):
+        """Run all cells, or those up to one; return count, errors and tags of each code cell."""
+        return self.page.evaluate(RUN, last)
+
+    def stills(self):
+        """Return the width of each picture among the outputs, once it is decoded."""
+        return self.page.evaluate(STILLS)
 
     def drag(self, slider, to):
         """Drag the handle of a slider to a fraction of its length."""
