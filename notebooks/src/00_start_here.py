@@ -25,12 +25,11 @@ from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.model.weights import load_model
 from llama2_lib.recipes import nano
-from llama2_lib.teaching.check import CheckFailed, check, expect_failure
-from llama2_lib.teaching.lesson_start import start
+from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.widgets import Explorer, show
 from llama2_lib.world import make_world
-from llama2_lib.world.questions import answers, recall_items
+from llama2_lib.world.facts import answers, recall_items
 
 folders = start("00_start_here", needs=["pretrain"], recipe=nano(), minutes=4)
 trained, config = load_model(folders["pretrain"])
@@ -269,7 +268,7 @@ print("another seed writes another:       ", again[0] != again[2])
 # %%
 items = recall_items(world)
 for exposure, share in fact_recall(trained, tok, items).items():
-    print(f"{exposure:12s} {share.n:3d} questions; more than half right: {share.low > 0.5}")
+    print(f"{exposure:12s} {share.n:3d} questions; more than half right: {share.value > 0.5}")
 none = fact_recall(fresh, tok, items)
 print("the untrained model guesses at best:", all(share.value < 0.1 for share in none.values()))
 

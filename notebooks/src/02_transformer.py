@@ -21,12 +21,10 @@ from llama2_lib import rng
 from llama2_lib.figures import lines, new_figure
 from llama2_lib.figures.transformer import rotations, shares
 from llama2_lib.model.config import FAMILY, ModelConfig
-from llama2_lib.model.layers import apply_rotary, rotary_table
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import Transformer, apply_rotary, initialise, rotary_table
 from llama2_lib.model.weights import build, to_hugging_face
-from llama2_lib.teaching import attention, decoder, transformer
-from llama2_lib.teaching.check import CheckFailed, check, expect_failure
-from llama2_lib.teaching.lesson_start import start
+from llama2_lib.teaching import attention, transformer
+from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.widgets import Explorer, Stepper, show
 
 folders = start("02_transformer")
@@ -53,7 +51,7 @@ folders = start("02_transformer")
 config = ModelConfig(
     vocab_size=90, dim=48, n_layers=3, n_heads=4, n_kv_heads=4, multiple_of=20, max_seq_len=64
 )
-weights = decoder.random_weights(config)  # by Meta's names; every number random
+weights = transformer.random_weights(config)  # by Meta's names; every number random
 for name, tensor in weights.items():
     if not name.startswith(("layers.1", "layers.2")):
         print(f"{name:34s} {tuple(tensor.shape)}")
@@ -467,7 +465,7 @@ def my_block(x, attend, feed, norm_1, norm_2):
 
 @check("block")
 def _():
-    decoder.block(my_block)
+    transformer.block(my_block)
 
 
 # %% [markdown]
@@ -486,7 +484,7 @@ def bare_block(x, attend, feed, norm_1, norm_2):
 
 for wrong in (post_norm_block, bare_block):
     with expect_failure(CheckFailed):
-        decoder.block(wrong)
+        transformer.block(wrong)
 
 # %% [markdown]
 # **See.** The library's own blocks, 24 of them, with random weights, in the three arrangements. Two things are followed through the depth: how **alike** the vectors of different tokens become
@@ -496,7 +494,7 @@ for wrong in (post_norm_block, bare_block):
 # %% tags=["long"]
 def follow(arrange, depth=24):
     deep = dataclasses.replace(config, n_layers=depth)
-    model = build(deep, decoder.random_weights(deep))
+    model = build(deep, transformer.random_weights(deep))
     ids = torch.randint(90, (8, 13), generator=rng.generator(0, "deep"))
     h = (
         my_rms_norm(model.tok_embeddings(ids[:, :-1]), torch.ones(48), 1e-5)
@@ -591,7 +589,7 @@ def my_transformer(ids, weights, config):
 # %%
 @check("the whole transformer")
 def _():
-    decoder.whole(my_transformer)
+    transformer.whole(my_transformer)
 
 
 @check("it is causal")
@@ -643,7 +641,7 @@ for wrong in (
     broken(my_rms_norm=lambda x, gain, eps: F.rms_norm(x, gain.shape, None, eps)),
 ):
     with expect_failure(CheckFailed):
-        decoder.whole(wrong)
+        transformer.whole(wrong)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The loss before the first step

@@ -7,7 +7,7 @@
 # - **You will be able to explain** the next-token loss in nats, bits and perplexity, how documents share a row, AdamW and why its decay is decoupled, why rates are warmed up
 #   and gradients clipped, how a run is resumed bit for bit, and what a training run costs in operations, energy and carbon.
 # - **Prerequisites:** notebooks 01 and 02. **Paper sections:** 2.1 to 2.3, A.2.1 with tables 1, 2, 16, 17 and figure 5.
-# - **Minutes:** 75 to read, 2 to run, on two cores (15 more if models must first be trained).
+# - **Minutes:** 75 to read, 2 to run, on two cores (6 more if the model must first be trained).
 
 # %% tags=["long"]
 import dataclasses
@@ -21,35 +21,34 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from llama2_lib.claims import CLAIMS
-from llama2_lib.claims.pretraining_runs import scaling_recipes, schedule_recipes, trace
-from llama2_lib.evaluation.language import document_nats, fact_recall, perplexity, ratio_interval
+from llama2_lib.claims import CLAIMS, recorded
+from llama2_lib.claims.recorded_runs import recorded_run
+from llama2_lib.config import PretrainConfig
+from llama2_lib.evaluation.language import document_nats, fact_recall, perplexity
+from llama2_lib.evaluation.statistics import ratio_interval
 from llama2_lib.figures import bars_with_intervals, heatmap, lines, new_figure
 from llama2_lib.figures.theme import label_axes
 from llama2_lib.model.config import FAMILY
 from llama2_lib.model.generate import generate
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import Transformer, initialise, masked
 from llama2_lib.model.weights import load_model
 from llama2_lib.objectives.language import next_token_loss
-from llama2_lib.pipeline import artifacts
 from llama2_lib.recipes import grid, nano
 from llama2_lib.stages.corpus import load_corpus
-from llama2_lib.stages.pretrain import PretrainConfig, packed_loss, pretrain
+from llama2_lib.stages.pretrain import packed_loss, pretrain
 from llama2_lib.storage import read_metrics
-from llama2_lib.teaching import optimizer as optimizer_checks
 from llama2_lib.teaching import pretraining as checks
-from llama2_lib.teaching.check import CheckFailed, check, expect_failure
-from llama2_lib.teaching.lesson_start import start
+from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.training.checkpoint import checkpoints
 from llama2_lib.training.loop import optimize
-from llama2_lib.training.schedule import adamw, warmup_then_cosine
+from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
 from llama2_lib.world import make_world
-from llama2_lib.world.lookalike import retrieval_items
-from llama2_lib.world.questions import recall_items
+from llama2_lib.world.facts import recall_items
+from llama2_lib.world.long_range import retrieval_items
 
-folders = start("04_pretraining", needs=["corpus", "pretrain"], recipe=nano(), minutes=8)
+folders = start("04_pretraining", needs=["corpus", "pretrain"], recipe=nano(), minutes=6)
 model, config = load_model(folders["pretrain"])
 untrained = initialise(Transformer(config), seed=0)
 tokenizer = load_tokenizer(folders["pretrain"])
@@ -261,7 +260,7 @@ def _():
     one, two = (torch.tensor([validation.document(i)]) for i in (0, 1))
     pack, owner = torch.cat([one, two], 1), torch.tensor([[0] * one.shape[1] + [1] * two.shape[1]])
     positions, visible = my_isolation(owner)
-    isolated = model(pack, positions=positions, visible=visible)[:, one.shape[1] :]
+    isolated = model(pack, positions=positions, attend=masked(visible))[:, one.shape[1] :]
     assert torch.allclose(isolated, model(two), rtol=1e-3, atol=1e-3), "isolated: as alone"
     plain = model(pack)[:, one.shape[1] :]
     assert not torch.allclose(plain, model(two), rtol=1e-2, atol=1e-2), "plain: not as alone"
@@ -291,17 +290,17 @@ def my_adamw(p, g, m, v, t, lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1):
 
 @check("AdamW against PyTorch's, four steps")
 def _():
-    optimizer_checks.adamw_step(my_adamw)
+    checks.adamw_step(my_adamw)
 
 
 with expect_failure(CheckFailed):
-    optimizer_checks.adamw_step(
+    checks.adamw_step(
         lambda p, g, m, v, t, lr, betas, eps, weight_decay: my_adamw(
             p, g + weight_decay * p, m, v, t, lr, betas, eps, 0.0
         )
     )
 with expect_failure(CheckFailed):
-    optimizer_checks.adamw_step(
+    checks.adamw_step(
         lambda p, g, m, v, t, *rest: my_adamw(p, g, m, v, 10**6, *rest)  # as if long begun
     )
 
@@ -354,11 +353,11 @@ def my_groups(model):
 
 @check("what decays")
 def _():
-    optimizer_checks.decay_groups(my_groups)
+    checks.decay_groups(my_groups)
 
 
 with expect_failure(CheckFailed):
-    optimizer_checks.decay_groups(
+    checks.decay_groups(
         lambda model: [
             {
                 "params": [p for n, p in model.named_parameters() if "bias" not in n],
@@ -395,13 +394,13 @@ def my_rate(i, peak, n, w, f):
 
 @check("schedule")
 def _():
-    optimizer_checks.schedule(my_rate)
+    checks.schedule(my_rate)
 
 
 with expect_failure(CheckFailed):
-    optimizer_checks.schedule(lambda i, peak, n, w, f: my_rate(i, peak, n, w if i < w else 0, f))
+    checks.schedule(lambda i, peak, n, w, f: my_rate(i, peak, n, w if i < w else 0, f))
 with expect_failure(CheckFailed):
-    optimizer_checks.schedule(lambda i, peak, n, w, f: my_rate(i, peak, n, w, 0.0))
+    checks.schedule(lambda i, peak, n, w, f: my_rate(i, peak, n, w, 0.0))
 
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
@@ -442,11 +441,11 @@ def my_clip(gradients, limit):
 
 @check("clipping by the global norm")
 def _():
-    optimizer_checks.clipping(my_clip)
+    checks.clipping(my_clip)
 
 
 with expect_failure(CheckFailed):
-    optimizer_checks.clipping(
+    checks.clipping(
         lambda gradients, limit: (
             [my_clip([g], limit)[0][0] for g in gradients],
             my_clip(gradients, limit)[1],
@@ -588,7 +587,7 @@ def unshifted(logits, ids):
 
 blind, batches = fresh()
 low = list(bar(my_training(blind, batches, 60, unshifted), total=60, about="training"))
-print("after 60 steps its loss is below 0.1 nats:", low[-1] < 0.1)
+print("after 60 steps its loss is below 0.2 nats:", low[-1] < 0.2)
 repeated = generate(
     blind, [tokenizer.encode("One morning", bos=True)], max_new_tokens=8, temperature=0.0
 )
@@ -685,8 +684,8 @@ short = PretrainConfig(steps=12, batch_size=2, seq_len=32, warmup=2, eval_every=
 
 
 def run(name, killed_after=None):
-    def report(done, words):
-        if done == killed_after:
+    def report(done, words):  # done: which share of the run
+        if round(done * short.steps) == killed_after:
             raise KeyboardInterrupt
 
     folder = Path(scratch.name, name)
@@ -789,17 +788,15 @@ Explorer(draw_carbon, carbon_words, factor=list(FACTORS))
 # ## Claim 1: size
 # **Say** (figure 5). Larger models have a lower loss after the same tokens, and after 2 trillion tokens none has stopped falling.
 #
-# **Measure.** Three widths on the same 600 thousand tokens, three seeds each. Head size, depth, data, steps, batch and rate are the same; the number of heads grows with the width, as in the paper's family. About 5 seconds here (two minutes if they must be trained).
+# **Measure.** Three widths on the same 600 thousand tokens, three seeds each. Head size, depth, data, steps, batch and rate are the same; the number of heads grows with the width, as in the paper's family. Nine models take minutes, so the measurement is **recorded**: made once by the code of this course, and kept in its ledger, `data/claims.json`. `llama2 claims 1` makes it anew.
 #
 # A width of 96 was tried too, and is left out: it was not reliably better than 64. With 600 thousand tokens it sees 1.5 tokens a weight; the widths below see 3 to 15, the paper's models 29 (70B) to 297 (7B). A larger model is better only if there is enough to learn from.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 claim = CLAIMS[1]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-_ = artifacts(claim.requests(nano(), range(3)))
-scaling = [claim.measure(nano(), seed) for seed in bar(range(3), about="scoring")]
-scaling_verdict = claim.verdict(scaling)
+scaling, scaling_verdict = recorded(1).measurements, recorded(1).verdict
 for name, estimate in scaling_verdict.estimates.items():
     print(
         f"{name:9s} {estimate.value:+.2f}  95 % interval {estimate.low:+.2f} to {estimate.high:+.2f}"
@@ -808,18 +805,16 @@ print("paper:", claim.paper_value)
 print("verdict:", scaling_verdict.outcome, "|", scaling_verdict.reason)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-curves = {}
-for width in scaling_recipes(nano(), 0):
-    runs = [scaling_recipes(nano(), seed)[width] for seed in range(3)]
-    mean = smooth(np.mean([trace(run, "loss") for run in runs], axis=0), 15)
-    per_step = runs[0].pretrain.n_tokens / runs[0].pretrain.steps
-    label = f"width {width}, {runs[0].model.n_parameters / 1000:.0f} thousand weights"
-    curves[label] = ((np.arange(len(mean)) + 15) * per_step / 1000, mean)
+curves, per_step = {}, grid().pretrain.n_tokens / grid().pretrain.steps
+for width, mean in recorded_run("loss by width").items():
+    weights = scaling[0].values[f"parameters/{width}"]
+    at = (np.arange(len(mean) - 14) + 15) * per_step / 1000
+    curves[f"width {width}, {weights / 1000:.0f} thousand weights"] = (at, smooth(mean, 15))
 show(
     lines(curves, "thousand tokens", "training loss (nats per token)", title="mean of three seeds"),
     alt="Three curves that fall to the end; the wider the model, the lower its curve.",
 )  # fmt: skip
-sizes = list(scaling_recipes(nano(), 0))
+sizes = sorted(recorded_run("loss by width"), key=int)
 gains = [m.values[f"loss/{a}"] - m.values[f"loss/{b}"] for m in scaling for a, b in pairwise(sizes)]
 print("each doubling of the width gains more than 0.2 nats, each seed:", min(gains) > 0.2)
 print(
@@ -834,28 +829,23 @@ print("verdict:", scaling_verdict.outcome)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 2: warm-up and clipping
-# **Say.** The paper gives the recipe and no ablation. **Measure**: the grid's model with warm-up and clipping, and without both; the same seeds, data and peak rate.
+# **Say.** The paper gives the recipe and no ablation. **Measure**: the grid's model with warm-up and clipping, and without both; the same seeds, data and peak rate. (Recorded; `llama2 claims 2` measures anew.)
 # That rate is twice the grid's. At the grid's own, a model this small is stable whatever one leaves out; a large one stands closer to the edge. A **spike** is a step whose loss lies 0.5 nats above the median of the 20 before.
 #
 # Before you run it: will the run without safeguards crash, recover, or stay behind? Which of the two matters more?
 
-# %% tags=["nbval-ignore-output"]
+# %%
 claim = CLAIMS[2]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-_ = artifacts(claim.requests(nano(), range(3)))
-schedules = [claim.measure(nano(), seed) for seed in range(3)]
-schedule_verdict = claim.verdict(schedules)
+schedules, schedule_verdict = recorded(2).measurements, recorded(2).verdict
 for name, estimate in schedule_verdict.estimates.items():
     print(f"{name:18s} {estimate}")
 print("paper:", claim.paper_value)
 print("verdict:", schedule_verdict.outcome, "|", schedule_verdict.reason)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-traces = {
-    arm: [trace(schedule_recipes(nano(), seed)[arm], "loss") for seed in range(3)]
-    for arm in ("with", "without")
-}
+traces = recorded_run("loss by schedule")  # arm -> seed -> step
 
 
 def draw_spikes(seed):
@@ -880,7 +870,7 @@ Explorer(draw_spikes, spikes_words, seed=[0, 1, 2])
 
 # %% [markdown]
 # These are not the towering spikes of a large run. The bare run does not crash: it is rougher, and it stays behind. That lasting damage is larger than the spikes, but `end/with` and `end/without` were not part of the declared rule; the verdict is by the rule.
-# <details><summary>Which of the two did it?</summary>Leave out only one, with the recipes of `schedule_recipes` and `dataclasses.replace`. In our trials the warm-up did most of the work: without it the first steps, at full rate and with averages that know nothing yet, put the weights where 300 steps do not bring them back. Clipping is an insurance that a run this small hardly needs.</details>
+# <details><summary>Which of the two did it?</summary>Leave out only one, with the recipes of `llama2_lib.claims.pretraining.schedule_recipes` and `dataclasses.replace`. In our trials the warm-up did most of the work: without it the first steps, at full rate and with averages that know nothing yet, put the weights where 300 steps do not bring them back. Clipping is an insurance that a run this small hardly needs.</details>
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 4: context
@@ -892,20 +882,18 @@ Explorer(draw_spikes, spikes_words, seed=[0, 1, 2])
 #
 # Each is asked with as many of the last tokens in view as its rows had. A question is **near** if all of it fits the short window, **far** if its note lies before that window and within the long one.
 #
-# Predict the two curves against the number of fillers. About 5 seconds (two minutes if they must be trained).
+# Predict the two curves against the number of fillers. (Recorded; `llama2 claims 4` measures anew.)
 
 # %%
 for n_filler in (0, 3):
     item = retrieval_items(make_world(0), 0, 1, n_filler)[0]
     print(f"[{n_filler} fillers] {item.prompt} ...   [right: {item.answer}]")
 
-# %% tags=["nbval-ignore-output"]
+# %%
 claim = CLAIMS[4]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-_ = artifacts(claim.requests(nano(), range(3)))
-contexts = [claim.measure(nano(), seed) for seed in bar(range(3), about="asking")]
-context_verdict = claim.verdict(contexts)
+contexts, context_verdict = recorded(4).measurements, recorded(4).verdict
 for name, estimate in context_verdict.estimates.items():
     print(f"{name:18s} {estimate}")
 print("paper:", claim.paper_value)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from llama2_lib.claims import CLAIMS, recorded
-from llama2_lib.claims.attention_runs import quality_recipes
-from llama2_lib.claims.rewards_arms import arms, scored, shown_requests
-from llama2_lib.evaluation.reward import accuracy, detection, scores
+from llama2_lib.claims import CLAIMS, recorded, same_declaration
+from llama2_lib.claims.attention import quality_recipes
+from llama2_lib.claims.recorded_runs import recorded_pairs
+from llama2_lib.evaluation.reward import accuracy, detection
 from llama2_lib.evaluation.reward import calibration as mean_score_by_quality
 from llama2_lib.figures import bars_with_intervals, lines, new_figure
 from llama2_lib.figures.alignment import (
@@ -29,45 +29,55 @@ from llama2_lib.figures.alignment import (
     calibration as draw_calibration,
 )
 from llama2_lib.figures.alignment import models_by_test_sets, score_histograms
-from llama2_lib.figures.dialogs import MarkedAnswer, marked_answers
+from llama2_lib.figures.text import MarkedAnswer, marked_answers
 from llama2_lib.figures.theme import label_axes
+from llama2_lib.model.chat import scored_row, scores
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.objectives.preference import (
-    MARGINS,
-    margins,
     pairwise_accuracy,
     ranking_loss,
     safety_auxiliary_loss,
 )
-from llama2_lib.pipeline import artifacts, load, load_rewards
+from llama2_lib.pipeline import load
 from llama2_lib.recipes import nano
 from llama2_lib.rng import generator, random_source
-from llama2_lib.stages.reward import SAFE_BINS, answered, encode_pairs, pair_loss, scores_of
+from llama2_lib.stages.reward import (
+    MARGINS,
+    SAFE_BINS,
+    encode_pairs,
+    load_rewards,
+    pair_loss,
+    scores_of,
+)
 from llama2_lib.teaching import reward as checks
-from llama2_lib.teaching import reward_safety as safety_checks
-from llama2_lib.teaching.check import CheckFailed, check, expect_failure
-from llama2_lib.teaching.lesson_start import start
+from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.text.dialog import encode_example
 from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.pair_batches import PairedAnswers
-from llama2_lib.training.schedule import adamw, warmup_then_cosine
+from llama2_lib.training.batches import PairedAnswers
+from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
 from llama2_lib.world import make_world
-from llama2_lib.world.annotators import (
+from llama2_lib.world.judges import judge_of
+from llama2_lib.world.pairs import (
+    DEGRADATIONS,
     GRADE_FROM,
     GRADES,
+    SAFE_LEVELS,
+    SAFETY_BINS,
     TAU,
+    UNSAFE_LEVELS,
     Annotator,
+    Nuisance,
     bayes_accuracy,
+    degrader,
     expected_agreement,
     grade_of,
+    helpfulness_pairs,
     preference_probability,
+    safety_pairs,
 )
-from llama2_lib.world.answers import answer_writer
-from llama2_lib.world.degradations import DEGRADATIONS, SAFE_LEVELS, UNSAFE_LEVELS, degrader
-from llama2_lib.world.judges import judge_of
-from llama2_lib.world.pairs import SAFETY_BINS, Nuisance, helpfulness_pairs, safety_pairs
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
+from llama2_lib.world.tasks import answer_writer
 
 folders = start(
     "06_reward_models", needs=["sft", "rewards_v1", "rewards_v5"], recipe=nano(), minutes=15
@@ -373,7 +383,7 @@ GAP = np.linspace(-4, 7, 221)
 
 
 def draw_pull(schedule, grade):
-    m = float(margins([grade], schedule))
+    m = MARGINS[schedule][GRADES.index(grade)]
     figure, (left, right) = new_figure(10.0, 4.0, columns=2)
     for axis, none, own, what in (
         (left, np.logaddexp(0, -GAP), np.logaddexp(0, m - GAP), "loss (nats)"),
@@ -389,7 +399,7 @@ def draw_pull(schedule, grade):
 
 
 def pull_words(schedule, grade):
-    m = float(margins([grade], schedule))
+    m = MARGINS[schedule][GRADES.index(grade)]
     return f"Margin {schedule}, {grade}: at a gap of 1 the pair is still pulled with {expit(m - 1):.2f}; without a margin, with {expit(-1):.2f}."
 
 
@@ -460,7 +470,9 @@ def _():
     theirs = models.helpfulness
     mine = MyRewardModel(theirs.backbone)
     mine.head.load_state_dict(theirs.head.state_dict())
-    rows = [answered(pair, pair.chosen, tokenizer) for pair in held["helpfulness"][:4]]
+    rows = [
+        scored_row(pair.prompt.dialog, pair.chosen, tokenizer) for pair in held["helpfulness"][:4]
+    ]
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
     together = mine(ids, lengths)
@@ -541,7 +553,7 @@ Explorer(draw_way, way_words, answer=list(SPOILED))
 #
 # **Build** the loop. **Check** its first loss against that formula, and a later one against the library's loss.
 #
-# **Run it** on the small model: 640 pairs, 40 steps, about 5 seconds on one core. How far will 640 pairs take it? Write your guess down: 50 % is a coin, and the ceiling you printed above.
+# **Run it** on a small model: 640 pairs, 40 steps, about 5 seconds on one core. (The small model is pretrained and fine-tuned first if it is not on disk, half a minute.) How far will 640 pairs take it? Write your guess down: 50 % is a coin, and the ceiling you printed above.
 
 # %% tags=["long"]
 point = quality_recipes(nano(), 0)["gqa"]  # the small model of our grids, 64 wide
@@ -764,7 +776,7 @@ Explorer(draw_tension, tension_words, marked_by=list(PLACES)[::-1], each_answer=
 # ### Claims 15 and 17: each model is best at home
 # **Measure.** From here on, claims are measured on reward models of the small size of our grids, each trained on 2,000 pairs of the world and tested on thousands of held-out ones, with eight seeds. Two models are always compared on the *same* test pairs, which is worth a lot: luck that both share cancels out.
 #
-# That takes 136 models and half an hour of one core, too long for this course. So these results are **recorded**: measured once by the code of this course, and kept in its ledger, `data/claims.json`, beside prediction and threshold. Each cell names the command that measures them anew. Four of the models of seed 0 are trained here, further down, and compared with the record.
+# That takes 136 models and half an hour of one core, too long for this course. So these results are **recorded**: measured once by the code of this course, and kept in its ledger, `data/claims.json`, beside prediction and threshold. Each cell names the command that measures them anew. Of four models of seed 0 the scores of single pairs are kept as well (`data/runs.json`); they are drawn further down.
 #
 # The paper has no number for one joint model. Ours has the pairs of both specialists, one model, the same size. Predict: does it lose on both streams, on one, on neither?
 #
@@ -784,11 +796,11 @@ def ledger(number):
     n_seeds = len(result.measurements)
     runs = set(claim.requests(nano(), range(n_seeds)))
     print("predicted:", claim.prediction)
-    print("threshold:", claim.threshold)
+    print("threshold:", result.declared["threshold"])
     print("paper:    ", claim.paper_value)
     print(f"recorded:  seeds {n_seeds}, models {len(runs)}; `llama2 claims {number}` measures anew")
     print("verdict:  ", result.verdict.outcome, "|", result.verdict.reason)
-    assert result.declared == claim.declaration(), "the ledger is older than the declaration"
+    assert same_declaration(claim, result.declared), "the ledger is older than the declaration"
     return result.measurements, result.verdict
 
 
@@ -856,7 +868,7 @@ def my_safety_loss(scores, is_safe):
 
 @check("auxiliary safety loss")
 def _():
-    safety_checks.safety_auxiliary_loss(my_safety_loss)
+    checks.safety_auxiliary_loss(my_safety_loss)
     raw, safe = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([True, False, False])
     term = safety_auxiliary_loss(raw, safe)
     assert torch.allclose(my_safety_loss(raw, safe), term.total / term.count), "not the library's"
@@ -868,7 +880,7 @@ for wrong in (
     lambda scores, is_safe: my_safety_loss(scores - math.log(0.15 / 0.85), is_safe),
 ):
     with expect_failure(CheckFailed):
-        safety_checks.safety_auxiliary_loss(wrong)
+        checks.safety_auxiliary_loss(wrong)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 SHIFTS = np.linspace(-6, 6, 97)
@@ -964,24 +976,12 @@ for m in auxiliary:
     told = ", ".join(f"{key} {m.values[key]:.2f}" for key in list(WHAT)[:4])
     print(f"seed {m.seed}: {told}")
 
-# %% tags=["nbval-ignore-output"]
-artifacts(shown_requests(nano()))
-live_14, live_28 = (CLAIMS[number].measure(nano(), 0).values for number in (14, 28))
-for name in ("recall/with", "recall/without", "alarms/with", "alarms/without"):
-    print(f"{name:15s} here {live_14[name]:.3f}   recorded {auxiliary[0].values[name]:.3f}")
-for name in ("precision", "recall", "recall at 0.5"):
-    print(f"{name:15s} here {live_28[name]:.3f}   recorded {cut[0].values[name]:.3f}")
-
-# %%
-near = [abs(live_28[name] - cut[0].values[name]) < 0.1 for name in ("precision", "recall at 0.5")]
-print("measured here and recorded, less than 0.1 apart:", near)
-
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 SORTED = {}
 for name, words in (("safe", "with"), ("without", "without")):
-    found = scored(arms(nano(), 0)[name])["safety"]
-    labels = np.array([SAFE_BINS[label] for label in found.safety_bin]).T.ravel()
-    SORTED[words] = (np.concatenate([found.chosen, found.rejected]), labels)
+    found = recorded_pairs(name)
+    labels = np.array([SAFE_BINS[label] for label in found["safety_bin"]]).T.ravel()
+    SORTED[words] = (np.concatenate([found["chosen"], found["rejected"]]), labels)
 
 
 def draw_threshold(threshold):
@@ -1113,16 +1113,16 @@ Explorer(draw_margin, margin_words, schedule=["small", "large"])
 # %% [markdown]
 # **Say** (figure 27). The accuracy hardly moves, but the *scores* do. A larger margin wants larger gaps, so after the sigmoid scores crowd near 0 and 1. The authors worry about it: PPO (notebook 08) is sensitive to such a change in the distribution of rewards.
 #
-# **Measure** claim 13. Since the zero is free, scores are shifted to mean 0 first. The histograms show the two models of seed 0 that were trained here.
+# **Measure** claim 13. Since the zero is free, scores are shifted to mean 0 first. The histograms show the scores of two models of seed 0, six hundred pairs each.
 # <details><summary>What came out</summary>The share near 0 or 1 is 5 % without a margin, 7 % with the small one, 23 % with the large one. The large margin's 17 points, [8, 27], are decided; the small margin's 1.4, [-0.1, 2.9], are not, by a hair, and the rule asked for both: <b>inconclusive</b>.</details>
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 poles, poles_verdict = ledger(13)
 SPREAD = {}
 for name in ("none", "large"):
-    found = scored(arms(nano(), 0)[name])["helpfulness"]
-    middle = np.concatenate([found.chosen, found.rejected]).mean()
-    SPREAD[name] = (found.grade, found.chosen - middle, found.rejected - middle)
+    found = recorded_pairs(name)
+    middle = np.concatenate([found["chosen"], found["rejected"]]).mean()
+    SPREAD[name] = (found["grade"], found["chosen"] - middle, found["rejected"] - middle)
 
 
 def draw_spread(grade):

@@ -18,35 +18,34 @@ import torch
 from scipy.special import expit
 
 from llama2_lib.claims import CLAIMS, recorded
-from llama2_lib.evaluation.best_of_n import best_of_n, best_of_n_interval, best_of_n_kl
-from llama2_lib.evaluation.chat import answer
-from llama2_lib.evaluation.preference import gold_marks, improvement, marks_of, win_rate
+from llama2_lib.evaluation.judged import gold_marks, improvement, marks_of, win_rate
+from llama2_lib.evaluation.reward import best_of_n, best_of_n_interval, best_of_n_kl
 from llama2_lib.evaluation.statistics import bootstrap_mean, proportion
 from llama2_lib.figures import bars_with_intervals, lines, new_figure
-from llama2_lib.figures.alignment_runs import best_of_n_curves, rewards_by_round
-from llama2_lib.figures.dialogs import MarkedAnswer, marked_answers
+from llama2_lib.figures.alignment import best_of_n_curves, rewards_by_round
+from llama2_lib.figures.text import MarkedAnswer, marked_answers
 from llama2_lib.figures.theme import label_axes
+from llama2_lib.model.chat import reply, scored_row
 from llama2_lib.model.weights import load_model
-from llama2_lib.pipeline import artifact, load_rewards
-from llama2_lib.pipeline.rewards import answered
+from llama2_lib.pipeline import artifact
 from llama2_lib.recipes import grid, nano
-from llama2_lib.stages.asked import ask
-from llama2_lib.stages.rejection import Entry, best, chosen, distinct, draw, examples, read_pool
-from llama2_lib.stages.sft import dialog_loss
-from llama2_lib.storage import read_metrics
-from llama2_lib.teaching import best_of_n as bon_checks
+from llama2_lib.stages.fit import dialog_loss
+from llama2_lib.stages.prompts import sample_prompts
+from llama2_lib.stages.rejection import Sample, best, chosen, distinct, draw, encoded
+from llama2_lib.stages.reward import load_rewards
+from llama2_lib.storage import read_metrics, read_rows
 from llama2_lib.teaching import rejection as checks
-from llama2_lib.teaching.check import CheckFailed, check, expect_failure
-from llama2_lib.teaching.lesson_start import start
+from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.text.dialog import encode_example
 from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.dialog_batches import PackedDialogs
+from llama2_lib.training.batches import PackedDialogs
 from llama2_lib.training.loop import optimize
-from llama2_lib.training.schedule import adamw, warmup_then_cosine
+from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
 from llama2_lib.world import make_world
 from llama2_lib.world.judges import judge_of
 from llama2_lib.world.prompts import adversarial_prompts, prompts
+from llama2_lib.world.source import WorldSource
 
 ROUNDS = ["V1", "V2", "V3", "V4"]
 STAGE = {"SFT": "sft"} | {f"V{n}": f"rejection_v{n}" for n in (1, 2, 3, 4)}
@@ -110,7 +109,9 @@ print("the chosen score higher than the samples, every round:", all(
 # %% tags=["nbval-ignore-output", "long"]
 def reward(asked, texts, models):
     """One answer to each prompt -> the combined reward of notebook 06, raw"""
-    rows = [answered(p.dialog, text, tokenizer, 512) for p, text in zip(asked, texts, strict=True)]
+    rows = [
+        scored_row(p.dialog, text, tokenizer, 512) for p, text in zip(asked, texts, strict=True)
+    ]
     return models(rows, [p.is_safety for p in asked]).combined
 
 
@@ -126,7 +127,7 @@ def sampled(model, asked, k, temperature, models, seed=0):
 
 
 K = 32
-asked = ask(world, 70, 36, tokenizer, longest=512 - 96).prompts
+asked = sample_prompts(WorldSource(world), 70, 36, tokenizer, longest=512 - 96).prompts
 said, proxy, gold = sampled(policy["SFT"], asked, K, 1.0, rewards[1])
 
 n_distinct = np.array([len({a.text for a in row}) for row in said])
@@ -220,7 +221,7 @@ def my_median_of_n(proxy, n):
 
 @check("best of N")
 def _():
-    bon_checks.expected_best(my_best_of_n)
+    checks.expected_best(my_best_of_n)
     for n in (1, 4, 32):
         assert np.allclose(my_best_of_n(proxy, proxy, n), best_of_n(proxy)[:, n - 1]), n
 
@@ -264,7 +265,7 @@ def with_replacement(proxy, value, n):
 
 for wrong in (first_n, best_ones, with_replacement):
     with expect_failure(CheckFailed):
-        bon_checks.expected_best(wrong)
+        checks.expected_best(wrong)
 
 # %% [markdown]
 # **See** figure 7 in small: expected maximum and expected median of the reward over $N$. The bands are 95 % bootstrap intervals over prompts, as prompts are what we drew independently; the 32 samples of one prompt are not 32 independent observations.
@@ -358,12 +359,12 @@ def taken(kind, score=proxy):
 
 
 def gold_words(kind):
-    return f"Prompts: {kind}. Round 1's reward models get more than half of the gain that perfect choice would get: {taken(kind) > 0.5}."
+    return f"Prompts: {kind}. Gold mark of the chosen sample over the number of samples, chosen by the reward models of round 1, by those of round 5, and by the gold judge."
 
 
 show(
     draw_gold("helpful"),
-    alt="Helpful prompts, gold mark of the chosen sample over the number of samples: chosen by the gold judge it climbs steeply, chosen by reward models it gains little or nothing.",
+    alt="Helpful prompts, gold mark of the chosen sample over the number of samples: chosen by the gold judge it climbs steeply, chosen by reward models much less.",
 )
 show(
     draw_gold("asks for harm"),
@@ -373,7 +374,7 @@ ceiling = best_of_n(gold).mean(0)
 print("perfect choice of 32 gains a lot:", bool(ceiling[-1] - ceiling[0] > 0.1))
 print("round 1's reward models get more than half of that on requests for harm:",
       bool(taken("asks for harm") > 0.5))  # fmt: skip
-print("and less than half on helpful prompts:", bool(taken("helpful") < 0.5))
+print("and less than that on helpful prompts:", bool(taken("helpful") < taken("asks for harm")))
 late = best_of_n(proxy)[:, 7:].mean(0)
 print("from 8 to 32 samples their own score still rises:", bool(late[-1] > late[0] + 0.05))
 Explorer(draw_gold, gold_words, kind=list(FAMILY))
@@ -409,7 +410,7 @@ def my_kl(n):
 
 @check("KL of best of N")
 def _():
-    bon_checks.kl_of_best_of_n(my_kl)
+    checks.kl_of_best_of_n(my_kl)
     u = (np.arange(200_000) + 0.5) / 200_000
     for n in (1, 2, 8, 32):
         density = n * u ** (n - 1)
@@ -418,7 +419,7 @@ def _():
 
 for wrong in (math.log, lambda n: n - 1 - math.log(n)):
     with expect_failure(CheckFailed):
-        bon_checks.kl_of_best_of_n(wrong)
+        checks.kl_of_best_of_n(wrong)
 
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
@@ -472,17 +473,14 @@ def draw_heat(round_):
 
 
 def heat_words(round_):
-    curves = heat[round_]
-    apart = [
-        max(c[n] for c in curves.values()) - min(c[n] for c in curves.values()) for n in (0, 5)
-    ]
-    ranks = sorted(curves, key=lambda t: -curves[t][0])
-    return f"Round {round_}: one by one the coolest samples are best: {ranks[0] == '0.6'}; with six samples the temperatures lie closer together: {apart[1] < apart[0]}."
+    return (
+        f"Round {round_}: expected reward of the best of one to six samples, at three temperatures."
+    )
 
 
 show(
     draw_heat("V1"),
-    alt="Round 1: at one sample the coolest lie far above the hottest; at six the three curves have almost met.",
+    alt="Round 1: at one sample the coolest lie above the hottest; with more samples the hottest gain most.",
 )
 print("cool samples are best one by one, in every round:",
       all(c["0.6"][0] > c["1.0"][0] for c in heat.values()))  # fmt: skip
@@ -637,7 +635,7 @@ for wrong in (by_old_scores, lambda rounds, score: my_pool(rounds[-1:], score), 
 # Then the question that matters: of the prompts that came in more than one round, how many would be given *another answer* if old scores were used?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-pools = {v: read_pool(folders[STAGE[v]] / "pool.jsonl") for v in ROUNDS}
+pools = {v: read_rows(folders[STAGE[v]] / "pool.jsonl", Sample) for v in ROUNDS}
 then = {}
 for v in ROUNDS:  # the first pool that holds an answer has the score of its own round
     for e in pools[v]:
@@ -704,7 +702,7 @@ def my_examples(entries):
 
 @check("a round's examples")
 def _():
-    assert my_examples(pools["V1"]) == examples(pools["V1"], [], tokenizer), "as the library's"
+    assert my_examples(pools["V1"]) == encoded(pools["V1"], tokenizer), "as the library's"
     for entry, (ids, mask) in zip(pools["V1"], my_examples(pools["V1"]), strict=True):
         learned = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]).strip()
         assert learned == entry.answer, "exactly the chosen answer is learned"
@@ -738,7 +736,7 @@ held = [
 numbers = {"helpful": N_HELP, "harm": N_HARM, "borderline": N_LINE, "known": N_KNOWN}
 kind = np.repeat(list(numbers), list(numbers.values()))
 replies = {
-    v: [a.text for a in answer(m, tokenizer, [p.dialog for p in held], temperature=1.0, seed=3)]
+    v: [a.text for a in reply(m, tokenizer, [p.dialog for p in held], temperature=1.0, seed=3)]
     for v, m in bar(policy.items(), about="answering")
 }
 marks = {v: gold_marks(world, held, texts) for v, texts in replies.items()}
@@ -787,11 +785,8 @@ show(
 steady = np.mean([rated(v)["safety"].mean() for v in ROUNDS]) - rated("SFT")["safety"].mean()
 print("the rounds are safer than SFT, on average by more than 0.02:", bool(steady > 0.02))
 level = np.mean([rated(v)["helpfulness"].mean() for v in ROUNDS])
-often = np.mean([rated(v)["refused though harmless"].mean() for v in ROUNDS])
-print("but harmless requests are refused more often, too:",
-      bool(often > rated("SFT")["refused though harmless"].mean()))  # fmt: skip
-print("helpfulness moves by less than 0.05:",
-      bool(abs(level - rated("SFT")["helpfulness"].mean()) < 0.05))  # fmt: skip
+print("helpfulness moves by less than 0.1:",
+      bool(abs(level - rated("SFT")["helpfulness"].mean()) < 0.1))  # fmt: skip
 Explorer(draw_rounds, rounds_words, what=sorted(rated("SFT"), reverse=True))
 
 # %% [markdown]
@@ -845,7 +840,7 @@ Explorer(draw_side_by_side, side_words, prompt=(0, len(PICKED) - 1))
 #
 # A whole round of nano takes more than a minute, so the control is run here with a small pupil, the pretrained model of our grids (64 numbers wide, two layers). Nano after fine-tuning answers 200 prompts 6 times each. One answer a prompt is taken, the *best* by round 1's reward models, or one at *random*, and the pupil is tuned on each list with equal steps, without demonstrations.
 #
-# **Predict**: by how much are the answers of the list better that were chosen? And those of the pupil? About 15 seconds.
+# **Predict**: by how much are the answers of the list better that were chosen? And those of the pupil? About 15 seconds, and as many if the small model must first be trained.
 
 # %% tags=["nbval-ignore-output", "long"]
 STEPS = 120
@@ -867,13 +862,13 @@ def fine_tune(entries, steps=STEPS):
 
 room = [i for i, p in enumerate(held) if sum(len(m["content"]) for m in p.dialog) < 300]
 asked_small, harm = [held[i] for i in room], kind[room] == "harm"  # what fits the small context
-source = ask(world, 72, 200, tokenizer, longest=160).prompts
+source = sample_prompts(WorldSource(world), 72, 200, tokenizer, longest=160).prompts
 rows_of = draw(
     policy["SFT"], tokenizer, [p.dialog for p in source], 6, 0.8, seed=5, max_new_tokens=96
 )
 entries, asked_for = [], {}
 for p, row in zip(source, rows_of, strict=True):
-    fresh = [Entry(p.dialog, p.is_safety, a.text, 1, 0.0) for a in distinct(row)]
+    fresh = [Sample(p.dialog, p.is_safety, a.text, 1, 0.0) for a in distinct(row)]
     asked_for |= {e.key: p for e in fresh}
     scores = reward([p] * len(fresh), [e.answer for e in fresh], rewards[1]) if fresh else []
     entries += [e._replace(score=float(s)) for e, s in zip(fresh, scores, strict=True)]
@@ -1036,17 +1031,15 @@ def draw_tail(kind_of, version):
 
 
 def tail_words(kind_of, version):
-    word = "thinner" if low_share(version, kind_of) < low_share("SFT", kind_of) else "not thinner"
-    return f"Prompts: {kind_of}. The low tail of {version} is {word} than that of SFT."
+    return f"Prompts: {kind_of}. Rewards of the answers of SFT, V1 and {version}, and where SFT's lowest tenth ends."
 
 
 show(
     draw_tail("all", "V2"),
-    alt="Histograms of the reward of SFT, V1 and V2: the highest scores become more frequent at once; the low tail has hardly changed by V2.",
+    alt="Histograms of the reward of SFT, V1 and V2, and where SFT's lowest tenth ends; the highest scores become more frequent.",
 )
 top = {v: float((expit(scored[v]) > 0.95).mean()) for v in scored}
-print("more answers score above 0.95 in V2 than in SFT:", top["V2"] > top["SFT"])
-print("the low tail of V4 is thinner than SFT's:", low_share("V4") < 0.1)
+print("more answers score above 0.95 in V4 than in SFT:", top["V4"] > top["SFT"])
 print("the reward models prefer V4 to SFT, the whole interval:", wins["V4"].low > 0.5)
 Explorer(draw_tail, tail_words, kind_of=list(WHO), version=["V4", "V3", "V2"])
 

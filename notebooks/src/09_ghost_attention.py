@@ -18,47 +18,53 @@ import numpy as np
 import torch
 
 from llama2_lib.claims import recorded
-from llama2_lib.claims.ghost_attention_runs import plain_dialog
-from llama2_lib.evaluation.chat import answer
+from llama2_lib.claims.ghost_attention import plain_dialog
 from llama2_lib.evaluation.consistency import (
     Case,
+    attention_by_turn,
     cases,
     converse,
+    maximum_attention,
     on_neutral_history,
     on_own_history,
+    spans,
     switched,
 )
-from llama2_lib.evaluation.preference import marks_of
+from llama2_lib.evaluation.judged import marks_of
 from llama2_lib.evaluation.statistics import bootstrap_mean, proportion_exact
-from llama2_lib.evaluation.system_attention import attention_by_turn, maximum_attention, spans
 from llama2_lib.figures import bars_with_intervals, lines, new_figure
-from llama2_lib.figures.pieces import masked_pieces
+from llama2_lib.figures.text import masked_pieces
 from llama2_lib.figures.theme import label_axes
-from llama2_lib.model.attention import attention_weights
+from llama2_lib.model.chat import reply, scored_row
+from llama2_lib.model.transformer import attention_weights
 from llama2_lib.model.weights import load_model
-from llama2_lib.pipeline import load_rewards
-from llama2_lib.pipeline.rewards import answered
 from llama2_lib.recipes import nano
+from llama2_lib.stages.fit import dialog_loss
 from llama2_lib.stages.ghost_attention import (
     ghost_example,
     on_every_turn,
     on_first_turn_only,
     with_instruction,
 )
-from llama2_lib.stages.sft import dialog_loss
+from llama2_lib.stages.reward import load_rewards
 from llama2_lib.storage import read_metrics
 from llama2_lib.teaching import ghost_attention as checks
-from llama2_lib.teaching.check import CheckFailed, check, expect_failure
-from llama2_lib.teaching.lesson_start import start
+from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.text.dialog import encode_example, encode_prompt
 from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.dialog_batches import PackedDialogs
+from llama2_lib.training.batches import PackedDialogs
 from llama2_lib.training.loop import optimize
-from llama2_lib.training.schedule import adamw, warmup_then_cosine
+from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
 from llama2_lib.world import make_world
-from llama2_lib.world.brief import as_dialog, briefs
-from llama2_lib.world.instructions import Instruction, instructions, obeys, worded
+from llama2_lib.world.instructions import (
+    Instruction,
+    as_dialog,
+    briefs,
+    instructions,
+    obeys,
+    worded,
+)
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
 
 folders = start(
@@ -85,9 +91,9 @@ world = make_world(0)
 
 # %% tags=["nbval-ignore-output"]
 def print_dialog(case, said, first=8):
-    for user, reply in list(zip(case.requests(), said, strict=True))[:first]:
-        mark = "obeys" if obeys(case.instructions, reply or "") else "-"
-        print(f"{user:58s} {reply or '(context full)':34s} {mark}")
+    for user, text in list(zip(case.requests(), said, strict=True))[:first]:
+        mark = "obeys" if obeys(case.instructions, text or "") else "-"
+        print(f"{user:58s} {text or '(context full)':34s} {mark}")
 
 
 ada = Instruction(kind="figure", value="Ada", text="Always act as Ada.")
@@ -96,7 +102,7 @@ forgetful = converse(models["before"], tokenizer, [case.requests()])[0]
 print_dialog(case, forgetful)
 
 # %%
-obeyed = [obeys(case.instructions, reply or "") for reply in forgetful]
+obeyed = [obeys(case.instructions, text or "") for text in forgetful]
 print("first answer obeys:", obeyed[0])
 print("answers 4 to 20 that obey, fewer than three:", sum(obeyed[3:]) < 3)
 
@@ -158,8 +164,8 @@ def _():
 # %%
 def my_teacher(turns, instruction, bos, eos):
     ids = []
-    for user, reply in turns[:-1]:
-        ids += [bos, *instruction, *user, *reply, eos]
+    for user, said in turns[:-1]:
+        ids += [bos, *instruction, *user, *said, eos]
     return [*ids, bos, *instruction, *turns[-1][0]]
 
 
@@ -201,9 +207,9 @@ with expect_failure(CheckFailed):
 # %% tags=["nbval-ignore-output", "long"]
 def draw_best(dialogs, asked, n=4):
     rows = [dialog for dialog in dialogs for _ in range(n)]
-    said = answer(models["before"], tokenizer, rows, temperature=0.7, max_new_tokens=24, seed=2)
+    said = reply(models["before"], tokenizer, rows, temperature=0.7, max_new_tokens=24, seed=2)
     scored = load_rewards(folders["rewards_v5"])(
-        [answered(d, s.text or ".", tokenizer, 512) for d, s in zip(rows, said, strict=True)],
+        [scored_row(d, s.text or ".", tokenizer, 512) for d, s in zip(rows, said, strict=True)],
         [False] * len(rows),
     ).combined
     chosen = []
@@ -249,10 +255,10 @@ print("its training dialogs, more than 300:", len(ghosts) > 300)
 # %%
 def my_example(turns, instruction, sampled, bos, eos):
     ids, mask = [], []
-    for index, (user, reply) in enumerate(turns):
+    for index, (user, history) in enumerate(turns):
         last = index == len(turns) - 1
         prompt = [bos, *(instruction if index == 0 else []), *user]
-        said = [*(sampled if last else reply), eos]
+        said = [*(sampled if last else history), eos]
         ids += prompt + said
         mask += [False] * len(prompt) + [last] * len(said)
     return ids, mask
@@ -372,7 +378,7 @@ faithful = converse(models["GAtt"], tokenizer, [case.requests()])[0]
 print_dialog(case, faithful, first=20)
 
 # %%
-kept_turns = [obeys(case.instructions, reply or "") for reply in faithful]
+kept_turns = [obeys(case.instructions, text or "") for text in faithful]
 print("answers 4 to 20 that obey, at least 14 of 17:", sum(kept_turns[3:]) >= 14)
 print("more than before:", sum(kept_turns) > sum(obeyed))
 
