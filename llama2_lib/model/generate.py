@@ -18,6 +18,8 @@ from llama2_lib.model.transformer import KVCache, Transformer, TransformerBlock,
 
 STACK_LIMIT = 200_000_000
 """Models with more weights decode through `Transformer`: a stacked copy would not pay there."""
+WORTH_COPYING = 0.875
+"""Share of the rows that are still written, below which the cache is copied without the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def generate(
         n_alive = int(rows.alive.sum()) if (step + 1) % ask_every == 0 else len(rows.number)
         if n_alive == 0:
             break
-        if n_alive <= 0.875 * len(rows.number):  # copying the cache must pay for itself
+        if n_alive <= WORTH_COPYING * len(rows.number):  # copying the cache must pay for itself
             answers.flush(rows.number)
             keep = rows.alive.nonzero()[:, 0]
             rows, token = _Rows(*(values[keep] for values in rows)), token[keep]

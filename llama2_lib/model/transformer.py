@@ -453,10 +453,14 @@ class Transformer(nn.Module):
         return table[start : start + h.shape[1]].unsqueeze(0)
 
 
+INITIAL_STD = 0.02
+"""Standard deviation of random weights, as is common [not stated]."""
+
+
 def initialise(model: Transformer, seed: int) -> Transformer:
     """Fill `model` with random weights that depend on `seed` and each parameter's name only.
 
-    Normal with standard deviation 0.02, as is common; the projections that write into the
+    Normal with standard deviation `INITIAL_STD`; the projections that write into the
     residual stream are smaller by sqrt(2 * n_layers), so that depth does not inflate it. The
     paper states no initialisation.
     """
@@ -468,7 +472,7 @@ def initialise(model: Transformer, seed: int) -> Transformer:
                 continue
             scale = depth if name.endswith(("wo.weight", "w2.weight")) else 1.0
             noise = torch.empty(parameter.shape).normal_(
-                0.0, 0.02 * scale, generator=rng.generator(seed, "initialise", name)
+                0.0, INITIAL_STD * scale, generator=rng.generator(seed, "initialise", name)
             )
             parameter.copy_(noise)
     return model

@@ -66,6 +66,8 @@ MOST_PARTS = 3
 """Parts of a full answer template: decline, explain, offer (paper section 4.2.1)."""
 HEED_SHARES = {"adversarial": 0.7, "helpful": 0.3}
 """Prompts in the dialogs that teach what preprompts mean: help stays help behind one."""
+TEMPLATE_SHARE = 0.5
+"""Share of them that have an answer template; the others have a generic preprompt."""
 FRACTIONS = (0.0, 0.01, 0.10, 0.25, 0.50, 1.0)
 """Shares of the safety data in the paper's six variants (figure 15)."""
 _PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
@@ -328,7 +330,7 @@ def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:
             text = writer.demonstration(source, prompt.task)
         else:
             parts = 1 + source.randrange(MOST_PARTS)
-            template = source.random() < 0.5
+            template = source.random() < TEMPLATE_SHARE
             preprompt = (
                 answer_template(prompt.category, parts) if template else generic_preprompt(source)
             )

@@ -21,6 +21,10 @@ longer ones out, so they are cut before."""
 _LEFT_OUT = "\u2585"  # SentencePiece's own sign for the unknown: it skips lines that hold it
 
 
+CHARACTER_COVERAGE, LONGEST_PIECE = 0.99995, 16
+"""Share of all characters that are pieces, and characters of a piece, as in Meta's file."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
     """What the course may vary; everything else is as in the released `tokenizer.model`."""
@@ -64,9 +68,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
             model_writer=model,
             model_type="bpe",
             vocab_size=config.vocab_size,
-            character_coverage=0.99995,
+            character_coverage=CHARACTER_COVERAGE,
             max_sentence_length=LONGEST_LINE,
-            max_sentencepiece_length=16,
+            max_sentencepiece_length=LONGEST_PIECE,
             split_digits=config.split_digits,
             split_by_unicode_script=True,
             split_by_whitespace=True,

@@ -7,6 +7,8 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+BETAS, EPS = (0.9, 0.95), 1e-5
+"""Those of AdamW [0.9, 0.95, 1e-5]."""
 NO_RATES: Mapping[str, float] = MappingProxyType({})
 
 
@@ -45,8 +47,11 @@ def adamw(
             {"params": params, "weight_decay": weight_decay if decays else 0.0, "rate": rate}
             for (decays, rate), params in sorted(groups.items(), key=lambda item: item[0])[::-1]
         ],
-        lr=0.0, betas=(0.9, 0.95), eps=1e-5, fused=True,
-    )  # fmt: skip
+        lr=0.0,
+        betas=BETAS,
+        eps=EPS,
+        fused=True,
+    )
 
 
 def warmup_then_cosine(

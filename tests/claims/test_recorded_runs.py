@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import finetuning, recorded_runs, reward
+from llama2_lib.claims import finetuning, recorded_runs, variants
 from llama2_lib.claims.recorded_runs import (
     N_PAIRS,
     PAIRS,
@@ -56,8 +56,8 @@ def test_it_can_be_made_anew(tmp_path, toy_root, monkeypatch, one_thread):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
     for module, name, few in (
         (recorded_runs, "SEEDS", range(1)), (recorded_runs, "N_ASKED", 6),
-        (recorded_runs, "N_PAIRS", 40), (reward, "N_PAIRS", 240),
-        (reward, "N_HELD_OUT", 50), (reward, "N_MARGIN", 50),
+        (recorded_runs, "N_PAIRS", 40), (variants, "N_PAIRS", 240),
+        (variants, "N_HELD_OUT", 50), (variants, "N_MARGIN", 50),
         (finetuning, "FEW", 12),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, few)

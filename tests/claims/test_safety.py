@@ -125,11 +125,11 @@ def test_a_measure_gives_what_its_judge_reads(claim, monkeypatch):
 @pytest.mark.usefixtures("small")
 def test_the_pool_without_adversarial_prompts_has_none(monkeypatch):
     """The toy chain finishes no answer to an adversarial prompt: call half of its pool such."""
-    read, learned = safety.read_pool, []
+    read, learned = safety.read_rows, []
     monkeypatch.setattr(
         safety,
-        "read_pool",
-        lambda path: [e._replace(is_safety=i % 2 == 0) for i, e in enumerate(read(path))],
+        "read_rows",
+        lambda *given: [e._replace(is_safety=i % 2 == 0) for i, e in enumerate(read(*given))],
     )
     real = safety.tuned
 

@@ -188,6 +188,33 @@ def test_the_numbers_that_hid_are_among_them():
     assert len(CONSTANTS) > 150
 
 
+NO_DIALS = {
+    "corpus.py", "weights.py", "config.py", "job.py",  # nothing there is drawn or trained
+    "lr_at", "kl_estimates", "ppo_value_loss", "pairwise_accuracy", "attention_weights",  # formulas
+    "scalar_model", "initialise",  # exponents: one over the root of a width
+    "adamw", "warmup_then_cosine", "gae", "ppo_policy_loss",  # defaults, which a config replaces
+    "whiten", "sample",  # guards against a division by 0
+    "variant_pairs",  # a coin
+    "run", "teacher", "_taught",  # parts of the progress bar
+}  # fmt: skip
+"""Files and functions of training in which a number may stand, and why."""
+
+
+def test_no_number_hides_in_a_function():
+    """A dial in a body is seen by no fingerprint: it must have a name in capitals."""
+    hidden = [
+        f"{path.name}: {function.name}: {node.value}"
+        for folder in ("stages", "objectives", "training", "model", "text")
+        for path in sorted((ROOT / "llama2_lib" / folder).glob("*.py"))
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef) and not {path.name, function.name} & NO_DIALS
+        for node in ast.walk(function)
+        if isinstance(node, ast.Constant) and type(node.value) is float
+        if node.value not in (0.0, 1.0)
+    ]
+    assert hidden == []
+
+
 def test_constants_of_all_kinds_are_spelled_and_none_by_its_address():
     spelled = [text for module, _ in CONSTANTS for text in settings.constants_of(module)]
     assert not [text for text in spelled if " at 0x" in text]
