@@ -822,7 +822,7 @@ def _():
 # - The keys of a group are shared by its query heads. What do the heads of a group still have of their own?
 # - The cache holds 2 numbers per head and dimension. What could be stored with fewer bits, and how would you test that it does no harm?
 # - With 8 GPUs, why are 8 key/value heads a natural choice, and 1 an awkward one?
-# - Train the three kinds four times as long: `dataclasses.replace(recipe, pretrain=dataclasses.replace(recipe.pretrain, steps=1200))` for each recipe of `llama2_lib.claims.attention.quality_requests`. Does the gap between GQA and MHA grow or shrink? What does that say about a comparison at few tokens?
+# - Train the three kinds four times as long: `dataclasses.replace(recipe, pretrain=dataclasses.replace(recipe.pretrain, steps=1200))` for each recipe of `llama2_lib.claims.attention.quality_recipes(nano(), seed)`. Does the gap between GQA and MHA grow or shrink? What does that say about a comparison at few tokens?
 #
 # ## Next
 # `04_pretraining`: packing, AdamW, the schedule, and what more size and more context buy.
