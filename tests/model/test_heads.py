@@ -8,6 +8,7 @@ import torch
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.weights import load_model, load_scalar_model, save_model
 from llama2_lib.objectives.preference import ranking_loss
+from llama2_lib.rng import generator
 
 LENGTHS = torch.tensor([4, 7, 1])
 
@@ -96,6 +97,11 @@ def test_the_head_depends_on_the_seed(model):
 def test_the_head_has_the_stated_spread(model):
     drawn = torch.cat([scalar_model(model, seed=s).head.weight[0] for s in range(20)])
     assert abs(drawn.std().item() * (48 + 1) ** 0.5 - 1) < 0.1
+    noise = torch.randn(1, 48, generator=generator(0, "scalar head"))
+    expected = (noise / 7).to(
+        drawn
+    )  # the root of 48 + 1, which the sample alone cannot tell from 48
+    torch.testing.assert_close(drawn[:48], expected[0], rtol=1e-6, atol=0)
     assert scalar_model(model, seed=1).head.bias.item() == 0
 
 

@@ -228,6 +228,7 @@ def test_batches_of_an_epoch_come_in_no_order_of_length():
 
 def test_what_teaches_nothing_is_counted():
     same, long = EncodedPair([1, 2], [1, 2]), EncodedPair([1] * 9, [1, 2])
+    assert (same.margin, same.safe) == (0.0, None), "what nobody said"
     pairs = PairedAnswers([ONE, same, long, TWO, same], longest=8)
     assert pairs.counts() == {"pairs": 2, "identical": 2, "too_long": 1}
     assert PairedAnswers([ONE, long], longest=9).counts()["too_long"] == 0

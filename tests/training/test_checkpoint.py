@@ -194,6 +194,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_touches_nothing(
     assert re.search(
         r"step-0000005\S* must .* Kept as \.step-0000005\.damaged-1; the run goes", said
     )
+    assert said.count("\n") == 1, "one line, whatever the reason"
     assert load_checkpoint(tmp_path, *model) == (3 if older else 0)
     assert capsys.readouterr().err == "", "it is said once"
     save_checkpoint(tmp_path, 6, *model)
