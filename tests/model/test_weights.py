@@ -373,6 +373,13 @@ def test_what_is_llama_2s_may_be_spelled_out(foreign, model):
     same(load_model(foreign)[0], model)
 
 
+def test_what_is_llama_2s_may_be_left_out(foreign, model):
+    document = json.loads((foreign / "config.json").read_text())
+    del document["tie_word_embeddings"], document["hidden_act"]
+    (foreign / "config.json").write_text(json.dumps(document))
+    same(load_model(foreign)[0], model)
+
+
 @pytest.mark.parametrize(("folder", "field"), [("ours", "vocab_size"), ("foreign", "vocab_size")])
 def test_a_vocabulary_that_does_not_fit_is_refused(request, folder, field):
     folder = request.getfixturevalue(folder)
