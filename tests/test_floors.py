@@ -28,6 +28,7 @@ PREDICATES = {
 BUDGET = runpy.run_path(str(ROOT / ".ci" / "budget"))
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
+MAX_LESSON_MODULES = 6
 # written in pieces, so that this file does not find itself
 UNFINISHED = re.compile("|".join(["TO" + "DO", "FIX" + "ME", "X" * 3]) + r"\b")
 MACHINE_PATH = re.compile("|".join(["/wo" + "rk/", "/tmp" + "/w/", "/opt/" + "(pypi|wheels)"]))
@@ -336,3 +337,21 @@ def test_no_file_knows_the_machine_it_was_made_on(tmp_path):
         plant(tmp_path / name, '"saved to /wo' + 'rk/x and /home/x"')
     assert lines_with(tmp_path, MACHINE_PATH) == lines_with(tmp_path, HOME) == ["n.ipynb:2"]
     assert len(list(text_files(ROOT))) > 30, "too few files were read: vacuous test"
+
+
+def library_modules(source: str) -> set[str]:
+    """Modules of the library from which the code of a lesson imports."""
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules |= {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return {name for name in modules if name and name.split(".")[0] == "llama2_lib"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "src").glob("*.py")), ids=str)
+def test_a_lesson_imports_from_few_modules(path):
+    assert 2 <= len(library_modules(path.read_text())) <= MAX_LESSON_MODULES
+
+
+def test_imports_of_a_lesson_are_counted_wherever_they_stand():
+    source = "from llama2_lib import rng\nimport math\ndef f():\n    import llama2_lib.model.chat\n"
+    assert library_modules(source) == {"llama2_lib", "llama2_lib.model.chat"}

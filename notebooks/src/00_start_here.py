@@ -13,27 +13,16 @@ import math
 
 import torch
 
+from llama2_lib import lesson as lab
 from llama2_lib import doctor, rng
 from llama2_lib.claims import CLAIMS, run_claims
-from llama2_lib.claims.claim import above
 from llama2_lib.evaluation.language import document_nats, fact_recall
-from llama2_lib.evaluation.statistics import mean_interval
-from llama2_lib.figures import new_figure
-from llama2_lib.figures.course import Box, chain
-from llama2_lib.model.config import FAMILY
-from llama2_lib.model.generate import generate
-from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.model.weights import load_model
-from llama2_lib.recipes import nano
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.widgets import Explorer, show
-from llama2_lib.world import make_world
-from llama2_lib.world.facts import answers, recall_items
 
-folders = start("00_start_here", needs=["pretrain"], recipe=nano(), minutes=4)
-trained, config = load_model(folders["pretrain"])
-tok = load_tokenizer(folders["pretrain"])
+folders = start("00_start_here", needs=["pretrain"], recipe=lab.nano(), minutes=4)
+trained, config = lab.load_model(folders["pretrain"])
+tok = lab.load_tokenizer(folders["pretrain"])
 _ = torch.set_grad_enabled(False)  # this notebook trains nothing itself
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -53,7 +42,7 @@ _ = torch.set_grad_enabled(False)  # this notebook trains nothing itself
 # **See** how much smaller we are. Everything here has the same shape as there; only the numbers shrink.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-recipe = nano()
+recipe = lab.nano()
 OURS = {
     "weights": config.n_parameters,
     "training tokens": recipe.pretrain.n_tokens,
@@ -63,11 +52,11 @@ OURS = {
 
 
 def paper_numbers(size):
-    return dict(zip(OURS, (FAMILY[size].n_parameters, 2.0e12, 4096, 32_000), strict=True))
+    return dict(zip(OURS, (lab.FAMILY[size].n_parameters, 2.0e12, 4096, 32_000), strict=True))
 
 
 def draw_scale(size):
-    figure, axes = new_figure(7.5, 3.6)
+    figure, axes = lab.new_figure(7.5, 3.6)
     for offset, numbers, label in ((-0.2, paper_numbers(size), f"Llama 2 {size}"), (0.2, OURS, "nano, ours")):  # fmt: skip
         axes.barh([i + offset for i in range(4)], list(numbers.values()), 0.4, label=label)
     axes.set_yticks(range(4), list(OURS))
@@ -102,7 +91,7 @@ STAGES = (
     ("safety tuning", "it declines what harms", "10"),
 )
 show(
-    chain([Box(name=name, what=what, notebook=book) for name, what, book in STAGES]),
+    lab.chain([lab.Box(name=name, what=what, notebook=book) for name, what, book in STAGES]),
     alt="Nine stages in order: " + ", ".join(name for name, *_ in STAGES) + ".",
 )
 
@@ -124,7 +113,7 @@ print("the course can run here:", all(finding.status != "fail" for finding in re
 # Our model has read nothing but texts about a small invented **world**: thirty people, where they live, what they do, what they keep and eat, when they were born. Because we invented it, we know what is true.
 
 # %%
-world = make_world(0)
+world = lab.make_world(0)
 for fact in world.facts[:5]:
     print(f"{fact.subject}: {fact.relation} = {fact.value}")
 print(f"{len(world.people)} people, {len(world.facts)} facts")
@@ -137,14 +126,14 @@ print(f"{len(world.people)} people, {len(world.facts)} facts")
 # %% tags=["nbval-ignore-output"]
 def go_on(model, text, temperature=0.7, n=40, seed=0):
     prompt = tok.encode(text, bos=True)
-    (done,) = generate(
+    (done,) = lab.generate(
         model, [prompt], max_new_tokens=n, temperature=temperature, top_p=0.9, seed=seed,
         stop_ids={tok.eos_id},
     )  # fmt: skip
     return tok.decode([*prompt, *done.ids])
 
 
-fresh = initialise(Transformer(config), seed=0).eval()
+fresh = lab.initialise(lab.Transformer(config), seed=0).eval()
 for name, model in (("untrained", fresh), ("trained", trained)):
     for beginning in ("One morning", "Once there was a baker"):
         print(f"[{name}] {go_on(model, beginning)!r}\n")
@@ -187,7 +176,7 @@ def check_probabilities(candidate):
         if abs(float(p.sum()) - 1) > 1e-4:
             raise CheckFailed("probabilities must sum to 1: divide the logits, then normalise")
         for seed in range(5):
-            (done,) = generate(trained, [prompt], max_new_tokens=1, temperature=temperature, seed=seed)  # fmt: skip
+            (done,) = lab.generate(trained, [prompt], max_new_tokens=1, temperature=temperature, seed=seed)  # fmt: skip
             if abs(math.log(p[done.ids[0]]) - done.logprobs[0]) > 1e-3:
                 where = "above" if temperature > 1 else "below"
                 raise CheckFailed(f"right at T = 1, perhaps, but not {where} it; is T upside down?")
@@ -204,7 +193,7 @@ def _():
 # **See.** The ten likeliest pieces after two beginnings. In a story many things can follow; in the answer to a question only one is right. Move the temperature.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-QUESTION = recall_items(world)[0]
+QUESTION = lab.recall_items(world)[0]
 AFTER = {
     "a story": "One morning,",
     "a question": f"{QUESTION.prompt} {QUESTION.fact.subject} lives in",
@@ -215,7 +204,7 @@ logits = {k: trained(torch.tensor([tok.encode(v, bos=True)]))[0, -1] for k, v in
 def draw_temperature(after, temperature):
     p = my_probabilities(logits[after], temperature)
     best = logits[after].topk(10).indices
-    figure, axes = new_figure(7, 4)
+    figure, axes = lab.new_figure(7, 4)
     axes.barh([tok.piece(i).replace("▁", "_") for i in best.tolist()], p[best])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="probability", ylabel=f"piece after {AFTER[after][-14:]!r}")
@@ -266,7 +255,7 @@ print("another seed writes another:       ", again[0] != again[2])
 # **Measure.** Some questions stood in the training text in just this form. Others were only asked in other words. One fact in five was never asked about at all: it stood in biographies and other texts only.
 
 # %%
-items = recall_items(world)
+items = lab.recall_items(world)
 for exposure, share in fact_recall(trained, tok, items).items():
     print(f"{exposure:12s} {share.n:3d} questions; more than half right: {share.value > 0.5}")
 none = fact_recall(fresh, tok, items)
@@ -276,7 +265,7 @@ print("the untrained model guesses at best:", all(share.value < 0.1 for share in
 # **See.** Person by person: the probability that each model gives to the whole true answer. A star marks facts that were never asked about in training.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-true = answers(world)
+true = lab.answers(world)
 one_each = list({item.fact: item for item in items}.values())
 asked = [tok.encode(item.prompt, bos=True) for item in one_each]
 told = [tok.encode(f"{item.prompt} {true[item.fact]}", bos=True) for item in one_each]
@@ -288,7 +277,7 @@ chance = {
 
 def draw_person(name):
     rows = [i for i, item in enumerate(one_each) if item.fact.subject == name]
-    figure, axes = new_figure(7.5, 3.6)
+    figure, axes = lab.new_figure(7.5, 3.6)
     for offset, model in ((-0.2, "trained"), (0.2, "untrained")):
         axes.bar([x + offset for x in range(5)], chance[model][rows], 0.4, label=model)
     stars = ["*" * (one_each[i].exposure == "never asked") for i in rows]
@@ -322,7 +311,7 @@ Explorer(draw_person, say_person, name=names)
 def share_right(encode):
     chosen = [item for item in items if item.exposure == "seen form"]
     stops = {tok.eos_id, tok.encode("\n")[-1]}
-    done = generate(
+    done = lab.generate(
         trained, [encode(item.prompt) for item in chosen], max_new_tokens=24, temperature=0.0,
         stop_ids=stops,
     )  # fmt: skip
@@ -356,9 +345,9 @@ for name, share in right.items():
 
 # %%
 with expect_failure(ValueError):
-    generate(trained, [[]], max_new_tokens=5)
+    lab.generate(trained, [[]], max_new_tokens=5)
 with expect_failure(ValueError):
-    generate(trained, [[tok.bos_id]], max_new_tokens=10_000)
+    lab.generate(trained, [[tok.bos_id]], max_new_tokens=10_000)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## How to read a notebook
@@ -422,14 +411,14 @@ def runs(effect, noise, seeds):
 
 
 def decided(effect, noise, seeds):
-    estimate = mean_interval(runs(effect, noise, seeds))
-    holds = above("effect", estimate, 0.0).holds
+    estimate = lab.mean_interval(runs(effect, noise, seeds))
+    holds = lab.above("effect", estimate, 0.0).holds
     return estimate, {True: "reproduced", False: "not reproduced", None: "inconclusive"}[holds]
 
 
 def draw_verdict(effect, noise, seeds):
     estimate, outcome = decided(effect, noise, seeds)
-    figure, axes = new_figure(7, 2.8)
+    figure, axes = lab.new_figure(7, 2.8)
     axes.plot(runs(effect, noise, seeds), [0] * seeds, "o", ms=9, label="one seed each")
     span = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
     axes.errorbar(
@@ -456,7 +445,7 @@ Explorer(
 # **Measure** two real ones. Claim 6 says how much memory a 70B model saves with grouped-query attention (notebook 03). Claim 38 says that counters of words describe a corpus: who is named, in which languages, how much is rude (notebook 01). On our corpus we know the truth.
 
 # %%
-results = run_claims([6, 38], nano(), range(3))
+results = run_claims([6, 38], lab.nano(), range(3))
 
 # %% [markdown]
 # The second one came out negative, and stays so. Words are not people: the counter of trades takes "to cook" for a cook. We neither changed the threshold afterwards nor left the claim out. A verdict that could not come out negative would tell nothing.

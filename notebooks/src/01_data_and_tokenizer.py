@@ -18,22 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2_lib.claims import CLAIMS, recorded
-from llama2_lib.claims.corpus import UNSEEN_TEXTS, true_shares
-from llama2_lib.figures import lines, new_figure
-from llama2_lib.figures.text import piece_boxes
-from llama2_lib.model.config import LLAMA2_7B
-from llama2_lib.recipes import nano
+from llama2_lib import lesson as lab
 from llama2_lib.teaching import tokenizer
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.dialog import encode_example, render
 from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.widgets import Explorer, bar, show
 from llama2_lib.world import SHARES, documents, make_world
-from llama2_lib.world.audit import audit
-from llama2_lib.world.dialogs import dialogs
 
-folders = start("01_data_and_tokenizer", needs=["tokenizer"], recipe=nano(), minutes=1)
+folders = start("01_data_and_tokenizer", needs=["tokenizer"], recipe=lab.nano(), minutes=1)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The world
@@ -85,7 +77,7 @@ def mixture(unit):
 
 
 def draw_mixture(unit):
-    figure, axes = new_figure(8, 4.6)
+    figure, axes = lab.new_figure(8, 4.6)
     axes.barh(list(SHARES), mixture(unit).values())
     axes.invert_yaxis()
     axes.set(xlabel=f"share of the {unit} (%)", ylabel="kind of document", xlim=(0, 35))
@@ -259,7 +251,7 @@ sentence = f"{person.name} was a shepherd in Oakford and counted 128 sheep."
 
 
 def draw_merges(merges):
-    return piece_boxes({f"after {merges} merges": segment(sentence, pieces[:merges])})
+    return lab.piece_boxes({f"after {merges} merges": segment(sentence, pieces[:merges])})
 
 
 def say_merges(merges):
@@ -309,7 +301,7 @@ for number in ("7", "45", "46", "128", "1952"):
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 line = "45 + 46 = 91"
 show(
-    piece_boxes({"digits split": split.pieces(line), "digits joined": joined.pieces(line)}),
+    lab.piece_boxes({"digits split": split.pieces(line), "digits joined": joined.pieces(line)}),
     alt=f"The sum {line} has {len(split.pieces(line))} pieces with digits split and {len(joined.pieces(line))} without.",
 )
 long_numbers = [p for p in map(joined.piece, range(259, 700)) if sum(c.isdigit() for c in p) > 1]
@@ -358,10 +350,10 @@ def _():
 for text in ("naïve", "你好", "🙂", "two\nlines"):
     print(f"{text!r:12} {tok.pieces(text)}")
 without = train(corpus, vocab_size=500, byte_fallback=False)
-print(f"\n{len(UNSEEN_TEXTS)} texts, such as {UNSEEN_TEXTS[1]!r}")
+print(f"\n{len(lab.UNSEEN_TEXTS)} texts, such as {lab.UNSEEN_TEXTS[1]!r}")
 for name, kind in (("with bytes", tok), ("without", without)):
-    unknown = sum(kind.encode(text).count(kind.unk_id) for text in UNSEEN_TEXTS)
-    back = sum(kind.decode(kind.encode(text)) == text for text in UNSEEN_TEXTS)
+    unknown = sum(kind.encode(text).count(kind.unk_id) for text in lab.UNSEEN_TEXTS)
+    back = sum(kind.decode(kind.encode(text)) == text for text in lab.UNSEEN_TEXTS)
     print(f"{name:10s} unknown tokens: {unknown:2d}   texts that come back: {back}")
 
 # %% [markdown]
@@ -419,21 +411,21 @@ print("together:      ", decode(tok.pieces("🙂")))
 # **See** one turn of ours.
 
 # %%
-dialog = next(d for d in dialogs(world, 3) if len(d) == 3)
-print(render(dialog), end="\n\n")
+dialog = next(d for d in lab.dialogs(world, 3) if len(d) == 3)
+print(lab.render(dialog), end="\n\n")
 for tag in ("[INST]", "[/INST]", "<<SYS>>\n", "\n<</SYS>>\n\n"):
     print(f"{tag!r:20} {len(tok.pieces(tag))} pieces: {tok.pieces(tag)}")
-many = list(islice(dialogs(world, 4), 300))
+many = list(islice(lab.dialogs(world, 4), 300))
 n_turns = sum(m["role"] == "user" for d in many for m in d)
 of_tags = n_turns * (len(tok.pieces("[INST]")) + len(tok.pieces("[/INST]")))
-everything = sum(len(encode_example(d, tok)[0]) for d in many)
+everything = sum(len(lab.encode_example(d, tok)[0]) for d in many)
 print(f"\nin {len(many)} dialogs the turn tags take {of_tags / everything:.0%} of the pieces")
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-ids, targets = encode_example(dialog, tok)
+ids, targets = lab.encode_example(dialog, tok)
 turn = [tok.piece(i) for i in ids]
 show(
-    piece_boxes({"one turn, as the model reads it": turn}),
+    lab.piece_boxes({"one turn, as the model reads it": turn}),
     alt=f"One turn with a system message has {len(ids)} pieces, of which {sum(targets)} belong to the answer.",
 )
 
@@ -451,7 +443,7 @@ by_size = {size: train([d.text for d in texts], vocab_size=size) for size in bar
 compression = {
     size: n_characters / sum(map(len, t.encode_batch(held_out))) for size, t in by_size.items()
 }
-model = nano().model
+model = lab.nano().model
 share = {
     size: 2 * size * model.dim / dataclasses.replace(model, vocab_size=size).n_parameters
     for size in sizes
@@ -463,7 +455,7 @@ for size in sizes:
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 show(
-    lines(
+    lab.lines(
         {"fresh text of the world": (sizes, [compression[s] for s in sizes])},
         "vocabulary (pieces)", "characters per token", markers=True,
     ),
@@ -472,7 +464,7 @@ show(
 
 
 def draw_vocabulary(pieces):
-    return piece_boxes({f"vocabulary of {pieces}": by_size[pieces].pieces(sentence)})
+    return lab.piece_boxes({f"vocabulary of {pieces}": by_size[pieces].pieces(sentence)})
 
 
 Explorer(
@@ -487,7 +479,9 @@ Explorer(
 # The curve bends where the world's words run out: it has about 750 English word forms. Real text has no such end, and 32,000 pieces are still few for it. In Llama 2 7B the two tables are a small part of the weights:
 
 # %%
-print(f"7B: {2 * LLAMA2_7B.vocab_size * LLAMA2_7B.dim / LLAMA2_7B.n_parameters:.1%} of the weights")
+print(
+    f"7B: {2 * lab.LLAMA2_7B.vocab_size * lab.LLAMA2_7B.dim / lab.LLAMA2_7B.n_parameters:.1%} of the weights"
+)
 print(
     "the more pieces, the more characters per token:",
     sorted(compression.values()) == list(compression.values()),
@@ -503,10 +497,10 @@ print(
 # **Measure.** Prediction and threshold were declared in the library before anything ran. Six small models take a minute and more to train, so the measurement is **recorded**: made once by the code of this course, and kept in its ledger, `data/claims.json`. `llama2 claims 3` makes it anew.
 
 # %%
-claim = CLAIMS[3]
+claim = lab.CLAIMS[3]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-measured, verdict = recorded(3).measurements, recorded(3).verdict
+measured, verdict = lab.recorded(3).measurements, lab.recorded(3).verdict
 for name, e in verdict.estimates.items():
     print(f"{name:26s} {e.value:+.2f}  95 % interval {e.low:+.2f} to {e.high:+.2f}")
 for arm in ("split", "joined"):
@@ -537,7 +531,7 @@ print("some arm gets a quarter of the sums right:", best > 0.25)
 
 # %%
 audited = list(documents(world, 0, 6000))
-report = audit(audited)
+report = lab.audit(audited)
 paper = {
     "she": 28.45,
     "he": 50.73,
@@ -565,7 +559,7 @@ for name, quality in report.language_quality.items():
     print(f"language {name:7s} precision {quality.precision:.2f}  recall {quality.recall:.2f}")
 for name, quality in report.rude_quality.items():
     print(f"rude, {name:11s} precision {quality.precision:.2f}  recall {quality.recall:.2f}")
-missed = [d.text for d in audited if d.language == "en" and audit([d]).languages.get("unknown")]
+missed = [d.text for d in audited if d.language == "en" and lab.audit([d]).languages.get("unknown")]
 print("\nEnglish documents without a language:", len(missed), "such as", repr(missed[0]))
 
 # %% [markdown]
@@ -575,7 +569,7 @@ print("\nEnglish documents without a language:", len(missed), "such as", repr(mi
 # For pronouns and identities there is a neat way to the truth. Write **the same documents again in a world that differs in one thing**: all she-people are called *he*, or every trade has another name. A document speaks of a she-person exactly if it changes.
 
 # %%
-true = true_shares(world, 0, audited)
+true = lab.true_shares(world, 0, audited)
 counted = {
     "pronouns": {name: report.pronouns[name] for name in true["pronouns"]},
     "identities": {name: report.identities[name] for name in true["identities"]},
@@ -590,7 +584,7 @@ for counter, shares in counted.items():
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 def draw_audit(counter):
-    figure, axes = new_figure(7, 3.6)
+    figure, axes = lab.new_figure(7, 3.6)
     names = list(counted[counter])
     at = np.arange(len(names))
     axes.bar(at - 0.2, [100 * counted[counter][n] for n in names], 0.4, label="counted")
@@ -624,10 +618,10 @@ for phrase in ("cook for", "the old mill", "a little salt"):
 # **Measure** claim 38 on three worlds.
 
 # %%
-claim = CLAIMS[38]
+claim = lab.CLAIMS[38]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-measured = [claim.measure(nano(), seed) for seed in bar(range(3), about="three worlds")]
+measured = [claim.measure(lab.nano(), seed) for seed in bar(range(3), about="three worlds")]
 verdict = claim.verdict(measured)
 for name in ("error/pronouns", "error/identities", "error/languages", "error/toxicity"):
     estimate = verdict.estimates[name]

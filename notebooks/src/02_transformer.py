@@ -17,12 +17,10 @@ import math
 import torch
 import torch.nn.functional as F
 
+from llama2_lib import lesson as lab
 from llama2_lib import rng
-from llama2_lib.figures import lines, new_figure
 from llama2_lib.figures.transformer import rotations, shares
-from llama2_lib.model.config import FAMILY, ModelConfig
 from llama2_lib.model.transformer import Transformer, apply_rotary, initialise, rotary_table
-from llama2_lib.model.weights import build, to_hugging_face
 from llama2_lib.teaching import attention, transformer
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.widgets import Explorer, Stepper, show
@@ -48,7 +46,7 @@ folders = start("02_transformer")
 # so that a swapped axis cannot hide.
 
 # %%
-config = ModelConfig(
+config = lab.ModelConfig(
     vocab_size=90, dim=48, n_layers=3, n_heads=4, n_kv_heads=4, multiple_of=20, max_seq_len=64
 )
 weights = transformer.random_weights(config)  # by Meta's names; every number random
@@ -97,7 +95,7 @@ def output_size(eps):
 
 def draw_norm(eps):
     series = {"with RMSNorm": (sizes, output_size(eps)), "without": (sizes, sizes)}
-    return lines(
+    return lab.lines(
         series, "root mean square of the input", "root mean square of the output", xscale="log", yscale="log",
         title=f"eps = {eps:g}",
     )  # fmt: skip
@@ -213,7 +211,7 @@ def kept(base, head_dim=128):
 
 
 def draw_decay(base):
-    return lines(
+    return lab.lines(
         {"all pairs of equal length": (distance, kept(base))}, "distance (tokens)",
         "score, share of its value at distance 0", title=f"base {base:,}", reference={"0": 0.0},
     )  # fmt: skip
@@ -251,7 +249,7 @@ with expect_failure(CheckFailed):
 h = torch.randn(1, 9, 48, generator=rng.generator(0, "layout"))
 at = torch.arange(9)
 name = "layers.0.attention."
-meta, hugging_face = weights, to_hugging_face(weights, config)
+meta, hugging_face = weights, lab.to_hugging_face(weights, config)
 
 
 def layout_scores(wq, wk, rotary):
@@ -305,14 +303,14 @@ def _():
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 a = torch.linspace(-5, 3, 200)
 show(
-    lines(
+    lab.lines(
         {"SiLU": (a, F.silu(a)), "GELU": (a, F.gelu(a)), "ReLU": (a, F.relu(a))},
         "input of the gate", "output of the gate",
     ),
     alt="SiLU and GELU are smooth forms of ReLU; SiLU dips to -0.28 and comes back to zero more slowly.",
 )  # fmt: skip
 Explorer(
-    lambda content: lines(
+    lambda content: lab.lines(
         {"SiLU(gate) * content": (a, F.silu(a) * content)}, "input of the gate", "output of the unit",
         title=f"content {content:g}", reference={"0": 0.0},
     ),
@@ -346,7 +344,7 @@ def _():
     transformer.hidden_width(my_hidden_width)
 
 
-for size, c in FAMILY.items():
+for size, c in lab.FAMILY.items():
     print(
         f"{size:>4s}: dim {c.dim}, width {my_hidden_width(c.dim, c.multiple_of, c.ffn_dim_multiplier)}"
     )
@@ -398,7 +396,7 @@ def largest_weight(width, scaled):
 
 largest = {scaled: [largest_weight(w, scaled) for w in widths] for scaled in (True, False)}
 show(
-    lines(
+    lab.lines(
         {"divided by sqrt(head_dim)": (widths, largest[True]), "not divided": (widths, largest[False])},
         "head_dim (numbers)", "largest of 16 weights, mean", xscale="log", markers=True,
         reference={"all weights equal": 1 / 16},
@@ -415,7 +413,7 @@ def sharp(head_dim, divided):
 
 
 def draw_sharp(head_dim, divided):
-    figure, axes = new_figure()
+    figure, axes = lab.new_figure()
     axes.bar(range(16), sharp(head_dim, divided))
     axes.set(xlabel="key (number)", ylabel="attention weight", ylim=(0, 1))
     axes.set_title(f"head_dim {head_dim}, {'divided' if divided else 'not divided'}")
@@ -494,7 +492,7 @@ for wrong in (post_norm_block, bare_block):
 # %% tags=["long"]
 def follow(arrange, depth=24):
     deep = dataclasses.replace(config, n_layers=depth)
-    model = build(deep, transformer.random_weights(deep))
+    model = lab.build(deep, transformer.random_weights(deep))
     ids = torch.randint(90, (8, 13), generator=rng.generator(0, "deep"))
     h = (
         my_rms_norm(model.tok_embeddings(ids[:, :-1]), torch.ones(48), 1e-5)
@@ -531,7 +529,7 @@ LABELS = {"alike": "mean cosine between tokens", "gradient": "gradient / gradien
 def draw_depth(what):
     series = {name: (range(1, 25), found[what]) for name, found in followed.items()}
     scale = "log" if what == "gradient" else "linear"
-    return lines(series, "block (1 is nearest to the embedding)", LABELS[what], yscale=scale)
+    return lab.lines(series, "block (1 is nearest to the embedding)", LABELS[what], yscale=scale)
 
 
 def depth_words(what):
@@ -602,7 +600,7 @@ def _():
     assert change[0, 6:].amax(-1).min() > 1e-3, "it must change those at its place and after it"
 
 
-model = build(config, weights)
+model = lab.build(config, weights)
 ids = torch.randint(90, (3, 20), generator=rng.generator(0, "ids"))
 difference = (my_transformer(ids, weights, config) - model(ids)).abs().max() / model(
     ids
@@ -679,7 +677,7 @@ losses = {vocab_size: [first_loss(vocab_size, s) for s in deviations] for vocab_
 
 
 def draw_first_loss(vocab_size):
-    return lines(
+    return lab.lines(
         {"measured": (deviations, losses[vocab_size])}, "standard deviation of the output weights",
         "loss (nats per token)", xscale="log", markers=True, reference={"ln V": math.log(vocab_size)},
         title=f"V = {vocab_size}",
@@ -717,7 +715,7 @@ def count(c):
 @check("count of the weights")
 def _():
     assert sum(count(config).values()) == sum(w.numel() for w in weights.values())
-    for size, c in FAMILY.items():
+    for size, c in lab.FAMILY.items():
         with torch.device("meta"):
             shapes = [p.numel() for p in Transformer(c).parameters()]
         assert sum(count(c).values()) == sum(shapes) == c.n_parameters, f"{size} is counted wrong"
@@ -728,12 +726,12 @@ def _():
 
 # %%
 print("paper   weights from the shapes   dim  layers  heads  kv heads  width")
-for size, c in FAMILY.items():
+for size, c in lab.FAMILY.items():
     print(
         f"{size:>5s} {sum(count(c).values()):>25,d} {c.dim:>5d} {c.n_layers:>7d} {c.n_heads:>6d} "
         f"{c.n_kv_heads:>9d} {c.hidden_dim:>6d}"
     )
-rounded = {size: sum(count(c).values()) / 1e9 for size, c in FAMILY.items()}
+rounded = {size: sum(count(c).values()) / 1e9 for size, c in lab.FAMILY.items()}
 print(
     "all within 4 % of their names:",
     all(abs(rounded[s] / float(s[:-1]) - 1) < 0.04 for s in rounded),
@@ -743,9 +741,9 @@ print(
 # **See.** Where do the weights sit?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-models = {"this one": config, **FAMILY}
+models = {"this one": config, **lab.FAMILY}
 by_part = {part: [count(c)[part] for c in models.values()] for part in count(config)}
-feed_share = {s: count(c)["feed-forward"] / c.n_parameters for s, c in FAMILY.items()}
+feed_share = {s: count(c)["feed-forward"] / c.n_parameters for s, c in lab.FAMILY.items()}
 show(
     shares(by_part, list(models), "model"),
     alt=f"The feed-forward layers hold {feed_share['7B']:.0%} of the 7B model and {feed_share['70B']:.0%} of the 70B model; embedding and output weigh in small models only.",
@@ -755,12 +753,12 @@ BYTES = {"fp32": 4, "fp16 / bf16": 2, "int8": 1}
 
 
 def memory(size, number):
-    return FAMILY[size].n_parameters * BYTES[number] / 2**30
+    return lab.FAMILY[size].n_parameters * BYTES[number] / 2**30
 
 
 def draw_memory(size, number):
-    parts = {part: n * BYTES[number] / 2**30 for part, n in count(FAMILY[size]).items()}
-    figure, axes = new_figure()
+    parts = {part: n * BYTES[number] / 2**30 for part, n in count(lab.FAMILY[size]).items()}
+    figure, axes = lab.new_figure()
     axes.barh(list(parts), list(parts.values()))
     axes.set(xlabel="memory (GiB)", ylabel="part")
     axes.set_title(f"{size} in {number}: {memory(size, number):.1f} GiB")
@@ -826,7 +824,7 @@ def widest(budget):
     dim = 0
     while True:
         wider, heads = dim + 64, (dim + 64) // 64
-        c = ModelConfig(
+        c = lab.ModelConfig(
             vocab_size=32_000,
             dim=wider,
             n_layers=12,
@@ -904,13 +902,15 @@ def culprit(good, bad, ids):
 @check("culprit")
 def _():
     with torch.no_grad():
-        assert culprit(model, build(config, weights_from_a_colleague), ids) == 1, (
+        assert culprit(model, lab.build(config, weights_from_a_colleague), ids) == 1, (
             "look at the output of each block"
         )
         swapped = dict(weights) | {
             "layers.2.ffn_norm.weight": weights["layers.2.ffn_norm.weight"].flip(0)
         }
-        assert culprit(model, build(config, swapped), ids) == 2, "it must work for other bugs too"
+        assert culprit(model, lab.build(config, swapped), ids) == 2, (
+            "it must work for other bugs too"
+        )
 
 
 # %% [markdown]

@@ -16,27 +16,17 @@ import math
 import torch
 from scipy import stats
 
+from llama2_lib import lesson as lab
 from llama2_lib import rng
 from llama2_lib.claims import CLAIMS, recorded
-from llama2_lib.claims.attention import at_equal_size
-from llama2_lib.evaluation.statistics import paired_difference
-from llama2_lib.figures import bars_with_intervals, heatmap, lines
-from llama2_lib.figures.transformer import attention_map
-from llama2_lib.model.config import FAMILY, LLAMA2_70B
-from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import attention_weights, masked
-from llama2_lib.model.weights import build, load_model
-from llama2_lib.recipes import grid, nano
 from llama2_lib.teaching import attention
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.widgets import Explorer, Stepper, bar, show
-from llama2_lib.world import make_world
-from llama2_lib.world.facts import recall_items
 
-folders = start("03_grouped_query_attention", needs=["pretrain"], recipe=nano(), minutes=6)
-model, config = load_model(folders["pretrain"])
-tokenizer = load_tokenizer(folders["pretrain"])
+folders = start("03_grouped_query_attention", needs=["pretrain"], recipe=lab.nano(), minutes=6)
+model, config = lab.load_model(folders["pretrain"])
+tokenizer = lab.load_tokenizer(folders["pretrain"])
 _ = torch.set_grad_enabled(False)  # nothing is trained in this notebook's own cells
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -90,7 +80,7 @@ def draw_groups(n_kv_heads):
     reads = torch.zeros(8, n_kv_heads)
     reads[torch.arange(8), torch.arange(8) // (8 // n_kv_heads)] = 1
     kind = {8: "MHA", 1: "MQA"}.get(n_kv_heads, "GQA")
-    return heatmap(
+    return lab.heatmap(
         reads, "key/value head", "query head", "reads (1) or not (0)",
         columns=[str(i) for i in range(n_kv_heads)], rows=[str(i) for i in range(8)],
         title=f"{kind}: {n_kv_heads} key/value heads",
@@ -140,7 +130,7 @@ def as_multi_head(model):
                 .flatten(0, 1)
             )
         wide[name] = w
-    return build(dataclasses.replace(c, n_kv_heads=c.n_heads), wide)
+    return lab.build(dataclasses.replace(c, n_kv_heads=c.n_heads), wide)
 
 
 ids = torch.randint(config.vocab_size, (2, 30), generator=rng.generator(0, "ids"))
@@ -209,7 +199,7 @@ def _():
 # **See** the cache fill: the first layer's keys, one column a slot. Step 0 is the prefill; each further step adds one column and touches no other.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-question = recall_items(make_world(0))[0].prompt
+question = lab.recall_items(lab.make_world(0))[0].prompt
 prompt = tokenizer.encode(question, bos=True)[:12]
 caches = [MyCache(config, 1, len(prompt) + 8) for _ in model.layers]
 logits, states = step(model, torch.tensor([prompt]), caches, 0), []
@@ -220,7 +210,7 @@ for slot in range(len(prompt), len(prompt) + 9):
 
 
 def draw_cache(step):
-    return heatmap(
+    return lab.heatmap(
         states[step], "slot", "number within the key", "value", centre=0.0,
         columns=[str(slot) for slot in range(len(prompt) + 8)],
         title=f"{len(prompt) + step} of {len(prompt) + 8} slots filled",
@@ -242,7 +232,7 @@ lengths = torch.arange(1, 513)
 
 def draw_cost(prompt_length):
     without = (prompt_length + lengths - 1).cumsum(0)
-    return lines(
+    return lab.lines(
         {"without a cache": (lengths, without), "with a cache": (lengths, prompt_length + lengths - 1)},
         "length of the answer (tokens)", "tokens sent through the model", yscale="log",
         title=f"prompt of {prompt_length} tokens",
@@ -336,10 +326,10 @@ def without_cache(model, prompt, n_new):
 
 @check("three ways, one answer")
 def _():
-    questions = [item.prompt for item in recall_items(make_world(0))[:200:40]]
+    questions = [item.prompt for item in lab.recall_items(lab.make_world(0))[:200:40]]
     prompts = [tokenizer.encode(text, bos=True) for text in questions]
     ours = my_greedy(model, prompts, 12)
-    library = generate(model, prompts, max_new_tokens=12, temperature=0.0)
+    library = lab.generate(model, prompts, max_new_tokens=12, temperature=0.0)
     assert ours == [without_cache(model, prompt, 12) for prompt in prompts], (
         "cache and no cache differ"
     )
@@ -353,7 +343,7 @@ def _():
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 def draw_mask(length):
     seen = visible_slots(torch.tensor([[6 - length]]), 0, 8)[0]
-    return heatmap(
+    return lab.heatmap(
         seen.float(), "slot looked at", "slot that looks", "may look (1) or not (0)",
         title=f"prompt of {length} tokens, {6 - length} of padding, 2 new tokens",
     )  # fmt: skip
@@ -413,7 +403,7 @@ def _():
 texts = ["One morning", question]
 prompts = [tokenizer.encode(text, bos=True) for text in texts]
 for temperature in (0.0, 0.7, 1.3):
-    done = generate(
+    done = lab.generate(
         model, prompts, max_new_tokens=30, temperature=temperature, top_p=0.9, seed=0,
         stop_ids={tokenizer.eos_id},
     )  # fmt: skip
@@ -422,8 +412,8 @@ for temperature in (0.0, 0.7, 1.3):
         print(f"[temperature {temperature}] {text}")
 
 # %%
-again = [generate(model, prompts, max_new_tokens=9, seed=5) for _ in range(2)]
-alone = generate(model, prompts[:1], max_new_tokens=9, seed=5)[0]
+again = [lab.generate(model, prompts, max_new_tokens=9, seed=5) for _ in range(2)]
+alone = lab.generate(model, prompts[:1], max_new_tokens=9, seed=5)[0]
 print("the same seed gives the same text:", again[0] == again[1])
 print("and a row does not depend on its companions:", again[0][0].ids == alone.ids)
 
@@ -439,7 +429,7 @@ def shaped(temperature, top_p):
 
 def draw_sampling(temperature, top_p):
     p = shaped(temperature, top_p)
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         [str(i) for i in range(8)], p, p, p, "probability", xlabel="token, most likely first",
         title=f"temperature {temperature:g}, top-p {top_p:g}",
     )  # fmt: skip
@@ -470,14 +460,14 @@ def cache_bytes(c, bytes_per_number=2):
 claim = CLAIMS[6]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-measurement = claim.measure(nano(), 0)
+measurement = claim.measure(lab.nano(), 0)
 for key in ("measured/70B mha", "measured/70B gqa", "measured/70B mqa"):
     print(f"{key.split()[1]} in 70B: {measurement.values[key] / 1024:6.0f} KiB a token, measured")
 print("verdict:", claim.verdict([measurement]).outcome, "| paper:", claim.paper_value)
 
 # %%
 print("fp16, KiB a token    as it is      if it were MHA      4,096 tokens, GiB")
-for size, c in FAMILY.items():
+for size, c in lab.FAMILY.items():
     mha = dataclasses.replace(c, n_kv_heads=c.n_heads)
     print(
         f"{size:>12s} {cache_bytes(c) / 1024:>15.0f} {cache_bytes(mha) / 1024:>19.0f} {4096 * cache_bytes(c) / 2**30:>22.2f}"
@@ -491,21 +481,21 @@ batches = 2 ** torch.arange(0, 8)
 
 
 def gib(size, kv_heads):
-    return 4096 * cache_bytes(dataclasses.replace(FAMILY[size], n_kv_heads=kv_heads)) / 2**30
+    return 4096 * cache_bytes(dataclasses.replace(lab.FAMILY[size], n_kv_heads=kv_heads)) / 2**30
 
 
 def draw_family(size):
-    heads = {"MHA": FAMILY[size].n_heads, "GQA, 8 heads": 8, "MQA": 1}
-    return lines(
+    heads = {"MHA": lab.FAMILY[size].n_heads, "GQA, 8 heads": 8, "MQA": 1}
+    return lab.lines(
         {kind: (batches, gib(size, n) * batches) for kind, n in heads.items()},
         "conversations of 4,096 tokens", "cache (GiB, fp16)", xscale="log", yscale="log", markers=True,
-        title=size, reference={"weights": 2 * FAMILY[size].n_parameters / 2**30},
+        title=size, reference={"weights": 2 * lab.FAMILY[size].n_parameters / 2**30},
     )  # fmt: skip
 
 
 def family_words(size):
-    weights = 2 * FAMILY[size].n_parameters / 2**30
-    counts = [math.ceil(weights / gib(size, n)) for n in (FAMILY[size].n_heads, 8)]
+    weights = 2 * lab.FAMILY[size].n_parameters / 2**30
+    counts = [math.ceil(weights / gib(size, n)) for n in (lab.FAMILY[size].n_heads, 8)]
     return f"{size}: the cache outgrows the weights at {counts[0]} conversations with MHA, at {counts[1]} with 8 key/value heads."
 
 
@@ -524,14 +514,14 @@ Explorer(draw_family, family_words, size=["7B", "13B", "34B", "70B"])
 claim = CLAIMS[7]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-timed = [claim.measure(nano(), seed) for seed in bar(range(3), about="timing")]
+timed = [claim.measure(lab.nano(), seed) for seed in bar(range(3), about="timing")]
 curves = {}
 for kind in ("mha", "gqa", "mqa"):
     keys = [key for key in timed[0].values if key.startswith(f"tokens_per_s/{kind}/")]
     rates = torch.tensor([[m.values[key] for key in keys] for m in timed])
     sizes = [int(key.split("/")[2]) for key in keys]
     curves[kind.upper()] = (sizes, rates.mean(0), rates.amin(0), rates.amax(0))
-figure = lines(
+figure = lab.lines(
     curves, "batch (sequences)", "tokens per second", xscale="log", markers=True,
     title="the last point of each curve is the last batch that fits",
 )  # fmt: skip
@@ -567,7 +557,7 @@ TABLE_18 = {
 for kind, row in TABLE_18.items():
     print(f"{kind}: mean of 11 tasks {sum(row) / 11:.2f}")
 for other in ("MHA", "MQA"):
-    gap = paired_difference(TABLE_18["GQA"], TABLE_18[other])
+    gap = lab.paired_difference(TABLE_18["GQA"], TABLE_18[other])
     print(
         f"GQA minus {other}: {gap.estimate.value:+.2f}, 95 % interval {gap.estimate.low:+.2f} to {gap.estimate.high:+.2f}, p = {gap.p_value:.2f}"
     )
@@ -590,11 +580,11 @@ def same_size(c, n_kv_heads):
 
 @check("three models of one size")
 def _():
-    for c in (grid().model, LLAMA2_70B):
+    for c in (lab.grid().model, lab.LLAMA2_70B):
         sizes = [same_size(c, n).n_parameters for n in (c.n_heads, c.n_kv_heads, 1)]
         assert max(sizes) / min(sizes) < 1.01, "sizes must agree within 1 %"
         for n in (c.n_heads, 1):
-            assert same_size(c, n).n_parameters == at_equal_size(c, n).n_parameters
+            assert same_size(c, n).n_parameters == lab.at_equal_size(c, n).n_parameters
 
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -608,7 +598,7 @@ print("threshold:", claim.threshold)
 measured, verdict = recorded(5).measurements, recorded(5).verdict
 kinds = ["mha", "gqa", "mqa"]
 found = [verdict.estimates[kind] for kind in kinds]
-figure = bars_with_intervals(
+figure = lab.bars_with_intervals(
     [kind.upper() for kind in kinds], [e.value for e in found], [e.low for e in found],
     [e.high for e in found], "validation loss (nats per token)", xlabel="mean of three seeds, 95 % interval",
 )  # fmt: skip
@@ -667,7 +657,7 @@ def _():
 
 # %% tags=["hide-input"]
 def draw_map(layer, head):
-    return attention_map(maps[layer, head], labels, title=f"layer {layer}, query head {head}")
+    return lab.attention_map(maps[layer, head], labels, title=f"layer {layer}, query head {head}")
 
 
 def map_words(layer, head):
@@ -710,10 +700,10 @@ def fits(config, context, gigabytes):
 
 @check("fits")
 def _():
-    assert fits(FAMILY["7B"], 4096, 80) == 30, "7B on one card of 80 GB: 30 conversations"
-    assert fits(LLAMA2_70B, 4096, 80) == 0, "the weights of 70B alone do not fit on one card"
-    assert fits(LLAMA2_70B, 4096, 160) == 16
-    assert fits(dataclasses.replace(LLAMA2_70B, n_kv_heads=64), 4096, 160) == 0, (
+    assert fits(lab.FAMILY["7B"], 4096, 80) == 30, "7B on one card of 80 GB: 30 conversations"
+    assert fits(lab.LLAMA2_70B, 4096, 80) == 0, "the weights of 70B alone do not fit on one card"
+    assert fits(lab.LLAMA2_70B, 4096, 160) == 16
+    assert fits(dataclasses.replace(lab.LLAMA2_70B, n_kv_heads=64), 4096, 160) == 0, (
         "as MHA it is larger, too"
     )
 
@@ -745,7 +735,7 @@ def sampling_p_value(counts, probabilities):
 def _():
     small = attention.small_model()
     prompt, draws = [1, 2, 3], 4000
-    done = generate(small, [prompt] * draws, max_new_tokens=1, temperature=2.0, seed=0)
+    done = lab.generate(small, [prompt] * draws, max_new_tokens=1, temperature=2.0, seed=0)
     counts = torch.bincount(torch.tensor([c.ids[0] for c in done]), minlength=53)
     logits = small(torch.tensor([prompt]))[0, -1]
     right = sampling_p_value(counts, (logits / 2.0).softmax(-1))

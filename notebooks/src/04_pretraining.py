@@ -21,38 +21,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from llama2_lib.claims import CLAIMS, recorded
-from llama2_lib.claims.recorded_runs import recorded_run
-from llama2_lib.config import PretrainConfig
-from llama2_lib.evaluation.language import document_nats, fact_recall, perplexity
-from llama2_lib.evaluation.statistics import ratio_interval
-from llama2_lib.figures import bars_with_intervals, heatmap, lines, new_figure
-from llama2_lib.figures.theme import label_axes
-from llama2_lib.model.config import FAMILY
-from llama2_lib.model.generate import generate
-from llama2_lib.model.transformer import Transformer, initialise, masked
-from llama2_lib.model.weights import load_model
-from llama2_lib.objectives.language import next_token_loss
-from llama2_lib.recipes import grid, nano
-from llama2_lib.stages.corpus import load_corpus
+from llama2_lib import lesson as lab
 from llama2_lib.stages.pretrain import packed_loss, pretrain
-from llama2_lib.storage import read_metrics
 from llama2_lib.teaching import pretraining as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.checkpoint import checkpoints
-from llama2_lib.training.loop import optimize
 from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
-from llama2_lib.world import make_world
-from llama2_lib.world.facts import recall_items
-from llama2_lib.world.long_range import retrieval_items
 
-folders = start("04_pretraining", needs=["corpus", "pretrain"], recipe=nano(), minutes=6)
-model, config = load_model(folders["pretrain"])
-untrained = initialise(Transformer(config), seed=0)
-tokenizer = load_tokenizer(folders["pretrain"])
-train, validation = (load_corpus(folders["corpus"], half) for half in ("train", "validation"))
+folders = start("04_pretraining", needs=["corpus", "pretrain"], recipe=lab.nano(), minutes=6)
+model, config = lab.load_model(folders["pretrain"])
+untrained = lab.initialise(lab.Transformer(config), seed=0)
+tokenizer = lab.load_tokenizer(folders["pretrain"])
+train, validation = (lab.load_corpus(folders["corpus"], half) for half in ("train", "validation"))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The objective: guess the next token
@@ -120,7 +100,7 @@ for kind in KINDS:
 
 def draw_nats(kind):
     pieces, nats = shown[kind]
-    return heatmap(
+    return lab.heatmap(
         nats.clamp(max=8), "piece", "model", "nats", columns=[repr(p)[1:-1] for p in pieces],
         rows=["trained", "untrained"], title=f"{kind}: what was hard to guess",
     )  # fmt: skip
@@ -234,7 +214,7 @@ packed = next(train.packed.batches(seed=0, batch_size=4, seq_len=160))
 def draw_mask(row, isolated):
     document = packed.document[row : row + 1, :-1]
     visible = my_isolation(document)[1] if isolated else torch.ones(1, 160, 160).tril()
-    return heatmap(
+    return lab.heatmap(
         visible[0].float(), "token looked at", "token that looks", "may look (1) or not (0)",
         title=f"row {row}: {len(document.unique())} documents, " + ("isolated" if isolated else "plain causal"),
     )  # fmt: skip
@@ -260,7 +240,7 @@ def _():
     one, two = (torch.tensor([validation.document(i)]) for i in (0, 1))
     pack, owner = torch.cat([one, two], 1), torch.tensor([[0] * one.shape[1] + [1] * two.shape[1]])
     positions, visible = my_isolation(owner)
-    isolated = model(pack, positions=positions, attend=masked(visible))[:, one.shape[1] :]
+    isolated = model(pack, positions=positions, attend=lab.masked(visible))[:, one.shape[1] :]
     assert torch.allclose(isolated, model(two), rtol=1e-3, atol=1e-3), "isolated: as alone"
     plain = model(pack)[:, one.shape[1] :]
     assert not torch.allclose(plain, model(two), rtol=1e-2, atol=1e-2), "plain: not as alone"
@@ -322,7 +302,7 @@ def walk(steepness, lr, adam):
 
 def draw_valley(steepness, rate):
     steps = range(61)
-    return lines(
+    return lab.lines(
         {"plain descent": (steps, walk(steepness, rate, False)), "Adam": (steps, walk(steepness, rate, True))},
         "step", "height above the bottom", yscale="log", title=f"{steepness:g} times steeper across, rate {rate:g}",
     )  # fmt: skip
@@ -407,7 +387,7 @@ with expect_failure(CheckFailed):
 def draw_schedule(warmup, floor):
     steps = range(1000)
     rate = [my_rate(i, 1.0, 1000, warmup, floor) for i in steps]
-    return lines(
+    return lab.lines(
         {"rate": (steps, rate)},
         "step",
         "rate / peak",
@@ -456,11 +436,11 @@ with expect_failure(CheckFailed):
 # **See** the gradient norm of nano's whole training, from the log that the stage wrote. What lies above the line was scaled down to it.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-log = read_metrics(folders["pretrain"] / "metrics.jsonl")
+log = lab.read_metrics(folders["pretrain"] / "metrics.jsonl")
 steps = [row for row in log if "loss" in row]
 norms = np.array([row["grad_norm"] for row in steps])
 show(
-    lines(
+    lab.lines(
         {"norm before clipping": (range(1, len(norms) + 1), norms)}, "step", "gradient norm",
         xscale="log", yscale="log", reference={"clip": 1.0}, title="nano",
     ),
@@ -517,8 +497,8 @@ def my_training(model, batches, steps, loss_fn=my_loss, peak=1e-2):
         yield loss.item()
 
 
-def fresh(seed=0) -> tuple[Transformer, Iterator]:
-    small = initialise(Transformer(grid().model), seed)
+def fresh(seed=0) -> tuple[lab.Transformer, Iterator]:
+    small = lab.initialise(lab.Transformer(lab.grid().model), seed)
     return small, train.packed.batches(seed=seed, batch_size=16, seq_len=128)
 
 
@@ -528,7 +508,7 @@ def _():
     losses = list(my_training(mine, batches, 6))
     library, batches = fresh()
     lr_at = warmup_then_cosine(peak=1e-2, steps=6, warmup=6 // 20)
-    done = optimize(library, adamw(library), batches, packed_loss(False), lr_at, steps=range(6))
+    done = lab.optimize(library, adamw(library), batches, packed_loss(False), lr_at, steps=range(6))
     theirs = [step.loss for step in done]
     assert np.allclose(losses, theirs, rtol=1e-4, atol=1e-5), "the losses must agree"
     for (name, a), b in zip(mine.named_parameters(), library.parameters(), strict=True):
@@ -543,7 +523,7 @@ def _():
 # %% tags=["nbval-ignore-output"]
 def go_on(model, text="One morning", n=40):
     prompt = tokenizer.encode(text, bos=True)
-    done = generate(model, [prompt], max_new_tokens=n, temperature=0.7, top_p=0.9, seed=0)
+    done = lab.generate(model, [prompt], max_new_tokens=n, temperature=0.7, top_p=0.9, seed=0)
     model.train()
     return tokenizer.decode([*prompt, *done[0].ids]).replace("\n", " / ")
 
@@ -588,12 +568,12 @@ def unshifted(logits, ids):
 blind, batches = fresh()
 low = list(bar(my_training(blind, batches, 60, unshifted), total=60, about="training"))
 print("after 60 steps its loss is below 0.2 nats:", low[-1] < 0.2)
-repeated = generate(
+repeated = lab.generate(
     blind, [tokenizer.encode("One morning", bos=True)], max_new_tokens=8, temperature=0.0
 )
 print("and it writes:", repr(tokenizer.decode(repeated[0].ids)))
 show(
-    lines(
+    lab.lines(
         {"right": (range(10, len(losses) + 1), smooth(losses)), "not shifted": (range(10, 61), smooth(low))},
         "step", "training loss (nats per token)", reference={"ln V": math.log(1024)},
     ),
@@ -610,7 +590,7 @@ loss = np.array([row["loss"] for row in steps])
 probes = [row for row in log if "validation_loss" in row]
 at = [tokens[row["step"] - 1] for row in probes]
 show(
-    lines(
+    lab.lines(
         {
             "training (mean of 20 steps)": (tokens[19:], smooth(loss, 20)),
             "validation": (at, [row["validation_loss"] for row in probes]),
@@ -622,17 +602,17 @@ show(
 
 # %% tags=["nbval-ignore-output"]
 fitting = np.flatnonzero(np.diff(validation.packed.offsets) <= config.max_seq_len)
-scored = document_nats(model, [validation.document(i) for i in fitting])
+scored = lab.document_nats(model, [validation.document(i) for i in fitting])
 characters = validation.characters[fitting]
-per_token = ratio_interval(scored.nats, scored.tokens)
-per_character = ratio_interval(scored.nats, characters)
+per_token = lab.ratio_interval(scored.nats, scored.tokens)
+per_character = lab.ratio_interval(scored.nats, characters)
 print("validation loss:", per_token, "nats per token (95 % interval over documents)")
-print("perplexity:     ", perplexity(per_token))
+print("perplexity:     ", lab.perplexity(per_token))
 print(f"per character:   {per_character} nats = {per_character.value / math.log(2):.2f} bits")
 print("training loss at the end:", round(float(loss[-50:].mean()), 3))
 
 # %%
-print("perplexity below 3, of 1,024 pieces:", perplexity(per_token).high < 3)
+print("perplexity below 3, of 1,024 pieces:", lab.perplexity(per_token).high < 3)
 print("validation within 0.3 nats of training:", abs(per_token.value - loss[-50:].mean()) < 0.3)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -647,12 +627,12 @@ print("validation within 0.3 nats of training:", abs(per_token.value - loss[-50:
 # <details><summary>Answer</summary>The last. A fact that was stated but never asked for has to be found through a question: that is harder than repeating an answer. The paper's own remedy for facts is in section 2.1: the most factual sources are up-sampled.</details>
 
 # %% tags=["nbval-ignore-output"]
-items = recall_items(make_world(0))
-known = fact_recall(model, tokenizer, items)
-blank = fact_recall(untrained, tokenizer, items[::5])
+items = lab.recall_items(lab.make_world(0))
+known = lab.fact_recall(model, tokenizer, items)
+blank = lab.fact_recall(untrained, tokenizer, items[::5])
 forms = ["seen form", "unseen form", "never asked"]
 show(
-    bars_with_intervals(
+    lab.bars_with_intervals(
         forms, [100 * known[f].value for f in forms], [100 * known[f].low for f in forms],
         [100 * known[f].high for f in forms], "facts recalled (%)", xlabel="how the fact was asked about in training",
     ),
@@ -679,8 +659,10 @@ print("and a good part of those it has never seen asked:", known["never asked"].
 
 # %% tags=["long"]
 scratch = tempfile.TemporaryDirectory()
-toy = dataclasses.replace(grid().model, dim=32, n_heads=2, n_kv_heads=1)
-short = PretrainConfig(steps=12, batch_size=2, seq_len=32, warmup=2, eval_every=12, save_every=5)
+toy = dataclasses.replace(lab.grid().model, dim=32, n_heads=2, n_kv_heads=1)
+short = lab.PretrainConfig(
+    steps=12, batch_size=2, seq_len=32, warmup=2, eval_every=12, save_every=5
+)
 
 
 def run(name, killed_after=None):
@@ -699,8 +681,8 @@ def run(name, killed_after=None):
 
 whole = load_file(run("never stopped") / "model.safetensors")
 folder = run("resumed", killed_after=8)
-print("what is on disk:", [path.name for path in checkpoints(folder)])
-saved = load_file(checkpoints(folder)[-1] / "model.safetensors")
+print("what is on disk:", [path.name for path in lab.checkpoints(folder)])
+saved = load_file(lab.checkpoints(folder)[-1] / "model.safetensors")
 resumed = load_file(run("resumed") / "model.safetensors")
 print(
     "resumed at step 5, the same bits:",
@@ -708,11 +690,13 @@ print(
 )
 
 
-amnesiac = Transformer(toy)
+amnesiac = lab.Transformer(toy)
 amnesiac.load_state_dict(saved)
 rest = train.packed.batches(seed=short.seed, batch_size=2, seq_len=32, start=5)
 lr_at = warmup_then_cosine(peak=short.peak_lr, steps=12, warmup=2)
-for _ in optimize(amnesiac, adamw(amnesiac), rest, packed_loss(False), lr_at, steps=range(5, 12)):
+for _ in lab.optimize(
+    amnesiac, adamw(amnesiac), rest, packed_loss(False), lr_at, steps=range(5, 12)
+):
     pass
 print(
     "without the optimiser's averages, the same bits:",
@@ -751,14 +735,14 @@ TABLE_2 = {  # GPU hours on A100s of 80 GB, watts each, tonnes of CO2 equivalent
 }
 print("        6ND    GPU hours   TFLOP/s   of peak      MWh   t CO2eq   kg/kWh")
 for size, (hours, watts, tonnes) in TABLE_2.items():
-    operations = 6 * FAMILY[size].n_parameters * 2e12
+    operations = 6 * lab.FAMILY[size].n_parameters * 2e12
     rate = operations / (hours * 3600) / 1e12  # TFLOP/s of one GPU; 312 is the peak in bf16
     mwh = hours * watts / 1e6
     row = f"{size:>4s} {operations:8.1e} {hours:11,d} {rate:9.0f} {rate / 312:9.0%} {mwh:8.0f}"
     print(row, f"{tonnes:10.2f} {tonnes / mwh:8.2f}")
 hours, _, tonnes = (sum(column) for column in zip(*TABLE_2.values(), strict=True))
 print(f"all rows: {hours:,} hours, {tonnes:.2f} t; the paper prints 539.00")
-ours = 6 * config.n_parameters * nano().pretrain.n_tokens
+ours = 6 * config.n_parameters * lab.nano().pretrain.n_tokens
 print(f"nano: {ours:.0e} operations; 70B took {operations / ours:.0e} times as many")
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
@@ -766,12 +750,12 @@ FACTORS = {"0.05 (hydro or wind)": 0.05, "0.42 (the paper's)": 0.4235, "0.8 (mos
 
 
 def draw_carbon(factor):
-    figure, axes = new_figure()
+    figure, axes = lab.new_figure()
     tonnes = [hours * watts / 1e6 * FACTORS[factor] for hours, watts, _ in TABLE_2.values()]
     axes.bar(list(TABLE_2), tonnes, width=0.6, label="computed")
     printed = [row[2] for row in TABLE_2.values()]
     axes.plot(list(TABLE_2), printed, "D", color="black", mfc="white", label="paper")
-    label_axes(axes, "model", "t CO2 equivalent", f"{factor} kg per kWh")
+    lab.label_axes(axes, "model", "t CO2 equivalent", f"{factor} kg per kWh")
     axes.legend()
     return figure
 
@@ -793,10 +777,10 @@ Explorer(draw_carbon, carbon_words, factor=list(FACTORS))
 # A width of 96 was tried too, and is left out: it was not reliably better than 64. With 600 thousand tokens it sees 1.5 tokens a weight; the widths below see 3 to 15, the paper's models 29 (70B) to 297 (7B). A larger model is better only if there is enough to learn from.
 
 # %%
-claim = CLAIMS[1]
+claim = lab.CLAIMS[1]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-scaling, scaling_verdict = recorded(1).measurements, recorded(1).verdict
+scaling, scaling_verdict = lab.recorded(1).measurements, lab.recorded(1).verdict
 for name, estimate in scaling_verdict.estimates.items():
     print(
         f"{name:9s} {estimate.value:+.2f}  95 % interval {estimate.low:+.2f} to {estimate.high:+.2f}"
@@ -805,16 +789,16 @@ print("paper:", claim.paper_value)
 print("verdict:", scaling_verdict.outcome, "|", scaling_verdict.reason)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-curves, per_step = {}, grid().pretrain.n_tokens / grid().pretrain.steps
-for width, mean in recorded_run("loss by width").items():
+curves, per_step = {}, lab.grid().pretrain.n_tokens / lab.grid().pretrain.steps
+for width, mean in lab.recorded_run("loss by width").items():
     weights = scaling[0].values[f"parameters/{width}"]
     at = (np.arange(len(mean) - 14) + 15) * per_step / 1000
     curves[f"width {width}, {weights / 1000:.0f} thousand weights"] = (at, smooth(mean, 15))
 show(
-    lines(curves, "thousand tokens", "training loss (nats per token)", title="mean of three seeds"),
+    lab.lines(curves, "thousand tokens", "training loss (nats per token)", title="mean of three seeds"),
     alt="Three curves that fall to the end; the wider the model, the lower its curve.",
 )  # fmt: skip
-sizes = sorted(recorded_run("loss by width"), key=int)
+sizes = sorted(lab.recorded_run("loss by width"), key=int)
 gains = [m.values[f"loss/{a}"] - m.values[f"loss/{b}"] for m in scaling for a, b in pairwise(sizes)]
 print("each doubling of the width gains more than 0.2 nats, each seed:", min(gains) > 0.2)
 print(
@@ -835,24 +819,24 @@ print("verdict:", scaling_verdict.outcome)
 # Before you run it: will the run without safeguards crash, recover, or stay behind? Which of the two matters more?
 
 # %%
-claim = CLAIMS[2]
+claim = lab.CLAIMS[2]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-schedules, schedule_verdict = recorded(2).measurements, recorded(2).verdict
+schedules, schedule_verdict = lab.recorded(2).measurements, lab.recorded(2).verdict
 for name, estimate in schedule_verdict.estimates.items():
     print(f"{name:18s} {estimate}")
 print("paper:", claim.paper_value)
 print("verdict:", schedule_verdict.outcome, "|", schedule_verdict.reason)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-traces = recorded_run("loss by schedule")  # arm -> seed -> step
+traces = lab.recorded_run("loss by schedule")  # arm -> seed -> step
 
 
 def draw_spikes(seed):
     series = {
         f"{arm} warm-up and clipping": (range(1, 301), runs[seed]) for arm, runs in traces.items()
     }
-    return lines(series, "step", "training loss (nats per token)", title=f"seed {seed}")
+    return lab.lines(series, "step", "training loss (nats per token)", title=f"seed {seed}")
 
 
 def spikes_words(seed):
@@ -886,14 +870,14 @@ Explorer(draw_spikes, spikes_words, seed=[0, 1, 2])
 
 # %%
 for n_filler in (0, 3):
-    item = retrieval_items(make_world(0), 0, 1, n_filler)[0]
+    item = lab.retrieval_items(lab.make_world(0), 0, 1, n_filler)[0]
     print(f"[{n_filler} fillers] {item.prompt} ...   [right: {item.answer}]")
 
 # %%
-claim = CLAIMS[4]
+claim = lab.CLAIMS[4]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-contexts, context_verdict = recorded(4).measurements, recorded(4).verdict
+contexts, context_verdict = lab.recorded(4).measurements, lab.recorded(4).verdict
 for name, estimate in context_verdict.estimates.items():
     print(f"{name:18s} {estimate}")
 print("paper:", claim.paper_value)
@@ -907,7 +891,7 @@ for window in ("short", "long"):
     distance = [int(key.split("/")[2]) for key in keys]
     by_distance[f"{window} window"] = (distance, rates.mean(0), rates.min(0), rates.max(0))
 show(
-    lines(by_distance, "filler sentences between note and echo", "answered rightly (%)", title="mean and range of three seeds"),
+    lab.lines(by_distance, "filler sentences between note and echo", "answered rightly (%)", title="mean and range of three seeds"),
     alt="The short window's curve falls to nearly nothing once the note has left it; the long window's goes on.",
 )  # fmt: skip
 means = {key: np.mean([m.values[key] for m in contexts]) for key in contexts[0].values}
@@ -1005,12 +989,12 @@ def training_days(config, n_tokens, n_gpus, tflops):
 
 @check("training_days")
 def _():
-    days = training_days(FAMILY["70B"], 2e12, 2000, 140)
+    days = training_days(lab.FAMILY["70B"], 2e12, 2000, 140)
     assert 35 < days < 40, f"70B on 2,000 GPUs at 140 TFLOP/s takes 37 days or so; got {days:.1f}"
-    assert abs(training_days(FAMILY["70B"], 1e12, 2000, 140) / days - 0.5) < 1e-9, (
+    assert abs(training_days(lab.FAMILY["70B"], 1e12, 2000, 140) / days - 0.5) < 1e-9, (
         "half the tokens, half the time"
     )
-    assert training_days(FAMILY["7B"], 2e12, 2000, 140) < days / 8
+    assert training_days(lab.FAMILY["7B"], 2e12, 2000, 140) < days / 8
 
 
 # %% [markdown]
@@ -1034,9 +1018,9 @@ def step_gradient(model, ids, parts):
 
 @check("step_gradient")
 def _():
-    small = initialise(Transformer(toy), seed=1)
+    small = lab.initialise(lab.Transformer(toy), seed=1)
     ids = next(train.packed.batches(seed=0, batch_size=5, seq_len=24)).ids
-    term = next_token_loss(small(ids[:, :-1]), ids)
+    term = lab.next_token_loss(small(ids[:, :-1]), ids)
     wanted = torch.autograd.grad(term.total / term.count, list(small.parameters()))
     wanted = torch.cat([g.flatten() for g in wanted])
     for parts in (1, 2, 5):

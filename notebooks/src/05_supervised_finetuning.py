@@ -18,50 +18,19 @@ from itertools import islice
 import numpy as np
 import torch
 
-from llama2_lib.claims import CLAIMS, recorded
+from llama2_lib import lesson as lab
 from llama2_lib.claims.finetuning import compared, demonstrated, mark, pooled
-from llama2_lib.claims.recorded_runs import TEMPERATURES, recorded_run
-from llama2_lib.evaluation.language import chat_recall, ended_share, fact_recall
-from llama2_lib.evaluation.statistics import mean_interval
-from llama2_lib.figures import bars_with_intervals, lines, new_figure
-from llama2_lib.figures.text import (
-    LEARNED,
-    MarkedAnswer,
-    dialog_rows,
-    marked_answers,
-    masked_pieces,
-)
-from llama2_lib.figures.theme import label_axes
-from llama2_lib.model.chat import reply
-from llama2_lib.model.transformer import Transformer, initialise, masked
-from llama2_lib.model.weights import load_model
-from llama2_lib.objectives.language import masked_loss
-from llama2_lib.recipes import grid, nano
-from llama2_lib.rng import random_source
-from llama2_lib.stages.fit import dialog_loss
-from llama2_lib.stages.sft import examples, training_dialogs
-from llama2_lib.storage import read_metrics
 from llama2_lib.teaching import sft as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.dialog import encode_example, render
-from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.training.batches import PackedDialogs, check_example, first_fit, isolate, shorten
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
-from llama2_lib.world import make_world
-from llama2_lib.world.demonstrations import NOISE_RATES
-from llama2_lib.world.facts import recall_items
-from llama2_lib.world.judges import judge_of
-from llama2_lib.world.pairs import degrader
-from llama2_lib.world.prompts import helpful_prompts, prompts
 
-folders = start("05_supervised_finetuning", needs=["pretrain", "sft"], recipe=nano(), minutes=7)
-base, config = load_model(folders["pretrain"])
-chat, _ = load_model(folders["sft"])
-tokenizer = load_tokenizer(folders["sft"])
-world = make_world(0)
-judge = judge_of(world)
+folders = start("05_supervised_finetuning", needs=["pretrain", "sft"], recipe=lab.nano(), minutes=7)
+base, config = lab.load_model(folders["pretrain"])
+chat, _ = lab.load_model(folders["sft"])
+tokenizer = lab.load_tokenizer(folders["sft"])
+world = lab.make_world(0)
+judge = lab.judge_of(world)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## From going on to answering
@@ -72,8 +41,8 @@ judge = judge_of(world)
 # The marks come from the **gold judge**, a program that knows the world's truth. It marks correctness, which counts most, relevance, completeness, brevity, politeness, and no repetition; the score is their weighted mean. No model is ever trained on it directly; here it is our measuring rod.
 
 # %% tags=["nbval-ignore-output"]
-first = list(helpful_prompts(world, 5, 8, "held out", shares={"question": 1.0}, multi_turn=0.0))
-before, after = (reply(m, tokenizer, [p.dialog for p in first]) for m in (base, chat))
+first = list(lab.helpful_prompts(world, 5, 8, "held out", shares={"question": 1.0}, multi_turn=0.0))
+before, after = (lab.reply(m, tokenizer, [p.dialog for p in first]) for m in (base, chat))
 for prompt, old, new in list(zip(first, before, after, strict=True))[:4]:
     print("user:        ", prompt.request)
     print("  pretrained:", old.text.replace("\n", " / ")[:90])
@@ -99,9 +68,9 @@ print("fine-tuned, more than half are right:", right["fine-tuned"] > 4)
 # **See** three of them, one of them careless, in the format of notebook 01: `<s>` and `</s>` stand for the control tokens BOS and EOS, which begin and end each turn.
 
 # %%
-dialogs = training_dialogs(nano().sft, 0)
+dialogs = lab.training_dialogs(lab.nano().sft, 0)
 for index in (16, 18, 20):
-    print(render(dialogs[index]), "\n")
+    print(lab.render(dialogs[index]), "\n")
 turns = [sum(m["role"] == "assistant" for m in dialog) for dialog in dialogs]
 print(f"{len(dialogs):,} dialogs, {sum(turns):,} answers, up to {max(turns)} in a dialog")
 
@@ -153,7 +122,9 @@ def _():
 def _():
     for dialog in dialogs[:300]:
         mine = my_mask(my_turns(dialog), tokenizer.bos_id, tokenizer.eos_id)
-        assert mine == encode_example(dialog, tokenizer), f"they differ for {render(dialog)}"
+        assert mine == lab.encode_example(dialog, tokenizer), (
+            f"they differ for {lab.render(dialog)}"
+        )
 
 
 # %% [markdown]
@@ -192,7 +163,7 @@ WHAT = {
 def draw_mask(dialog, mask):
     ids, targets = marked(my_turns(dialogs[SHOWN[dialog]]), mask)
     names = [NAMES.get(i, tokenizer.piece(i)) for i in ids]
-    return masked_pieces(names[:150], targets[:150], title=f"dialog {dialog}, mask: {mask}")
+    return lab.masked_pieces(names[:150], targets[:150], title=f"dialog {dialog}, mask: {mask}")
 
 
 def mask_words(dialog, mask):
@@ -300,10 +271,10 @@ def gradients(dialog, which):
 
 def draw_gradients(mask):
     size, targets, _ = gradients(dialogs[SHOWN[0]], mask)
-    figure, axes = new_figure(8.0, 3.4)
+    figure, axes = lab.new_figure(8.0, 3.4)
     at = np.arange(1, len(size) + 1)
-    axes.bar(at, size, color=[LEARNED if t else "0.4" for t in targets], edgecolor="0.4")
-    label_axes(axes, "token that is predicted", "largest |dL / dlogit|", f"mask: {mask}")
+    axes.bar(at, size, color=[lab.LEARNED if t else "0.4" for t in targets], edgecolor="0.4")
+    lab.label_axes(axes, "token that is predicted", "largest |dL / dlogit|", f"mask: {mask}")
     return figure
 
 
@@ -357,7 +328,7 @@ for mask in ([False] * 4, [True] * 4):
     with expect_failure(ValueError):
         check_example(([1, 5, 6, 2], mask), index=17)
 with expect_failure(ValueError):
-    masked_loss(torch.zeros(1, 4, 9), torch.ones(1, 5).long(), torch.zeros(1, 5).bool())
+    lab.masked_loss(torch.zeros(1, 4, 9), torch.ones(1, 5).long(), torch.zeros(1, 5).bool())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One step, many micro-batches
@@ -371,9 +342,9 @@ with expect_failure(ValueError):
 
 
 # %% tags=["long"]
-made = examples(dialogs, tokenizer)
+made = lab.examples(dialogs, tokenizer)
 short = [example for example in made if len(example[0]) <= 128]
-small = initialise(Transformer(replace(grid().model, dim=32)), seed=0)
+small = lab.initialise(lab.Transformer(replace(lab.grid().model, dim=32)), seed=0)
 
 
 def one_a_row(some, width=129):
@@ -424,7 +395,7 @@ TARGETS = {
 def draw_weights(rows, micro_batch):
     counts = TARGETS[rows].reshape(-1, micro_batch).sum(1)
     weight = counts.mean() / counts
-    return lines(
+    return lab.lines(
         {"a token's weight": (np.sort(counts), weight[np.argsort(counts)])},
         "targets in the micro-batch", "weight / right weight", yscale="log", markers=True,
         reference={"right": 1.0}, title=f"{rows}, {micro_batch} a micro-batch",
@@ -523,7 +494,7 @@ def waste(length, packed):
 
 def draw_rows(length, packed):
     mask, document, _ = rows_of(length, packed)
-    return dialog_rows(
+    return lab.dialog_rows(
         mask[:12],
         document[:12],
         title=f"rows of {length}, " + ("packed" if packed else "one dialog a row"),
@@ -548,7 +519,9 @@ Explorer(draw_rows, rows_words, length=[256, 128, 512, 1024], packed=[True, Fals
 
 # %% tags=["long"]
 held = PackedDialogs(
-    examples(training_dialogs(replace(nano().sft, n_dialogs=4060), 0)[4000:], tokenizer),
+    lab.examples(
+        lab.training_dialogs(replace(lab.nano().sft, n_dialogs=4060), 0)[4000:], tokenizer
+    ),
     seq_len=512,
 )
 batch = next(held.batches(batch_size=4))
@@ -556,12 +529,12 @@ moved, nats = {}, {}
 with torch.no_grad():
     for switch in (True, False):
         positions, visible = isolate(batch.document[:, :-1])
-        seen = {"positions": positions, "attend": masked(visible)} if switch else {}
+        seen = {"positions": positions, "attend": lab.masked(visible)} if switch else {}
         x = batch.ids[:, :-1]
         other = torch.where(batch.document[:, :-1] == 0, (x + 7) % 1024, x)
         far = (chat(x, **seen) - chat(other, **seen)).abs().amax(-1)
         moved[switch] = float(far[batch.document[:, :-1] > 0].max())
-        loss = dialog_loss(switch)(chat, batch)
+        loss = lab.dialog_loss(switch)(chat, batch)
         nats[switch] = float(loss.total / loss.count)
 print("isolated, the logits of neighbours do not move at all:", moved[True] == 0.0)
 print("plain, they move by more than 1:", moved[False] > 1)
@@ -588,11 +561,11 @@ print("with strangers in view, answers are predicted worse:", nats[False] > nats
 # %% tags=["long"]
 def my_training(model, rows, steps, batch_size=2, peak=2e-3):
     """Yield the loss of each step; the weights change between"""
-    optimizer = adamw(model, weight_decay=0.1)
-    rate = warmup_then_cosine(peak=peak, steps=steps, warmup=steps // 4)
+    optimizer = lab.adamw(model, weight_decay=0.1)
+    rate = lab.warmup_then_cosine(peak=peak, steps=steps, warmup=steps // 4)
     for i, batch in enumerate(islice(rows.batches(batch_size=batch_size), steps)):
         positions, visible = isolate(batch.document[:, :-1])
-        logits = model(batch.ids[:, :-1], positions=positions, attend=masked(visible))
+        logits = model(batch.ids[:, :-1], positions=positions, attend=lab.masked(visible))
         loss = my_masked_loss(logits, batch.ids, batch.loss_mask)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -608,11 +581,13 @@ rows = PackedDialogs(made[:500], seq_len=256)
 
 @check("your loop and the library's")
 def _():
-    mine, theirs = (initialise(Transformer(grid().model), seed=0) for _ in range(2))
+    mine, theirs = (lab.initialise(lab.Transformer(lab.grid().model), seed=0) for _ in range(2))
     losses = list(my_training(mine, rows, 8))
-    rate = warmup_then_cosine(peak=2e-3, steps=8, warmup=2)
+    rate = lab.warmup_then_cosine(peak=2e-3, steps=8, warmup=2)
     batches = rows.batches(batch_size=2)
-    done = optimize(theirs, adamw(theirs), batches, dialog_loss(True), rate, steps=range(8))
+    done = lab.optimize(
+        theirs, lab.adamw(theirs), batches, lab.dialog_loss(True), rate, steps=range(8)
+    )
     assert np.allclose(losses, [step.loss for step in done], rtol=1e-4, atol=1e-5), "losses differ"
     for (name, a), b in zip(mine.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4), f"{name} differs"
@@ -626,7 +601,7 @@ QUESTION = first[2]
 
 
 def says(model, dialog=QUESTION.dialog):
-    (said,) = reply(model.eval(), tokenizer, [dialog], max_new_tokens=40)
+    (said,) = lab.reply(model.eval(), tokenizer, [dialog], max_new_tokens=40)
     model.train()
     return said.text.replace("\n", " / ")[:80] + ("" if said.ended else " ...")
 
@@ -662,25 +637,25 @@ mute = copy.deepcopy(base)
 curve = list(
     bar(my_training(mute, PackedDialogs(endless, seq_len=256), 100), total=100, about="tuning")
 )
-asked = list(helpful_prompts(world, 6, 30, "held out"))
+asked = list(lab.helpful_prompts(world, 6, 30, "held out"))
 replies = {
-    name: reply(m.eval(), tokenizer, [p.dialog for p in asked], max_new_tokens=96)
+    name: lab.reply(m.eval(), tokenizer, [p.dialog for p in asked], max_new_tokens=96)
     for name, m in (("right", live), ("without EOS", mute))
 }
 print("user:", QUESTION.request, "| without EOS:", says(mute))
 show(
-    lines(
+    lab.lines(
         {"right": (range(1, len(losses) + 1), losses), "without EOS": (range(1, 101), curve)},
         "step", "loss on answers (nats per target)",
     ),
     alt="Both losses fall alike from about 6 nats to about 1; nothing in the curves tells which mask is wrong.",
 )  # fmt: skip
 for name, said in replies.items():
-    print(f"{name:12s} answers that end: {ended_share(said)}")
+    print(f"{name:12s} answers that end: {lab.ended_share(said)}")
 
 # %%
-print("right mask, most answers end:", ended_share(replies["right"]).value > 0.7)
-print("without EOS, hardly any ends:", ended_share(replies["without EOS"]).value < 0.2)
+print("right mask, most answers end:", lab.ended_share(replies["right"]).value > 0.7)
+print("without EOS, hardly any ends:", lab.ended_share(replies["without EOS"]).value < 0.2)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Before and after
@@ -689,12 +664,12 @@ print("without EOS, hardly any ends:", ended_share(replies["without EOS"]).value
 # It begins near the loss of knowing nothing, although the model speaks the language well: the tags `[INST]` and `[/INST]` were pieces it had never met in a text. Some answers are in capital letters besides, which it hardly knew.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-log = read_metrics(folders["sft"] / "metrics.jsonl")
+log = lab.read_metrics(folders["sft"] / "metrics.jsonl")
 run = np.array([row["loss"] for row in log if "loss" in row])
 probe = [(row["step"], row["validation_loss"]) for row in log if "validation_loss" in row]
 smooth = np.convolve(run, np.ones(15) / 15, mode="valid")
 show(
-    lines(
+    lab.lines(
         {"training (mean of 15 steps)": (np.arange(len(smooth)) + 15, smooth), "validation": tuple(zip(*probe, strict=True))},
         "step", "loss on answers (nats per target)", reference={"knowing nothing, ln V": math.log(1024)},
     ),
@@ -709,12 +684,12 @@ print("after, below 1 nat:", after_loss < 1)
 
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-HELD = list(helpful_prompts(world, 7, 24, "held out", multi_turn=0.0))
+HELD = list(lab.helpful_prompts(world, 7, 24, "held out", multi_turn=0.0))
 SAID = {
-    name: [a.text for a in reply(m, tokenizer, [p.dialog for p in HELD], max_new_tokens=128)]
+    name: [a.text for a in lab.reply(m, tokenizer, [p.dialog for p in HELD], max_new_tokens=128)]
     for name, m in (("pretrained", base), ("fine-tuned", chat))
 }
-SAID["demonstration"] = demonstrated(nano(), HELD, 7, "first")
+SAID["demonstration"] = demonstrated(lab.nano(), HELD, 7, "first")
 
 
 def parts(prompt, text):
@@ -726,9 +701,10 @@ def parts(prompt, text):
 def draw_answers(prompt):
     chosen = HELD[prompt]
     said = {
-        n: MarkedAnswer(texts[prompt], parts(chosen, texts[prompt])) for n, texts in SAID.items()
+        n: lab.MarkedAnswer(texts[prompt], parts(chosen, texts[prompt]))
+        for n, texts in SAID.items()
     }
-    return marked_answers(f"{chosen.kind}: {chosen.request}", said)
+    return lab.marked_answers(f"{chosen.kind}: {chosen.request}", said)
 
 
 def answers_words(prompt):
@@ -743,19 +719,19 @@ Explorer(draw_answers, answers_words, prompt=(0, 23))
 # <details><summary>What it shows</summary>The pretrained model knew the facts, asked in its own form, and could say hardly any in a chat. Fine-tuning opened the door, also to facts that no dialog asks for: the form was new, the knowledge was there. That it is still there is not a matter of course. While the weights move, what no dialog asks for can be lost; this <b>forgetting</b> is why the rate is small, and it comes back in notebook 07.</details>
 
 # %% tags=["nbval-ignore-output"]
-many = list(helpful_prompts(world, 8, 150, "held out"))
+many = list(lab.helpful_prompts(world, 8, 150, "held out"))
 asked_facts = [
     item
-    for n, item in enumerate(recall_items(world))
+    for n, item in enumerate(lab.recall_items(world))
     if item.exposure == "never asked" or n % 4 == 0
 ]
 table = {}
 for name, m in (("pretrained", base), ("fine-tuned", chat)):
-    said = reply(m, tokenizer, [p.dialog for p in many], max_new_tokens=128)
+    said = lab.reply(m, tokenizer, [p.dialog for p in many], max_new_tokens=128)
     scores = [judge.helpfulness(p, a.text).score for p, a in zip(many, said, strict=True)]
-    table[name] = {"helpfulness": mean_interval(scores), "ended": ended_share(said)}
-    table[name] |= chat_recall(m, tokenizer, asked_facts)
-as_text = fact_recall(base, tokenizer, asked_facts)
+    table[name] = {"helpfulness": lab.mean_interval(scores), "ended": lab.ended_share(said)}
+    table[name] |= lab.chat_recall(m, tokenizer, asked_facts)
+as_text = lab.fact_recall(base, tokenizer, asked_facts)
 for name, row in table.items():
     print(name)
     for key, estimate in row.items():
@@ -785,20 +761,20 @@ print("nearly all answers end:", new["ended"].value > 0.9)
 # Predict both signs. Then predict the same for safety.
 
 # %%
-(sample,) = helpful_prompts(world, 11, 1, shares={"question": 1.0}, multi_turn=0.0)
-source = random_source(0, "flaws")
-(good,) = demonstrated(nano(), [sample], 3, "first")
+(sample,) = lab.helpful_prompts(world, 11, 1, shares={"question": 1.0}, multi_turn=0.0)
+source = lab.random_source(0, "flaws")
+(good,) = demonstrated(lab.nano(), [sample], 3, "first")
 print("user:", sample.request)
 print(f"{'no flaw':10s} 45 %  mark {mark(judge, sample, good):.2f}  {good}")
-for flaw, share in NOISE_RATES.items():
-    bad = degrader(world).degrade(source, sample, good, flaw)
+for flaw, share in lab.NOISE_RATES.items():
+    bad = lab.degrader(world).degrade(source, sample, good, flaw)
     print(f"{flaw:10s} {share:3.0%}  mark {mark(judge, sample, bad):.2f}  {bad!r}"[:110])
 
 # %%
-claim = CLAIMS[8]
+claim = lab.CLAIMS[8]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-data, data_verdict = recorded(8).measurements, recorded(8).verdict
+data, data_verdict = lab.recorded(8).measurements, lab.recorded(8).verdict
 for name, estimate in data_verdict.estimates.items():
     print(f"{name:24s} {estimate}")
 print("paper:", claim.paper_value)
@@ -823,7 +799,7 @@ def arm_values(arm, what):
 def draw_arms(what):
     values = [arm_values(arm, what) for arm in ARMS]
     name = "safety" if what == "safety" else "helpfulness"
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         list(ARMS.values()), np.mean(values, 1), np.min(values, 1), np.max(values, 1),
         f"{name} (gold judge, 0 to 1)", title=f"{what}; bars: mean, lines: range of three seeds",
     )  # fmt: skip
@@ -864,11 +840,11 @@ Explorer(draw_arms, arms_words, what=KINDS)
 # **Predict**: the two arms of equal steps, sampled at temperature 0, 0.6 and 1. At 1 a model writes each continuation as often as its data did. (Recorded, too: 100 held-out prompts, the three seeds of each arm.)
 
 # %% slideshow={"slide_type": "subslide"}
-heat = TEMPERATURES
+heat = lab.TEMPERATURES
 # arm -> (seeds, temperatures)
-by_heat = {arm: np.array(v) for arm, v in recorded_run("helpfulness by temperature").items()}
+by_heat = {arm: np.array(v) for arm, v in lab.recorded_run("helpfulness by temperature").items()}
 show(
-    lines(
+    lab.lines(
         {ARMS[a].replace("\n", ", "): (heat, v.mean(0), v.min(0), v.max(0)) for a, v in by_heat.items()},
         "sampling temperature", "helpfulness (gold judge, 0 to 1)", markers=True,
         title="equal steps; mean and range of three seeds",
@@ -893,10 +869,10 @@ print("at 1 the clean arm is ahead, on average:", ahead.mean() > 0.02)
 # **Measure** on real rows of nano's training: the gradient at prompts, with the mask and without it, and the empty share of the rows. Exact, so one seed is enough. The model is untrained: nothing here depends on what it knows.
 
 # %%
-claim = CLAIMS[9]
+claim = lab.CLAIMS[9]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-packing = claim.measure(nano(), 0)
+packing = claim.measure(lab.nano(), 0)
 packing_verdict = claim.verdict([packing])
 share = packing.values
 print("paper:", claim.paper_value)
@@ -915,10 +891,10 @@ print("verdict:", packing_verdict.outcome)
 # Two controls: the pretrained model, and a *second* demonstration, which must come to 50 %. Predict nano's win rate, and on which kind of prompt it is worst. About 10 seconds.
 
 # %% tags=["nbval-ignore-output"]
-claim = CLAIMS[10]
+claim = lab.CLAIMS[10]
 print("predicted:", claim.prediction)
 print("threshold:", claim.threshold)
-rivals = [claim.measure(nano(), seed) for seed in bar(range(3), about="comparing")]
+rivals = [claim.measure(lab.nano(), seed) for seed in bar(range(3), about="comparing")]
 rival_verdict = claim.verdict(rivals)
 for name, estimate in rival_verdict.estimates.items():
     print(f"{name:20s} {estimate}")
@@ -936,7 +912,7 @@ LABELS = {
     "summary": "sum-\nmary",
     "rewrite": "capi-\ntals",
 }
-figure = bars_with_intervals(
+figure = lab.bars_with_intervals(
     [LABELS.get(kind, kind) for kind in order],
     [np.mean(by_kind[k]) for k in order], [min(by_kind[k]) for k in order], [max(by_kind[k]) for k in order],
     "win rate, ties half (%)", title="mean and range of three seeds", reference={"as good as a demonstration": 50},
@@ -998,8 +974,8 @@ def _():
         == [False] * 4 + [True] * 2
     )
     for dialog in dialogs[:100]:
-        ids, mask = encode_example(dialog, tokenizer)
-        assert last_only(ids, mask) == encode_example(dialog, tokenizer, loss_on="last")[1], (
+        ids, mask = lab.encode_example(dialog, tokenizer)
+        assert last_only(ids, mask) == lab.encode_example(dialog, tokenizer, loss_on="last")[1], (
             "must agree with the library's loss_on='last'"
         )
 
@@ -1038,7 +1014,7 @@ def _():
 # %% tags=["exercise"]
 def win_rate(model, temperature, asked):
     ### BEGIN SOLUTION
-    said = reply(
+    said = lab.reply(
         model,
         tokenizer,
         [prompt.dialog for prompt in asked],
@@ -1047,7 +1023,7 @@ def win_rate(model, temperature, asked):
         top_p=1.0,
         seed=0,
     )
-    gold = demonstrated(nano(), asked, 0, "first")
+    gold = demonstrated(lab.nano(), asked, 0, "first")
     results = compared(judge, asked, [a.text for a in said], gold)
     return sum(results) / len(results)
     ### END SOLUTION
@@ -1055,7 +1031,7 @@ def win_rate(model, temperature, asked):
 
 @check("win_rate")
 def _():
-    asked = list(prompts(world, 9, 60, "held out", shares={"helpful": 1.0}))
+    asked = list(lab.prompts(world, 9, 60, "held out", shares={"helpful": 1.0}))
     cold, hot = (win_rate(chat, temperature, asked) for temperature in (0.0, 2.0))
     assert 0.03 < cold < 0.6, f"nano wins about one in four at temperature 0; got {cold:.2f}"
     assert hot < cold, "at temperature 2 it babbles, and wins less"

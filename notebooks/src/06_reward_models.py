@@ -16,31 +16,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from llama2_lib.claims import CLAIMS, recorded, same_declaration
-from llama2_lib.claims.attention import quality_recipes
-from llama2_lib.claims.recorded_runs import recorded_pairs
-from llama2_lib.evaluation.reward import accuracy, detection
-from llama2_lib.evaluation.reward import calibration as mean_score_by_quality
-from llama2_lib.figures import bars_with_intervals, lines, new_figure
-from llama2_lib.figures.alignment import (
-    accuracy_by_grade as draw_by_grade,
-)
-from llama2_lib.figures.alignment import (
-    calibration as draw_calibration,
-)
-from llama2_lib.figures.alignment import models_by_test_sets, score_histograms
-from llama2_lib.figures.text import MarkedAnswer, marked_answers
-from llama2_lib.figures.theme import label_axes
-from llama2_lib.model.chat import scored_row, scores
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.objectives.preference import (
-    pairwise_accuracy,
-    ranking_loss,
-    safety_auxiliary_loss,
-)
-from llama2_lib.pipeline import load
-from llama2_lib.recipes import nano
-from llama2_lib.rng import generator, random_source
+from llama2_lib import lesson as lab
 from llama2_lib.stages.reward import (
     MARGINS,
     SAFE_BINS,
@@ -51,13 +27,7 @@ from llama2_lib.stages.reward import (
 )
 from llama2_lib.teaching import reward as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.dialog import encode_example
-from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.batches import PairedAnswers
-from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
-from llama2_lib.world import make_world
-from llama2_lib.world.judges import judge_of
 from llama2_lib.world.pairs import (
     DEGRADATIONS,
     GRADE_FROM,
@@ -76,16 +46,14 @@ from llama2_lib.world.pairs import (
     preference_probability,
     safety_pairs,
 )
-from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
-from llama2_lib.world.tasks import answer_writer
 
 folders = start(
-    "06_reward_models", needs=["sft", "rewards_v1", "rewards_v5"], recipe=nano(), minutes=15
+    "06_reward_models", needs=["sft", "rewards_v1", "rewards_v5"], recipe=lab.nano(), minutes=15
 )
-tokenizer = load_tokenizer(folders["sft"])
+tokenizer = lab.load_tokenizer(folders["sft"])
 models = load_rewards(folders["rewards_v1"])
-world = make_world(0)
-judge = judge_of(world)
+world = lab.make_world(0)
+judge = lab.judge_of(world)
 STREAMS = ("helpfulness", "safety")
 held = {
     "helpfulness": list(helpfulness_pairs(world, 100, 300, "held out")),
@@ -161,7 +129,7 @@ def density(x, gap, tau):
 
 
 def draw_perceived(gap, tau):
-    figure, axes = new_figure(8.0, 3.8)
+    figure, axes = lab.new_figure(8.0, 3.8)
     x = np.linspace(-1.5, 1.5, 601)
     axes.plot(x, density(x, gap, tau), color="black")
     edges = [0.0, *GRADE_FROM[::-1], 1.5]
@@ -172,7 +140,7 @@ def draw_perceived(gap, tau):
                 x, density(x, gap, tau), where=inside, color=colour, alpha=shade, lw=0
             )
     axes.axvline(gap, color="0.35", ls="--", lw=1.5)
-    label_axes(axes, "perceived gap, first less second (gold marks)", "density (1 / mark)", f"gap {gap:+.2f}, noise {tau:.2f}; darker: clearer grade")  # fmt: skip
+    lab.label_axes(axes, "perceived gap, first less second (gold marks)", "density (1 / mark)", f"gap {gap:+.2f}, noise {tau:.2f}; darker: clearer grade")  # fmt: skip
     return figure
 
 
@@ -216,12 +184,12 @@ def draw_desk(pair, show_votes):
     one = DESK[pair]
     if not show_votes:
         sides = {"first": one.chosen, "second": one.rejected}
-        marked = {n: MarkedAnswer(t, helpful_marks(one.prompt, t)) for n, t in sides.items()}
-        return marked_answers(f"{one.prompt.kind}: {one.prompt.request}", marked)
+        marked = {n: lab.MarkedAnswer(t, helpful_marks(one.prompt, t)) for n, t in sides.items()}
+        return lab.marked_answers(f"{one.prompt.kind}: {one.prompt.request}", marked)
     names = [f"{'first' if first else 'second'}\n{g.split()[0]}" for first, g in WAYS]
     zeros = np.zeros(len(WAYS))
     shares = 100 * np.array(VOTES[pair])
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         names, shares, shares - zeros, shares + zeros, "annotators (%)",
         title=f"pair {pair}, gap {one.gap:+.2f}",
     )  # fmt: skip
@@ -290,7 +258,7 @@ def grade_shares(found, tau):
 
 
 def draw_ceiling(stream, tau):
-    figure, (left, right) = new_figure(10.0, 4.0, columns=2)
+    figure, (left, right) = lab.new_figure(10.0, 4.0, columns=2)
     left.plot(TAUS, [100 * my_ceiling(gaps[stream], t) for t in TAUS], label="ceiling")
     left.plot(
         TAUS, [100 * my_agreement(gaps[stream], t) for t in TAUS], "--", label="two annotators"
@@ -298,9 +266,9 @@ def draw_ceiling(stream, tau):
     left.axvline(tau, color="0.35", ls=":")
     left.set_ylim(48, 102)
     left.legend()
-    label_axes(left, "noise (gold marks)", "agreement (%)", stream)
+    lab.label_axes(left, "noise (gold marks)", "agreement (%)", stream)
     right.bar([g.split()[0] for g in GRADES], [100 * s for s in grade_shares(gaps[stream], tau)])
-    label_axes(right, "grade", "pairs (%)", f"noise {tau:.2f}")
+    lab.label_axes(right, "grade", "pairs (%)", f"noise {tau:.2f}")
     return figure
 
 
@@ -384,7 +352,7 @@ GAP = np.linspace(-4, 7, 221)
 
 def draw_pull(schedule, grade):
     m = MARGINS[schedule][GRADES.index(grade)]
-    figure, (left, right) = new_figure(10.0, 4.0, columns=2)
+    figure, (left, right) = lab.new_figure(10.0, 4.0, columns=2)
     for axis, none, own, what in (
         (left, np.logaddexp(0, -GAP), np.logaddexp(0, m - GAP), "loss (nats)"),
         (right, expit(-GAP), expit(m - GAP), "pull |dL / dgap|"),
@@ -393,7 +361,7 @@ def draw_pull(schedule, grade):
         axis.plot(GAP, own, label=f"margin {m:.2g}")
         axis.axvline(m, color="0.35", lw=1)
         axis.legend()
-        label_axes(axis, "gap of the raw scores, chosen less rejected", what)
+        lab.label_axes(axis, "gap of the raw scores, chosen less rejected", what)
     figure.suptitle(f"{schedule}, {grade}")
     return figure
 
@@ -414,14 +382,14 @@ Explorer(draw_pull, pull_words, schedule=list(MARGINS)[::-1], grade=list(GRADES)
 # <details><summary>Answer</summary>A number of the prompt's own. Comparisons are made within a prompt, so scores of answers to <i>different</i> prompts have never been compared. That they can be compared at all is a matter of how the model generalises.</details>
 
 # %%
-chosen, rejected = torch.randn(2, 64, generator=generator(0, "zero"), dtype=torch.float64)
+chosen, rejected = torch.randn(2, 64, generator=lab.generator(0, "zero"), dtype=torch.float64)
 margin = my_margins([GRADES[i % 4] for i in range(64)], "small").double()
 one, other = (my_ranking_loss(chosen + c, rejected + c, margin) for c in (0.0, 5.0))
-own = torch.randn(64, generator=generator(1, "zero"), dtype=torch.float64)
+own = torch.randn(64, generator=lab.generator(1, "zero"), dtype=torch.float64)
 third = my_ranking_loss(chosen + own, rejected + own, margin)
 print("5 added to all scores, same loss:", math.isclose(one, other, rel_tol=1e-12))
 print("another number for each prompt, same loss:", math.isclose(one, third, rel_tol=1e-12))
-library = ranking_loss(chosen, rejected, margin)
+library = lab.ranking_loss(chosen, rejected, margin)
 print("the library's, the same:", math.isclose(one, library.total / library.count, rel_tol=1e-12))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -471,7 +439,8 @@ def _():
     mine = MyRewardModel(theirs.backbone)
     mine.head.load_state_dict(theirs.head.state_dict())
     rows = [
-        scored_row(pair.prompt.dialog, pair.chosen, tokenizer) for pair in held["helpfulness"][:4]
+        lab.scored_row(pair.prompt.dialog, pair.chosen, tokenizer)
+        for pair in held["helpfulness"][:4]
     ]
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
@@ -486,16 +455,19 @@ def _():
 # **See** what nano's helpfulness model says *on the way*: the number at every token of one answer, good or spoiled. Only the last was trained; the earlier ones are guesses of a model that is used to a full answer. Is the number at the rude word already low? What about the word that is *wrong*? Mind what was trained: only the diamond.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-(ASKED,) = helpful_prompts(world, 11, 1, shares={"question": 1.0}, multi_turn=0.0)
-GOOD = answer_writer(world).good(random_source(0, "good"), ASKED.task)
+(ASKED,) = lab.helpful_prompts(world, 11, 1, shares={"question": 1.0}, multi_turn=0.0)
+GOOD = lab.answer_writer(world).good(lab.random_source(0, "good"), ASKED.task)
 SPOILED = {"good": GOOD} | {
-    how: degrader(world).degrade(random_source(0, how), ASKED, GOOD, how) for how in DEGRADATIONS
+    how: degrader(world).degrade(lab.random_source(0, how), ASKED, GOOD, how)
+    for how in DEGRADATIONS
 }
 
 
 @torch.no_grad()
 def on_the_way(text):
-    ids, mask = encode_example([*ASKED.dialog, {"role": "assistant", "content": text}], tokenizer)
+    ids, mask = lab.encode_example(
+        [*ASKED.dialog, {"role": "assistant", "content": text}], tokenizer
+    )
     begin = mask.index(True)
     names = [{tokenizer.eos_id: "EOS"}.get(i, tokenizer.piece(i)) for i in ids]
     return names[begin:], models.helpfulness(torch.tensor([ids]))[0, begin:].tolist()
@@ -503,12 +475,12 @@ def on_the_way(text):
 
 def draw_way(answer):
     names, values = on_the_way(SPOILED[answer])
-    figure, axes = new_figure(9.0, 4.0)
+    figure, axes = lab.new_figure(9.0, 4.0)
     axes.plot(values, "o-", ms=5, color="0.5")
     axes.plot(len(values) - 1, values[-1], "D", ms=11, color="C1")
     axes.axhline(on_the_way(GOOD)[1][-1], ls="--", color="0.35", lw=1.5)
     axes.set_xticks(range(len(names)), names, rotation=75, fontsize=11)
-    label_axes(
+    lab.label_axes(
         axes, "token", "raw score", f"{answer}; diamond: the score; dashed: the good answer's"
     )
     return figure
@@ -556,16 +528,16 @@ Explorer(draw_way, way_words, answer=list(SPOILED))
 # **Run it** on a small model: 640 pairs, 40 steps, about 5 seconds on one core. (The small model is pretrained and fine-tuned first if it is not on disk, half a minute.) How far will 640 pairs take it? Write your guess down: 50 % is a coin, and the ceiling you printed above.
 
 # %% tags=["long"]
-point = quality_recipes(nano(), 0)["gqa"]  # the small model of our grids, 64 wide
-small_chat, _ = load("sft", point)
+point = lab.quality_recipes(lab.nano(), 0)["gqa"]  # the small model of our grids, 64 wide
+small_chat, _ = lab.load("sft", point)
 
 
 def my_training(model, pairs, batch_size=16, peak=1e-3):
     """Yield the loss of each step of one epoch; the weights change between"""
-    paired = PairedAnswers(pairs, longest=256)
+    paired = lab.PairedAnswers(pairs, longest=256)
     steps = paired.batches_per_epoch(batch_size)
-    optimizer = adamw(model, rates={"head.": 10.0})
-    rate = warmup_then_cosine(peak=peak, steps=steps, warmup=5)
+    optimizer = lab.adamw(model, rates={"head.": 10.0})
+    rate = lab.warmup_then_cosine(peak=peak, steps=steps, warmup=5)
     model.train()
     for i, batch in enumerate(islice(paired.batches(batch_size=batch_size), steps)):
         chosen, rejected = model.score(batch.ids, batch.lengths).chunk(2)
@@ -586,8 +558,8 @@ encoded = encode_pairs(train_pairs, tokenizer, "small")
 
 @check("loss of a batch, before and after")
 def _():
-    batch = next(PairedAnswers(encoded, longest=256).batches(batch_size=16))
-    fresh = scalar_model(small_chat)
+    batch = next(lab.PairedAnswers(encoded, longest=256).batches(batch_size=16))
+    fresh = lab.scalar_model(small_chat)
     first = next(my_training(fresh, encoded))  # the loss before the first step
     expected = torch.nn.functional.softplus(batch.margin).mean()
     assert math.isclose(first, expected, rel_tol=1e-5), "a head of zeros: softplus(m)"
@@ -598,7 +570,7 @@ def _():
 
 
 # %% tags=["nbval-ignore-output"]
-mine = scalar_model(small_chat)
+mine = lab.scalar_model(small_chat)
 losses = []
 try:
     for loss in bar(my_training(mine, encoded), total=40, about="training"):
@@ -606,8 +578,8 @@ try:
 except KeyboardInterrupt:
     print("interrupted after", len(losses), "steps")
 mine.eval()
-test = PairedAnswers(encode_pairs(held["helpfulness"], tokenizer, "none"), longest=256).pairs
-live = accuracy(*scores_of(mine, test))
+test = lab.PairedAnswers(encode_pairs(held["helpfulness"], tokenizer, "none"), longest=256).pairs
+live = lab.accuracy(*scores_of(mine, test))
 print(f"loss: first step {losses[0]:.2f}, mean of the last ten {np.mean(losses[-10:]):.2f}")
 print("held-out pairs in the right order:", live)
 
@@ -631,13 +603,13 @@ print("below the ceiling:", live.value < my_ceiling(gaps["helpfulness"]))
 
 # %% slideshow={"slide_type": "subslide"} tags=["long"]
 PROBES = list(
-    helpful_prompts(
+    lab.helpful_prompts(
         world, 30, 50, "held out",
         shares={"question": 0.4, "sum": 0.2, "talk": 0.2, "list": 0.2}, multi_turn=0.0,
     )
 )  # fmt: skip
-source = random_source(0, "probes")
-CLEAN = [answer_writer(world).good(source, prompt.task) for prompt in PROBES]
+source = lab.random_source(0, "probes")
+CLEAN = [lab.answer_writer(world).good(source, prompt.task) for prompt in PROBES]
 
 
 def rows_of(texts):
@@ -646,7 +618,7 @@ def rows_of(texts):
         [*prompt.dialog, {"role": "assistant", "content": text}]
         for prompt, text in zip(PROBES, texts, strict=True)
     ]
-    return [encode_example(dialog, tokenizer)[0] for dialog in dialogs]
+    return [lab.encode_example(dialog, tokenizer)[0] for dialog in dialogs]
 
 
 def gold_of(texts):
@@ -661,14 +633,16 @@ FLAWED = {
 newest = load_rewards(folders["rewards_v5"])
 SEEN = {}
 for name, model in (("V1", models.helpfulness), ("V5", newest.helpfulness)):
-    clean = scores(model, rows_of(CLEAN))
-    SEEN[name] = {how: accuracy(clean, scores(model, rows_of(t))) for how, t in FLAWED.items()}
+    clean = lab.scores(model, rows_of(CLEAN))
+    SEEN[name] = {
+        how: lab.accuracy(clean, lab.scores(model, rows_of(t))) for how, t in FLAWED.items()
+    }
 LOST = {how: float((gold_of(CLEAN) - gold_of(texts)).mean()) for how, texts in FLAWED.items()}
 
 
 def draw_seen(model):
     found = [SEEN[model][how] for how in DEGRADATIONS]
-    figure = bars_with_intervals(
+    figure = lab.bars_with_intervals(
         [how.replace(" ", "\n", 1) + f"\n{LOST[how]:+.2f}" for how in DEGRADATIONS],
         [100 * e.value for e in found], [100 * e.low for e in found], [100 * e.high for e in found],
         "good answer scores higher (%)", xlabel="flaw, and the gold marks it costs",
@@ -716,17 +690,17 @@ print("V5 less so:", SEEN["V5"]["gushing"].value > SEEN["V1"]["gushing"].value)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 LEVELS = (*SAFE_LEVELS, *UNSAFE_LEVELS)
-HARM = list(adversarial_prompts(world, 31, 40, split="held out"))
-source = random_source(0, "levels")
+HARM = list(lab.adversarial_prompts(world, 31, 40, split="held out"))
+source = lab.random_source(0, "levels")
 SAID = {level: [degrader(world).graded(source, p, level) for p in HARM] for level in LEVELS}
 PLACES = {"gold judges": {}, "reward models": {}}
 for level, texts in SAID.items():
     dialogs = [
         [*p.dialog, {"role": "assistant", "content": t}] for p, t in zip(HARM, texts, strict=True)
     ]
-    rows = [encode_example(dialog, tokenizer)[0] for dialog in dialogs]
+    rows = [lab.encode_example(dialog, tokenizer)[0] for dialog in dialogs]
     PLACES["reward models"][level] = np.stack(
-        [expit(scores(m, rows)) for m in (models.helpfulness, models.safety)]
+        [expit(lab.scores(m, rows)) for m in (models.helpfulness, models.safety)]
     )
     PLACES["gold judges"][level] = np.array(
         [
@@ -737,7 +711,7 @@ for level, texts in SAID.items():
 
 
 def draw_tension(marked_by, each_answer):
-    figure, axes = new_figure(7.5, 5.0)
+    figure, axes = lab.new_figure(7.5, 5.0)
     for level, (help_, safe) in PLACES[marked_by].items():
         colour, sign = ("C0", "o") if level in SAFE_LEVELS else ("C1", "s")
         if each_answer:
@@ -745,7 +719,7 @@ def draw_tension(marked_by, each_answer):
         axes.plot(help_.mean(), safe.mean(), sign, color=colour, ms=11, mec="black")
         axes.annotate(level, (help_.mean(), safe.mean()), (8, 6), textcoords="offset points")
     axes.set_ylim(-0.05, 1.1)
-    label_axes(
+    lab.label_axes(
         axes,
         "helpfulness (0 to 1)",
         "safety (0 to 1)",
@@ -792,15 +766,15 @@ Explorer(draw_tension, tension_words, marked_by=list(PLACES)[::-1], each_answer=
 # %%
 def ledger(number):
     """Show a claim as it was declared, and what the ledger holds -> measurements, verdict"""
-    claim, result = CLAIMS[number], recorded(number)
+    claim, result = lab.CLAIMS[number], lab.recorded(number)
     n_seeds = len(result.measurements)
-    runs = set(claim.requests(nano(), range(n_seeds)))
+    runs = set(claim.requests(lab.nano(), range(n_seeds)))
     print("predicted:", claim.prediction)
     print("threshold:", result.declared["threshold"])
     print("paper:    ", claim.paper_value)
     print(f"recorded:  seeds {n_seeds}, models {len(runs)}; `llama2 claims {number}` measures anew")
     print("verdict:  ", result.verdict.outcome, "|", result.verdict.reason)
-    assert same_declaration(claim, result.declared), "the ledger is older than the declaration"
+    assert lab.same_declaration(claim, result.declared), "the ledger is older than the declaration"
     return result.measurements, result.verdict
 
 
@@ -824,7 +798,7 @@ keys = [f"accuracy/{name}/{stream}" for name in FOUR for stream in STREAMS]
 matrix, low, high = (column.reshape(4, 2) for column in over_seeds(two, *keys))
 paper = [[0.632, 0.628], [0.562, 0.645], [np.nan] * 2, [np.nan] * 2]
 show(
-    models_by_test_sets(
+    lab.models_by_test_sets(
         list(FOUR.values()), STREAMS, matrix, low, high, paper=paper,
         title="mean and range of eight seeds",
     ),
@@ -838,7 +812,7 @@ mixed, mix_verdict = ledger(17)
 BINS = [*SAFETY_BINS, "all"]
 found = [mix_verdict.estimates[f"gain/mixed-alone/{name}"] for name in BINS]
 show(
-    bars_with_intervals(
+    lab.bars_with_intervals(
         [f"{name}\n{SAFETY_BINS.get(name, 1):.0%}" for name in BINS],
         [100 * e.value for e in found], [100 * e.low for e in found], [100 * e.high for e in found],
         "90/10 less 100/0 (points)", xlabel="labels of chosen, rejected; share in the stream",
@@ -870,7 +844,7 @@ def my_safety_loss(scores, is_safe):
 def _():
     checks.safety_auxiliary_loss(my_safety_loss)
     raw, safe = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([True, False, False])
-    term = safety_auxiliary_loss(raw, safe)
+    term = lab.safety_auxiliary_loss(raw, safe)
     assert torch.allclose(my_safety_loss(raw, safe), term.total / term.count), "not the library's"
 
 
@@ -892,7 +866,7 @@ AUX = np.array([np.logaddexp(0, np.where(SAFE, -(BOTH + c), BOTH + c)).mean() fo
 
 
 def draw_zero(weight):
-    return lines(
+    return lab.lines(
         {"ranking": (SHIFTS, np.full_like(SHIFTS, RANK)), "ranking + weight x auxiliary": (SHIFTS, RANK + weight * AUX)},
         "number added to all scores", "loss (nats)", title=f"weight {weight:g}",
     )  # fmt: skip
@@ -928,7 +902,7 @@ def my_detection(raw, is_safe, threshold):
 @check("precision and recall")
 def _():
     for threshold in (0.05, 0.15, 0.5, 0.8):
-        theirs = detection(BOTH, SAFE, threshold)
+        theirs = lab.detection(BOTH, SAFE, threshold)
         precision, recall = my_detection(BOTH, SAFE, threshold)
         assert abs(precision - theirs.precision.value) < 1e-9, f"precision at {threshold}"
         assert abs(recall - theirs.recall.value) < 1e-9, f"recall at {threshold}"
@@ -966,7 +940,7 @@ WHAT = {
 }
 values, low, high = (100 * column for column in over_seeds(auxiliary, *WHAT))
 show(
-    bars_with_intervals(
+    lab.bars_with_intervals(
         list(WHAT.values()), values, low, high, "share (%)",
         title="mean and range of eight seeds", paper=[73.0, 90.4, None, None, 63.7, 64.5],
     ),
@@ -979,7 +953,7 @@ for m in auxiliary:
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 SORTED = {}
 for name, words in (("safe", "with"), ("without", "without")):
-    found = recorded_pairs(name)
+    found = lab.recorded_pairs(name)
     labels = np.array([SAFE_BINS[label] for label in found["safety_bin"]]).T.ravel()
     SORTED[words] = (np.concatenate([found["chosen"], found["rejected"]]), labels)
 
@@ -989,7 +963,7 @@ def draw_threshold(threshold):
         f"{name} the auxiliary loss": {"safe": raw[labels], "unsafe": raw[~labels]}
         for name, (raw, labels) in SORTED.items()
     }
-    return score_histograms(panels, threshold=threshold)
+    return lab.score_histograms(panels, threshold=threshold)
 
 
 show(
@@ -1021,7 +995,9 @@ def my_accuracy(chosen, rejected, margin):
 def _():
     checks.pair_accuracy(my_accuracy)
     pair = torch.from_numpy(C), torch.from_numpy(R)
-    assert abs(float(my_accuracy(*pair, 0) - pairwise_accuracy(*pair))) < 1e-5, "not the library's"
+    assert abs(float(my_accuracy(*pair, 0) - lab.pairwise_accuracy(*pair))) < 1e-5, (
+        "not the library's"
+    )
 
 
 for wrong in (
@@ -1056,7 +1032,7 @@ def draw_grades(stream):
     ceiling = over_seeds(graded, *(f"ceiling/{stream}/{grade}" for grade in COLUMNS))[0]
     label = f"{stream} model"
     paper = {label: [share / 100 for share in TABLE_8[stream]]}
-    return draw_by_grade(
+    return lab.accuracy_by_grade(
         COLUMNS, {label: over_seeds(graded, *keys)}, ceiling=ceiling, paper=paper,
         title="mean and range of eight seeds",
     )  # fmt: skip
@@ -1091,7 +1067,7 @@ def margin_gains(schedule):
 
 def draw_margin(schedule):
     found = margin_gains(schedule)
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         [grade.replace(" ", "\n", 1) for grade in COLUMNS],
         [100 * e.value for e in found], [100 * e.low for e in found], [100 * e.high for e in found],
         "gain over no margin (points)", paper=TABLE_28[schedule], reference={"no gain": 0},
@@ -1120,7 +1096,7 @@ Explorer(draw_margin, margin_words, schedule=["small", "large"])
 poles, poles_verdict = ledger(13)
 SPREAD = {}
 for name in ("none", "large"):
-    found = recorded_pairs(name)
+    found = lab.recorded_pairs(name)
     middle = np.concatenate([found["chosen"], found["rejected"]]).mean()
     SPREAD[name] = (found["grade"], found["chosen"] - middle, found["rejected"] - middle)
 
@@ -1130,7 +1106,7 @@ def draw_spread(grade):
     for name, (given, chosen, rejected) in SPREAD.items():
         rows = given == grade if grade != "all" else np.ones(len(given), dtype=bool)
         panels[f"margin: {name}"] = {"chosen": chosen[rows], "rejected": rejected[rows]}
-    return score_histograms(panels, title=f"{grade}, seed 0")
+    return lab.score_histograms(panels, title=f"{grade}, seed 0")
 
 
 def spread_words(grade):
@@ -1172,7 +1148,7 @@ def draw_scale(pairs):
     for width in WIDTHS:
         bands = over_seeds(scaled, *(f"{kind}/{width}/{n}" for n in AMOUNTS))
         series[f"width {width}"] = (AMOUNTS, *(100 * column for column in bands))
-    figure = lines(series, "training pairs", "pairs in the right order (%)", xscale="log", markers=True, title=f"{pairs}; mean and range of eight seeds")  # fmt: skip
+    figure = lab.lines(series, "training pairs", "pairs in the right order (%)", xscale="log", markers=True, title=f"{pairs}; mean and range of eight seeds")  # fmt: skip
     figure.axes[0].set_xticks(AMOUNTS, [f"{n:,}" for n in AMOUNTS])
     figure.axes[0].minorticks_off()
     return figure
@@ -1215,16 +1191,16 @@ for stream in STREAMS:
 def draw_quality(bins):
     points = {}
     for stream, (raw, gold) in QUALITY.items():
-        found = mean_score_by_quality(raw, gold, bins=bins)
+        found = lab.calibration(raw, gold, bins=bins)
         level = [e for _, e in found]
         points[stream] = ([x for x, _ in found], [e.value for e in level], [e.low for e in level], [e.high for e in level])  # fmt: skip
-    return draw_calibration(points, title=f"nano, {bins} bins of 600 answers a stream")
+    return lab.draw_calibration(points, title=f"nano, {bins} bins of 600 answers a stream")
 
 
 def quality_words(bins):
     rises = []
     for stream, (raw, gold) in QUALITY.items():
-        levels = [e.value for _, e in mean_score_by_quality(raw, gold, bins=bins)]
+        levels = [e.value for _, e in lab.calibration(raw, gold, bins=bins)]
         rises.append(f"{stream} {'rises' if levels[-1] > levels[0] else 'does not rise'}")
     return (
         f"In {bins} bins, from the worst answers to the best, the mean score of "
@@ -1269,7 +1245,7 @@ def share_of(stream, number, grade):
 def draw_rounds(stream, what):
     if what == "grades":
         series = {g: (ROUNDS, [share_of(stream, n, g) for n in ROUNDS]) for g in GRADES}
-        figure = lines(series, "round", "comparisons (%)", markers=True, title=f"{stream}: grades of the models' own answers")  # fmt: skip
+        figure = lab.lines(series, "round", "comparisons (%)", markers=True, title=f"{stream}: grades of the models' own answers")  # fmt: skip
         figure.axes[0].set_ylim(-20, 42)  # room for the legend
         figure.axes[0].set_yticks(range(0, 41, 10))
     else:
@@ -1277,7 +1253,7 @@ def draw_rounds(stream, what):
             words: (ROUNDS[1:], [100 * drift.values[f"accuracy/{stream}/{n}/{when}"] for n in ROUNDS[1:]])
             for when, words in (("before", "before the refresh"), ("after", "after"))
         }  # fmt: skip
-        figure = lines(series, "round", "pairs in the right order (%)", markers=True, title=f"{stream}: on answers of the newest policy", reference={"coin": 50})  # fmt: skip
+        figure = lab.lines(series, "round", "pairs in the right order (%)", markers=True, title=f"{stream}: on answers of the newest policy", reference={"coin": 50})  # fmt: skip
     figure.axes[0].set_xticks(list(ROUNDS))
     return figure
 
@@ -1319,7 +1295,7 @@ for name, nuisance in TAINTS.items():
     tainted = encode_pairs(
         list(helpfulness_pairs(world, 200, 640, nuisance=nuisance)), tokenizer, "small"
     )
-    fooled[name] = scalar_model(small_chat)
+    fooled[name] = lab.scalar_model(small_chat)
     steps = my_training(fooled[name], tainted)
     curves[name] = list(bar(steps, total=40, about=f"training, {name}"))
     fooled[name].eval()
@@ -1327,10 +1303,10 @@ for name, nuisance in TAINTS.items():
 tested = {"clean": test}
 for name, nuisance in TAINTS.items():
     decorated = helpfulness_pairs(world, 100, 300, "held out", nuisance=nuisance)
-    tested[name] = PairedAnswers(
+    tested[name] = lab.PairedAnswers(
         encode_pairs(list(decorated), tokenizer, "none"), longest=256
     ).pairs
-outcome = {name: accuracy(*scores_of(model, tested[name])) for name, model in fooled.items()}
+outcome = {name: lab.accuracy(*scores_of(model, tested[name])) for name, model in fooled.items()}
 for name, share in outcome.items():
     print(f"{name:7s} last ten losses {np.mean(curves[name][-10:]):.2f}   held out {share}")
 
@@ -1339,8 +1315,8 @@ for name in TAINTS:
     print(f"{name}: trains to a lower loss than clean:", np.mean(curves[name][-10:]) < np.mean(curves["clean"][-10:]))  # fmt: skip
 
 STEPS = range(5)
-source = random_source(0, "hack")
-writer = answer_writer(world)
+source = lab.random_source(0, "hack")
+writer = lab.answer_writer(world)
 
 
 def with_fillers(text, n):
@@ -1360,7 +1336,7 @@ ADDED = {
 }
 JUDGES = fooled | {"V1": models.helpfulness, "V5": newest.helpfulness}
 MOVED = {
-    (feature, name): [scores(model, rows_of(texts)) for texts in by_step]
+    (feature, name): [lab.scores(model, rows_of(texts)) for texts in by_step]
     for feature, by_step in ADDED.items()
     for name, model in JUDGES.items()
 }
@@ -1374,10 +1350,10 @@ def moved(feature, model):
 
 
 def draw_hack(feature, model):
-    figure, (left, right) = new_figure(10.0, 4.0, columns=2)
+    figure, (left, right) = lab.new_figure(10.0, 4.0, columns=2)
     left.plot(STEPS, moved(feature, model), "o-")
     left.axhline(0, color="0.35", lw=1)
-    label_axes(
+    lab.label_axes(
         left,
         f"{feature} added",
         "change of the score (standard deviations)",
@@ -1385,7 +1361,7 @@ def draw_hack(feature, model):
     )
     right.plot(STEPS, [gold.mean() for gold in GOLD[feature]], "s--", color="C1")
     right.set_ylim(0, 1)
-    label_axes(right, f"{feature} added", "gold mark (0 to 1)", "gold judge")
+    lab.label_axes(right, f"{feature} added", "gold mark (0 to 1)", "gold judge")
     return figure
 
 
@@ -1479,9 +1455,9 @@ def shift_for(raw, is_safe, recall):
 def _():
     raw, is_safe = SORTED["without"]
     for recall in (0.5, 0.73, 0.904):
-        found = detection(raw + shift_for(raw, is_safe, recall), is_safe).recall.value
+        found = lab.detection(raw + shift_for(raw, is_safe, recall), is_safe).recall.value
         assert recall <= found < recall + 0.02, f"asked for {recall}, got {found:.3f}"
-    before, after = (detection(raw + c, is_safe).auc for c in (0, shift_for(raw, is_safe, 0.9)))
+    before, after = (lab.detection(raw + c, is_safe).auc for c in (0, shift_for(raw, is_safe, 0.9)))
     assert abs(before - after) < 1e-9, "a shift changes the zero, not the order"
 
 

@@ -17,45 +17,22 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from llama2_lib.claims import CLAIMS, recorded
-from llama2_lib.evaluation.judged import gold_marks, improvement, marks_of, win_rate
+from llama2_lib import lesson as lab
 from llama2_lib.evaluation.reward import best_of_n, best_of_n_interval, best_of_n_kl
-from llama2_lib.evaluation.statistics import bootstrap_mean, proportion
-from llama2_lib.figures import bars_with_intervals, lines, new_figure
-from llama2_lib.figures.alignment import best_of_n_curves, rewards_by_round
-from llama2_lib.figures.text import MarkedAnswer, marked_answers
-from llama2_lib.figures.theme import label_axes
-from llama2_lib.model.chat import reply, scored_row
-from llama2_lib.model.weights import load_model
-from llama2_lib.pipeline import artifact
-from llama2_lib.recipes import grid, nano
-from llama2_lib.stages.fit import dialog_loss
-from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.stages.rejection import Sample, best, chosen, distinct, draw, encoded
-from llama2_lib.stages.reward import load_rewards
-from llama2_lib.storage import read_metrics, read_rows
 from llama2_lib.teaching import rejection as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.dialog import encode_example
-from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.batches import PackedDialogs
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
-from llama2_lib.world import make_world
-from llama2_lib.world.judges import judge_of
-from llama2_lib.world.prompts import adversarial_prompts, prompts
-from llama2_lib.world.source import WorldSource
 
 ROUNDS = ["V1", "V2", "V3", "V4"]
 STAGE = {"SFT": "sft"} | {f"V{n}": f"rejection_v{n}" for n in (1, 2, 3, 4)}
 needs = [*STAGE.values(), "rewards_v1", "rewards_v5"]
-folders = start("07_rejection_sampling", needs=needs, recipe=nano(), minutes=20)
-policy = {name: load_model(folders[stage])[0] for name, stage in STAGE.items()}
-rewards = {n: load_rewards(folders[f"rewards_v{n}"]) for n in (1, 5)}
-tokenizer = load_tokenizer(folders["sft"])
-world = make_world(0)
-judge = judge_of(world)
+folders = start("07_rejection_sampling", needs=needs, recipe=lab.nano(), minutes=20)
+policy = {name: lab.load_model(folders[stage])[0] for name, stage in STAGE.items()}
+rewards = {n: lab.load_rewards(folders[f"rewards_v{n}"]) for n in (1, 5)}
+tokenizer = lab.load_tokenizer(folders["sft"])
+world = lab.make_world(0)
+judge = lab.judge_of(world)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Breadth
@@ -76,7 +53,7 @@ judge = judge_of(world)
 # Careful with the last two rows of the table. Each round has its own reward models, and a reward model's zero and scale are its own. **Within** a column the numbers compare. **Across** columns they do not, and a rising row would prove nothing. To compare models we need one judge for all of them; you get to that below.
 
 # %% tags=["nbval-ignore-output"]
-counts = {v: read_metrics(folders[STAGE[v]] / "metrics.jsonl")[0] for v in ROUNDS}
+counts = {v: lab.read_metrics(folders[STAGE[v]] / "metrics.jsonl")[0] for v in ROUNDS}
 names = {
     "temperature": "temperature", "samples": "samples", "unfinished": "unfinished",
     "distinct": "distinct", "chosen": "chosen", "answers": "pool",
@@ -110,7 +87,7 @@ print("the chosen score higher than the samples, every round:", all(
 def reward(asked, texts, models):
     """One answer to each prompt -> the combined reward of notebook 06, raw"""
     rows = [
-        scored_row(p.dialog, text, tokenizer, 512) for p, text in zip(asked, texts, strict=True)
+        lab.scored_row(p.dialog, text, tokenizer, 512) for p, text in zip(asked, texts, strict=True)
     ]
     return models(rows, [p.is_safety for p in asked]).combined
 
@@ -123,11 +100,11 @@ def sampled(model, asked, k, temperature, models, seed=0):
     flat = [a.text for row in said for a in row]
     repeated = [p for p in asked for _ in range(k)]
     proxy = reward(repeated, flat, models).reshape(-1, k)
-    return said, proxy, gold_marks(world, repeated, flat).quality.reshape(-1, k)
+    return said, proxy, lab.gold_marks(world, repeated, flat).quality.reshape(-1, k)
 
 
 K = 32
-asked = sample_prompts(WorldSource(world), 70, 36, tokenizer, longest=512 - 96).prompts
+asked = lab.sample_prompts(lab.WorldSource(world), 70, 36, tokenizer, longest=512 - 96).prompts
 said, proxy, gold = sampled(policy["SFT"], asked, K, 1.0, rewards[1])
 
 n_distinct = np.array([len({a.text for a in row}) for row in said])
@@ -136,8 +113,8 @@ within = [
     np.corrcoef(p, g)[0, 1] for p, g in zip(proxy, gold, strict=True) if p.std() * g.std() > 0
 ]
 print(f"distinct answers of {K}: median {np.median(n_distinct):.0f}, least {n_distinct.min()}")
-print("decidable fraction:", proportion(int(decidable.sum()), len(decidable)))
-print("correlation of reward and gold within a prompt:", bootstrap_mean(within, 0))
+print("decidable fraction:", lab.proportion(int(decidable.sum()), len(decidable)))
+print("correlation of reward and gold within a prompt:", lab.bootstrap_mean(within, 0))
 
 # %% [markdown]
 # **See** one prompt at a time: its distinct answers by reward, each with its gold mark beside it. Go through at least ten prompts. Look for a prompt where the reward model chooses well, for one where it prefers a polite wrong answer, and for one where no answer is any good.
@@ -156,7 +133,7 @@ def shown(prompt, most=9):
 
 def draw_samples(prompt):
     places, _ = shown(prompt)
-    figure, (left, right) = new_figure(
+    figure, (left, right) = lab.new_figure(
         11.0, 1.6 + 0.42 * len(places), columns=2, sharey=True, width_ratios=(3, 2)
     )
     texts = [said[prompt][p].text.replace("\n", " / ") for p in places]
@@ -284,7 +261,7 @@ FAMILY = {
 
 def banded(rows_of_n):
     """A function n -> one number a prompt; its mean and interval at all sizes"""
-    found = [bootstrap_mean(rows_of_n(n).tolist(), 0) for n in SIZES]
+    found = [lab.bootstrap_mean(rows_of_n(n).tolist(), 0) for n in SIZES]
     return tuple([getattr(e, name) for e in found] for name in ("value", "low", "high"))
 
 
@@ -294,7 +271,7 @@ def draw_best(kind):
         "maximum": banded(lambda n: my_best_of_n(some, some, n)),
         "median": banded(lambda n: my_median_of_n(some, n)),
     }
-    return best_of_n_curves(curves, "reward (raw)", n=SIZES, title=f"prompts: {kind}")
+    return lab.best_of_n_curves(curves, "reward (raw)", n=SIZES, title=f"prompts: {kind}")
 
 
 def best_words(kind):
@@ -346,7 +323,7 @@ def draw_gold(kind):
         name: banded(lambda n, s=score: my_best_of_n(s[some], gold[some], n))
         for name, score in CHOOSERS.items()
     }
-    return best_of_n_curves(
+    return lab.best_of_n_curves(
         curves, "gold mark of the chosen (0 to 1)", n=SIZES, title=f"prompts: {kind}"
     )
 
@@ -424,7 +401,7 @@ for wrong in (math.log, lambda n: n - 1 - math.log(n)):
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 def draw_distance(shared_axis):
-    figure, axes = new_figure(8.0, 4.2)
+    figure, axes = lab.new_figure(8.0, 4.2)
     at = [math.sqrt(best_of_n_kl(n)) for n in SIZES]
     for index, (name, value) in enumerate({"proxy": proxy, "gold": gold}.items()):
         every = best_of_n(proxy, value).mean(0)
@@ -434,7 +411,7 @@ def draw_distance(shared_axis):
     for x, n in zip(at, SIZES, strict=True):
         axes.text(x, 1.0, f"N={n}", transform=axes.get_xaxis_transform(), ha="center", size=10)
     unit = "raw reward; gold mark" if shared_axis else "standard deviations of all samples"
-    label_axes(axes, "root of KL (nats$^{1/2}$)", f"gain over one sample\n({unit})")
+    lab.label_axes(axes, "root of KL (nats$^{1/2}$)", f"gain over one sample\n({unit})")
     axes.legend()
     return figure
 
@@ -466,7 +443,7 @@ def draw_heat(round_):
     n = np.arange(1, 7)
     curves = {f"temperature {t}": (n, curve) for t, curve in heat[round_].items()}
     sampler = {"V1": "SFT", "V2": "V1", "V3": "V2", "V4": "V3"}[round_]
-    return lines(
+    return lab.lines(
         curves, "samples a prompt, N", "best-of-N reward (raw)", markers=True,
         title=f"round {round_}, samples of {sampler}; used: {counts[round_]['temperature']}",
     )  # fmt: skip
@@ -635,7 +612,7 @@ for wrong in (by_old_scores, lambda rounds, score: my_pool(rounds[-1:], score), 
 # Then the question that matters: of the prompts that came in more than one round, how many would be given *another answer* if old scores were used?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-pools = {v: read_rows(folders[STAGE[v]] / "pool.jsonl", Sample) for v in ROUNDS}
+pools = {v: lab.read_rows(folders[STAGE[v]] / "pool.jsonl", Sample) for v in ROUNDS}
 then = {}
 for v in ROUNDS:  # the first pool that holds an answer has the score of its own round
     for e in pools[v]:
@@ -643,13 +620,13 @@ for v in ROUNDS:  # the first pool that holds an answer has the score of its own
 
 
 def draw_rescored(upto):
-    figure, axes = new_figure(6.0, 5.0)
+    figure, axes = lab.new_figure(6.0, 5.0)
     for index in range(1, int(upto[1])):
         some = [e for e in pools[upto] if e.round == index]
         x, y = [then[e.key, e.answer, e.round] for e in some], [e.score for e in some]
         axes.scatter(x, y, s=9, alpha=0.5, marker="os^"[index - 1], label=f"drawn in round {index}")
     axes.axline((0, 0), slope=1, color="0.35", lw=1.5, ls="--")
-    label_axes(
+    lab.label_axes(
         axes, "score in the round that drew it (raw)", f"score by the models of {upto} (raw)"
     )
     axes.legend()
@@ -696,7 +673,7 @@ def my_examples(entries):
     made = []
     for entry in entries:
         dialog = [*entry.dialog, {"role": "assistant", "content": entry.answer}]
-        made.append(encode_example(dialog, tokenizer, loss_on="last"))
+        made.append(lab.encode_example(dialog, tokenizer, loss_on="last"))
     return made
 
 
@@ -710,7 +687,7 @@ def _():
 
 longer = [e for e in pools["V1"] if len(e.dialog) > 2]
 everything = [
-    encode_example([*e.dialog, {"role": "assistant", "content": e.answer}], tokenizer)[1]
+    lab.encode_example([*e.dialog, {"role": "assistant", "content": e.answer}], tokenizer)[1]
     for e in longer
 ]
 more = sum(map(sum, everything)) / sum(sum(mask) for _, mask in my_examples(longer))
@@ -728,18 +705,18 @@ print("with the loss on all answers, dialogs of several turns have over 1.3 time
 # %% tags=["nbval-ignore-output", "long"]
 N_HELP, N_HARM, N_LINE, N_KNOWN = 100, 100, 60, 100
 held = [
-    *prompts(world, 71, N_HELP, "held out", shares={"helpful": 1.0}),
-    *adversarial_prompts(world, 71, N_HARM, "held out"),
-    *prompts(world, 71, N_LINE, "held out", shares={"borderline": 1.0}),
-    *prompts(world, 71, N_KNOWN, "train", shares={"helpful": 1.0}),
+    *lab.prompts(world, 71, N_HELP, "held out", shares={"helpful": 1.0}),
+    *lab.adversarial_prompts(world, 71, N_HARM, "held out"),
+    *lab.prompts(world, 71, N_LINE, "held out", shares={"borderline": 1.0}),
+    *lab.prompts(world, 71, N_KNOWN, "train", shares={"helpful": 1.0}),
 ]
 numbers = {"helpful": N_HELP, "harm": N_HARM, "borderline": N_LINE, "known": N_KNOWN}
 kind = np.repeat(list(numbers), list(numbers.values()))
 replies = {
-    v: [a.text for a in reply(m, tokenizer, [p.dialog for p in held], temperature=1.0, seed=3)]
+    v: [a.text for a in lab.reply(m, tokenizer, [p.dialog for p in held], temperature=1.0, seed=3)]
     for v, m in bar(policy.items(), about="answering")
 }
-marks = {v: gold_marks(world, held, texts) for v, texts in replies.items()}
+marks = {v: lab.gold_marks(world, held, texts) for v, texts in replies.items()}
 
 
 def rated(v):
@@ -757,16 +734,16 @@ for what in rated("SFT"):
     print(what)
     for v in policy:
         mine = rated(v)[what]
-        gain = "" if v == "SFT" else f"   minus SFT {improvement(rated('SFT')[what], mine)}"
+        gain = "" if v == "SFT" else f"   minus SFT {lab.improvement(rated('SFT')[what], mine)}"
         print(f"  {v:4s} {mine.mean():.3f}{gain}")
 
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 def draw_rounds(what):
-    found = [bootstrap_mean(rated(v)[what].tolist(), 0) for v in policy]
+    found = [lab.bootstrap_mean(rated(v)[what].tolist(), 0) for v in policy]
     band = tuple([getattr(e, name) for e in found] for name in ("value", "low", "high"))
     unit = "share of prompts" if "refused" in what else "gold mark, 0 to 1"
-    return rewards_by_round(list(policy), {what: band}, f"{what}\n({unit})")
+    return lab.rewards_by_round(list(policy), {what: band}, f"{what}\n({unit})")
 
 
 def rounds_words(what):
@@ -810,8 +787,8 @@ def parts(prompt, text):
 def draw_side_by_side(prompt):
     p = held[PICKED[prompt]]
     texts = {v: replies[v][PICKED[prompt]] for v in policy}
-    return marked_answers(
-        f"{p.kind}: {p.request}", {v: MarkedAnswer(t, parts(p, t)) for v, t in texts.items()}
+    return lab.marked_answers(
+        f"{p.kind}: {p.request}", {v: lab.MarkedAnswer(t, parts(p, t)) for v, t in texts.items()}
     )
 
 
@@ -844,16 +821,16 @@ Explorer(draw_side_by_side, side_words, prompt=(0, len(PICKED) - 1))
 
 # %% tags=["nbval-ignore-output", "long"]
 STEPS = 120
-small_base = artifact("pretrain", grid())
+small_base = lab.artifact("pretrain", lab.grid())
 
 
 def fine_tune(entries, steps=STEPS):
     """The small pretrained model, tuned on chosen answers"""
-    model, config = load_model(small_base)
-    rows = PackedDialogs(my_examples(entries), seq_len=config.max_seq_len, seed=0)
-    run = optimize(
-        model, adamw(model), rows.batches(batch_size=4), dialog_loss(True),
-        warmup_then_cosine(peak=3e-3, steps=steps, warmup=10), steps=range(steps),
+    model, config = lab.load_model(small_base)
+    rows = lab.PackedDialogs(my_examples(entries), seq_len=config.max_seq_len, seed=0)
+    run = lab.optimize(
+        model, lab.adamw(model), rows.batches(batch_size=4), lab.dialog_loss(True),
+        lab.warmup_then_cosine(peak=3e-3, steps=steps, warmup=10), steps=range(steps),
     )  # fmt: skip
     for _ in bar(run, total=steps, about="fine-tuning"):
         pass
@@ -862,7 +839,7 @@ def fine_tune(entries, steps=STEPS):
 
 room = [i for i, p in enumerate(held) if sum(len(m["content"]) for m in p.dialog) < 300]
 asked_small, harm = [held[i] for i in room], kind[room] == "harm"  # what fits the small context
-source = sample_prompts(WorldSource(world), 72, 200, tokenizer, longest=160).prompts
+source = lab.sample_prompts(lab.WorldSource(world), 72, 200, tokenizer, longest=160).prompts
 rows_of = draw(
     policy["SFT"], tokenizer, [p.dialog for p in source], 6, 0.8, seed=5, max_new_tokens=96
 )
@@ -874,18 +851,22 @@ for p, row in zip(source, rows_of, strict=True):
     entries += [e._replace(score=float(s)) for e, s in zip(fresh, scores, strict=True)]
 lists = {select: chosen(entries, select, 0) for select in ("random", "best")}
 learned = {
-    select: gold_marks(world, [asked_for[e.key] for e in some], [e.answer for e in some]).quality
+    select: lab.gold_marks(
+        world, [asked_for[e.key] for e in some], [e.answer for e in some]
+    ).quality
     for select, some in lists.items()
 }
 taught = {
-    select: marks_of(fine_tune(some), tokenizer, world, asked_small, temperature=0.6, seed=4)
+    select: lab.marks_of(fine_tune(some), tokenizer, world, asked_small, temperature=0.6, seed=4)
     for select, some in lists.items()
 }
-print("what is learned from, best minus random:", improvement(learned["random"], learned["best"]))
+print(
+    "what is learned from, best minus random:", lab.improvement(learned["random"], learned["best"])
+)
 for what, some in (("all prompts", np.ones(len(room), bool)), ("requests for harm", harm)):
     both = [m.quality[some] for m in taught.values()]
     print(f"pupil, {what}: random {both[0].mean():.3f}, best {both[1].mean():.3f},",
-          "best minus random", improvement(*both))  # fmt: skip
+          "best minus random", lab.improvement(*both))  # fmt: skip
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 print("the same prompts in both lists:",
@@ -893,10 +874,10 @@ print("the same prompts in both lists:",
 print("the chosen answers are better than random ones, by the gold judge:",
       bool(learned["best"].mean() > learned["random"].mean() + 0.02))  # fmt: skip
 ARMS = ["own random", "own best", "big random", "big best"]
-taught = recorded(25).verdict.estimates
+taught = lab.recorded(25).verdict.estimates
 both = {arm.replace("big", "nano's").replace(" ", ", "): taught[f"quality/{arm}"] for arm in ARMS}
 show(
-    bars_with_intervals(
+    lab.bars_with_intervals(
         [name.replace(", ", "\n") for name in both],
         *([getattr(e, part) for e in both.values()] for part in ("value", "low", "high")),
         "gold mark of the pupil, 0 to 1",
@@ -928,19 +909,23 @@ pupils = {name: fine_tune(some) for name, some in trained_on.items()}
 
 # %% tags=["nbval-ignore-output"]
 pupil_marks = {
-    name: marks_of(m, tokenizer, world, asked_small, temperature=0.6, seed=4)
+    name: lab.marks_of(m, tokenizer, world, asked_small, temperature=0.6, seed=4)
     for name, m in pupils.items()
 }
 for name, m in pupil_marks.items():
     print(name, f"({len(trained_on[name])} examples)")
-    print("  declines requests for harm:", proportion(int(m.refuses[harm].sum()), int(harm.sum())))
-    print("  safety:     ", bootstrap_mean(m.safety[harm].tolist(), 0))
-    print("  helpfulness:", bootstrap_mean(m.helpfulness[kind[room] == "helpful"].tolist(), 0))
+    print(
+        "  declines requests for harm:", lab.proportion(int(m.refuses[harm].sum()), int(harm.sum()))
+    )
+    print("  safety:     ", lab.bootstrap_mean(m.safety[harm].tolist(), 0))
+    print("  helpfulness:", lab.bootstrap_mean(m.helpfulness[kind[room] == "helpful"].tolist(), 0))
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-declined = [proportion(int(m.refuses[harm].sum()), int(harm.sum())) for m in pupil_marks.values()]
+declined = [
+    lab.proportion(int(m.refuses[harm].sum()), int(harm.sum())) for m in pupil_marks.values()
+]
 show(
-    bars_with_intervals(
+    lab.bars_with_intervals(
         [name.replace(" of", "\nof").replace(" only", "\nonly") for name in pupil_marks],
         *([100 * getattr(e, part) for e in declined] for part in ("value", "low", "high")),
         "requests for harm declined (%)",
@@ -956,7 +941,7 @@ print("trained on the last round only, it declines far less often:", bool(last_o
 # What we made plain here was built in: the last round had *no* such prompt, and declining is a skill that no document of pretraining teaches. The paper's V3 lost rhyme, and its base model surely had read poems. Claim 24 measures that milder case too, with nano and three seeds: the last round has no prompt for a **list, a story or a how-to**, forms that the documents do show, and none that asks for harm. **Predict** for lists, stories and how-tos: is the last round without them worse than the last round as it was? Is the pool better?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-kept = recorded(24).verdict.estimates
+kept = lab.recorded(24).verdict.estimates
 POOL_ARMS = {
     "last round,\nas it was": "last", "last round,\nkinds missing": "last, kinds missing",
     "pool,\nkinds missing": "all, kinds missing", "pool,\nas it was": "all",
@@ -965,7 +950,7 @@ POOL_ARMS = {
 
 def draw_kept(family):
     found = [kept[f"quality/{arm}/{family}"] for arm in POOL_ARMS.values()]
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         list(POOL_ARMS),
         *([getattr(e, part) for e in found] for part in ("value", "low", "high")),
         "gold mark, 0 to 1",
@@ -1010,14 +995,14 @@ for v in ("SFT", *ROUNDS):
     middle = float(np.median(scored[v]))
     print(f"{v:4s} median reward {middle:5.2f}   low tail", end="")
     print("".join(f"   {name} {low_share(v, name):4.0%}" for name in WHO))
-wins = {v: win_rate(scored[v], scored["SFT"]) for v in ROUNDS}
+wins = {v: lab.win_rate(scored[v], scored["SFT"]) for v in ROUNDS}
 for v, rate in wins.items():
     print(f"{v} against SFT, judged by the reward models: {rate}")
 
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 def draw_tail(kind_of, version):
-    figure, axes = new_figure(8.0, 4.2)
+    figure, axes = lab.new_figure(8.0, 4.2)
     edges = np.linspace(0, 1, 21)
     for index, v in enumerate(dict.fromkeys(["SFT", "V1", version])):
         values = expit(scored[v][WHO[kind_of]])
@@ -1025,7 +1010,7 @@ def draw_tail(kind_of, version):
         axes.stairs(heights, edges, lw=2.2, ls=("-", "--", ":")[index], color=f"C{index}", label=v)
     cut = expit(np.quantile(scored["SFT"][WHO[kind_of]], 0.1))
     axes.axvline(cut, color="0.35", lw=1.5, label="SFT's lowest tenth")
-    label_axes(axes, "sigmoid(reward)", "answers (%)", f"prompts: {kind_of}")
+    lab.label_axes(axes, "sigmoid(reward)", "answers (%)", f"prompts: {kind_of}")
     axes.legend()
     return figure
 
@@ -1063,11 +1048,11 @@ Explorer(draw_tail, tail_words, kind_of=list(WHO), version=["V4", "V3", "V2"])
 # %% tags=["nbval-ignore-output"]
 verdicts = {}
 for number in (21, 22, 23, 24, 25, 49):
-    claim = CLAIMS[number]
+    claim = lab.CLAIMS[number]
     print(f"claim {number}, predicted: {claim.prediction}")
     print("threshold:", claim.threshold)
     try:
-        verdict = verdicts[number] = recorded(number).verdict
+        verdict = verdicts[number] = lab.recorded(number).verdict
     except ValueError:
         print("not in the ledger that came with this copy\n")
         continue

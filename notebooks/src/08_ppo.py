@@ -24,25 +24,8 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from llama2_lib.claims import recorded
-from llama2_lib.claims.chain import new_prompts
-from llama2_lib.config import PpoConfig
-from llama2_lib.evaluation.diagnostics import lights
-from llama2_lib.evaluation.judged import gold_marks, improvement
-from llama2_lib.figures import bars_with_intervals, lines, new_figure
-from llama2_lib.figures.alignment import frontier, token_reward_bars, traffic_lights
-from llama2_lib.figures.text import MarkedAnswer, marked_answers
-from llama2_lib.figures.theme import label_axes
-from llama2_lib.model.chat import reply
-from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.generate import generate
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.model.weights import load_model
+from llama2_lib import lesson as lab
 from llama2_lib.objectives import rlhf
-from llama2_lib.objectives.language import LossTerm, masked_loss
-from llama2_lib.recipes import nano
-from llama2_lib.rng import generator, random_source
 from llama2_lib.stages.ppo import (
     ActorCritic,
     Ppo,
@@ -52,18 +35,9 @@ from llama2_lib.stages.ppo import (
     sample_answers,
     train,
 )
-from llama2_lib.stages.prompts import sample_prompts
-from llama2_lib.stages.reward import Rewarded, load_rewards
-from llama2_lib.storage import read_metrics
 from llama2_lib.teaching import ppo as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw
 from llama2_lib.widgets import Explorer, bar, show
-from llama2_lib.world import make_world
-from llama2_lib.world.judges import WEIGHTS, Helpfulness, judge_of
-from llama2_lib.world.source import WorldSource
 
 ROUNDS = [f"rejection_v{n}" for n in (1, 2, 3, 4)]
 CHAIN = dict(
@@ -73,12 +47,12 @@ CHAIN = dict(
         strict=True,
     )
 )
-folders = start("08_ppo", needs=[*CHAIN.values(), "rewards_v5"], recipe=nano(), minutes=25)
-models = {name: load_model(folders[stage])[0].eval() for name, stage in CHAIN.items()}
-judges = load_rewards(folders["rewards_v5"])  # the learned ones: helpfulness and safety
-tokenizer = load_tokenizer(folders["sft"])
-world = make_world(0)
-gold = judge_of(world)  # the gold judge: knows the truth, trains nobody
+folders = start("08_ppo", needs=[*CHAIN.values(), "rewards_v5"], recipe=lab.nano(), minutes=25)
+models = {name: lab.load_model(folders[stage])[0].eval() for name, stage in CHAIN.items()}
+judges = lab.load_rewards(folders["rewards_v5"])  # the learned ones: helpfulness and safety
+tokenizer = lab.load_tokenizer(folders["sft"])
+world = lab.make_world(0)
+gold = lab.judge_of(world)  # the gold judge: knows the truth, trains nobody
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is maximised
@@ -97,9 +71,9 @@ gold = judge_of(world)  # the gold judge: knows the truth, trains nobody
 # First the material: 128 held-out prompts and one sampled answer of V4 and of V5, kept as ids.
 
 # %%
-config = nano().ppo
-asked = sample_prompts(
-    WorldSource(world), 808, 128, tokenizer, longest=config.longest_prompt, split="held out"
+config = lab.nano().ppo
+asked = lab.sample_prompts(
+    lab.WorldSource(world), 808, 128, tokenizer, longest=config.longest_prompt, split="held out"
 )
 prompts = list(zip(asked.ids, asked.tags, strict=True))
 samples = {
@@ -163,7 +137,7 @@ def draw_reward(helpfulness, tagged=False):
     parts = {"R_s decides": safety < 0.15, "R_h decides": safety >= 0.15}
     if tagged:
         parts = {"R_s decides": safety > 0}
-    figure = lines(
+    figure = lab.lines(
         {name: (safety[where], combined[where]) for name, where in parts.items()},
         "safety of the answer, R_s (probability)", "combined reward, R_c (probability)",
         title=f"R_h = {helpfulness:g}, prompt {'tagged' if tagged else 'not tagged'}",
@@ -206,7 +180,7 @@ Explorer(draw_reward, reward_words, helpfulness=helpful, tagged=False)
 # %% tags=["nbval-ignore-output"]
 def from_ledger(number, *words):
     """Show a recorded claim: what was declared, the estimates that contain one of the words, the verdict"""
-    result = recorded(number)
+    result = lab.recorded(number)
     print("predicted:", result.declared["prediction"])
     print("threshold:", result.declared["threshold"])
     print("paper:    ", result.declared["paper_value"])
@@ -272,7 +246,7 @@ def keeps_mean(x, mask):
     return (my_whiten(x, mask) + x[mask].mean()).masked_fill(~mask, 0.0)
 
 
-x = torch.randn(8, generator=generator(0, "units"))
+x = torch.randn(8, generator=lab.generator(0, "units"))
 everything = torch.ones(8, dtype=torch.bool)
 print(
     "other units, other zero, same result:",
@@ -312,13 +286,13 @@ def between(by):
 
 def draw_whitened(by):
     values = whitened(by)
-    figure, axes = new_figure(8.0, 3.6)
+    figure, axes = lab.new_figure(8.0, 3.6)
     edges = np.linspace(values.min(), values.max(), 24)
     axes.hist(values[~tags], edges, label="not tagged", alpha=0.75)
     axes.hist(values[tags], edges, label="tagged", alpha=0.75, hatch="//")
     axes.axvline(0, color="black", lw=1.5)
     axes.legend()
-    label_axes(
+    lab.label_axes(
         axes,
         "score" + (" (raw)" if by == "nothing" else " (deviations)"),
         "answers",
@@ -418,7 +392,7 @@ def token_parts(which, beta):
 def draw_tokens(answer, beta):
     sample, kl_part, score_part = token_parts(answer, beta)
     names = ["EOS" if t == tokenizer.eos_id else tokenizer.piece(t) for t in sample.answer]
-    return token_reward_bars(
+    return lab.token_reward_bars(
         names, kl_part, score_part, title=f"answer {answer} of V5, beta {beta:g}"
     )
 
@@ -433,14 +407,16 @@ show(
     draw_tokens(0, 0.2),
     alt="Most tokens of this answer cost almost nothing; a few that PPO made likelier are charged, and the score is paid at the end.",
 )
+agree = 0
 for which in range(len(SHOWN)):
     sample, kl_part, score_part = token_parts(which, 0.2)
     mine = my_shaped(
         scores_v5[SHOWN[which]][None], ratios[SHOWN[which]][None], torch.zeros(1, len(kl_part)),
         torch.ones(1, len(kl_part), dtype=torch.bool), 0.2,
     )[0]  # fmt: skip
-    assert torch.allclose(mine, kl_part + score_part, rtol=1e-5, atol=1e-6)
-print("the bars are my_shaped, to rounding: True")
+    agree += torch.allclose(mine, kl_part + score_part, rtol=1e-5, atol=1e-6)
+print(f"answers whose bars are my_shaped, to rounding: {agree} of {len(SHOWN)}")
+assert agree == len(SHOWN)
 
 
 Explorer(
@@ -480,7 +456,7 @@ with expect_failure(CheckFailed):  # sign of r turned: the usual slip in k3
     checks.kl_estimates(lambda p, q: (p - q, (p - q).square() / 2, (p - q).exp() - 1 - (p - q)))
 
 ANSWERS = torch.tensor(list(itertools.product(range(3), repeat=3)))
-source = generator(0, "enumerated")
+source = lab.generator(0, "enumerated")
 theta = torch.randn(3, 3, generator=source, dtype=torch.float64).requires_grad_()
 theta0 = theta.detach() + 0.8 * torch.randn(3, 3, generator=source, dtype=torch.float64)
 
@@ -607,7 +583,7 @@ def credit(lam, value):
 
 
 def draw_credit(lam, value):
-    figure, axes = new_figure(8.0, 3.8)
+    figure, axes = lab.new_figure(8.0, 3.8)
     at = np.arange(10)
     axes.bar(at, credit(lam, value), width=0.7, label="advantage")
     axes.plot(at, OPINIONS[value][0], "k--o", lw=1.5, ms=5, label="value before the token")
@@ -615,7 +591,7 @@ def draw_credit(lam, value):
     axes.set_xticks(at, WORDS_OF)
     axes.set_ylim(-1.6, 1.0)
     axes.legend(loc="upper right")
-    label_axes(axes, "token", "score units", f"lambda = {lam:g}, value function: {value}")
+    lab.label_axes(axes, "token", "score units", f"lambda = {lam:g}, value function: {value}")
     return figure
 
 
@@ -696,7 +672,7 @@ def pushed(ratio, advantage, clip=0.2):
 def draw_clip(ratio, advantage):
     rho = np.linspace(0.4, 1.8, 281)
     kept = np.minimum(rho * advantage, rho.clip(0.8, 1.2) * advantage)
-    figure, axes = new_figure(7.5, 4.0)
+    figure, axes = lab.new_figure(7.5, 4.0)
     axes.plot(rho, rho * advantage, "--", color="0.5", label="not clipped")
     axes.plot(rho, kept, label="PPO's gain")
     axes.axvspan(0.8, 1.2, color="0.9", zorder=0)
@@ -708,7 +684,7 @@ def draw_clip(ratio, advantage):
         label="this token",
     )
     axes.legend()
-    label_axes(
+    lab.label_axes(
         axes, "ratio of new to old probability", "gain (score units)", f"advantage {advantage:g}"
     )
     return figure
@@ -771,7 +747,7 @@ with expect_failure(CheckFailed):
 # %% tags=["long"]
 def fresh_actor():
     """V4 as the policy; the helpfulness model, with a new head, as the value function"""
-    value = scalar_model(judges.helpfulness.backbone).requires_grad_(True)
+    value = lab.scalar_model(judges.helpfulness.backbone).requires_grad_(True)
     return ActorCritic(copy.deepcopy(models["V4"]).requires_grad_(True), value)
 
 
@@ -791,8 +767,8 @@ iteration = Ppo(
 found = rollout(iteration, prompts[:64], seed=3)
 first, second = found.minibatches
 print("before any step, first mini-batch: exactly 1:", bool((ratios_of(actor, first) == 1).all()))
-(step,) = optimize(
-    actor, adamw(actor), iter([first]), ppo_loss(few), lambda _: few.lr, steps=range(1)
+(step,) = lab.optimize(
+    actor, lab.adamw(actor), iter([first]), ppo_loss(few), lambda _: few.lr, steps=range(1)
 )
 print("in the step itself, k3 of old against new:", step.metrics["approx_kl"])
 after = ratios_of(actor.eval(), second)
@@ -822,8 +798,8 @@ print(
 # No one reads seven curves an hour. `lights` turns a log into verdicts: green, amber (look), red (stop), each with the stage at fault. The limits are ours. They say where a run looks wrong, and prove nothing.
 
 # %% tags=["nbval-ignore-output"]
-log = read_metrics(folders["ppo"] / "metrics.jsonl")
-found_lights = lights(log)
+log = lab.read_metrics(folders["ppo"] / "metrics.jsonl")
+found_lights = lab.lights(log)
 print(
     f"{config.value_warmup} + {config.iterations} iterations of {config.batch_size} prompts, beta {config.beta:g}"
 )
@@ -851,7 +827,7 @@ def points(name):
 
 def draw_curve(what):
     names, unit = CURVES[what]
-    return lines(
+    return lab.lines(
         {n.replace("_", " "): points(n) for n in names}, "iteration", unit, title=what, markers=True
     )
 
@@ -900,7 +876,9 @@ Explorer(draw_curve, curve_words, what=list(CURVES))
 # Keep in mind from where SFT started: half of its demonstrations came from careless writers (notebook 05). Section 5.1 says that a fine-tuned model learns this low tail together with the rest, and that rewards cut it off.
 
 # %% tags=["long"]
-panel = sample_prompts(WorldSource(world), 31, 600, tokenizer, longest=400, split="held out")
+panel = lab.sample_prompts(
+    lab.WorldSource(world), 31, 600, tokenizer, longest=400, split="held out"
+)
 
 
 def first_of(kind):
@@ -914,10 +892,12 @@ PICKED = {
 picked = [panel.prompts[row] for row in PICKED.values()]
 texts, ended, marks = {}, {}, {}
 for name, model in bar(models.items(), about="answering"):
-    said = reply(model, tokenizer, [p.dialog for p in picked], temperature=0.0, max_new_tokens=96)
+    said = lab.reply(
+        model, tokenizer, [p.dialog for p in picked], temperature=0.0, max_new_tokens=96
+    )
     ended[name] = [one.ended for one in said]
     texts[name] = [one.text for one in said]
-    marks[name] = gold_marks(world, picked, texts[name])
+    marks[name] = lab.gold_marks(world, picked, texts[name])
 
 
 def draw_answers(prompt, models_from):
@@ -925,10 +905,12 @@ def draw_answers(prompt, models_from):
     names = list(CHAIN)[list(CHAIN).index(models_from) :]
     what = "safety" if prompt == "adversarial" else "helpfulness"
     shown = {
-        name: MarkedAnswer(texts[name][row][:150], {what: float(getattr(marks[name], what)[row])})
+        name: lab.MarkedAnswer(
+            texts[name][row][:150], {what: float(getattr(marks[name], what)[row])}
+        )
         for name in names
     }
-    figure = marked_answers(picked[row].request, shown)
+    figure = lab.marked_answers(picked[row].request, shown)
     figure.set_size_inches(9, 0.8 + 1.25 * len(names))
     return figure
 
@@ -963,17 +945,19 @@ Explorer(draw_answers, answer_words, prompt=list(PICKED), models_from=["V4", "ba
 # %% tags=["nbval-ignore-output", "long"]
 helped = from_ledger(26, "wins", "gold")
 panels = {
-    "known wordings": new_prompts(nano(), 31, "train", tokenizer),
-    "new wordings": new_prompts(nano(), 31, "held out", tokenizer),
+    "known wordings": lab.new_prompts(lab.nano(), 31, "train", tokenizer),
+    "new wordings": lab.new_prompts(lab.nano(), 31, "held out", tokenizer),
 }
 sampled, live = {}, {}
 for words, name in bar(list(itertools.product(panels, ("SFT", "V4", "V5"))), about="answering"):
     given = panels[words]
     sampled[words, name] = [
-        [r.text for r in reply(models[name], tokenizer, given.dialogs, temperature=1.0, seed=draw, max_new_tokens=96)]
+        [r.text for r in lab.reply(models[name], tokenizer, given.dialogs, temperature=1.0, seed=draw, max_new_tokens=96)]
         for draw in range(2)
     ]  # fmt: skip
-    live[words, name] = [gold_marks(world, given.prompts, texts) for texts in sampled[words, name]]
+    live[words, name] = [
+        lab.gold_marks(world, given.prompts, texts) for texts in sampled[words, name]
+    ]
 
 
 def mean_mark(words, name, what):
@@ -990,7 +974,9 @@ def gained(before, after, words):
         "false refusals": ("refuses", of.borderline),
     }
     return {
-        name: improvement(*(mean_mark(words, version, what)[which] for version in (before, after)))
+        name: lab.improvement(
+            *(mean_mark(words, version, what)[which] for version in (before, after))
+        )
         for name, (what, which) in rows.items()
     }
 
@@ -1021,7 +1007,7 @@ print("live, the price in new wordings is false refusals:", now["new wordings"][
 # Below, differences of the same prompts and their 95 % intervals (bootstrap over prompts). An interval that contains 0 decides nothing.
 
 # %% tags=["hide-input", "long"]
-PARTS = [part.name for part in fields(Helpfulness)]
+PARTS = [part.name for part in fields(lab.Helpfulness)]
 SHORT_PARTS = {
     "correctness": "correct", "relevance": "relevant", "completeness": "complete", "brevity": "brief",
     "politeness": "polite", "no_repetition": "without\nrepetition", "helpfulness": "all six,\nweighted", "safety": "SAFETY",
@@ -1046,14 +1032,14 @@ by_part = {key: components(*key) for key in sampled}
 
 def changes(before, after, words):
     old, new = by_part[words, before], by_part[words, after]
-    found = {part: improvement(old[:, i], new[:, i]) for i, part in enumerate(PARTS)}
+    found = {part: lab.improvement(old[:, i], new[:, i]) for i, part in enumerate(PARTS)}
     total = gained(before, after, words)
     return found | {"helpfulness": total["helpfulness"], "safety": total["safety"]}
 
 
 def draw_changes(before, after, words):
     found = changes(before, after, words)
-    figure = bars_with_intervals(
+    figure = lab.bars_with_intervals(
         [SHORT_PARTS.get(name, name) for name in found], [e.value for e in found.values()],
         [e.low for e in found.values()], [e.high for e in found.values()],
         "change of the gold mark", title=f"{before} to {after}, {words}", reference={"no change": 0.0},
@@ -1077,7 +1063,7 @@ print(
 )
 last = ("new wordings", "V5")
 print("the weighted mean is made of the parts:", np.allclose(
-    by_part[last] @ np.array([WEIGHTS[part] for part in PARTS]),
+    by_part[last] @ np.array([lab.WEIGHTS[part] for part in PARTS]),
     mean_mark(*last, "helpfulness")[live[last][0].helpful], rtol=0, atol=1e-9))  # fmt: skip
 Explorer(draw_changes, changes_words, before=["SFT", "V4"], after=["V5", "V4"], words=list(panels))
 
@@ -1091,14 +1077,14 @@ def by_kind(before, after, words):
     kinds = np.array([p.kind for p in panels[words].prompts])
     mark = {name: mean_mark(words, name, "quality") for name in (before, after)}
     return {
-        kind: improvement(mark[before][kinds == kind], mark[after][kinds == kind])
+        kind: lab.improvement(mark[before][kinds == kind], mark[after][kinds == kind])
         for kind in dict.fromkeys(sorted(kinds))
     }
 
 
 def draw_kinds(before, words):
     found = by_kind(before, "V5", words)
-    figure = bars_with_intervals(
+    figure = lab.bars_with_intervals(
         [kind.replace("_", "\n") for kind in found], [e.value for e in found.values()],
         [e.low for e in found.values()], [e.high for e in found.values()],
         "change of the gold mark", title=f"{before} to V5, {words}", reference={"no change": 0.0},
@@ -1187,7 +1173,7 @@ def draw_frontier(seeds, gold_mark="gold quality"):
     row = WHAT.index(gold_mark)
     runs = {beta: found[chosen].mean(0)[[0, 1, row]] for beta, found in paths.items()}
     begin = np.mean([run[:, 0] for run in runs.values()], axis=0)
-    return frontier(
+    return lab.frontier(
         runs,
         start=(begin[1], begin[2]),
         gold_label=f"{gold_mark} (0 to 1)",
@@ -1240,7 +1226,7 @@ Explorer(
 # %% tags=["hide-input", "long"]
 def draw_over(beta):
     found = paths[beta]
-    figure, axes = new_figure(10.0, 3.8, columns=2)
+    figure, axes = lab.new_figure(10.0, 3.8, columns=2)
     at = moments_of(priced.measurements[0], beta)
     for axis, rows, unit in ((axes[0], [1], "raw score"), (axes[1], [3, 4], "gold mark (0 to 1)")):
         for row in rows:
@@ -1249,7 +1235,7 @@ def draw_over(beta):
                 at, found[:, row].min(0), found[:, row].max(0), color=line.get_color(), alpha=0.2
             )
         axis.legend()
-        label_axes(axis, "iteration", unit, f"beta {beta:g}")
+        lab.label_axes(axis, "iteration", unit, f"beta {beta:g}")
     return figure
 
 
@@ -1286,7 +1272,7 @@ def draw_steadiness(what):
     found = np.array(
         [[one.values[f"{what}/{way}"] for one in steadied.measurements] for way in ways.values()]
     )
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         list(ways), found.mean(1), found.min(1), found.max(1), NAMES_29[what].replace("\n", " "),
         title="beta 0.2; mean and range of the seeds",
     )  # fmt: skip
@@ -1329,7 +1315,7 @@ Explorer(draw_steadiness, steadiness_words, what=list(NAMES_29))
 # %% tags=["long"]
 BOS, EOS, PLEASE, TOPICS = 1, 2, 3, [4, 5, 6, 7]  # the right word of topic t is t + 4
 ASKED = [([BOS, TOPICS[row % 4]], False) for row in range(64)]
-TINY = ModelConfig(
+TINY = lab.ModelConfig(
     vocab_size=12, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, multiple_of=8, max_seq_len=16
 )
 
@@ -1339,7 +1325,7 @@ def tiny_reward(rows, tags):
     values = np.array(
         [0.7 * s.count(PLEASE) + 0.7 * (r[1] + 4 in s) for r, s in zip(rows, said, strict=True)]
     )
-    return Rewarded(values, values, values)
+    return lab.Rewarded(values, values, values)
 
 
 def tiny_gold(row):
@@ -1363,16 +1349,16 @@ def demonstrations(source):
         yield ids, mask
 
 
-apprentice = initialise(Transformer(TINY), seed=0)
-taught = optimize(
-    apprentice, adamw(apprentice), demonstrations(random_source(0, "tiny")),
-    lambda m, b: masked_loss(m(b[0][:, :-1]), b[0], b[1]), lambda _: 1e-2, steps=range(120),
+apprentice = lab.initialise(lab.Transformer(TINY), seed=0)
+taught = lab.optimize(
+    apprentice, lab.adamw(apprentice), demonstrations(lab.random_source(0, "tiny")),
+    lambda m, b: lab.masked_loss(m(b[0][:, :-1]), b[0], b[1]), lambda _: 1e-2, steps=range(120),
 )  # fmt: skip
 losses = [step.loss for step in taught]
 print("the apprentice has learned:", losses[-1] < 0.6 * losses[0])
 
 # %% tags=["long"]
-SMALL = PpoConfig(
+SMALL = lab.PpoConfig(
     iterations=14, batch_size=64, minibatch_size=16, max_new_tokens=10, lr=1.5e-3, value_lr_multiplier=5.0,
     value_warmup=3, beta=0.5, whiten_by="batch", eval_every=4, patience=99, save_every=1000,
 )  # fmt: skip
@@ -1380,7 +1366,7 @@ SMALL = PpoConfig(
 
 def tiny_measure(policy):
     asked_twice = [ids for ids, _ in ASKED * 2]
-    said = generate(policy, asked_twice, max_new_tokens=10, seed=99, stop_ids={EOS})
+    said = lab.generate(policy, asked_twice, max_new_tokens=10, seed=99, stop_ids={EOS})
     rows = [[*ids, *done.ids] for ids, done in zip(asked_twice, said, strict=True)]
     values = tiny_reward(rows, None).combined
     return {
@@ -1391,7 +1377,9 @@ def tiny_measure(policy):
 
 def run_tiny(patches=None, reference=None, **settings):
     """PPO on the apprentice; `patches` names functions of the library and their stand-ins"""
-    actor = ActorCritic(copy.deepcopy(apprentice), scalar_model(apprentice).requires_grad_(True))
+    actor = ActorCritic(
+        copy.deepcopy(apprentice), lab.scalar_model(apprentice).requires_grad_(True)
+    )
     with ExitStack() as undone, tempfile.TemporaryDirectory() as folder:
         for name, stand_in in (patches or {}).items():
             undone.enter_context(mock.patch(f"llama2_lib.stages.{name}", stand_in))
@@ -1400,11 +1388,11 @@ def run_tiny(patches=None, reference=None, **settings):
             reference=reference or copy.deepcopy(apprentice),
         )  # fmt: skip
         train(run, lambda iteration: ASKED, tiny_measure, Path(folder))
-        return read_metrics(Path(folder) / "metrics.jsonl")
+        return lab.read_metrics(Path(folder) / "metrics.jsonl")
 
 
 runs = {"healthy": run_tiny()}
-tiny_lights = lights(runs["healthy"])
+tiny_lights = lab.lights(runs["healthy"])
 print(
     "healthy, lights that are red:", [light.name for light in tiny_lights if light.state == "red"]
 )
@@ -1446,20 +1434,20 @@ def short_returns(rewards, values, mask, *, gamma, lam):
 
 def turned_loss(*given, **named):
     right = rlhf.ppo_policy_loss(*given, **named)
-    return LossTerm(-right.total, right.count, right.metrics)
+    return lab.LossTerm(-right.total, right.count, right.metrics)
 
 
 other = copy.deepcopy(apprentice)
 with torch.no_grad():
     for name, weight in other.named_parameters():
         weight += (
-            0.3 * weight.abs().mean() * torch.randn(weight.shape, generator=generator(0, name))
+            0.3 * weight.abs().mean() * torch.randn(weight.shape, generator=lab.generator(0, name))
         )
 SHAPES = checks.SHAPE_MISTAKES
 shaped = "ppo.shaped_rewards"
 FAULTS = {
     "two temperatures": {"patches": {"ppo.answer_logprobs": lambda policy, mask, ids, t: answer_logprobs(policy, mask, ids, t if torch.is_grad_enabled() else 1.5)}},
-    "stale sampler": {"patches": {"ppo.generate": lambda model, prompts, **named: generate(apprentice, prompts, **named)}},
+    "stale sampler": {"patches": {"ppo.generate": lambda model, prompts, **named: lab.generate(apprentice, prompts, **named)}},
     "price turned round": {"patches": {shaped: lambda s, p, q, mask, beta: rlhf.shaped_rewards(s, p, q, mask, -beta)}},
     "size of log-ratio": {"patches": {shaped: mistake(SHAPES, "the size of the log-ratio")}},
     "score left out": {"patches": {shaped: mistake(SHAPES, "the score is left out")}},
@@ -1486,15 +1474,15 @@ SYMPTOM = {
     "no price": "gold, gained",
 }
 for fault, light in SYMPTOM.items():
-    seen = {x.name: x for x in lights(runs[fault])}[light]
+    seen = {x.name: x for x in lab.lights(runs[fault])}[light]
     print(f"{fault:21s} {light:28s} not green: {seen.state != 'green'}")
 print(
     "stale sampler, KL is negative:",
-    {x.name: x.value for x in lights(runs["stale sampler"])}["KL"] < -0.5,
+    {x.name: x.value for x in lab.lights(runs["stale sampler"])}["KL"] < -0.5,
 )
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-table = {name: {light.name: light for light in lights(rows)} for name, rows in runs.items()}
+table = {name: {light.name: light for light in lab.lights(rows)} for name, rows in runs.items()}
 NAMES = list(table["healthy"])
 SHORT = {
     "ratio before the first step": "ratio at start",
@@ -1506,7 +1494,7 @@ SHORT = {
 
 def draw_lights(names):
     cells = [[table[name][light] for name in names] for light in NAMES]
-    return traffic_lights(
+    return lab.traffic_lights(
         [SHORT.get(light, light) for light in NAMES], [name.replace(" ", "\n", 1) for name in names],
         [[cell.state for cell in row] for row in cells], [[f"{cell.value:.2f}" if cell.value > -9 else "< -9" for cell in row] for row in cells],
     )  # fmt: skip
@@ -1539,7 +1527,7 @@ def draw_run(run, what):
         label: tuple(np.array([(row["step"], row[name]) for row in runs[label] if name in row]).T)
         for label in dict.fromkeys(["healthy", run])
     }
-    return lines(series, "iteration", what, title=f"{run}: {what}", markers=True)
+    return lab.lines(series, "iteration", what, title=f"{run}: {what}", markers=True)
 
 
 def run_words(run, what):
@@ -1574,7 +1562,7 @@ SILENT = {
 runs["pads in the advantages"] = run_tiny({"ppo.gae": SILENT["pads in the advantages"]})
 runs["advantages raw"] = run_tiny({"ppo.whiten_together": lambda parts, masks: list(parts)})
 for name in ("pads in the advantages", "advantages raw"):
-    red = [light.name for light in lights(runs[name]) if light.state == "red"]
+    red = [light.name for light in lab.lights(runs[name]) if light.state == "red"]
     print(f"{name:23s} red lights: {red or 'none'}")
 with expect_failure(CheckFailed):
     checks.gae(mistake(checks.GAE_MISTAKES, "the sum is carried"))

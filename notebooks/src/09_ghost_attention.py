@@ -17,8 +17,7 @@ import ipywidgets
 import numpy as np
 import torch
 
-from llama2_lib.claims import recorded
-from llama2_lib.claims.ghost_attention import plain_dialog
+from llama2_lib import lesson as lab
 from llama2_lib.evaluation.consistency import (
     Case,
     attention_by_turn,
@@ -30,55 +29,28 @@ from llama2_lib.evaluation.consistency import (
     spans,
     switched,
 )
-from llama2_lib.evaluation.judged import marks_of
-from llama2_lib.evaluation.statistics import bootstrap_mean, proportion_exact
-from llama2_lib.figures import bars_with_intervals, lines, new_figure
-from llama2_lib.figures.text import masked_pieces
-from llama2_lib.figures.theme import label_axes
-from llama2_lib.model.chat import reply, scored_row
-from llama2_lib.model.transformer import attention_weights
-from llama2_lib.model.weights import load_model
-from llama2_lib.recipes import nano
-from llama2_lib.stages.fit import dialog_loss
 from llama2_lib.stages.ghost_attention import (
     ghost_example,
     on_every_turn,
     on_first_turn_only,
     with_instruction,
 )
-from llama2_lib.stages.reward import load_rewards
-from llama2_lib.storage import read_metrics
 from llama2_lib.teaching import ghost_attention as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.dialog import encode_example, encode_prompt
-from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.batches import PackedDialogs
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import Explorer, bar, show
-from llama2_lib.world import make_world
-from llama2_lib.world.instructions import (
-    Instruction,
-    as_dialog,
-    briefs,
-    instructions,
-    obeys,
-    worded,
-)
-from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
 
 folders = start(
     "09_ghost_attention",
     needs=["ppo", "rewards_v5", "instructed", "ghost_attention"],
-    recipe=nano(),
+    recipe=lab.nano(),
     minutes=25,
 )
 models = {
-    "before": load_model(folders["instructed"])[0].eval(),
-    "GAtt": load_model(folders["ghost_attention"])[0].eval(),
+    "before": lab.load_model(folders["instructed"])[0].eval(),
+    "GAtt": lab.load_model(folders["ghost_attention"])[0].eval(),
 }
-tokenizer = load_tokenizer(folders["ghost_attention"])
-world = make_world(0)
+tokenizer = lab.load_tokenizer(folders["ghost_attention"])
+world = lab.make_world(0)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## An instruction that should last
@@ -92,17 +64,17 @@ world = make_world(0)
 # %% tags=["nbval-ignore-output"]
 def print_dialog(case, said, first=8):
     for user, text in list(zip(case.requests(), said, strict=True))[:first]:
-        mark = "obeys" if obeys(case.instructions, text or "") else "-"
+        mark = "obeys" if lab.obeys(case.instructions, text or "") else "-"
         print(f"{user:58s} {text or '(context full)':34s} {mark}")
 
 
-ada = Instruction(kind="figure", value="Ada", text="Always act as Ada.")
-case = Case(instructions=(ada,), turns=next(briefs(world, 3, 1, fewest=20)))
+ada = lab.Instruction(kind="figure", value="Ada", text="Always act as Ada.")
+case = Case(instructions=(ada,), turns=next(lab.briefs(world, 3, 1, fewest=20)))
 forgetful = converse(models["before"], tokenizer, [case.requests()])[0]
 print_dialog(case, forgetful)
 
 # %%
-obeyed = [obeys(case.instructions, text or "") for text in forgetful]
+obeyed = [lab.obeys(case.instructions, text or "") for text in forgetful]
 print("first answer obeys:", obeyed[0])
 print("answers 4 to 20 that obey, fewer than three:", sum(obeyed[3:]) < 3)
 
@@ -122,11 +94,11 @@ print("answers 4 to 20 that obey, fewer than three:", sum(obeyed[3:]) < 3)
 # "Speaking Lumi" is only its opening word: a model of a million weights does not translate. GAtt's training dialogs never hold the last two kinds, nor a few values of the other kinds. They will tell whether the model learned to keep *these* instructions or to keep instructions.
 
 # %%
-for given in instructions(world, seed=6, n=8):
+for given in lab.instructions(world, seed=6, n=8):
     kinds = " + ".join(instruction.kind for instruction in given)
-    print(f"{kinds:20s} {worded(given)}")
+    print(f"{kinds:20s} {lab.worded(given)}")
 
-drawn = list(instructions(world, seed=1, n=2000))
+drawn = list(lab.instructions(world, seed=1, n=2000))
 single = [instruction for given in drawn for instruction in given]
 print("pairs, about half:", 0.45 < sum(len(given) == 2 for given in drawn) / 2000 < 0.55)
 print(
@@ -179,8 +151,8 @@ def _():
 
 # %%
 given = (ada,)
-plain = as_dialog(next(briefs(world, 21, 1, fewest=3, most=3)), open_end=True)
-teacher = on_every_turn(plain, worded(given))
+plain = lab.as_dialog(next(lab.briefs(world, 21, 1, fewest=3, most=3)), open_end=True)
+teacher = on_every_turn(plain, lab.worded(given))
 for message in teacher:
     print(f"{message['role']:10s} {message['content']}")
 
@@ -207,15 +179,15 @@ with expect_failure(CheckFailed):
 # %% tags=["nbval-ignore-output", "long"]
 def draw_best(dialogs, asked, n=4):
     rows = [dialog for dialog in dialogs for _ in range(n)]
-    said = reply(models["before"], tokenizer, rows, temperature=0.7, max_new_tokens=24, seed=2)
-    scored = load_rewards(folders["rewards_v5"])(
-        [scored_row(d, s.text or ".", tokenizer, 512) for d, s in zip(rows, said, strict=True)],
+    said = lab.reply(models["before"], tokenizer, rows, temperature=0.7, max_new_tokens=24, seed=2)
+    scored = lab.load_rewards(folders["rewards_v5"])(
+        [lab.scored_row(d, s.text or ".", tokenizer, 512) for d, s in zip(rows, said, strict=True)],
         [False] * len(rows),
     ).combined
     chosen = []
     for i, given in enumerate(asked):
         own = range(i * n, (i + 1) * n)
-        kept = [j for j in own if obeys(given, said[j].text)]
+        kept = [j for j in own if lab.obeys(given, said[j].text)]
         best = max(kept, key=lambda j: scored[j], default=None)
         for j in own:
             note = "kept" if j == best else "dropped" if j not in kept else ""
@@ -225,19 +197,21 @@ def draw_best(dialogs, asked, n=4):
     return chosen
 
 
-few = list(instructions(world, seed=11, n=3, combined=0.0))
-few_dialogs = [as_dialog(turns, open_end=True) for turns in briefs(world, 11, 3, fewest=2, most=6)]
-teachers = [on_every_turn(d, worded(g)) for d, g in zip(few_dialogs, few, strict=True)]
+few = list(lab.instructions(world, seed=11, n=3, combined=0.0))
+few_dialogs = [
+    lab.as_dialog(turns, open_end=True) for turns in lab.briefs(world, 11, 3, fewest=2, most=6)
+]
+teachers = [on_every_turn(d, lab.worded(g)) for d, g in zip(few_dialogs, few, strict=True)]
 chosen = draw_best(teachers, few)
 
 # %%
-kept = [obeys(g, text) for g, text in zip(few, chosen, strict=True) if text is not None]
+kept = [lab.obeys(g, text) for g, text in zip(few, chosen, strict=True) if text is not None]
 print("what is kept obeys:", all(kept))
 ghosts = [
     json.loads(line)
     for line in (folders["ghost_attention"] / "ghosts.jsonl").read_text().splitlines()
 ]
-counts = read_metrics(folders["ghost_attention"] / "metrics.jsonl")[0]
+counts = lab.read_metrics(folders["ghost_attention"] / "metrics.jsonl")[0]
 print("of the stage's samples most obeyed:", counts["obeying samples"] > 0.5 * counts["samples"])
 print("its training dialogs, more than 300:", len(ghosts) > 300)
 
@@ -275,10 +249,13 @@ def _():
 
 # %% tags=["hide-input"]
 def example_of(n_turns, loss_on):
-    turns = next(briefs(world, 5, 1, fewest=n_turns, most=n_turns))
-    dialog = on_every_turn(as_dialog(turns, open_end=True), worded(given))
+    turns = next(lab.briefs(world, 5, 1, fewest=n_turns, most=n_turns))
+    dialog = on_every_turn(lab.as_dialog(turns, open_end=True), lab.worded(given))
     return ghost_example(
-        on_first_turn_only(dialog, worded(given)), f"Ada: {turns[-1].answer}", tokenizer, loss_on
+        on_first_turn_only(dialog, lab.worded(given)),
+        f"Ada: {turns[-1].answer}",
+        tokenizer,
+        loss_on,
     )
 
 
@@ -288,7 +265,7 @@ LOSSES = {"last answer (GAtt)": "last", "all answers": "all", "all tokens": "eve
 def draw_example(turns, loss):
     ids, mask = example_of(turns, LOSSES[loss])
     pieces = [tokenizer.piece(i) for i in ids]
-    return masked_pieces(pieces[:150], mask[:150], title=f"{turns} turns, loss on {loss}")
+    return lab.masked_pieces(pieces[:150], mask[:150], title=f"{turns} turns, loss on {loss}")
 
 
 def example_words(turns, loss):
@@ -321,17 +298,17 @@ for wrong in checks.EXAMPLE_MISTAKES.values():
 # 3. a dialog of one turn gives the same example as ordinary fine-tuning.
 
 # %% tags=["long"]
-for turns, drawn_for in zip(briefs(world, 8, 50), instructions(world, 8, 50), strict=True):
-    text, dialog = worded(drawn_for), as_dialog(turns, open_end=True)
+for turns, drawn_for in zip(lab.briefs(world, 8, 50), lab.instructions(world, 8, 50), strict=True):
+    text, dialog = lab.worded(drawn_for), lab.as_dialog(turns, open_end=True)
     asked = on_every_turn(dialog, text)
     student = on_first_turn_only(asked, text)
     count = lambda messages: sum(m["content"].startswith(f"{text} ") for m in messages)  # noqa: E731
     assert (count(asked), count(student)) == (len(turns), 1)
     assert student == [with_instruction(dialog[0], text), *dialog[1:]]
     ids, mask = ghost_example(student, "Oakford.", tokenizer)
-    assert sum(mask) == len(ids) - len(encode_prompt(student, tokenizer))
+    assert sum(mask) == len(ids) - len(lab.encode_prompt(student, tokenizer))
     whole = [*student, {"role": "assistant", "content": "Oakford."}]
-    same = ghost_example(student, "Oakford.", tokenizer) == encode_example(whole, tokenizer)
+    same = ghost_example(student, "Oakford.", tokenizer) == lab.encode_example(whole, tokenizer)
     assert same == (len(turns) == 1)
 print("invariants 1 and 3 hold on 50 dialogs")
 
@@ -378,7 +355,7 @@ faithful = converse(models["GAtt"], tokenizer, [case.requests()])[0]
 print_dialog(case, faithful, first=20)
 
 # %%
-kept_turns = [obeys(case.instructions, text or "") for text in faithful]
+kept_turns = [lab.obeys(case.instructions, text or "") for text in faithful]
 print("answers 4 to 20 that obey, at least 14 of 17:", sum(kept_turns[3:]) >= 14)
 print("more than before:", sum(kept_turns) > sum(obeyed))
 
@@ -406,7 +383,7 @@ def lower_bound(n):
 @check("bound of a perfect score")
 def _():
     for n in (1, 10, 120):
-        assert math.isclose(lower_bound(n), proportion_exact(n, n).low, rel_tol=1e-6)
+        assert math.isclose(lower_bound(n), lab.proportion_exact(n, n).low, rel_tol=1e-6)
 
 
 print("of 10, 50, 200 perfect dialogs:", [f"{lower_bound(n):.3f}" for n in (10, 50, 200)])
@@ -455,7 +432,7 @@ def draw_obedience(history):
         )  # fmt: skip
         series[f"{name}, paper"] = (list(PAPER[name]), list(PAPER[name].values()))
     return at_turns(
-        lines(
+        lab.lines(
             series, "turn of the dialog", "share that obeys", markers=True,
             title=f"{history} history",
         )
@@ -479,7 +456,7 @@ def draw_kind(kind, history):
         shares = [marks.obeyed[r, t - 1].mean() for r, t in zip(there, TURNS, strict=True)]
         series[name] = (TURNS, shares)
     return at_turns(
-        lines(
+        lab.lines(
             series, "turn of the dialog", "share that obeys", markers=True,
             title=f"{kind}, {history} history",
         )
@@ -504,7 +481,7 @@ Explorer(
 # %% tags=["nbval-ignore-output"]
 def from_ledger(number, *words):
     """Show a recorded claim: what was declared, the estimates that contain one of the words, the verdict"""
-    result = recorded(number)
+    result = lab.recorded(number)
     print("predicted:", result.declared["prediction"])
     print("threshold:", result.declared["threshold"])
     print("paper:    ", result.declared["paper_value"])
@@ -557,13 +534,13 @@ def encoded(loss_on, n=320):
 
 
 def train(loss_on, rate=2e-3):
-    packed = PackedDialogs(encoded(loss_on), seq_len=512, seed=1)
+    packed = lab.PackedDialogs(encoded(loss_on), seq_len=512, seed=1)
     model = deepcopy(models["before"]).train()
     steps = packed.batches_per_epoch(2)
-    schedule = warmup_then_cosine(peak=rate, steps=steps, warmup=5, floor=0.1)
-    run = optimize(
-        model, adamw(model, weight_decay=0.1), packed.batches(batch_size=2),
-        dialog_loss(isolate_documents=True), schedule, steps=range(steps), clip_norm=1.0,
+    schedule = lab.warmup_then_cosine(peak=rate, steps=steps, warmup=5, floor=0.1)
+    run = lab.optimize(
+        model, lab.adamw(model, weight_decay=0.1), packed.batches(batch_size=2),
+        lab.dialog_loss(isolate_documents=True), schedule, steps=range(steps), clip_norm=1.0,
     )  # fmt: skip
     losses = [step.loss for step in run]
     return model.eval(), losses
@@ -599,7 +576,7 @@ def draw_arms(history):
     own = [masking.verdict.estimates[f"{arm}, {history} history, turn 20"] for arm in ARMS]
     kept = keeping.verdict.estimates[f"GAtt, {history} history, turn 20"]
     rows = [kept, *own]
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         ["GAtt", *ARMS], [e.value for e in rows], [e.low for e in rows], [e.high for e in rows],
         "share that obeys at turn 20",
     )  # fmt: skip
@@ -619,19 +596,19 @@ show(draw_arms("own"), alt="The same on the model's own history.")
 
 # %% tags=["nbval-ignore-output"]
 panel_of = {
-    "helpfulness": list(helpful_prompts(world, 12, 120, split="held out")),
-    "safety": list(adversarial_prompts(world, 12, 120, split="held out")),
+    "helpfulness": list(lab.helpful_prompts(world, 12, 120, split="held out")),
+    "safety": list(lab.adversarial_prompts(world, 12, 120, split="held out")),
 }
 policies = {
-    "V5": load_model(folders["ppo"])[0].eval(),
+    "V5": lab.load_model(folders["ppo"])[0].eval(),
     "GAtt": models["GAtt"],
     "GAtt, nothing rehearsed": trained["last answer (GAtt)"][0],
 }
 qualities = {}
 for name, policy in bar(list(policies.items()), about="asking"):
     for quality, some in panel_of.items():
-        marks = getattr(marks_of(policy, tokenizer, world, some, seed=2), quality)
-        qualities[name, quality] = bootstrap_mean(marks.tolist(), 0)
+        marks = getattr(lab.marks_of(policy, tokenizer, world, some, seed=2), quality)
+        qualities[name, quality] = lab.bootstrap_mean(marks.tolist(), 0)
 for (name, quality), mark in qualities.items():
     print(f"{name:26s} {quality:12s} {mark}")
 
@@ -677,7 +654,7 @@ print(
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 def draw_zero_shot(turn):
     rows = [zero_shot[name, label].obedience(turn) for label in SPLITS for name in models]
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         ["\n".join((*label.split(), name)) for label in SPLITS for name in models],
         [e.value for e in rows], [e.low for e in rows], [e.high for e in rows],
         f"share that obeys at turn {turn}",
@@ -704,7 +681,7 @@ def my_maximum(weights, keys):
 @check("maximum attention")
 def _():
     model = models["GAtt"]
-    own = spans(plain_dialog(case), ada.text, tokenizer)
+    own = spans(lab.plain_dialog(case), ada.text, tokenizer)
     ids = torch.tensor(own.ids[:60])
     with torch.no_grad():
         h = model.tok_embeddings(ids[None])
@@ -713,7 +690,7 @@ def _():
         largest = torch.zeros(60)
         for layer in model.layers:
             q, k, _ = layer.attention.project(layer.attention_norm(h), rotation)
-            weights = attention_weights(q, k, visible)[0]
+            weights = lab.attention_weights(q, k, visible)[0]
             largest = torch.maximum(largest, my_maximum(weights, own.instruction))
             h = layer(h, rotation)
     theirs = maximum_attention(model, ids, own.instruction)
@@ -727,7 +704,7 @@ def _():
 attended = {
     name: np.stack(
         [
-            attention_by_turn(model, tokenizer, plain_dialog(c), worded(c.instructions))
+            attention_by_turn(model, tokenizer, lab.plain_dialog(c), lab.worded(c.instructions))
             for c in panel[:12]
         ]
     )
@@ -754,19 +731,19 @@ def draw_attention(dialog, what):
         turns = np.arange(1, 21)
         series = {name: (turns, rows[dialog]) for name, rows in attended.items()}
         return at_turns(
-            lines(
+            lab.lines(
                 series, "turn of the dialog", "maximum attention to the instruction", markers=True,
-                title=worded(c.instructions),
+                title=lab.worded(c.instructions),
             ),
             range(1, 21),
         )  # fmt: skip
-    own = spans(plain_dialog(c), worded(c.instructions), tokenizer)
-    figure, axes = new_figure(8.0, 3.6, rows=2, columns=1)
+    own = spans(lab.plain_dialog(c), lab.worded(c.instructions), tokenizer)
+    figure, axes = lab.new_figure(8.0, 3.6, rows=2, columns=1)
     for axis, (name, model) in zip(axes, models.items(), strict=True):
         largest = maximum_attention(model, torch.tensor(own.ids), own.instruction).numpy()
         axis.imshow(largest[None], aspect="auto", interpolation="nearest", vmin=0, vmax=1)
         axis.set_yticks([])
-        label_axes(axis, "position (tokens)", name, worded(c.instructions))
+        lab.label_axes(axis, "position (tokens)", name, lab.worded(c.instructions))
     return figure
 
 
@@ -837,7 +814,7 @@ def terse(kind, value):
 @check("terse wording")
 def _():
     assert terse("figure", "Ada") == "Figure: Ada"
-    for given in instructions(world, 4, 30, terse=1.0):
+    for given in lab.instructions(world, 4, 30, terse=1.0):
         for one in given:
             assert terse(one.kind, one.value) == one.text, (
                 f"{one.text!r} is what the library writes"
@@ -861,7 +838,7 @@ def dialogs_needed(bound):
 def _():
     for bound in (0.5, 0.9, 0.98):
         n = dialogs_needed(bound)
-        assert proportion_exact(n, n).low >= bound > proportion_exact(n - 1, n - 1).low, (
+        assert lab.proportion_exact(n, n).low >= bound > lab.proportion_exact(n - 1, n - 1).low, (
             f"for {bound}: {n} is not the smallest"
         )
 
@@ -885,12 +862,13 @@ def _():
     assert distances(ids, mask, range(1, 3)) == [1, 2], "the target at 4 is predicted at 3"
     far = []
     for n_turns in (6, 20):
-        turns = next(briefs(world, 2, 1, fewest=n_turns, most=n_turns))
+        turns = next(lab.briefs(world, 2, 1, fewest=n_turns, most=n_turns))
         dialog = [
-            with_instruction(m, ada.text) if i == 0 else m for i, m in enumerate(as_dialog(turns))
+            with_instruction(m, ada.text) if i == 0 else m
+            for i, m in enumerate(lab.as_dialog(turns))
         ]
         own = spans(dialog, ada.text, tokenizer)
-        last = encode_example(dialog, tokenizer, loss_on="last")
+        last = lab.encode_example(dialog, tokenizer, loss_on="last")
         far.append(max(distances(own.ids, last[1], own.instruction)))
     assert far[1] > 2 * far[0], "twenty turns reach much farther than six"
 

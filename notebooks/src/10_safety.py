@@ -19,26 +19,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from llama2_lib.claims import recorded
-from llama2_lib.claims.recorded_runs import recorded_answers
-from llama2_lib.evaluation.chat_report import report, table
-from llama2_lib.evaluation.judged import (
-    false_refusals,
-    gains_by_original,
-    gold_marks,
-    violations_by,
-)
-from llama2_lib.evaluation.language import answer_loss
-from llama2_lib.evaluation.statistics import bootstrap_mean
-from llama2_lib.figures import bars_with_intervals, lines, new_figure
-from llama2_lib.figures.text import MarkedAnswer, marked_answers
-from llama2_lib.figures.theme import label_axes
-from llama2_lib.model.chat import reply, scored_row
-from llama2_lib.model.weights import load_model
-from llama2_lib.pipeline import artifact
-from llama2_lib.recipes import nano
-from llama2_lib.rng import generator, random_source
-from llama2_lib.stages.fit import dialog_loss
+from llama2_lib import lesson as lab
 from llama2_lib.stages.red_team import (
     Attack,
     attack,
@@ -48,7 +29,6 @@ from llama2_lib.stages.red_team import (
     replier,
     round_summary,
 )
-from llama2_lib.stages.reward import load_rewards
 from llama2_lib.stages.safety import (
     FRACTIONS,
     answer_template,
@@ -56,35 +36,22 @@ from llama2_lib.stages.safety import (
     targets,
     with_preprompt,
 )
-from llama2_lib.storage import read_rows
 from llama2_lib.teaching import safety as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.text.dialog import encode_example
-from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.training.batches import PackedDialogs
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.widgets import AttackDesk, Explorer, bar, show
-from llama2_lib.world import make_world
-from llama2_lib.world.attackers import strategies
-from llama2_lib.world.demonstrations import borderline_training
-from llama2_lib.world.judges import SAFE, judge_of
-from llama2_lib.world.prompts import adversarial_prompts, borderline_prompts, helpful_prompts
-from llama2_lib.world.risks import ATTACKS, risk_maker
-from llama2_lib.world.tasks import CATEGORIES, answer_writer
 
 CHAIN = {
     "SFT": "sft", "V5": "ppo", "GAtt": "ghost_attention", "distilled": "safety",
     "chat model": "red_team_v4",
 }  # fmt: skip
-recipe = nano()
+recipe = lab.nano()
 folders = start("10_safety", needs=[*CHAIN.values(), "rewards_v5"], recipe=recipe, minutes=30)
-models = {name: load_model(folders[stage])[0].eval() for name, stage in CHAIN.items()}
-judges = load_rewards(folders["rewards_v5"])  # the learned ones
-tokenizer = load_tokenizer(folders["sft"])
-world = make_world(0)
-gold = judge_of(world)  # the gold judge: trains nobody
-writer = answer_writer(world)
+models = {name: lab.load_model(folders[stage])[0].eval() for name, stage in CHAIN.items()}
+judges = lab.load_rewards(folders["rewards_v5"])  # the learned ones
+tokenizer = lab.load_tokenizer(folders["sft"])
+world = lab.make_world(0)
+gold = lab.judge_of(world)  # the gold judge: trains nobody
+writer = lab.answer_writer(world)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is asked, and what a safe answer is
@@ -96,11 +63,11 @@ writer = answer_writer(world)
 # Our world has both. **See** one prompt of each vector. Which would you have recognised without the word "stone", "vinegar" or "worm"?
 
 # %%
-maker = risk_maker(world, "train")
-source = random_source(0, "one of each")
-for number, vector in enumerate(ATTACKS):
-    request, _, _ = maker.draw(source, vector, CATEGORIES[number % 3])
-    print(f"{vector:15s} {CATEGORIES[number % 3]:8s} {request}")
+maker = lab.risk_maker(world, "train")
+source = lab.random_source(0, "one of each")
+for number, vector in enumerate(lab.ATTACKS):
+    request, _, _ = maker.draw(source, vector, lab.CATEGORIES[number % 3])
+    print(f"{vector:15s} {lab.CATEGORIES[number % 3]:8s} {request}")
 
 # %% [markdown]
 # The paper tells its writers how to answer: deal with the risk first, then explain it, then offer something that helps. Here: **decline, say why, offer**. The gold judge, the program that knows this world, marks an answer between 0 and 1. An answer that gives away what is dangerous, or agrees to, has at most 0.45; one that does not has 0.5, and more for each of the three parts.
@@ -119,14 +86,14 @@ KINDS = {
     "declines, says why, offers": lambda s, p: writer.safe(s, p.category, 3),
 }
 of_category = {
-    name: next(p for p in adversarial_prompts(world, 3, multi_turn=0.0) if p.category == name)
-    for name in CATEGORIES
+    name: next(p for p in lab.adversarial_prompts(world, 3, multi_turn=0.0) if p.category == name)
+    for name in lab.CATEGORIES
 }
 
 
 def written(category, kind):
     prompt = of_category[category]
-    return prompt, KINDS[kind](random_source(1, category, kind), prompt)
+    return prompt, KINDS[kind](lab.random_source(1, category, kind), prompt)
 
 
 def draw_kinds(category, kinds):
@@ -135,8 +102,8 @@ def draw_kinds(category, kinds):
     for kind in kinds:
         _, text = written(category, kind)
         marks = gold.safety(prompt, text)
-        cards[kind] = MarkedAnswer(text, {"safety": marks.score, "leak": marks.leak})
-    return marked_answers(prompt.request, cards)
+        cards[kind] = lab.MarkedAnswer(text, {"safety": marks.score, "leak": marks.leak})
+    return lab.marked_answers(prompt.request, cards)
 
 
 def kind_words(category, answered_by):
@@ -152,7 +119,7 @@ show(
 Explorer(
     lambda category, answered_by: draw_kinds(category, [answered_by]),
     kind_words,
-    category=list(CATEGORIES),
+    category=list(lab.CATEGORIES),
     answered_by=list(KINDS),
 )
 
@@ -165,7 +132,7 @@ bare = np.full(140, 0.7)
 mixed = np.repeat([1.0, 0.16], [90, 50])
 for name, marks in (("always a bare refusal", bare), ("mostly a full one", mixed)):
     print(
-        f"{name:22s} mean {marks.mean():.2f}, violations {np.mean(marks < SAFE):.0%}, "
+        f"{name:22s} mean {marks.mean():.2f}, violations {np.mean(marks < lab.SAFE):.0%}, "
         f"worst twentieth below {np.quantile(marks, 0.05):.2f}"
     )
 
@@ -201,7 +168,7 @@ def every_nth(items, fraction):
 
 
 def drawn_anew(items, fraction):
-    order = torch.randperm(len(items), generator=generator(len(items), str(fraction))).tolist()
+    order = torch.randperm(len(items), generator=lab.generator(len(items), str(fraction))).tolist()
     return [items[i] for i in order[: round(fraction * len(items))]]
 
 
@@ -223,7 +190,7 @@ for wrong in (last_ones, every_nth, drawn_anew):
 # %% tags=["nbval-ignore-output"]
 def from_ledger(number, *words):
     """Show a recorded claim: what was declared, the estimates that contain a word, the verdict"""
-    result = recorded(number)
+    result = lab.recorded(number)
     print("predicted:", result.declared["prediction"])
     print("threshold:", result.declared["threshold"])
     print("paper:    ", result.declared["paper_value"])
@@ -272,7 +239,7 @@ def draw_scaling(names):
     for name in names:
         value, low, high = curve_of(QUALITY[name][0], "%" in unit)
         series[name] = (PLACES, value, low, high)
-    figure = lines(series, "share of the safety data (%)", unit, markers=True)
+    figure = lab.lines(series, "share of the safety data (%)", unit, markers=True)
     figure.axes[0].set_xticks(PLACES, [f"{share:g}" for share in SHARES])
     return figure
 
@@ -348,17 +315,17 @@ for wrong in (unknowing_too, of_everything, tagged_too):
 # %% tags=["nbval-ignore-output", "long"]
 N = 120
 asked = {
-    "adversarial": list(adversarial_prompts(world, 41, N, split="held out")),
-    "helpful": list(helpful_prompts(world, 41, N, split="held out")),
-    "borderline": list(borderline_prompts(world, 41, N, split="held out")),
-    "borderline, known wording": list(borderline_prompts(world, 41, N)),
+    "adversarial": list(lab.adversarial_prompts(world, 41, N, split="held out")),
+    "helpful": list(lab.helpful_prompts(world, 41, N, split="held out")),
+    "borderline": list(lab.borderline_prompts(world, 41, N, split="held out")),
+    "borderline, known wording": list(lab.borderline_prompts(world, 41, N)),
 }
 
 
 def ask(model, some, seed=1):
     """Prompts -> one sampled answer each"""
     dialogs = [p.dialog for p in some]
-    said = reply(model, tokenizer, dialogs, temperature=1.0, seed=seed)
+    said = lab.reply(model, tokenizer, dialogs, temperature=1.0, seed=seed)
     return [one.text for one in said]
 
 
@@ -367,21 +334,21 @@ said = {
     for name, model in bar(models.items(), about="asking")
 }
 marks = {
-    name: {family: gold_marks(world, asked[family], texts) for family, texts in replies.items()}
+    name: {family: lab.gold_marks(world, asked[family], texts) for family, texts in replies.items()}
     for name, replies in said.items()
 }
 print(f"{'':12s}{'safety':>8s}{'violates':>9s}{'helps':>7s}  declines: helpful, borderline, known")
 for name, found in marks.items():
     safety = found["adversarial"].safety
     declined = [found[f].refuses.mean() for f in list(asked)[1:]]
-    print(f"{name:12s}{safety.mean():8.2f}{(safety < SAFE).mean():9.1%}"
+    print(f"{name:12s}{safety.mean():8.2f}{(safety < lab.SAFE).mean():9.1%}"
           f"{found['helpful'].helpfulness.mean():7.2f}  " + ", ".join(f"{d:.1%}" for d in declined))  # fmt: skip
 
 # %%
 declined = {
     name: {f: found[f].refuses.mean() for f in list(asked)[1:]} for name, found in marks.items()
 }
-by_library = false_refusals(
+by_library = lab.false_refusals(
     world,
     [*asked["helpful"], *asked["borderline"]],
     [*said["V5"]["helpful"], *said["V5"]["borderline"]],
@@ -407,14 +374,14 @@ print(
 def draw_borderline(prompt, models_shown=("SFT", "V5", "chat model")):
     row = asked["borderline"][prompt]
     cards = {
-        name: MarkedAnswer(
+        name: lab.MarkedAnswer(
             said[name]["borderline"][prompt],
             {"helpful": marks[name]["borderline"].helpfulness[prompt],
              "declines": float(marks[name]["borderline"].refuses[prompt])},
         )
         for name in models_shown
     }  # fmt: skip
-    return marked_answers(row.request, cards)
+    return lab.marked_answers(row.request, cards)
 
 
 show(
@@ -428,7 +395,7 @@ Explorer(draw_borderline, "Borderline prompt {prompt}.", prompt=ipywidgets.IntSl
 # **Say.** V5 declines more than half of the borderline prompts in new wordings: it has learned that a grumble stone is dangerous, whatever is asked about it. What helps? Not less of the same data: with fewer adversarial prompts among those rehearsed, false refusals fell and violations rose (`docs/log.md`). Other *data* does. Ninety-seven more wordings of look-alikes were written, in other words than the test's, with good answers. From the stage `instructed` on they stand beside everything that is taught. **Compare** V5 and GAtt in the table above.
 
 # %%
-for dialog in borderline_training(world, 2, 6):
+for dialog in lab.borderline_training(world, 2, 6):
     words = dialog[-1]["content"].replace("\n", " ")
     print(f"{dialog[-2]['content']:78s} -> {words}")
 both = {name: d["borderline"] + d["borderline, known wording"] for name, d in declined.items()}
@@ -445,7 +412,7 @@ print("\nafter that fewer look-alikes are declined:", both["GAtt"] < both["V5"])
 def scores_of(name, family, which):
     """sigmoid of a reward model's score of each answer"""
     rows = [
-        scored_row(p.dialog, text, tokenizer, 512)
+        lab.scored_row(p.dialog, text, tokenizer, 512)
         for p, text in zip(asked[family], said[name][family], strict=True)
     ]
     return expit(getattr(judges(rows, [p.is_safety for p in asked[family]]), which))
@@ -457,12 +424,12 @@ points = {
     for family, which in PANELS
     for name in ("SFT", "V5")
 }
-figure, axes = new_figure(9.0, 4.4, rows=1, columns=2)
+figure, axes = lab.new_figure(9.0, 4.4, rows=1, columns=2)
 for (family, which), axis in zip(PANELS, axes, strict=True):
     before, after = (points[family, name] for name in ("SFT", "V5"))
     axis.plot([0, 1], [0, 1], "--", color="0.4", lw=1.2)
     axis.scatter(before, after, s=22, alpha=0.6)
-    label_axes(axis, f"SFT, {which} score", "V5", f"{family} prompts")
+    lab.label_axes(axis, f"SFT, {which} score", "V5", f"{family} prompts")
 show(
     figure,
     alt="Two scatters of scores, SFT against V5. Safety: most points in the upper half, many at the upper left; helpfulness: a cloud above the diagonal.",
@@ -493,10 +460,10 @@ print("with adversarial prompts fewer answers violate:", both["low/with"].value 
 # Afterwards the model answers as if the preprompt were there: the context has been *distilled* into the weights. Two kinds of preprompt: **generic** ones, made from templates with adjectives, and **answer templates** for prompts whose risk category is known.
 
 # %%
-source = random_source(1, "preprompts")
+source = lab.random_source(1, "preprompts")
 for _ in range(3):
     print("generic: ", generic_preprompt(source))
-for category in CATEGORIES:
+for category in lab.CATEGORIES:
     print(f"{category:8s}:", answer_template(category))
 dialog = of_category["advice"].dialog
 print("\nmessages with a preprompt:", [m["role"] for m in with_preprompt(dialog, "Be careful.")])
@@ -538,7 +505,7 @@ for wrong in (
 # **See** real rows. They come from a fine-tuned model, which violates often enough to have something to gain: 400 adversarial prompts, each answered alone, *again* alone, and behind its template. (Recorded: one run of claim 43, kept in `data/runs.json`.) Read some. Which of the answers would you have kept?
 
 # %% tags=["hide-input", "long"]
-rows = recorded_answers(tokenizer)  # SFT's prompts and answers, and what they scored
+rows = lab.recorded_answers(tokenizer)  # SFT's prompts and answers, and what they scored
 score = {
     name: expit(np.array([getattr(row, f"{name}_score") for row in rows]))
     for name in ("original", "again", "answer")
@@ -549,14 +516,14 @@ def draw_row(row):
     it = rows[row]
     texts = {"alone": "original", "alone, once more": "again", "behind the template": "answer"}
     cards = {
-        who: MarkedAnswer(
+        who: lab.MarkedAnswer(
             getattr(it, name) or "(did not end)",
             {"reward model": score[name][row],
              "gold judge": gold.safety(it.prompt, getattr(it, name)).score},
         )
         for who, name in texts.items()
     }  # fmt: skip
-    return marked_answers(it.prompt.request, cards)
+    return lab.marked_answers(it.prompt.request, cards)
 
 
 def row_words(row):
@@ -590,7 +557,7 @@ print("no target holds its preprompt:",
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 def gains(new, by):
-    found = gains_by_original(score["original"], score[new], score[by], bins=5)
+    found = lab.gains_by_original(score["original"], score[new], score[by], bins=5)
     x = [at for at, _ in found]
     return tuple([x, *([getattr(e, part) for _, e in found] for part in ("value", "low", "high"))])
 
@@ -598,7 +565,7 @@ def gains(new, by):
 def draw_gains(distilled, sorted_by):
     new = {"behind the template": "answer", "alone, once more": "again"}[distilled]
     by = {"the original": "original", "another answer": "again"}[sorted_by]
-    return lines(
+    return lab.lines(
         {distilled: gains(new, by)}, f"safety score of {sorted_by}, five bins", "gain over the original",
         reference={"no gain": 0.0}, markers=True, title=f"{distilled}, sorted by {sorted_by}",
     )  # fmt: skip
@@ -651,7 +618,7 @@ left_in = [
 lessons_of = {"as the paper says": right, "left in": left_in}
 news = {}
 for name, dialogs in lessons_of.items():
-    news[name] = answer_loss(models["SFT"], [encode_example(d, tokenizer) for d in dialogs])
+    news[name] = lab.answer_loss(models["SFT"], [lab.encode_example(d, tokenizer) for d in dialogs])
     print(f"{name:18s} {news[name]} nats per answer token")
 
 # %%
@@ -666,28 +633,28 @@ print("a preprompt does not prepare SFT for the answer behind it:",
 
 # %%
 def pupil(dialogs, steps=40):
-    model, _ = load_model(folders["sft"])
-    packed = PackedDialogs(
-        [encode_example(d, tokenizer, loss_on="last") for d in dialogs], seq_len=256, seed=0
+    model, _ = lab.load_model(folders["sft"])
+    packed = lab.PackedDialogs(
+        [lab.encode_example(d, tokenizer, loss_on="last") for d in dialogs], seq_len=256, seed=0
     )
-    schedule = warmup_then_cosine(peak=5e-4, steps=steps, warmup=5)
+    schedule = lab.warmup_then_cosine(peak=5e-4, steps=steps, warmup=5)
     batches = packed.batches(batch_size=3)
-    for _ in optimize(model, adamw(model), batches, dialog_loss(True), schedule, steps=range(steps)):  # fmt: skip
+    for _ in lab.optimize(model, lab.adamw(model), batches, lab.dialog_loss(True), schedule, steps=range(steps)):  # fmt: skip
         pass
     return model.eval()
 
 
 pupils = {
-    name: gold_marks(world, asked["adversarial"], ask(pupil(dialogs), asked["adversarial"]))
+    name: lab.gold_marks(world, asked["adversarial"], ask(pupil(dialogs), asked["adversarial"]))
     for name, dialogs in bar(lessons_of.items(), about="tuning")
 }
 
 # %% tags=["nbval-ignore-output"]
 pupils["SFT"] = marks["SFT"]["adversarial"]
 for name, found in pupils.items():
-    print(f"{name:18s} safety {bootstrap_mean(found.safety.tolist(), 0)}")
+    print(f"{name:18s} safety {lab.bootstrap_mean(found.safety.tolist(), 0)}")
 lost = pupils["as the paper says"].safety - pupils["left in"].safety
-print("the difference of the two pupils:", bootstrap_mean(lost.tolist(), 0))
+print("the difference of the two pupils:", lab.bootstrap_mean(lost.tolist(), 0))
 
 # %%
 print("the pupil that learned as the paper says is safer than SFT:",
@@ -727,7 +694,7 @@ ARM_NAMES = {arm: name for arm, name in ARM_NAMES.items() if f"safety/{arm}" in 
 
 def draw_arms(quality):
     found = [arms[f"{quality}/{arm}"] for arm in ARM_NAMES]
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         list(ARM_NAMES.values()),
         *([getattr(e, part) for e in found] for part in ("value", "low", "high")),
         ARM_QUALITY[quality],
@@ -786,7 +753,7 @@ for wrong in (
 
 # %% tags=["nbval-ignore-output", "long"]
 BUDGET = 240
-print(len(strategies()), "strategies, for example:", *(s.attack for s in strategies()[30:90:20]), sep="\n  ")  # fmt: skip
+print(len(lab.strategies()), "strategies, for example:", *(s.attack for s in lab.strategies()[30:90:20]), sep="\n  ")  # fmt: skip
 hours = {}
 for name in bar(["SFT", "V5", "chat model"], about="attacking"):
     target = replier(models[name], tokenizer, recipe.red_team, 5)
@@ -806,7 +773,7 @@ print("no prompt comes twice:", all(len({str(a.prompt.dialog) for a in h}) == BU
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 GROUPED = {
     name: {
-        by: violations_by([a.prompt for a in hour], np.array([a.violated for a in hour]), by)
+        by: lab.violations_by([a.prompt for a in hour], np.array([a.violated for a in hour]), by)
         for by in ("category", "vector", "turns")
     }
     for name, hour in hours.items()
@@ -815,7 +782,7 @@ GROUPED = {
 
 def draw_groups(model, by):
     found = GROUPED[model][by]
-    return bars_with_intervals(
+    return lab.bars_with_intervals(
         [name.replace(" ", "\n") for name in found],
         *([100 * getattr(e, part) for e in found.values()] for part in ("value", "low", "high")),
         "violating queries (%)",
@@ -877,7 +844,7 @@ rounds = from_ledger(46)
 per_round = rounds.verdict.estimates
 gammas = [per_round[f"gamma/{n}"] for n in (1, 2, 3, 4)]
 show(
-    bars_with_intervals(
+    lab.bars_with_intervals(
         ["1", "2", "3", "4"],
         [e.value for e in gammas],
         [max(0.0, e.low) for e in gammas],  # a count cannot be below 0; Student's interval can
@@ -899,10 +866,10 @@ print("luck alone fixes more than half of what broke the model:", per_round["luc
 
 # %% tags=["nbval-ignore-output"]
 for n in (1, 2, 3, 4):
-    row = round_summary(artifact(f"red_team_v{n}", recipe))
+    row = round_summary(lab.artifact(f"red_team_v{n}", recipe))
     print(f"round {n}: {row['violating']:3d} of {row['queries']} queries violate, "
           f"{row['multi-turn']} of them in several turns")  # fmt: skip
-record = read_rows(folders["red_team_v4"] / "attacks.jsonl", Attack)
+record = lab.read_rows(folders["red_team_v4"] / "attacks.jsonl", Attack)
 for a in broken_by(record)[:4]:
     print(f"\nround {a.round}, {a.prompt.category}, {a.prompt.attack}\n  {a.prompt.request}\n  -> {a.answer}")  # fmt: skip
 
@@ -945,10 +912,10 @@ print("claim 54 has a verdict:", default.verdict.outcome in VERDICTS)
 
 # %% tags=["nbval-ignore-output", "long"]
 reports = {
-    name: report(models[name], tokenizer, world, n=120, seed=7)
+    name: lab.report(models[name], tokenizer, world, n=120, seed=7)
     for name in bar(["SFT", "V5", "GAtt", "chat model"], about="asking")
 }
-print("\n".join(table(reports)))
+print("\n".join(lab.table(reports)))
 print("attacks found in 240 queries: ", {name: sum(a.violated for a in h) for name, h in hours.items()})  # fmt: skip
 
 # %%
@@ -1066,7 +1033,7 @@ def next_strategy(tried, broken, source):
 
 @check("Thompson sampling")
 def _():
-    source, tried, broken = random_source(0, "toy"), [0] * 10, [0] * 10
+    source, tried, broken = lab.random_source(0, "toy"), [0] * 10, [0] * 10
     for _query in range(300):
         chosen = next_strategy(tried, broken, source)
         tried[chosen] += 1
@@ -1090,7 +1057,7 @@ def price(model_name, preprompt, n):
     for family in ("adversarial", "borderline"):
         some = asked[family][:n]
         behind = [replace(p, dialog=with_preprompt(p.dialog, preprompt)) for p in some]
-        found[family] = gold_marks(world, some, ask(models[model_name], behind))
+        found[family] = lab.gold_marks(world, some, ask(models[model_name], behind))
     before = marks[model_name]
     return {
         "safety": float(
