@@ -55,16 +55,21 @@ def after(stages):
     return {stage for stage in STAGES if set(needed(stage)) & set(stages)}
 
 
+@pytest.fixture(scope="module")
+def seen():
+    """The constants of every stage's modules, the world, and the names of toy's stages."""
+    stages = {settings.modules(node.module) for node in STAGES.values()}
+    constants = {modules: settings.constants(modules) for modules in stages}
+    return constants, settings.world_fingerprint(), prints(whole())
+
+
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, seen):
     """Look at constants and at the world once, for tests that change only recipes."""
-    constants = {
-        stage: settings.constants(settings.modules(STAGES[stage].module)) for stage in STAGES
-    }
-    by_modules = {settings.modules(STAGES[stage].module): constants[stage] for stage in STAGES}
-    world = settings.world_fingerprint()
-    monkeypatch.setattr(settings, "constants", by_modules.__getitem__)
+    constants, world, names = seen
+    monkeypatch.setattr(settings, "constants", constants.__getitem__)
     monkeypatch.setattr(settings, "world_fingerprint", lambda: world)
+    return names
 
 
 # --- settings in configs
@@ -107,7 +112,7 @@ def test_every_setting_of_a_config_renames_the_stages_that_read_it_and_all_after
     if path == ("corpus", "n_validation"):
         readers.remove("tokenizer")  # learns from training documents alone
     assert readers
-    assert renamed(prints(whole()), prints(with_another(whole(), path))) == after(readers)
+    assert renamed(quick, prints(with_another(whole(), path))) == after(readers)
 
 
 def test_every_section_of_a_recipe_is_read_by_a_stage():
@@ -125,7 +130,7 @@ def test_a_stage_sees_no_section_that_does_not_name_it():
 
 
 def test_the_name_of_a_recipe_changes_nothing(quick):
-    assert prints(dataclasses.replace(whole(), name="other")) == prints(whole())
+    assert prints(dataclasses.replace(whole(), name="other")) == quick == prints(whole())
 
 
 def test_grids_share_the_texts_of_nano(quick):
@@ -155,22 +160,21 @@ CONSTANTS = sorted(
 
 @pytest.fixture(scope="module")
 def values():
-    """The constants of every module, and the names that toy's stages have with them."""
+    """The constants of every module."""
     modules = {module for node in STAGES.values() for module in settings.modules(node.module)}
-    return {module: settings.constants_of(module) for module in modules}, prints(whole())
+    return {module: settings.constants_of(module) for module in modules}
 
 
 @pytest.mark.parametrize(("module", "name"), CONSTANTS, ids=lambda part: part.split(".", 1)[-1])
 def test_every_constant_renames_the_stages_that_import_it_and_all_after(
-    monkeypatch, values, module, name
+    monkeypatch, seen, values, module, name
 ):
-    known, before = values
-    world = settings.world_fingerprint()
+    _, world, before = seen
     monkeypatch.setattr(settings, "world_fingerprint", lambda: world)
     now = getattr(import_module(module), name)
     other = 1_234_567 if isinstance(now, int) else ["another"]
     monkeypatch.setattr(import_module(module), name, other)
-    changed = known | {module: settings.constants_of(module)}
+    changed = values | {module: settings.constants_of(module)}
     monkeypatch.setattr(settings, "constants_of", changed.__getitem__)
     readers = {s for s, node in STAGES.items() if module in settings.modules(node.module)}
     assert renamed(before, prints(whole())) == after(readers)
