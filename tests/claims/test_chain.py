@@ -32,9 +32,9 @@ def test_the_course_does_not_train_them():
 def test_a_toy_chain_is_measured(toy_root, monkeypatch):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(toy_root))
     monkeypatch.setattr(chain, "N_PROMPTS", 40)
-    chain._measured.cache_clear()
+    chain.measure_versions.cache_clear()
     found = CLAIMS[23].measure(toy(), 0)
-    chain._measured.cache_clear()
+    chain.measure_versions.cache_clear()
     tokenizer = load_tokenizer(pipeline.artifact("tokenizer", toy()))
     new = chain.new_prompts(toy(), 0, "train", tokenizer)
     asked = {tuple(ids) for ids in round_prompts(3, toy(), tokenizer).ids}

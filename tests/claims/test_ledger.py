@@ -9,24 +9,28 @@ import pytest
 from llama2_lib.claims import (
     CLAIMS,
     CannotShow,
-    Claim,
-    Fact,
     Measurement,
     Must,
     Outcome,
-    Proviso,
-    Trust,
     grid_requests,
-    of_course,
-    read_ledger,
     recorded,
-    render_table,
-    render_text,
     run_claims,
     write_ledger,
 )
-from llama2_lib.claims.claim import Check, above, below, column, decide, mean, within
-from llama2_lib.claims.ledger import collect
+from llama2_lib.claims.claim import (
+    Check,
+    Claim,
+    Fact,
+    Proviso,
+    Trust,
+    above,
+    below,
+    column,
+    decide,
+    mean,
+    within,
+)
+from llama2_lib.claims.ledger import collect, read_ledger
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.pipeline import JUDGE
 from llama2_lib.recipes import nano, toy
@@ -111,14 +115,6 @@ def test_an_unknown_id_names_the_nearest_before_anything_runs(claim_id):
     with pytest.raises(ValueError, match=f"got {claim_id}. Nearest: {nearest}"):
         run_claims([2, claim_id], toy(), claims=known, report=ran.append)
     assert ran == []
-
-
-def test_a_claim_without_measure_is_refused_with_those_that_have_one():
-    known = {1: claim(1), 2: claim(2, measured_by=None)}
-    with pytest.raises(ValueError, match=r"claim 2 is declared but has no measure.*so far: 1\."):
-        run_claims([1, 2], toy(), claims=known, report=lambda line: None)
-    with pytest.raises(ValueError, match="no measure yet"):
-        known[2].measure(toy(), 0)
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1]])
@@ -257,21 +253,10 @@ def test_the_file_is_plain_json_without_dates(tmp_path):
     assert entry["measurements"][1] == {"device": "cpu", "seed": 1, "values": {"level": 1.8}}
 
 
-def test_the_table_shows_paper_ours_and_verdict():
-    lines = render_table([run(0.5), run(2.0)]).splitlines()
-    assert lines[0] == "| # | claim | paper | ours | verdict |"
-    assert lines[2].startswith(
-        r"| 1 | Levels are high \| very. (section 9.9) | about 2 (read off a figure by a third "
-        "party) | level: 0.5 [0.33, 0.67]<br>(toy, 5 seeds) | **not reproduced**: level: 0.5"
-    )
-    assert lines[3].endswith("<br>(toy, 5 seeds) | **reproduced** |")
-
-
 def test_people_get_plain_aligned_and_wrapped_text():
-    text = render_text([run(0.5), recorded(24)])
-    assert not any(mark in text for mark in ("<br>", "**", "\\|", "---"))
-    assert all(len(line) <= 88 for line in text.splitlines())
-    first, second = text.rstrip("\n").split("\n\n")
+    first, second = str(run(0.5)), str(recorded(24))
+    assert not any(mark in second for mark in ("<br>", "**", "\\|", "---"))
+    assert all(len(line) <= 88 for line in second.splitlines())
     assert first.splitlines() == [
         "claim 1    Levels are high | very.",
         "section    9.9; toy, 5 seeds",
@@ -285,12 +270,11 @@ def test_people_get_plain_aligned_and_wrapped_text():
     ours = lines[next(i for i, line in enumerate(lines) if line.startswith("ours")) :][:22]
     assert {line[:4] for line in ours[1:]} == {"    "}
     assert len({line.rstrip("]").rfind("  ") for line in ours}) == 1  # numbers stand in a column
-    assert str(recorded(24)) == second + "\n"
 
 
 def test_two_claims_cannot_share_an_id():
     assert list(collect((claim(4), claim(2)), (claim(3),))) == [2, 3, 4]
-    with pytest.raises(ValueError, match=r"\[2\] came twice"):
+    with pytest.raises(AssertionError, match="an id of its own"):
         collect((claim(2),), (claim(3), claim(2)))
 
 
@@ -307,10 +291,7 @@ def test_a_recorded_result_is_found_by_claim_and_recipe(tmp_path):
         recorded(2, "toy", path)
 
 
-def test_the_course_measures_what_is_not_recorded():
-    known = {1: claim(1, recorded=False), 2: claim(2), 3: claim(3, recorded=False)}
-    assert list(of_course(known)) == [1, 3]
-
-
 def test_the_claims_of_the_course_train_nothing_beside_its_chain():
-    assert set(grid_requests(nano(), claims=of_course())) == {("sft", nano()), (JUDGE, nano())}
+    live = {number: each for number, each in CLAIMS.items() if not each.recorded}
+    assert set(live) == {6, 7, 9, 10, 18, 19, 38}
+    assert set(grid_requests(nano(), claims=live)) == {("sft", nano()), (JUDGE, nano())}

@@ -29,9 +29,6 @@ def test_median_is_that_of_all_subsets():
     for n in (1, 3, 5, 7):
         every = [np.median(scores[:, list(s)], axis=1) for s in itertools.combinations(range(7), n)]
         np.testing.assert_allclose(median_of_n(scores, n), np.mean(every, axis=0), rtol=1e-12)
-    for n in (0, 2, 9):
-        with pytest.raises(ValueError, match="odd and at most 7"):
-            median_of_n(scores, n)
 
 
 def test_best_temperature_is_the_top_of_a_parabola():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, Measurement, drift, reward, variants
+from llama2_lib.claims import CLAIMS, Measurement, reward, variants
 from llama2_lib.claims.reward import gold_quality
 from llama2_lib.claims.variants import (
     DATA,
@@ -15,8 +15,6 @@ from llama2_lib.claims.variants import (
     Scores,
     against,
     arms,
-    groups,
-    rate,
     scale_arms,
     scored,
 )
@@ -27,7 +25,7 @@ from llama2_lib.storage import read_rows
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world.pairs import GRADES, STREAMS, Pair
 
-DECLARED = [*reward.CLAIMS, *drift.CLAIMS]
+DECLARED = [*reward.CLAIMS, CLAIMS[18], CLAIMS[19]]
 
 
 def changed(one, other):
@@ -120,17 +118,17 @@ def test_pairs_are_compared_one_by_one():
     assert against("a", one, other) == {"gained/a": 1.0, "lost/a": 1.5, "pairs/a": 4.0}
     short = other.where(np.array([True, True, False, False]))
     assert against("a", one, short) == {"gained/a": 1.0, "lost/a": 1.0, "pairs/a": 2.0}
-    with pytest.raises(ValueError, match="same held-out pairs"):
+    with pytest.raises(AssertionError, match="same held-out pairs"):
         against("a", one, made([1.0] * 4, [0.0] * 4, gap=(0.5, -0.1, 0.3, 0.1)))
 
 
 def test_groups_are_those_of_the_labels():
     one = made([1.0] * 4, [0.0] * 4)
-    found = {name: rows.tolist() for name, rows in groups(one, "grade").items()}
-    assert found[GRADES[0]] == [True, False, False, True]
-    assert found["all"] == [True] * 4
-    assert list(groups(one, "safety_bin")) == ["safe, unsafe", "both safe", "both unsafe", "all"]
-    assert sum(rows.sum() for rows in groups(one, "safety_bin").values()) == 8
+    by_grade, by_bin = one.groups("grade"), one.groups("safety_bin")
+    assert by_grade[GRADES[0]].gap.tolist() == [0.5, 0.2]
+    assert by_grade["all"] is one
+    assert list(by_bin) == ["safe, unsafe", "both safe", "both unsafe", "all"]
+    assert sum(len(group.gap) for group in by_bin.values()) == 8
 
 
 @pytest.fixture
@@ -167,7 +165,7 @@ def test_held_out_pairs_are_those_that_were_scored(few):
         np.testing.assert_allclose(gold[:120] - gold[120:], scores.gap, rtol=0, atol=1e-5)
         assert set(scores.grade) <= set(GRADES)
         assert scores.chosen.std() > 0
-        assert 0 <= rate(scores) <= 1
+        assert 0 <= scores.accuracy <= 1
 
 
 @pytest.mark.slow

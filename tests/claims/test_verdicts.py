@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama2_lib.claims import CLAIMS, Measurement, Must, Outcome, of_course, recorded
+from llama2_lib.claims import CLAIMS, Measurement, Must, Outcome, recorded
 from llama2_lib.claims import same_declaration as same
 from llama2_lib.claims.attention import measure_cache
 from llama2_lib.claims.chain import BEFORE as STEPS
@@ -362,10 +362,8 @@ def test_every_claim_has_invented_numbers_and_is_declared_in_full():
     for claim_id, claim in CLAIMS.items():
         assert claim.id == claim_id
         assert all(str(value).strip() for value in claim.declaration().values())
-        assert claim.measured_by is not None
         assert claim.min_seeds == (1 if claim_id in (6, 9, 18, 19) else 3)
         assert claim_id in RECORDED or not claim.recorded
-    assert set(of_course()) == {6, 7, 9, 10, 18, 19, 38}  # they train nothing of their own
 
 
 @pytest.mark.parametrize("claim_id", GOOD)
