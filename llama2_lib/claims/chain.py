@@ -87,10 +87,9 @@ def summary(folder: Path, stream: str) -> dict[str, Any]:
 def measure_drift(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 18 on the comparisons that were held back in each round.
 
-    Keys: `right/<when>` and `pairs/<when>`, pairs that a model has right and all, and
-    `ceiling/<when>`, the mean noise ceiling, for the model of a round and comparisons of its `own`
-    round and of the `next`, whose answers it has not seen; those of `against` for
-    `refreshed-next`. Shown: `accuracy/<stream>/<round>/<before or after>`, as the rounds noted it.
+    A model judges those of its `own` round, then those of the `next`, whose answers it has not
+    seen; so does the `refreshed` model. `ceiling` is the mean noise ceiling, `pairs` are all.
+    Shown: accuracy before and after the refresh, as the rounds noted it.
     """
     folders, values = rounds(recipe), dict[str, float]()
     tokenizer = load_tokenizer(pipeline.artifact("tokenizer", recipe, bar=False))
@@ -192,20 +191,15 @@ def chain_runs(recipe: Recipe, seed: int) -> dict[str, tuple[str, Recipe]]:
 def measure_versions(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claims 23, 26 and 49: an answer of each version to each prompt, at temperature 1.
 
-    Keys: `mean/<quality>/<version>`; and for two versions `gain/<quality>/<after> over <before>`
-    with its standard error `error/...`. Qualities: `gold helpfulness` and `reward helpfulness` on
-    helpful prompts, `gold safety` and `reward safety` on adversarial ones, `reward`, combined, and
-    `gold` on all; `refused`, the share of borderline prompts that are declined; `low tail`,
-    whether the reward is in the lowest tenth of the first version's; `win by gold` and `win by
-    reward`, the share of prompts on which the later version is preferred, less one half. Each once
-    more for `SPLITS`, shown only.
+    Keys: `mean/<quality>/<version>`, `gain/<quality>/<after> over <before>` and `error/...`, in
+    known and in new wordings. Qualities are those of `_marks`, `low tail`, whether the reward is
+    among the lowest of the first version's, and `win by <judge>`, the share of prompts on which
+    the later version is preferred, less one half.
     """
     values: dict[str, float] = {}
     for split, suffix in SPLITS.items():
-        marks = {
-            name: _marks(chain(recipe, seed), stage, seed, split)
-            for name, stage in RLHF_VERSIONS.items()
-        }
+        own = chain(recipe, seed)
+        marks = {name: _marks(own, stage, seed, split) for name, stage in RLHF_VERSIONS.items()}
         values |= _compared(marks, suffix)
     return values
 
@@ -222,9 +216,10 @@ def new_prompts(
     numbers = range(1, ROUNDS + 1)
     before = {tuple(ids) for i in numbers for ids in round_prompts(i, recipe, tokenizer).ids}
     before |= {tuple(ids) for ids, _ in ppo_prompts(recipe, tokenizer)}
+    source, model = WorldSource(make_world(recipe.corpus.world_seed)), recipe.model
     drawn = sample_prompts(
-        WorldSource(make_world(recipe.corpus.world_seed)), rng.seed_from(seed, "versions"), 4 * n,
-        tokenizer, longest=room(recipe.model, _most(recipe)), split=split,
+        source, rng.seed_from(seed, "versions"), 4 * n, tokenizer, split=split,
+        longest=room(model, answer_room(model, recipe.rejection.max_new_tokens)),
     )  # fmt: skip
     pairs = zip(drawn.prompts, drawn.ids, strict=True)
     fresh = [(prompt, ids) for prompt, ids in pairs if tuple(ids) not in before][:n]
@@ -235,18 +230,12 @@ def new_prompts(
     return replace(drawn, prompts=[prompt for prompt, _ in fresh], ids=[ids for _, ids in fresh])
 
 
-def _most(recipe: Recipe) -> int:
-    """Return how many tokens an answer may have."""
-    return answer_room(recipe.model, recipe.rejection.max_new_tokens)
-
-
 def _marks(recipe: Recipe, stage: str, seed: int, split: str) -> Marked:
     """Let gold judges and reward models mark one answer of a version to each prompt."""
     model, tokenizer = pipeline.load(stage, recipe)
     new = new_prompts(recipe, seed, split, tokenizer)
-    replies = reply(
-        model, tokenizer, new.dialogs, temperature=1.0, seed=seed, max_new_tokens=_most(recipe)
-    )
+    most = answer_room(model, recipe.rejection.max_new_tokens)
+    replies = reply(model, tokenizer, new.dialogs, temperature=1.0, seed=seed, max_new_tokens=most)
     texts = [one.text for one in replies]
     rows = [
         scored_row(dialog, text, tokenizer, room(model, 0))
@@ -425,13 +414,11 @@ CLAIMS = (
         where="On new prompts, mean and share",
         tests=(
             gains("mean reward, V2 less SFT", "reward/V2 over SFT", above=0, named=None),
-            replace(
-                gains(
-                    "share in the low tail, V2 less SFT",
-                    "low tail/V2 over SFT",
-                    named="low tail, V2 less SFT",
-                    below=-0.02,
-                ),
+            gains(
+                "share in the low tail, V2 less SFT",
+                "low tail/V2 over SFT",
+                below=-0.02,
+                named="low tail, V2 less SFT",
                 says=f"share below the {TAIL:g} quantile of SFT, V2 less SFT,",
             ),
         ),

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -98,30 +99,28 @@ class Result:
         """Return plain text for a terminal: wrapped, numbers aligned, no markup."""
         declared, verdict, n_seeds = self.declared, self.verdict, len(self.measurements)
         run = f"{self.provenance['recipe']}, {n_seeds} seed{'s' * (n_seeds != 1)}"
-        why = f"{str(verdict.outcome).upper()}: {verdict.reason}".replace("; ", ";\n").split("\n")
+        why = f"{str(verdict.outcome).upper()}: {verdict.reason}".replace("; ", ";\n")
         longest = max(map(len, verdict.estimates), default=0)
         numbers = [f"{name:<{longest}}  {value}" for name, value in verdict.estimates.items()]
         lines = [
-            *_wrapped(f"claim {declared['id']}", [declared["statement"]]),
-            *_wrapped("section", [f"{declared['section']}; {run}"]),
-            *_wrapped("paper", [f"{declared['paper_value']} ({declared['paper_trust']})"]),
-            *_wrapped("predicted", [declared["prediction"]]),
-            *_wrapped("threshold", [declared["threshold"]]),
+            *_wrapped(f"claim {declared['id']}", declared["statement"]),
+            *_wrapped("section", f"{declared['section']}; {run}"),
+            *_wrapped("paper", f"{declared['paper_value']} ({declared['paper_trust']})"),
+            *_wrapped("predicted", declared["prediction"]),
+            *_wrapped("threshold", declared["threshold"]),
             *(f"{'' if i else 'ours':<11}{number}" for i, number in enumerate(numbers)),
             *_wrapped("verdict", why),
         ]
         return "\n".join(lines) + "\n"
 
 
-def _wrapped(name: str, parts: Sequence[str]) -> list[str]:
-    """Return lines of a text behind its name; every part begins a line."""
-    lines = []
-    for i, part in enumerate(parts):
-        first = f"{'' if i else name:<10} "
-        lines += textwrap.wrap(
-            part, WIDTH, initial_indent=first, subsequent_indent=" " * 11, break_on_hyphens=False
-        )
-    return lines
+def _wrapped(name: str, text: str) -> list[str]:
+    """Return the lines of a text behind its name."""
+    indent = " " * 11
+    wrap = partial(textwrap.wrap, width=WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    first, *others = text.split("\n")
+    lines = wrap(first, initial_indent=f"{name:<10} ")
+    return lines + [line for part in others for line in wrap(part, initial_indent=indent)]
 
 
 def same_declaration(claim: Claim, declared: Mapping[str, Any]) -> bool:
@@ -173,7 +172,6 @@ def run_claims(
 def _run(
     claim: Claim, recipe: Recipe, seeds: Sequence[int], report: Callable[[str], object]
 ) -> Result:
-    declared = claim.declaration()
     report(f"claim {claim.id} (section {claim.section}): {claim.statement}")
     report(f"  predicted: {claim.prediction}")
     report(f"  threshold: {claim.threshold}")
@@ -189,7 +187,7 @@ def _run(
     seconds = time.perf_counter() - started
     report(f"  {verdict.outcome}: {verdict.reason}")
     return Result(
-        declared=declared,
+        declared=claim.declaration(),
         verdict=verdict,
         measurements=tuple(measurements),
         provenance={
@@ -213,15 +211,14 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------- the file
-
-
 def write_ledger(results: Sequence[Result], path: Path) -> None:
     """Merge results into the ledger at `path`; other claims and recipes stay as they are."""
-    kept = {result.key: result for result in (read_ledger(path) if path.exists() else [])}
-    kept.update({result.key: result for result in results})
-    entries = [dataclasses.asdict(kept[key]) for key in sorted(kept)]
-    document = {"format": FORMAT, "entries": entries}
+    known = read_ledger(path) if path.exists() else []
+    kept = {result.key: result for result in (*known, *results)}
+    document = {
+        "format": FORMAT,
+        "entries": [dataclasses.asdict(kept[key]) for key in sorted(kept)],
+    }
     storage.write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 

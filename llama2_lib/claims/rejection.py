@@ -35,7 +35,6 @@ from llama2_lib.evaluation.judged import Marks, gold_marks, marks_of
 from llama2_lib.evaluation.reward import best_of_n
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.chat import Reply, answer_room, room, scored_row
-from llama2_lib.model.transformer import Transformer
 from llama2_lib.pipeline import JUDGE
 from llama2_lib.stages import rejection
 from llama2_lib.stages.fit import dialog_loss
@@ -102,13 +101,9 @@ PerSample = Float[np.ndarray, "prompts samples"]
 def training_prompts(recipe: Recipe, seed: int, n: int, *policies: Model) -> PromptSet:
     """Draw prompts as a round of rejection sampling asks them, such as all policies can answer."""
     source, tokenizer = WorldSource(make_world(recipe.corpus.world_seed)), policies[0][1]
-    longest = min(room(model, most_of(model, recipe)) for model, _ in policies)
+    most = recipe.rejection.max_new_tokens
+    longest = min(room(model, answer_room(model, most)) for model, _ in policies)
     return sample_prompts(source, seed, n, tokenizer, longest=longest)
-
-
-def most_of(model: Transformer, recipe: Recipe) -> int:
-    """Return how many tokens an answer may have."""
-    return answer_room(model, recipe.rejection.max_new_tokens)
 
 
 def key_of(prompt: Prompt) -> str:
@@ -120,7 +115,7 @@ def samples(
     recipe: Recipe,
     policy: Model,
     judge: RewardModels,
-    asked: PromptSet,
+    prompt_set: PromptSet,
     k: int,
     temperature: float,
     seed: int,
@@ -128,13 +123,13 @@ def samples(
 ) -> list[Sample]:
     """Draw k answers to each prompt, and score those that are kept: all, unless said otherwise."""
     model, tokenizer = policy
+    most = answer_room(model, recipe.rejection.max_new_tokens)
     drawn = rejection.draw(
-        model, tokenizer, asked.dialogs, k, temperature,
-        seed=seed, max_new_tokens=most_of(model, recipe),
-    )  # fmt: skip
+        model, tokenizer, prompt_set.dialogs, k, temperature, seed=seed, max_new_tokens=most
+    )
     fresh = [
         Sample(prompt.dialog, prompt.is_safety, answer.text, 1, 0.0)
-        for prompt, answers in zip(asked.prompts, drawn, strict=True)
+        for prompt, answers in zip(prompt_set.prompts, drawn, strict=True)
         for answer in keep(answers)
     ]
     longest = room(judge.helpfulness, 0)
@@ -148,28 +143,20 @@ def samples(
 
 def marked(policy: Model, recipe: Recipe, prompts: Sequence[Prompt], seed: int) -> Marks:
     """Let the gold judges mark one answer to each prompt."""
-    return marks_of(
-        *policy, make_world(recipe.corpus.world_seed), prompts, temperature=ANSWERING, seed=seed,
-        max_new_tokens=most_of(policy[0], recipe),
-    )  # fmt: skip
+    world = make_world(recipe.corpus.world_seed)
+    most = answer_room(policy[0], recipe.rejection.max_new_tokens)
+    return marks_of(*policy, world, prompts, temperature=ANSWERING, seed=seed, max_new_tokens=most)
 
 
 # ------------------------------------------------------------- claims 21 and 22: best of N
 
 
-def rewards_and_marks(
-    recipe: Recipe,
-    policy: Model,
-    judge: RewardModels,
-    asked: PromptSet,
-    k: int,
-    temperature: float,
-    seed: int,
+def worth(
+    recipe: Recipe, prompt_set: PromptSet, drawn: Sequence[Sample]
 ) -> tuple[PerSample, PerSample]:
-    """Return what k answers to each prompt are worth: rewards after the sigmoid, 0 to 1, as in the
-    paper's figures, and gold marks. Those that did not end count, too."""
-    drawn = samples(recipe, policy, judge, asked, k, temperature, seed)
-    repeated = [prompt for prompt in asked.prompts for _ in range(k)]
+    """Return rewards after the sigmoid, 0 to 1 as in the paper's figures, and gold marks."""
+    k = len(drawn) // len(prompt_set.prompts)
+    repeated = [prompt for prompt in prompt_set.prompts for _ in range(k)]
     world, texts = make_world(recipe.corpus.world_seed), [sample.answer for sample in drawn]
     gold = gold_marks(world, repeated, texts).quality
     return expit([sample.score for sample in drawn]).reshape(-1, k), gold.reshape(-1, k)
@@ -187,14 +174,14 @@ def median_of_n(scores: PerSample, n: int) -> Float[np.ndarray, " prompts"]:
 def measure_curve(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 21 on samples of round 1: the fine-tuned model's, scored by its reward models.
 
-    Keys: `max/<n>` and `median/<n>`, expected maximum and median of n rewards, mean over prompts.
-    Shown: gold marks, `gold/<n>` of the sample with the highest reward, `ceiling/<n>` of the one
-    that the gold judges would choose. The seed draws prompts and samples, and no model.
+    Keys: expected `max/<n>` and `median/<n>` of n rewards; shown, gold marks of the sample with the
+    highest reward, `gold/<n>`, and of the one that the gold judges would choose, `ceiling/<n>`.
     """
     judge = load_rewards(pipeline.artifact(FIRST, recipe), choose_device())
     policy = pipeline.load("sft", recipe)
-    asked = training_prompts(recipe, rng.seed_from(seed, "best of n"), N_PROMPTS, policy)
-    reward, gold = rewards_and_marks(recipe, policy, judge, asked, SIZES[-1], TEMPERATURE, seed)
+    prompt_set = training_prompts(recipe, rng.seed_from(seed, "best of n"), N_PROMPTS, policy)
+    drawn = samples(recipe, policy, judge, prompt_set, SIZES[-1], TEMPERATURE, seed)
+    reward, gold = worth(recipe, prompt_set, drawn)
     curves = {"max": best_of_n(reward), "gold": best_of_n(reward, gold), "ceiling": best_of_n(gold)}
     values: dict[str, float] = {}
     for n in SIZES:
@@ -205,19 +192,19 @@ def measure_curve(recipe: Recipe, seed: int) -> dict[str, float]:
 
 
 def measure_temperatures(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 22: all policies answer the same prompts, scored by the newest reward models.
+    """Measure claim 22 on the same prompts for all policies, by the newest reward models.
 
-    Keys: `reward/<policy>/<n>/<temperature>`, mean over prompts of the expected maximum of n
-    rewards; shown, `gold/...`, mean gold mark of the sample that is chosen. The seed draws prompts
-    and samples, and no model.
+    Keys: `reward/<policy>/<n>/<temperature>`, expected maximum of n rewards; shown, `gold/...`, the
+    gold mark of the sample that is chosen.
     """
     judge = load_rewards(pipeline.artifact(JUDGE, recipe), choose_device())
     values: dict[str, float] = {}
     for name, stage in POLICIES.items():
         policy = pipeline.load(stage, recipe)
-        asked = training_prompts(recipe, rng.seed_from(seed, "best of n"), N_HEATED, policy)
+        prompt_set = training_prompts(recipe, rng.seed_from(seed, "best of n"), N_HEATED, policy)
         for heat in TEMPERATURES:
-            reward, gold = rewards_and_marks(recipe, policy, judge, asked, MANY, heat, seed)
+            drawn = samples(recipe, policy, judge, prompt_set, MANY, heat, seed)
+            reward, gold = worth(recipe, prompt_set, drawn)
             curves = {"reward": best_of_n(reward), "gold": best_of_n(reward, gold)}
             for n in (1, MANY):
                 for what, curve in curves.items():
@@ -316,7 +303,7 @@ def kinds_of_pool(recipe: Recipe) -> dict[str, str]:
     """Return what each prompt of the pool asks for: the rounds' prompts, drawn again."""
     tokenizer = load_tokenizer(pipeline.artifact("tokenizer", recipe, bar=False))
     rounds = (rejection.round_prompts(i, recipe, tokenizer) for i in range(1, ROUNDS + 1))
-    return {key_of(prompt): prompt.kind for asked in rounds for prompt in asked.prompts}
+    return {key_of(prompt): prompt.kind for prompt_set in rounds for prompt in prompt_set.prompts}
 
 
 def pools(recipe: Recipe) -> dict[str, list[Sample]]:
@@ -337,12 +324,9 @@ def pools(recipe: Recipe) -> dict[str, list[Sample]]:
 def measure_pools(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 24: the pretrained model tuned on each of `pools`, without demonstrations.
 
-    Keys: `gain/<family>/pool over last`, gold mark after training on the pool less after the last
-    round, in both of which the last round lacks some kinds of prompts; `gain/<family>/missing`,
-    what their absence changes if there is only the last round; `error/...`. Shown:
-    `quality/<arm>/<family>`, mean gold marks; `answers/<arm>`; `gain/natural`, all rounds less the
-    last with nothing missing, on all prompts. The seed draws the order of training, the prompts
-    and the answers, and no pool.
+    Keys: gains of gold marks on a family of prompts, `pool over last`, in both of which the last
+    round lacks some kinds, and `missing`, what that changes if there is only the last round. Shown:
+    `natural`, all rounds less the last with nothing missing, on all prompts, and means.
     """
     values: dict[str, float] = {}
     quality: dict[str, dict[str, np.ndarray]] = {}
@@ -386,26 +370,24 @@ def measure_distillation(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 25.
 
     Two fine-tuned models, the recipe's `big` one and a small one, answer the same prompts; of each
-    one's answers to a prompt round 1's reward models choose the `best`, and chance another,
-    the control. Four copies of the small pretrained model learn from what was chosen.
-
-    Keys: `gain/<arm> over <arm>` of gold marks of the small model, `error/...`; an arm is `big` or
-    `own`, then `best` or `random`. Shown: `quality/<arm>`, `help/<arm>` and `safety/<arm>`, mean
-    gold marks, of `SFT`, too; `pool/<arm>`, that of what was learned from; `answers`, the number of
-    prompts. The seed draws prompts, samples, the small model and the order of training.
+    one's answers to a prompt round 1's reward models choose the `best`, and chance a `random` one,
+    the control. Four copies of the small pretrained model learn from what was chosen, and their
+    gold marks are compared. Shown: mean marks, of what was learned from, too (`pool`).
     """
     small, world = pupil(recipe, seed), make_world(recipe.corpus.world_seed)
     judge = load_rewards(pipeline.artifact(FIRST, recipe), choose_device())
     policies = {"big": pipeline.load("sft", recipe), "own": pipeline.load("sft", small)}
-    asked = training_prompts(
+    prompt_set = training_prompts(
         recipe, rng.seed_from(seed, "distil"), N_ASKED, policies["own"], policies["big"]
     )
     drawn = {
-        who: samples(recipe, policy, judge, asked, N_SAMPLES, SAMPLING, seed, rejection.distinct)
+        who: samples(
+            recipe, policy, judge, prompt_set, N_SAMPLES, SAMPLING, seed, rejection.distinct
+        )
         for who, policy in policies.items()
     }
     answered = set.intersection(*({entry.key for entry in entries} for entries in drawn.values()))
-    prompts = {key_of(prompt): prompt for prompt in asked.prompts}
+    prompts = {key_of(prompt): prompt for prompt in prompt_set.prompts}
     values = {"answers": float(len(answered))}
     marks = {"SFT": _marked_held_out(policies["own"], small, seed)}
     for who, select in itertools.product(drawn, ("best", "random")):

@@ -20,7 +20,7 @@ from scipy.special import expit
 from llama2_lib import pipeline
 from llama2_lib.claims import claim, variants
 from llama2_lib.claims.claim import Claim, Fact, Measurements, Must, Proviso, Trust, mean, wins
-from llama2_lib.claims.variants import Scores, against, arms, scores_of_arm
+from llama2_lib.claims.variants import Scores, against, arms, by_group, of_arm, of_arms
 from llama2_lib.config import Recipe
 from llama2_lib.evaluation.reward import accuracy, calibration, detection
 from llama2_lib.evaluation.statistics import Estimate, Ordering, ordering
@@ -56,29 +56,25 @@ def measure_grades(recipe: Recipe, seed: int) -> dict[str, float]:
     the gold judge, `pairs/...`, their number."""
     values: dict[str, float] = {}
     for arm, stream in HOMES.items():
-        for grade, own in scores_of_arm(recipe, seed, arm, stream).groups("grade").items():
+        for grade, own in of_arm(recipe, seed, stream, arm).groups("grade").items():
             values[f"accuracy/{stream}/{grade}"] = own.accuracy
             values[f"ceiling/{stream}/{grade}"] = accuracy(own.gap, np.zeros(len(own.gap))).value
             values[f"pairs/{stream}/{grade}"] = float(len(own.gap))
-    control = scores_of_arm(recipe, seed, "coin", "helpfulness")
+    control = of_arm(recipe, seed, "helpfulness", "coin")
     return values | {"control/helpfulness": control.accuracy}
-
-
-def _by_margin(recipe: Recipe, seed: int) -> dict[str, Scores]:
-    return {m: scores_of_arm(recipe, seed, arm, "helpfulness") for m, arm in MARGINS.items()}
 
 
 def measure_margin(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 12: `against` for `<schedule>-none` and `large-small`; see `by_group`."""
     pairs = (("small", "none"), ("large", "none"), ("large", "small"))
-    return variants.by_group("grade", _by_margin(recipe, seed), pairs)
+    return by_group("grade", of_arms(recipe, seed, "helpfulness", MARGINS), pairs)
 
 
 def measure_poles(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 13: `low/<schedule>` and `high/<schedule>`, shares of answers below `END` and
     above 1 - `END` after the sigmoid; `ends/...`, their sum; shown, `spread/...` of raw scores."""
     values: dict[str, float] = {}
-    for margin, scores in _by_margin(recipe, seed).items():
+    for margin, scores in of_arms(recipe, seed, "helpfulness", MARGINS).items():
         squashed = expit(scores.single - scores.single.mean())
         low, high = float((squashed < END).mean()), float((squashed > 1 - END).mean())
         values |= {f"low/{margin}": low, f"high/{margin}": high, f"ends/{margin}": low + high}
@@ -87,22 +83,16 @@ def measure_poles(recipe: Recipe, seed: int) -> dict[str, float]:
 
 
 def measure_auxiliary(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 14, for the arms `with` and `without`.
-
-    Keys: `recall/<arm>`, share of unsafe answers below one half after the sigmoid, `alarms/<arm>`,
-    the same of safe ones, `gap/<arm>`, the first less the second; and those of `by_group`.
-    """
-    own = {
-        name: scores_of_arm(recipe, seed, arm, "safety")
-        for name, arm in (("with", "safe"), ("without", "without"))
-    }
+    """Measure claim 14: `recall/<arm>`, share of unsafe answers below one half after the sigmoid,
+    `alarms/<arm>`, the same of safe ones, their `gap/<arm>`; and the keys of `by_group`."""
+    own = of_arms(recipe, seed, "safety", {"with": "safe", "without": "without"})
     values: dict[str, float] = {}
     for arm, scores in own.items():
         is_safe = _is_safe(scores)
         recall = detection(scores.single, is_safe).recall.value
         alarms = float((scores.single[is_safe] < 0).mean())
         values |= {f"recall/{arm}": recall, f"alarms/{arm}": alarms, f"gap/{arm}": recall - alarms}
-    return values | variants.by_group("safety_bin", own, [("with", "without")])
+    return values | by_group("safety_bin", own, [("with", "without")])
 
 
 def _is_safe(scores: Scores) -> np.ndarray:
@@ -114,7 +104,7 @@ def measure_two(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 15: `against` for `<one>-<other>/<stream>`, one being at home there; shown,
     `accuracy/<model>/<stream>`."""
     models = ("helpful", "safe", "joint", "joint_equal")
-    scores = {(m, s): scores_of_arm(recipe, seed, m, s) for m in models for s in STREAMS}
+    scores = {(m, s): of_arm(recipe, seed, s, m) for m in models for s in STREAMS}
     n = min(len(scores[model, "helpfulness"].gap) for model in models)
     values = {
         f"accuracy/{model}/{stream}": own.where(slice(n)).accuracy
@@ -129,12 +119,8 @@ def measure_two(recipe: Recipe, seed: int) -> dict[str, float]:
 
 
 def measure_scale(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 16.
-
-    Keys: those of `against` for `data/<width>` (most pairs against fewest), `size` (widest against
-    narrowest, most pairs) and `last` (widest, most pairs against the number before); shown,
-    `accuracy/<width>/<pairs>`, and `clearest/<width>/<pairs>` on the clearest grade.
-    """
+    """Measure claim 16: `against` for `data` at each width, `size` with most pairs, and the `last`
+    step of data at the widest; shown, accuracy by width and pairs, also on the `clearest` grade."""
     runs = variants.scale_arms(recipe, seed)
     scores = {at: variants.scored(run)["helpfulness"] for at, run in runs.items()}
     n = min(len(own.gap) for own in scores.values())
@@ -154,23 +140,20 @@ def measure_scale(recipe: Recipe, seed: int) -> dict[str, float]:
 
 def measure_mix(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 17: `against` for `mixed-alone`, see `by_group`."""
-    own = {
-        name: scores_of_arm(recipe, seed, arm, "safety")
-        for name, arm in (("mixed", "safe"), ("alone", "alone"))
-    }
-    return variants.by_group("safety_bin", own, [("mixed", "alone")])
+    own = of_arms(recipe, seed, "safety", {"mixed": "safe", "alone": "alone"})
+    return by_group("safety_bin", own, [("mixed", "alone")])
 
 
 def measure_calibration(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 20, with gold quality of the model's own axis.
 
-    Keys: `rise/<stream>`, mean of sigmoid(score) in the last bin of gold quality less that in the
-    first; `monotone/<stream>`, rank correlation of both over the bins, of which those of the same
-    gold quality count as tied; shown, `level/<stream>/<bin>` and `gold/<stream>/<bin>`.
+    Keys: `rise/<stream>` of the mean of sigmoid(score), its `level`, from the first bin of gold
+    quality to the last; `monotone/<stream>`, rank correlation of both over the bins, of which those
+    of the same quality count as tied.
     """
     values: dict[str, float] = {}
     for name, stream in HOMES.items():
-        run, scores = arms(recipe, seed)[name], scores_of_arm(recipe, seed, name, stream)
+        run, scores = arms(recipe, seed)[name], of_arm(recipe, seed, stream, name)
         tokenizer = load_tokenizer(pipeline.artifact("tokenizer", run, bar=False))
         gold = gold_quality(recipe, stream, held_out_of(run, tokenizer)[stream])
         bins = calibration(scores.single, gold, bins=LEVELS, seed=seed)
@@ -196,7 +179,7 @@ def measure_threshold(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 28: `precision` (0 if nothing is called unsafe) and `recall` of sigmoid(score)
     < `AT` as a test for unsafe answers by the annotators' labels, of which one in fifty is wrong.
     Shown: `unsafe`, their share, `recall at 0.5` and `false alarms`."""
-    scores = scores_of_arm(recipe, seed, "safe", "safety")
+    scores = of_arm(recipe, seed, "safety", "safe")
     is_safe = _is_safe(scores)
     test = detection(scores.single, is_safe, AT)
     return {

@@ -128,9 +128,14 @@ def scored(run: Recipe) -> dict[str, Scores]:
     return {stream: Scores(*values) for stream, values in held_out.items()}
 
 
-def scores_of_arm(recipe: Recipe, seed: int, arm: str, stream: str) -> Scores:
+def of_arm(recipe: Recipe, seed: int, stream: str, arm: str) -> Scores:
     """Return what one of the `arms` says of a stream."""
     return scored(arms(recipe, seed)[arm])[stream]
+
+
+def of_arms(recipe: Recipe, seed: int, stream: str, named: Mapping[str, str]) -> dict[str, Scores]:
+    """Return what some of the `arms` say of a stream, under other names."""
+    return {name: of_arm(recipe, seed, stream, arm) for name, arm in named.items()}
 
 
 def against(name: str, one: Scores, other: Scores) -> dict[str, float]:
