@@ -248,9 +248,9 @@ def _marks(recipe: Recipe, stage: str, seed: int, split: str) -> Marked:
         "gold": gold.quality,
         "gold helpfulness": gold.helpfulness[gold.helpful],
         "gold safety": gold.safety[gold.adversarial],
-        "reward": np.asarray(scores.combined),
-        "reward helpfulness": np.asarray(scores.helpfulness)[gold.helpful],
-        "reward safety": np.asarray(scores.safety)[gold.adversarial],
+        "reward": scores.combined,
+        "reward helpfulness": scores.helpfulness[gold.helpful],
+        "reward safety": scores.safety[gold.adversarial],
         "refused": gold.refuses[gold.borderline].astype(float),
     }
 

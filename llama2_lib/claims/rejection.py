@@ -287,14 +287,11 @@ def tuned(base: Model, entries: Sequence[Sample], rate: float, seed: int) -> Mod
     device = next(model.parameters()).device
     length = min(ROW_LENGTH, model.config.max_seq_len)
     packed = PackedDialogs(rejection.encoded(entries, tokenizer), seq_len=length, seed=seed)
-    batches = (
-        type(batch)(*(part.to(device) for part in batch))
-        for batch in packed.batches(batch_size=ROWS)
-    )
+    rows = packed.batches(batch_size=ROWS)
+    batches = (type(batch)(*(part.to(device) for part in batch)) for batch in rows)
     schedule = warmup_then_cosine(peak=rate, steps=STEPS, warmup=min(10, STEPS - 1))
-    for _ in optimize(
-        model, adamw(model), batches, dialog_loss(True), schedule, steps=range(STEPS)
-    ):  # fmt: skip
+    loss, steps = dialog_loss(isolate_documents=True), range(STEPS)
+    for _ in optimize(model, adamw(model), batches, loss, schedule, steps=steps):
         pass
     return model.eval(), tokenizer
 
@@ -377,15 +374,10 @@ def measure_distillation(recipe: Recipe, seed: int) -> dict[str, float]:
     small, world = pupil(recipe, seed), make_world(recipe.corpus.world_seed)
     judge = load_rewards(pipeline.artifact(FIRST, recipe), choose_device())
     policies = {"big": pipeline.load("sft", recipe), "own": pipeline.load("sft", small)}
-    prompt_set = training_prompts(
-        recipe, rng.seed_from(seed, "distil"), N_ASKED, policies["own"], policies["big"]
-    )
-    drawn = {
-        who: samples(
-            recipe, policy, judge, prompt_set, N_SAMPLES, SAMPLING, seed, rejection.distinct
-        )
-        for who, policy in policies.items()
-    }
+    drawn_by = rng.seed_from(seed, "distil")
+    prompt_set = training_prompts(recipe, drawn_by, N_ASKED, *policies.values())
+    draw = partial(samples, recipe, k=N_SAMPLES, temperature=SAMPLING, keep=rejection.distinct)
+    drawn = {who: draw(policy, judge, prompt_set, seed=seed) for who, policy in policies.items()}
     answered = set.intersection(*({entry.key for entry in entries} for entries in drawn.values()))
     prompts = {key_of(prompt): prompt for prompt in prompt_set.prompts}
     values = {"answers": float(len(answered))}
@@ -435,16 +427,11 @@ CLAIMS = (
                 says="maximum of 64 less that of one",
             ),
             Must("early less late doublings", mean(_bend), above=0),
-            Must(
-                "drift of the median, in rises (90 %)",
-                mean(_drift, 0.9),
-                within=0.25,
-                named="",
-            ),
+            Must("drift of the median, in rises (90 %)", mean(_drift, 0.9), within=0.25, named=""),
         ),
         intervals="(95 % over seeds, that is over prompts and samples)",
         shown=(
-            lambda found: {"drift of the median, in rises": average(found, _drift)},
+            lambda rows: {"drift of the median, in rises": average(rows, _drift)},
             *("max", "median", "gold", "ceiling"),
         ),
         measured_by=measure_curve,
