@@ -4,26 +4,12 @@ One file a section of the paper holds its claims and how they are measured. A ne
 of the `CLAIMS` of its section.
 """
 
-from llama2_lib.claims.claim import (
-    CannotShow,
-    Claim,
-    Fact,
-    Measurement,
-    Must,
-    Outcome,
-    Proviso,
-    Trust,
-    Verdict,
-)
+from llama2_lib.claims.claim import CannotShow, Measurement, Must, Outcome
 from llama2_lib.claims.ledger import (
     CLAIMS,
     Result,
     grid_requests,
-    of_course,
-    read_ledger,
     recorded,
-    render_table,
-    render_text,
     run_claims,
     same_declaration,
     write_ledger,
@@ -32,21 +18,12 @@ from llama2_lib.claims.ledger import (
 __all__ = [
     "CLAIMS",
     "CannotShow",
-    "Claim",
-    "Fact",
     "Measurement",
     "Must",
     "Outcome",
-    "Proviso",
     "Result",
-    "Trust",
-    "Verdict",
     "grid_requests",
-    "of_course",
-    "read_ledger",
     "recorded",
-    "render_table",
-    "render_text",
     "run_claims",
     "same_declaration",
     "write_ledger",

@@ -1,43 +1,48 @@
-"""Claims on whole chains: rejection sampling, PPO, and what becomes of the low tail.
+"""Claims on whole chains: what becomes of reward models, comparisons and answers round by round.
 
-The chains share one pretrained model; fine-tuning, reward models, rounds and PPO have seeds of
-their own. They take about eleven minutes each, so the course makes the first one only, and the
-ledger holds all. Seed 0 was seen while settings were chosen, the others were not. Seeds 0 to 2
-left claims 26 and 49 open: V5's wins by gold, less one half, were 0.12, -0.04 to 0.29, and V2's
-low tail -0.019, -0.032 to -0.006. Seeds 3 and 4 were then added to all three claims, once, by the
-same rules: `llama2 claims 23 26 49 --seeds 5`.
+Claims 23, 26 and 49 compare SFT, rejection sampling and PPO. Their chains share one pretrained
+model; fine-tuning, reward models, rounds and PPO have seeds of their own. They take about eleven
+minutes each, so the course makes the first one only, and the ledger holds all. Seed 0 was seen
+while settings were chosen, the others were not. Seeds 0 to 2 left claims 26 and 49 open: V5's wins
+by gold, less one half, were 0.12, -0.04 to 0.29, and V2's low tail -0.019, -0.032 to -0.006. Seeds
+3 and 4 were then added to all three claims, once, by the same rules: `llama2 claims 23 26 49
+--seeds 5`.
+
+Claims 18 and 19 look at the one chain of the course, whatever the seed, so the first measurement is
+all there is.
 """
 
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 from llama2_lib import pipeline, rng
-from llama2_lib.claims.claim import (
-    Claim,
-    Measurements,
-    Must,
-    Trust,
-    averages,
-    gain,
-    gains,
-    paired,
-)
+from llama2_lib.claims import claim
+from llama2_lib.claims.claim import Claim, Measurements, Must, Trust, gains
+from llama2_lib.claims.variants import Scores, against
 from llama2_lib.config import ROUNDS, VERSIONS, Recipe
 from llama2_lib.device import choose_device
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.evaluation.statistics import Estimate
-from llama2_lib.model.chat import reply, scored_row
+from llama2_lib.model.chat import answer_room, reply, room, scored_row
+from llama2_lib.model.heads import ScalarModel
 from llama2_lib.pipeline import JUDGE
 from llama2_lib.stages.ppo import ppo_prompts
 from llama2_lib.stages.prompts import PromptSet, sample_prompts
 from llama2_lib.stages.rejection import round_prompts
-from llama2_lib.stages.reward import load_rewards
-from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.stages.reward import encode_pairs, load_rewards, scores_of
+from llama2_lib.storage import read_rows
+from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
+from llama2_lib.world.pairs import GRADES, STREAMS, TAU, Pair, bayes_accuracy
 from llama2_lib.world.source import WorldSource
 
 RLHF_VERSIONS = {
@@ -56,9 +61,119 @@ TAIL = 0.1
 V4, V5 = list(RLHF_VERSIONS)[-2:]
 BEFORE = [("SFT", name) for name in list(RLHF_VERSIONS)[1:]] + [(V4, V5)]
 """Pairs of versions that are compared."""
+REWARDS = ("reward helpfulness", "reward safety")
+GOLDS = ("gold helpfulness", "gold safety")
 
 Marked = dict[str, Float[np.ndarray, " prompts"]]
 """What is said of the answers of one version, by quality."""
+Shown = Callable[[Measurements], dict[str, Estimate]]
+
+
+# ------------------------------------------------------------- claims 18 and 19: rounds of rewards
+
+
+def rounds(recipe: Recipe) -> dict[int, Path]:
+    """Return the folders of the chain's reward models, by round."""
+    pipeline.artifact(JUDGE, recipe)
+    numbers = range(1, ROUNDS + 2)
+    return {n: pipeline.artifact(f"rewards_v{n}", recipe, bar=False) for n in numbers}
+
+
+def summary(folder: Path, stream: str) -> dict[str, Any]:
+    """Return the summary that a round left of one stream."""
+    return json.loads((folder / stream / "summary.json").read_text(encoding="utf-8"))
+
+
+def measure_drift(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 18 on the comparisons that were held back in each round.
+
+    A model judges those of its `own` round, then those of the `next`, whose answers it has not
+    seen; so does the `refreshed` model. `ceiling` is the mean noise ceiling, `pairs` are all.
+    Shown: accuracy before and after the refresh, as the rounds noted it.
+    """
+    folders, values = rounds(recipe), dict[str, float]()
+    tokenizer = load_tokenizer(pipeline.artifact("tokenizer", recipe, bar=False))
+    models = {n: load_rewards(folder, choose_device()) for n, folder in folders.items()}
+    parts: dict[str, list[Scores]] = {"own": [], "next": [], "refreshed": []}
+    for stream in STREAMS:
+        held = {n: read_rows(folder / stream / "held.jsonl", Pair) for n, folder in folders.items()}
+        for number in range(1, len(folders)):
+            old, new = (getattr(models[n], stream) for n in (number, number + 1))
+            parts["own"].append(_scored(old, held[number], tokenizer))
+            parts["next"].append(_scored(old, held[number + 1], tokenizer))
+            parts["refreshed"].append(_scored(new, held[number + 1], tokenizer))
+            noted = summary(folders[number + 1], stream)
+            for word, key in (("before", "accuracy before"), ("after", "accuracy")):
+                values[f"accuracy/{stream}/{number + 1}/{word}"] = noted[key]["all"]["value"]
+    pooled = {
+        when: Scores(*(np.concatenate(columns) for columns in zip(*some, strict=True)))
+        for when, some in parts.items()
+    }
+    for when in ("own", "next"):
+        values[f"right/{when}"] = float(pooled[when].right.sum())
+        values[f"pairs/{when}"] = float(len(pooled[when].gap))
+        values[f"ceiling/{when}"] = bayes_accuracy(pooled[when].gap.tolist(), TAU)
+    return values | against("refreshed-next", pooled["refreshed"], pooled["next"])
+
+
+def _scored(model: ScalarModel, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Scores:
+    chosen, rejected = scores_of(model, encode_pairs(pairs, tokenizer, "none"))
+    truth = ("gap", "grade", "safety_bin")
+    return Scores(
+        chosen, rejected, *(np.array([getattr(pair, name) for pair in pairs]) for name in truth)
+    )
+
+
+def measure_shares(recipe: Recipe, seed: int) -> dict[str, float]:
+    """Measure claim 19: `count/<stream>/<round>/<grade>`, comparisons with that grade."""
+    values: dict[str, float] = {}
+    for number, folder in rounds(recipe).items():
+        for stream in STREAMS:
+            noted = summary(folder, stream)
+            for grade in GRADES:
+                n = round(noted[f"share of {grade}"] * noted["fresh pairs"])
+                values[f"count/{stream}/{number}/{grade}"] = float(n)
+    return values
+
+
+def _drop(measurements: Measurements) -> Estimate:
+    one = measurements[0]
+    n = {when: one[f"pairs/{when}"] for when in ("own", "next")}
+    share = {when: one[f"right/{when}"] / n[when] for when in n}
+    short = {when: one[f"ceiling/{when}"] - share[when] for when in n}
+    drop = short["next"] - short["own"]
+    half = claim.Z * math.sqrt(sum(share[when] * (1 - share[when]) / n[when] for when in n))
+    return Estimate(value=drop, low=drop - half, high=drop + half, n=int(n["next"]))
+
+
+def slope(stream: str, grade: str, measurements: Measurements, *, sign: int = 1) -> Estimate:
+    """Return by how much the share of a grade rises a round: least squares over comparisons."""
+    one, at_round, is_it = measurements[0], list[int](), list[float]()
+    for key in claim.keys_under([one], f"count/{stream}"):
+        number, other = key.split("/")
+        n = round(one[f"count/{stream}/{key}"])
+        at_round += [int(number)] * n
+        is_it += [float(other == grade)] * n
+    line = stats.linregress(at_round, is_it)
+    half = float(stats.t.ppf(0.975, len(is_it) - 2) * line.stderr)
+    value = sign * float(line.slope)
+    return Estimate(value=value, low=value - half, high=value + half, n=len(is_it))
+
+
+def _shares(measurements: Measurements) -> dict[str, Estimate]:
+    one, shown = measurements[0], dict[str, Estimate]()
+    for key in claim.keys_under([one], "count"):
+        total = sum(one[f"count/{key.rpartition('/')[0]}/{other}"] for other in GRADES)
+        share = one[f"count/{key}"] / total
+        shown[f"share/{key}"] = Estimate(value=share, low=share, high=share, n=int(total))
+    return shown | {
+        f"slope/{stream}/{grade}": slope(stream, grade, measurements)
+        for stream in STREAMS
+        for grade in (GRADES[0], GRADES[-1])
+    }
+
+
+# ------------------------------------------------------------- claims 23, 26 and 49: versions
 
 
 def chain(recipe: Recipe, seed: int) -> Recipe:
@@ -72,27 +187,20 @@ def chain_runs(recipe: Recipe, seed: int) -> dict[str, tuple[str, Recipe]]:
     return {V5: ("ppo", chain(recipe, seed))}
 
 
+@cache  # three claims read it
 def measure_versions(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claims 23, 26 and 49.
+    """Measure claims 23, 26 and 49: an answer of each version to each prompt, at temperature 1.
 
-    One answer of each version to the same held-out prompts, at temperature 1. Keys:
-    `mean/<quality>/<version>`; and for two versions, from the same prompts,
-    `gain/<quality>/<after> over <before>` with its standard error `error/...`. Qualities:
-    `gold helpfulness` and `reward helpfulness` on helpful prompts, `gold safety` and `reward
-    safety` on adversarial ones, `reward`, combined, and `gold` on all; `refused`, the share of
-    borderline prompts that are declined; `low tail`, whether the reward is below the tenth part
-    of those of the first version; `win by gold` and `win by reward`, the share of prompts on
-    which the later version is preferred, less one half. Each once more for `SPLITS`, shown only.
+    Keys: `mean/<quality>/<version>`, `gain/<quality>/<after> over <before>` and `error/...`, in
+    known and in new wordings. Qualities are those of `_marks`, `low tail`, whether the reward is
+    among the lowest of the first version's, and `win by <judge>`, the share of prompts on which
+    the later version is preferred, less one half.
     """
-    return _measured(chain(recipe, seed), seed)
-
-
-@cache
-def _measured(recipe: Recipe, seed: int) -> dict[str, float]:
     values: dict[str, float] = {}
     for split, suffix in SPLITS.items():
-        found = {name: _marked(recipe, stage, seed, split) for name, stage in RLHF_VERSIONS.items()}
-        values |= _compared(found, suffix)
+        own = chain(recipe, seed)
+        marks = {name: _marks(own, stage, seed, split) for name, stage in RLHF_VERSIONS.items()}
+        values |= _compared(marks, suffix)
     return values
 
 
@@ -106,92 +214,78 @@ def new_prompts(
     """
     n = N_PROMPTS if n is None else n
     numbers = range(1, ROUNDS + 1)
-    before = {tuple(ids) for n in numbers for ids in round_prompts(n, recipe, tokenizer).ids}
+    before = {tuple(ids) for i in numbers for ids in round_prompts(i, recipe, tokenizer).ids}
     before |= {tuple(ids) for ids, _ in ppo_prompts(recipe, tokenizer)}
+    source, model = WorldSource(make_world(recipe.corpus.world_seed)), recipe.model
     drawn = sample_prompts(
-        WorldSource(make_world(recipe.corpus.world_seed)), rng.seed_from(seed, "versions"), 4 * n,
-        tokenizer, longest=recipe.model.max_seq_len - _room(recipe), split=split,
+        source, rng.seed_from(seed, "versions"), 4 * n, tokenizer, split=split,
+        longest=room(model, answer_room(model, recipe.rejection.max_new_tokens)),
     )  # fmt: skip
-    places = [i for i, ids in enumerate(drawn.ids) if tuple(ids) not in before][:n]
-    if len(places) < n:
+    pairs = zip(drawn.prompts, drawn.ids, strict=True)
+    fresh = [(prompt, ids) for prompt, ids in pairs if tuple(ids) not in before][:n]
+    if len(fresh) < n:
         raise ValueError(
-            f"{n} new prompts are needed; of {len(drawn.ids)} drawn {len(places)} are new."
+            f"{n} new prompts are needed; of {len(drawn.ids)} drawn {len(fresh)} are new."
         )
-    return PromptSet(
-        prompts=[drawn.prompts[i] for i in places],
-        ids=[drawn.ids[i] for i in places],
-        n_too_long=drawn.n_too_long,
-    )
+    return replace(drawn, prompts=[prompt for prompt, _ in fresh], ids=[ids for _, ids in fresh])
 
 
-def _room(recipe: Recipe) -> int:
-    return min(recipe.rejection.max_new_tokens, recipe.model.max_seq_len // 2)
-
-
-def _compared(found: dict[str, Marked], suffix: str) -> dict[str, float]:
-    """Return means of all versions and differences of those in `BEFORE`."""
-    values: dict[str, float] = {}
-    floor = np.quantile(found["SFT"]["reward"], TAIL)
-    for name, marks in found.items():
-        marks["low tail"] = (marks["reward"] < floor).astype(float)
-        values |= {
-            f"mean/{quality}{suffix}/{name}": float(v.mean()) for quality, v in marks.items()
-        }
-    for before, after in BEFORE:
-        old, new = found[before], found[after]
-        gaps = {quality: new[quality] - old[quality] for quality in new}
-        for judge in ("gold", "reward"):
-            gaps[f"win by {judge}"] = np.sign(gaps[judge].round(9)) / 2
-        for quality, gap in gaps.items():
-            values |= paired(f"{quality}{suffix}/{after} over {before}", gap)
-    return values
-
-
-def _marked(recipe: Recipe, stage: str, seed: int, split: str) -> Marked:
+def _marks(recipe: Recipe, stage: str, seed: int, split: str) -> Marked:
     """Let gold judges and reward models mark one answer of a version to each prompt."""
     model, tokenizer = pipeline.load(stage, recipe)
-    context = model.config.max_seq_len
-    room = _room(recipe)
-    world = make_world(recipe.corpus.world_seed)
-    asked = new_prompts(recipe, seed, split, tokenizer)
-    said = reply(model, tokenizer, asked.dialogs, temperature=1.0, seed=seed, max_new_tokens=room)
+    new = new_prompts(recipe, seed, split, tokenizer)
+    most = answer_room(model, recipe.rejection.max_new_tokens)
+    replies = reply(model, tokenizer, new.dialogs, temperature=1.0, seed=seed, max_new_tokens=most)
+    texts = [one.text for one in replies]
     rows = [
-        scored_row(dialog, reply.text, tokenizer, context)
-        for dialog, reply in zip(asked.dialogs, said, strict=True)
+        scored_row(dialog, text, tokenizer, room(model, 0))
+        for dialog, text in zip(new.dialogs, texts, strict=True)
     ]
     judge = load_rewards(pipeline.artifact(JUDGE, recipe, bar=False), choose_device())
-    scored = judge(rows, asked.tags)
-    gold = gold_marks(world, asked.prompts, [reply.text for reply in said])
+    scores = judge(rows, new.tags)
+    gold = gold_marks(make_world(recipe.corpus.world_seed), new.prompts, texts)
     return {
         "gold": gold.quality,
         "gold helpfulness": gold.helpfulness[gold.helpful],
         "gold safety": gold.safety[gold.adversarial],
-        "reward": np.asarray(scored.combined),
-        "reward helpfulness": np.asarray(scored.helpfulness)[gold.helpful],
-        "reward safety": np.asarray(scored.safety)[gold.adversarial],
+        "reward": scores.combined,
+        "reward helpfulness": scores.helpfulness[gold.helpful],
+        "reward safety": scores.safety[gold.adversarial],
         "refused": gold.refuses[gold.borderline].astype(float),
     }
 
 
-REWARDS = [f"reward {what}" for what in ("helpfulness", "safety")]
-GOLDS = [f"gold {what}" for what in ("helpfulness", "safety")]
+def _compared(marks: dict[str, Marked], suffix: str) -> dict[str, float]:
+    """Return means of all versions and differences of those in `BEFORE`."""
+    values: dict[str, float] = {}
+    floor = np.quantile(marks["SFT"]["reward"], TAIL)
+    for name, own in marks.items():
+        own["low tail"] = (own["reward"] < floor).astype(float)
+        values |= {f"mean/{quality}{suffix}/{name}": float(v.mean()) for quality, v in own.items()}
+    for before, after in BEFORE:
+        gaps = {quality: new - marks[before][quality] for quality, new in marks[after].items()}
+        for judge in ("gold", "reward"):
+            gaps[f"win by {judge}"] = np.sign(gaps[judge].round(9)) / 2
+        for quality, gap in gaps.items():
+            values |= claim.paired(f"{quality}{suffix}/{after} over {before}", gap)
+    return values
 
 
-def _means(*qualities: str) -> Callable[[Measurements], dict[str, Estimate]]:
+def _means(*qualities: str) -> Shown:
     """Return what shows the means of some qualities, without the `mean/` of their keys."""
     return lambda measurements: {
-        key: value
+        f"{quality}/{name}": claim.average(measurements, f"mean/{quality}/{name}")
         for quality in qualities
-        for key, value in averages(measurements, f"mean/{quality}", named=quality).items()
+        for name in RLHF_VERSIONS
     }
 
 
-def _less(
-    after: str, before: str, *qualities: str
-) -> Callable[[Measurements], dict[str, Estimate]]:
+def _less(after: str, before: str, *qualities: str) -> Shown:
     """Return what shows the gains of some qualities from one version to another."""
     return lambda measurements: {
-        f"{quality}, {after} less {before}": gain(measurements, f"{quality}/{after} over {before}")
+        f"{quality}, {after} less {before}": claim.gain(
+            measurements, f"{quality}/{after} over {before}"
+        )
         for quality in qualities
     }
 
@@ -202,6 +296,64 @@ def _rises(quality: str, after: str, before: str) -> Must:
 
 
 CLAIMS = (
+    Claim(
+        id=18,
+        section="3.2.1",
+        statement="A reward model is worse on answers of the next policy, until it is refreshed.",
+        paper_value="accuracy degrades quickly without fresh comparisons; no number",
+        paper_trust=Trust.DESIGN,
+        prediction="Before the refresh the model lies further below the noise ceiling on the next "
+        "policy's answers than on those it was trained for; the refresh gains part of it. One "
+        "chain, both streams together: about 650 pairs, so that less than some 5 points of drop "
+        "and 3 of gain cannot be seen.",
+        where="Of accuracy on held-out pairs",
+        tests=(
+            Must("drop below the ceiling", _drop, above=0),
+            Must(
+                "gain of the refresh",
+                lambda measurements: claim.paired_gain(measurements[:1], "refreshed-next"),
+                above=0,
+            ),
+        ),
+        intervals="(95 % over pairs, all rounds pooled)",
+        shown=(lambda measurements: claim.averages(measurements[:1], "accuracy"),),
+        recorded=False,
+        measured_by=measure_drift,
+        runs=lambda recipe, seed: {JUDGE: (JUDGE, recipe)},
+        min_seeds=1,
+    ),
+    Claim(
+        id=19,
+        section="A.3.1",
+        statement="As models improve, fewer comparisons are clear and more are unsure.",
+        paper_value="figure 25: clearest from about 18 to 9 %, unsure from about 25 to 38 % over "
+        "14 batches",
+        paper_trust=Trust.FIGURE,
+        prediction="From round to round the clearest grade gets rarer and the least clear one more "
+        "frequent. One chain of five rounds; a slope of less than about a point a round cannot be "
+        "seen.",
+        where="Shares of comparisons in the helpfulness stream",
+        tests=(
+            Must(
+                "fall of the clearest grade a round",
+                partial(slope, "helpfulness", GRADES[0], sign=-1),
+                above=0,
+                named="",
+            ),
+            Must(
+                "rise of the least clear grade a round",
+                partial(slope, "helpfulness", GRADES[-1]),
+                above=0,
+                named="",
+            ),
+        ),
+        intervals="(95 % over comparisons)",
+        shown=(_shares,),
+        recorded=False,
+        measured_by=measure_shares,
+        runs=lambda recipe, seed: {JUDGE: (JUDGE, recipe)},
+        min_seeds=1,
+    ),
     Claim(
         id=23,
         section="3.2.3",
@@ -262,13 +414,11 @@ CLAIMS = (
         where="On new prompts, mean and share",
         tests=(
             gains("mean reward, V2 less SFT", "reward/V2 over SFT", above=0, named=None),
-            replace(
-                gains(
-                    "share in the low tail, V2 less SFT",
-                    "low tail/V2 over SFT",
-                    named="low tail, V2 less SFT",
-                    below=-0.02,
-                ),
+            gains(
+                "share in the low tail, V2 less SFT",
+                "low tail/V2 over SFT",
+                below=-0.02,
+                named="low tail, V2 less SFT",
                 says=f"share below the {TAIL:g} quantile of SFT, V2 less SFT,",
             ),
         ),

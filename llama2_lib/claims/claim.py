@@ -1,9 +1,8 @@
 """What a claim is: a prediction, and the inequalities that decide it, declared before the run.
 
-A claim lists its inequalities (`Must`). The sentence that declares the threshold and the verdict
-both follow from that list, so that they cannot disagree. Each check is true, false, or undecided
-at the declared confidence; one false check refutes the claim, and only if all are true it is
-reproduced.
+The sentence that declares the threshold and the verdict both follow from the list of inequalities
+(`Must`), so they cannot disagree. Each check is true, false, or undecided at the declared
+confidence; one false check refutes the claim, and only if all are true it is reproduced.
 """
 
 import difflib
@@ -44,7 +43,6 @@ class Trust(StrEnum):
     """How sure we are of the paper's value."""
 
     PRINTED = "printed in the paper"
-    CODE = "read in Meta's code"
     DERIVED = "our arithmetic from printed numbers"
     FIGURE = "read off a figure by a third party"
     DESIGN = "design stated, no number given"
@@ -56,7 +54,7 @@ class CannotShow(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """The named numbers that one seed gave. Keys are documented at each claim's measure."""
+    """The named numbers that one seed gave; each measure documents its keys."""
 
     values: Mapping[str, float]
     seed: int = 0
@@ -90,10 +88,9 @@ def column(measurements: Measurements, of: PerSeed) -> list[float]:
 
 
 def inside(estimate: Estimate, bounds: Bounds) -> Estimate:
-    """Cut an interval where the range of what it estimates ends.
+    """Cut an interval where the range of what it estimates ends, which Student's t may leave.
 
-    Student's t knows of no range, so of few seeds it may leave it. The truth cannot lie there: the
-    part that is left covers it as often, and no inequality with a bound in the range is changed.
+    The truth cannot lie beyond: what is left covers it as often, and decides the same.
     """
     if bounds is None:
         return estimate
@@ -128,19 +125,13 @@ def keys_under(measurements: Measurements, prefix: str) -> list[str]:
 
 
 def averages(
-    measurements: Measurements,
-    *prefixes: str,
-    named: str | None = None,
-    bounds: Bounds = None,
+    measurements: Measurements, *prefixes: str, bounds: Bounds = None
 ) -> dict[str, Estimate]:
     """Return the means over seeds of the keys that are, or are under, one of the prefixes."""
-    keys = measurements[0].values
     return {
-        key if named is None else key.replace(prefix, named, 1): average(
-            measurements, key, bounds=bounds
-        )
+        key: average(measurements, key, bounds=bounds)
         for prefix in prefixes
-        for key in keys
+        for key in measurements[0].values
         if key == prefix or key.startswith(f"{prefix}/")
     }
 
@@ -161,8 +152,7 @@ def unpaired(name: str, more: np.ndarray, less: np.ndarray) -> dict[str, float]:
 def gain(measurements: Measurements, name: str, bounds: Bounds = None) -> Estimate:
     """Return the mean over seeds of `gain/<name>`, with the wider of two intervals.
 
-    One is over seeds, one over the prompts of all seeds (`error/<name>`): with three seeds the
-    first alone may be narrow by luck.
+    One is over seeds, which may be narrow by luck, one over all prompts (`error/<name>`).
     """
     values, errors = column(measurements, f"gain/{name}"), column(measurements, f"error/{name}")
     half = Z * sum(error**2 for error in errors) ** 0.5 / len(errors)
@@ -173,8 +163,7 @@ def paired_gain(measurements: Measurements, name: str) -> Estimate:
     """Return by how much one model is right more often than another on the same pairs.
 
     Keys: `gained/<name>` and `lost/<name>`, pairs that only the one or only the other has right,
-    a tie counting half; `pairs/<name>`, all. The interval is the wider of the one over seeds,
-    since training varies, and the one over pairs, since few of them differ.
+    a tie counting half; `pairs/<name>`, all. Intervals are over seeds and over pairs.
     """
     gained, lost, pairs = (
         np.array(column(measurements, f"{key}/{name}")) for key in ("gained", "lost", "pairs")
@@ -192,11 +181,9 @@ def _wider(values: list[float], half: float, n: int) -> Estimate:
     return Estimate(value=value, low=value - half, high=value + half, n=n)
 
 
-def bounded(
-    *prefixes: str, bounds: Bounds = SHARE
-) -> Callable[[Measurements], dict[str, Estimate]]:
-    """Return what shows the means of shares, or of what else has bounds; see `averages`."""
-    return lambda measurements: averages(measurements, *prefixes, bounds=bounds)
+def bounded(*prefixes: str) -> Callable[[Measurements], dict[str, Estimate]]:
+    """Return what shows the means of shares; see `averages`."""
+    return lambda measurements: averages(measurements, *prefixes, bounds=SHARE)
 
 
 def all_gains(measurements: Measurements) -> dict[str, Estimate]:
@@ -236,7 +223,7 @@ def below(text: str, estimate: Estimate, bound: float = 0.0) -> Check:
 def within(text: str, estimate: Estimate, margin: float) -> Check:
     """Check an equivalence: the whole interval within the margin; false if all of it is outside.
 
-    With a 90 % interval these are two one-sided tests at 5 %, with one of 95 % at 2.5 %.
+    With a 90 % interval these are two one-sided tests at 5 %.
     """
     inside = -margin < estimate.low and estimate.high < margin
     outside = estimate.low >= margin or estimate.high <= -margin
@@ -245,7 +232,7 @@ def within(text: str, estimate: Estimate, margin: float) -> Check:
 
 
 RULES = {"above": above, "below": below, "within": within}
-Judged = tuple[list[Check], dict[str, Estimate]]
+Judged = tuple[list[Check], Mapping[str, Estimate]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +268,11 @@ class Must:
     def judge(self, measurements: Measurements) -> Judged:
         """Return what holds, and the estimates that are shown for it."""
         name, bound = self.rule
-        found = self.of(measurements)
-        every = {self.text: found} if isinstance(found, Estimate) else dict(found)
+        quantity = self.of(measurements)
+        every = {self.text: quantity} if isinstance(quantity, Estimate) else quantity
         checks = [RULES[name](text, estimate, bound) for text, estimate in every.items()]
-        if self.named and isinstance(found, Estimate):
-            every = {self.named: found}
+        if self.named and isinstance(quantity, Estimate):
+            every = {self.named: quantity}
         return checks, {} if self.named == "" else every
 
 
@@ -346,13 +333,12 @@ class Verdict:
 
 def decide(checks: Sequence[Check], estimates: Mapping[str, Estimate]) -> Verdict:
     """Combine checks: one false refutes, all true reproduce, anything else is inconclusive."""
-    if not checks:
-        raise ValueError("a verdict needs at least one check; got none. Check what was measured.")
-    for wanted, outcome in ((False, Outcome.NOT_REPRODUCED), (None, Outcome.INCONCLUSIVE)):
-        texts = [check.text for check in checks if check.holds is wanted]
+    assert checks, "a verdict needs at least one check"
+    for holds, outcome in ((False, Outcome.NOT_REPRODUCED), (None, Outcome.INCONCLUSIVE)):
+        texts = [check.text for check in checks if check.holds is holds]
         if texts:
-            prefix = "" if wanted is False else "undecided: "
-            return Verdict(outcome=outcome, reason=prefix + "; ".join(texts), estimates=estimates)
+            reason = ("undecided: " if holds is None else "") + "; ".join(texts)
+            return Verdict(outcome=outcome, reason=reason, estimates=estimates)
     reason = "; ".join(check.text for check in checks)
     return Verdict(outcome=Outcome.REPRODUCED, reason=reason, estimates=estimates)
 
@@ -390,20 +376,17 @@ class Claim:
     tests: tuple[Must | Fact, ...]
     """The inequalities, all of which must hold."""
     intervals: str | None = None
-    """The end of the declared sentence: the intervals that must lie beyond the bounds. Those of
-    the inequalities unless given."""
+    """The end of the declared sentence; that of the last inequality unless given."""
     proviso: Proviso | None = None
     shown: tuple[Shown, ...] = ()
-    """What is reported beside the inequalities: keys, or prefixes of keys, whose means are taken,
-    and functions."""
-    measured_by: Callable[[Recipe, int], Mapping[str, float]] | None = None
-    """Takes recipe and seed. None: declared, not yet measured."""
-    runs: Runs | None = None
-    """The runs that one seed needs, by name: they are trained side by side before it is
-    measured. None: nothing is trained."""
+    """What is reported beside: keys, or prefixes of keys, whose means are taken, and functions."""
+    measured_by: Callable[[Recipe, int], Mapping[str, float]]
+    """Takes recipe and seed."""
+    runs: Runs = lambda recipe, seed: {}
+    """The runs that one seed needs, by name: they are trained before it is measured."""
     recorded: bool = True
-    """Whether its runs take too long for the course. Its notebook then shows what the ledger
-    `data/claims.json` holds, beside what one seed gives; `llama2 claims ID` measures it anew."""
+    """Whether its runs take too long for the course, whose notebook then shows what the ledger
+    `data/claims.json` holds; `llama2 claims ID` measures it anew."""
     min_seeds: int = 3
     """With fewer the verdict is `inconclusive`; 1 for what does not depend on the seed."""
 
@@ -416,28 +399,17 @@ class Claim:
 
     def declaration(self) -> dict[str, int | str]:
         """Return what is fixed before the run, as a JSON document."""
-        return {
-            "id": self.id,
-            "section": self.section,
-            "statement": self.statement,
-            "paper_value": self.paper_value,
-            "paper_trust": str(self.paper_trust),
-            "prediction": self.prediction,
-            "threshold": self.threshold,
-        }
+        texts = ("section", "statement", "paper_value", "paper_trust", "prediction", "threshold")
+        return {"id": self.id} | {name: str(getattr(self, name)) for name in texts}
 
     def requests(self, recipe: Recipe, seeds: Sequence[int]) -> list[Request]:
         """Return the runs of all seeds, each once."""
-        if self.runs is None:
-            return []
         return list(dict.fromkeys(r for seed in seeds for r in self.runs(recipe, seed).values()))
 
     def measure(self, recipe: Recipe, seed: int) -> Measurement:
         """Train what is missing, and measure one seed."""
-        if self.measured_by is None:
-            raise ValueError(f"claim {self.id} is declared but has no measure yet.")
-        if self.runs is not None:
-            pipeline.artifacts(self.requests(recipe, [seed]))
+        if requests := self.requests(recipe, [seed]):
+            pipeline.artifacts(requests)
         values = self.measured_by(recipe, seed)
         for name, value in values.items():
             if not math.isfinite(value):
@@ -459,13 +431,13 @@ class Claim:
         checks: list[Check] = []
         estimates: dict[str, Estimate] = {}
         for test in self.tests:
-            more, found = test.judge(measurements)
-            checks += more
-            estimates |= found
+            judged, quantities = test.judge(measurements)
+            checks += judged
+            estimates |= quantities
         beside = dict.fromkeys(t.beside for t in self.tests if isinstance(t, Must) and t.beside)
         for what in (*beside, *self.shown):
-            found = averages(measurements, what) if isinstance(what, str) else what(measurements)
-            estimates |= {name: found[name] for name in found if name not in estimates}
+            means = averages(measurements, what) if isinstance(what, str) else what(measurements)
+            estimates |= {name: means[name] for name in means if name not in estimates}
         other = self.proviso.unless(measurements, checks) if self.proviso else None
         if other is not None:
             return Verdict(outcome=other[0], reason=other[1], estimates=estimates)

@@ -1,7 +1,8 @@
-"""The ledger: all declared claims; runs them over seeds, keeps the results, renders them."""
+"""The ledger: all declared claims; runs them over seeds, and keeps and tells the results."""
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import platform
 import re
@@ -9,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +20,6 @@ from llama2_lib.claims import (
     attention,
     chain,
     corpus,
-    drift,
     finetuning,
     ghost_attention,
     ppo,
@@ -43,20 +44,18 @@ from llama2_lib.world.lexicon import lexicon_folder
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "scipy", "sentencepiece")
+WIDTH = 88
 SECTIONS = (
-    pretraining, corpus, attention, finetuning, reward, drift, rejection, chain, ppo,
+    pretraining, corpus, attention, finetuning, reward, rejection, chain, ppo,
     ghost_attention, safety, red_team,
 )  # fmt: skip
 
 
 def collect(*groups: Sequence[Claim]) -> Mapping[int, Claim]:
     """Return the claims of all groups by id, in the order of the ids."""
-    claims = sorted((claim for group in groups for claim in group), key=lambda claim: claim.id)
+    claims = sorted(itertools.chain(*groups), key=lambda claim: claim.id)
     by_id = {claim.id: claim for claim in claims}
-    if len(by_id) < len(claims):
-        ids = [claim.id for claim in claims]
-        twice = sorted({i for i in ids if ids.count(i) > 1})
-        raise ValueError(f"every claim needs its own id; {twice} came twice. Renumber one.")
+    assert len(by_id) == len(claims), "every claim needs an id of its own"
     return MappingProxyType(by_id)
 
 
@@ -64,17 +63,11 @@ CLAIMS = collect(*(section.CLAIMS for section in SECTIONS))
 """All claims that have been declared, by id."""
 
 
-def of_course(claims: Mapping[int, Claim] = CLAIMS) -> Mapping[int, Claim]:
-    """Return the claims that the course measures itself, over all seeds."""
-    return MappingProxyType({i: claim for i, claim in claims.items() if not claim.recorded})
-
-
 def grid_requests(
     recipe: Recipe, seeds: Sequence[int] = range(3), claims: Mapping[int, Claim] = CLAIMS
 ) -> list[Request]:
     """Return every run that some claim needs, each once: what `pipeline.artifacts` can train."""
-    needed = [r for claim in claims.values() for r in claim.requests(recipe, seeds)]
-    return list(dict.fromkeys(needed))
+    return list(dict.fromkeys(r for c in claims.values() for r in c.requests(recipe, seeds)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +96,31 @@ class Result:
         return column(self.measurements, key)
 
     def __str__(self) -> str:
-        return render_text([self])
+        """Return plain text for a terminal: wrapped, numbers aligned, no markup."""
+        declared, verdict, n_seeds = self.declared, self.verdict, len(self.measurements)
+        run = f"{self.provenance['recipe']}, {n_seeds} seed{'s' * (n_seeds != 1)}"
+        why = f"{str(verdict.outcome).upper()}: {verdict.reason}".replace("; ", ";\n")
+        longest = max(map(len, verdict.estimates), default=0)
+        numbers = [f"{name:<{longest}}  {value}" for name, value in verdict.estimates.items()]
+        lines = [
+            *_wrapped(f"claim {declared['id']}", declared["statement"]),
+            *_wrapped("section", f"{declared['section']}; {run}"),
+            *_wrapped("paper", f"{declared['paper_value']} ({declared['paper_trust']})"),
+            *_wrapped("predicted", declared["prediction"]),
+            *_wrapped("threshold", declared["threshold"]),
+            *(f"{'' if i else 'ours':<11}{number}" for i, number in enumerate(numbers)),
+            *_wrapped("verdict", why),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    """Return the lines of a text behind its name."""
+    indent = " " * 11
+    wrap = partial(textwrap.wrap, width=WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    first, *others = text.split("\n")
+    lines = wrap(first, initial_indent=f"{name:<10} ")
+    return lines + [line for part in others for line in wrap(part, initial_indent=indent)]
 
 
 def same_declaration(claim: Claim, declared: Mapping[str, Any]) -> bool:
@@ -134,45 +151,27 @@ def run_claims(
 ) -> list[Result]:
     """Measure claims over seeds and judge each; its prediction is reported before it is run.
 
-    Args:
-        ids: Which claims.
-        recipe: Complete settings, passed on to each `measure`.
-        seeds: One measurement each.
-        claims: Where the ids are looked up.
-        report: Takes one line of text.
-
     Raises:
-        ValueError: An id is unknown or has no measure, or there is no seed; before any run.
+        ValueError: An id is unknown, or there is no seed; before any run.
     """
-    chosen = [_find(claim_id, claims) for claim_id in ids]
+    for claim_id in ids:
+        if claim_id not in claims:
+            nearest = sorted(claims, key=lambda known: (abs(known - claim_id), known))[:3]
+            raise ValueError(
+                f"a claim must be one of the {len(claims)} in the ledger; got {claim_id}. "
+                f"Nearest: {', '.join(map(str, nearest)) or 'none'}."
+            )
     if not len(seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"seeds must be different numbers, at least one; got {list(seeds)}. "
             "The default is 0 to 4."
         )
-    return [_run(claim, recipe, seeds, report) for claim in chosen]
-
-
-def _find(claim_id: int, claims: Mapping[int, Claim]) -> Claim:
-    if claim_id not in claims:
-        nearest = sorted(claims, key=lambda known: (abs(known - claim_id), known))[:3]
-        raise ValueError(
-            f"a claim must be one of the {len(claims)} in the ledger; got {claim_id}. "
-            f"Nearest: {', '.join(map(str, nearest)) or 'none'}."
-        )
-    if claims[claim_id].measured_by is None:
-        measured = [str(known) for known, other in claims.items() if other.measured_by is not None]
-        raise ValueError(
-            f"claim {claim_id} is declared but has no measure yet. "
-            f"Measured so far: {', '.join(measured) or 'none'}."
-        )
-    return claims[claim_id]
+    return [_run(claims[claim_id], recipe, seeds, report) for claim_id in ids]
 
 
 def _run(
     claim: Claim, recipe: Recipe, seeds: Sequence[int], report: Callable[[str], object]
 ) -> Result:
-    declared = claim.declaration()
     report(f"claim {claim.id} (section {claim.section}): {claim.statement}")
     report(f"  predicted: {claim.prediction}")
     report(f"  threshold: {claim.threshold}")
@@ -188,7 +187,7 @@ def _run(
     seconds = time.perf_counter() - started
     report(f"  {verdict.outcome}: {verdict.reason}")
     return Result(
-        declared=declared,
+        declared=claim.declaration(),
         verdict=verdict,
         measurements=tuple(measurements),
         provenance={
@@ -212,25 +211,19 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------- the file
-
-
 def write_ledger(results: Sequence[Result], path: Path) -> None:
     """Merge results into the ledger at `path`; other claims and recipes stay as they are."""
-    kept = {result.key: result for result in (read_ledger(path) if path.exists() else [])}
-    kept.update({result.key: result for result in results})
-    entries = [dataclasses.asdict(kept[key]) for key in sorted(kept)]
-    document = {"format": FORMAT, "entries": entries}
+    known = read_ledger(path) if path.exists() else []
+    kept = {result.key: result for result in (*known, *results)}
+    document = {
+        "format": FORMAT,
+        "entries": [dataclasses.asdict(kept[key]) for key in sorted(kept)],
+    }
     storage.write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_ledger(path: Path) -> list[Result]:
-    """Return the results of a ledger.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or of another format.
-    """
+    """Return the results of a ledger."""
     if not path.is_file():
         raise FileNotFoundError(
             f"a ledger must be a file; {path} does not exist. Run `llama2 claims` to write one."
@@ -265,10 +258,6 @@ def recorded(claim_id: int, recipe: str = "nano", path: Path | None = None) -> R
 
     It holds the declaration with its sentence (`.threshold`), `.verdict`, `.measurements` (one
     number of all seeds is `result["key"]`) and `.provenance`; printed, it is a text for people.
-
-    Raises:
-        FileNotFoundError: There is no ledger.
-        ValueError: It holds no such result.
     """
     results = read_ledger(path or lexicon_folder().parent / "claims.json")
     for result in results:
@@ -279,64 +268,3 @@ def recorded(claim_id: int, recipe: str = "nano", path: Path | None = None) -> R
         f"{', '.join(f'{number} ({name})' for number, name in (r.key for r in results))}. Run "
         f"`llama2 claims {claim_id} --recipe {recipe} --write data/claims.json`."
     )
-
-
-# ------------------------------------------------------------- for people
-
-
-def render_text(results: Sequence[Result], width: int = 88) -> str:
-    """Return the results as plain text for a terminal: wrapped, numbers aligned, no markup."""
-    return "\n\n".join(_card(r, width) for r in sorted(results, key=lambda r: r.key)) + "\n"
-
-
-def _card(result: Result, width: int) -> str:
-    declared, verdict = result.declared, result.verdict
-    lines = _field(f"claim {declared['id']}", declared["statement"], width)
-    for name, text in (
-        ("section", f"{declared['section']}; {_run_of(result)}"),
-        ("paper", f"{declared['paper_value']} ({declared['paper_trust']})"),
-        ("predicted", declared["prediction"]),
-        ("threshold", declared["threshold"]),
-    ):
-        lines += _field(name, text, width)
-    longest = max(map(len, verdict.estimates), default=0)
-    numbers = [f"{name:<{longest}}  {value}" for name, value in verdict.estimates.items()]
-    lines += [f"{'ours' if not i else '':<11}{number}" for i, number in enumerate(numbers)]
-    why = f"{str(verdict.outcome).upper()}: {verdict.reason}".replace("; ", ";\n")
-    for i, part in enumerate(why.split("\n")):
-        lines += _field("" if i else "verdict", part, width)
-    return "\n".join(lines)
-
-
-def _field(name: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        text, width, initial_indent=f"{name:<10} ", subsequent_indent=" " * 11,
-        break_on_hyphens=False,
-    )  # fmt: skip
-
-
-def _run_of(result: Result) -> str:
-    n_seeds = len(result.measurements)
-    return f"{result.provenance['recipe']}, {n_seeds} seed{'s' * (n_seeds != 1)}"
-
-
-def render_table(results: Sequence[Result]) -> str:
-    """Return a Markdown table: the paper's value, ours with intervals, the verdict and why."""
-    header = ["#", "claim", "paper", "ours", "verdict"]
-    rows = [header, ["---"] * len(header)]
-    for result in sorted(results, key=lambda result: result.key):
-        declared, verdict = result.declared, result.verdict
-        ours = [f"{name}: {estimate}" for name, estimate in verdict.estimates.items()]
-        why = "" if verdict.outcome == Outcome.REPRODUCED else f": {verdict.reason}"
-        rows.append([
-            str(declared["id"]),
-            f"{declared['statement']} (section {declared['section']})",
-            f"{declared['paper_value']} ({declared['paper_trust']})",
-            "<br>".join([*ours, f"({_run_of(result)})"]),
-            f"**{verdict.outcome}**{why}",
-        ])  # fmt: skip
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -15,14 +15,14 @@ import numpy as np
 from llama2_lib import pipeline, storage
 from llama2_lib.claims import finetuning, pretraining
 from llama2_lib.claims.ledger import CLAIMS, provenance
-from llama2_lib.claims.reward import Scores, arms, scored
 from llama2_lib.claims.safety import EARLY, arm_recipes
+from llama2_lib.claims.variants import Scores, arms, scored
 from llama2_lib.config import Recipe
+from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.recipes import nano
 from llama2_lib.stages.safety import Distilled, distillation_prompts, distilled_rows
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.judges import judge_of
 from llama2_lib.world.lexicon import lexicon_folder
 from llama2_lib.world.prompts import helpful_prompts
 
@@ -58,19 +58,16 @@ def recorded_answers(
     """Return what a copy of SFT answered behind templates, and SFT itself alone; with scores.
 
     The prompts are the world's, and are drawn again.
-
-    Raises:
-        ValueError: The world draws other ones by now.
     """
-    asked = distillation_prompts(_distilled(recipe or nano()), tokenizer)
-    rows = recorded_run("answers", path)
-    if [prompt.request for prompt in asked] != rows["request"]:
+    prompts = distillation_prompts(_distilled(recipe or nano()), tokenizer)
+    answers = recorded_run("answers", path)
+    if [prompt.request for prompt in prompts] != answers["request"]:
         raise ValueError(
             "the recorded answers must be to the prompts that the world draws; it draws others. "
             "Run `python -m llama2_lib.claims.recorded_runs`."
         )
-    columns = zip(*(rows[name] for name in ANSWERS), strict=True)
-    return [Distilled(prompt, *row) for prompt, row in zip(asked, columns, strict=True)]
+    columns = (answers[name] for name in ANSWERS)
+    return [Distilled(*row) for row in zip(prompts, *columns, strict=True)]
 
 
 def _distilled(recipe: Recipe) -> Recipe:
@@ -80,9 +77,8 @@ def _distilled(recipe: Recipe) -> Recipe:
 def measured(recipe: Recipe) -> dict[str, Any]:
     """Return all that goes into `runs.json`.
 
-    `loss by width`: of each step, mean over seeds; `loss by schedule`: of each step, arm and seed;
-    `helpfulness by temperature`: gold marks, arm by seed by `TEMPERATURES`; `pairs`: scores and a
-    label, for each of `PAIRS`; `answers`: the columns `ANSWERS`, and what was requested.
+    Losses are of each step, by width the mean over seeds, by schedule of each seed; gold marks of
+    helpfulness are arm by seed by `TEMPERATURES`.
     """
     runs = [arms(recipe, 0)[name] for name in PAIRS]
     pipeline.artifacts([
@@ -91,17 +87,12 @@ def measured(recipe: Recipe) -> dict[str, Any]:
         (EARLY, _distilled(recipe)),
     ])  # fmt: skip
     answers = distilled_rows(pipeline.artifact(EARLY, _distilled(recipe)))
-    widths = [pretraining.scaling_recipes(recipe, seed) for seed in SEEDS]
-    schedules = [pretraining.schedule_recipes(recipe, seed) for seed in SEEDS]
+    by_width = _losses([pretraining.scaling_recipes(recipe, seed) for seed in SEEDS])
+    by_schedule = _losses([pretraining.schedule_recipes(recipe, seed) for seed in SEEDS])
     return {
         "provenance": provenance(recipe) | {"seeds": list(SEEDS)},
-        "loss by width": {
-            str(width): _rounded(np.mean([_losses(seed[width]) for seed in widths], axis=0))
-            for width in widths[0]
-        },
-        "loss by schedule": {
-            arm: [_rounded(_losses(seed[arm])) for seed in schedules] for arm in schedules[0]
-        },
+        "loss by width": {str(width): _rounded(x.mean(axis=0)) for width, x in by_width.items()},
+        "loss by schedule": {arm: _rounded(losses) for arm, losses in by_schedule.items()},
         "helpfulness by temperature": helpfulness_by_temperature(recipe),
         "pairs": {
             name: _columns(scored(run)[stream], label)
@@ -112,30 +103,30 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def helpfulness_by_temperature(recipe: Recipe) -> Mapping[str, Sequence[Sequence[float]]]:
+def helpfulness_by_temperature(recipe: Recipe) -> dict[str, list[list[float]]]:
     """Return the mean gold mark of the arms of equal steps of claim 8, sampled ever hotter."""
     world = make_world(recipe.corpus.world_seed)
-    judge = judge_of(world)
-    marks: dict[str, list[list[float]]] = {"few_clean_longer": [], "many_noisy": []}
-    for arm, rows in marks.items():
+    means: dict[str, list[list[float]]] = {"few_clean_longer": [], "many_noisy": []}
+    for arm, rows in means.items():
         for seed in SEEDS:
             model = pipeline.load("sft", finetuning.data_recipes(recipe, seed)[arm])
             stream = helpful_prompts(world, 21, split="held out")
-            asked = finetuning.fitting(model, stream, N_ASKED)
+            prompts = finetuning.fitting(model, stream, N_ASKED)
             row = []
             for temperature in TEMPERATURES:
-                replies = finetuning.ask(model, asked, seed, temperature, top_p=1.0)
-                pairs = zip(asked, replies, strict=True)
-                row.append(np.mean([judge.helpfulness(p, a.text).score for p, a in pairs]))
+                replies = finetuning.ask(model, prompts, seed, temperature, top_p=1.0)
+                marks = gold_marks(world, prompts, [reply.text for reply in replies])
+                row.append(marks.helpfulness.mean())
             rows.append(_rounded(np.array(row)))
-    return marks
+    return means
 
 
-def _losses(run: Recipe) -> np.ndarray:
-    return pretraining.trace(run, "loss")
+def _losses(seeds: Sequence[Mapping[Any, Recipe]]) -> dict[Any, np.ndarray]:
+    """Return the losses of every arm, one row a seed."""
+    return {arm: np.stack([pretraining.trace(s[arm], "loss") for s in seeds]) for arm in seeds[0]}
 
 
-def _rounded(values: np.ndarray) -> list[float]:
+def _rounded(values: np.ndarray) -> list:
     return values.round(DIGITS).tolist()
 
 
@@ -144,10 +135,11 @@ def _short(value: str | float) -> str | float:
 
 
 def _columns(scores: Scores, label: str) -> dict[str, list]:
+    some = scores.where(slice(N_PAIRS))
     return {
-        "chosen": _rounded(scores.chosen[:N_PAIRS]),
-        "rejected": _rounded(scores.rejected[:N_PAIRS]),
-        label: getattr(scores, label)[:N_PAIRS].tolist(),
+        "chosen": _rounded(some.chosen),
+        "rejected": _rounded(some.rejected),
+        label: getattr(some, label).tolist(),
     }
 
 

@@ -5,27 +5,25 @@ order of training, so the intervals say nothing of what another chain would give
 three minutes of a core, most of it to draw and score samples, so the ledger holds them.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import comb, expit
 
 from llama2_lib import pipeline, rng
+from llama2_lib.claims import claim
 from llama2_lib.claims.attention import quality_recipes
 from llama2_lib.claims.claim import (
-    Check,
     Claim,
     Fact,
     Measurement,
-    Measurements,
     Must,
     Trust,
     average,
-    averages,
     gains,
     mean,
     paired,
@@ -36,21 +34,12 @@ from llama2_lib.device import choose_device
 from llama2_lib.evaluation.judged import Marks, gold_marks, marks_of
 from llama2_lib.evaluation.reward import best_of_n
 from llama2_lib.evaluation.statistics import Estimate
-from llama2_lib.model.chat import scored_row
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.chat import Reply, answer_room, room, scored_row
 from llama2_lib.pipeline import JUDGE
+from llama2_lib.stages import rejection
 from llama2_lib.stages.fit import dialog_loss
 from llama2_lib.stages.prompts import PromptSet, sample_prompts
-from llama2_lib.stages.rejection import (
-    Sample,
-    best,
-    chosen,
-    distinct,
-    draw,
-    encoded,
-    rescored,
-    round_prompts,
-)
+from llama2_lib.stages.rejection import Sample
 from llama2_lib.stages.reward import RewardModels, load_rewards
 from llama2_lib.storage import read_rows
 from llama2_lib.text.tokenizer import load_tokenizer
@@ -58,7 +47,6 @@ from llama2_lib.training.batches import PackedDialogs
 from llama2_lib.training.loop import optimize
 from llama2_lib.training.optim import adamw, warmup_then_cosine
 from llama2_lib.world import make_world
-from llama2_lib.world.dialogs import Message
 from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompts
 from llama2_lib.world.prompts import prompts as prompts_of
 from llama2_lib.world.source import WorldSource
@@ -104,119 +92,123 @@ COMPARED = (
     ("own random", "SFT"),
 )
 """Pairs of arms; the first is judged, those with `random` are the controls."""
+PerSample = Float[np.ndarray, "prompts samples"]
+
+
+# ------------------------------------------------------------- prompts, samples, marks
+
+
+def training_prompts(recipe: Recipe, seed: int, n: int, *policies: Model) -> PromptSet:
+    """Draw prompts as a round of rejection sampling asks them, such as all policies can answer."""
+    source, tokenizer = WorldSource(make_world(recipe.corpus.world_seed)), policies[0][1]
+    most = recipe.rejection.max_new_tokens
+    longest = min(room(model, answer_room(model, most)) for model, _ in policies)
+    return sample_prompts(source, seed, n, tokenizer, longest=longest)
+
+
+def key_of(prompt: Prompt) -> str:
+    """Return the key of all samples of a prompt."""
+    return Sample(prompt.dialog, prompt.is_safety, "", 1, 0.0).key
+
+
+def samples(
+    recipe: Recipe,
+    policy: Model,
+    judge: RewardModels,
+    prompt_set: PromptSet,
+    k: int,
+    temperature: float,
+    seed: int,
+    keep: Callable[[list[Reply]], list[Reply]] = list,
+) -> list[Sample]:
+    """Draw k answers to each prompt, and score those that are kept: all, unless said otherwise."""
+    model, tokenizer = policy
+    most = answer_room(model, recipe.rejection.max_new_tokens)
+    drawn = rejection.draw(
+        model, tokenizer, prompt_set.dialogs, k, temperature, seed=seed, max_new_tokens=most
+    )
+    fresh = [
+        Sample(prompt.dialog, prompt.is_safety, answer.text, 1, 0.0)
+        for prompt, answers in zip(prompt_set.prompts, drawn, strict=True)
+        for answer in keep(answers)
+    ]
+    longest = room(judge.helpfulness, 0)
+
+    def score(entries: Sequence[Sample]) -> Float[np.ndarray, " answers"]:
+        rows = [scored_row(entry.dialog, entry.answer, tokenizer, longest) for entry in entries]
+        return judge(rows, [entry.is_safety for entry in entries]).combined
+
+    return rejection.rescored(fresh, score)
+
+
+def marked(policy: Model, recipe: Recipe, prompts: Sequence[Prompt], seed: int) -> Marks:
+    """Let the gold judges mark one answer to each prompt."""
+    world = make_world(recipe.corpus.world_seed)
+    most = answer_room(policy[0], recipe.rejection.max_new_tokens)
+    return marks_of(*policy, world, prompts, temperature=ANSWERING, seed=seed, max_new_tokens=most)
+
 
 # ------------------------------------------------------------- claims 21 and 22: best of N
 
 
-class Sampled(NamedTuple):
-    """K answers to each prompt as reward models and as gold judges see them."""
-
-    reward: Float[np.ndarray, "prompts samples"]
-    """After the sigmoid, 0 to 1: the axis of the paper's figures."""
-    gold: Float[np.ndarray, "prompts samples"]
-
-
-def rooms(model: Transformer, recipe: Recipe) -> tuple[int, int]:
-    """Return how many tokens a prompt may have, and an answer to it."""
-    context = model.config.max_seq_len
-    room = min(recipe.rejection.max_new_tokens, context // 2)
-    return context - room, room
+def worth(
+    recipe: Recipe, prompt_set: PromptSet, drawn: Sequence[Sample]
+) -> tuple[PerSample, PerSample]:
+    """Return rewards after the sigmoid, 0 to 1 as in the paper's figures, and gold marks."""
+    k = len(drawn) // len(prompt_set.prompts)
+    repeated = [prompt for prompt in prompt_set.prompts for _ in range(k)]
+    world, texts = make_world(recipe.corpus.world_seed), [sample.answer for sample in drawn]
+    gold = gold_marks(world, repeated, texts).quality
+    return expit([sample.score for sample in drawn]).reshape(-1, k), gold.reshape(-1, k)
 
 
-def training_prompts(recipe: Recipe, policy: Model, n: int, seed: int) -> PromptSet:
-    """Draw prompts as a round of rejection sampling asks them."""
-    world, longest = make_world(recipe.corpus.world_seed), rooms(policy[0], recipe)[0]
-    return sample_prompts(
-        WorldSource(world), rng.seed_from(seed, "best of n"), n, policy[1], longest=longest
-    )
-
-
-def sampled(
-    recipe: Recipe,
-    policy: Model,
-    judge: RewardModels,
-    asked: PromptSet,
-    k: int,
-    temperature: float,
-    seed: int,
-) -> Sampled:
-    """Draw k answers to each prompt and mark all of them, those that did not end included."""
-    model, tokenizer = policy
-    room = rooms(model, recipe)[1]
-    drawn = draw(
-        model, tokenizer, asked.dialogs, k, temperature, seed=seed, max_new_tokens=room
-    )  # fmt: skip
-    texts = [said.text for replies in drawn for said in replies]
-    repeated = [prompt for prompt in asked.prompts for _ in range(k)]
-    rows = [
-        scored_row(dialog, said.text, tokenizer, model.config.max_seq_len)
-        for dialog, replies in zip(asked.dialogs, drawn, strict=True)
-        for said in replies
-    ]
-    raw = judge(rows, [prompt.is_safety for prompt in repeated]).combined
-    gold = gold_marks(make_world(recipe.corpus.world_seed), repeated, texts).quality
-    return Sampled(expit(raw).reshape(-1, k), gold.reshape(-1, k))
-
-
-def median_of_n(scores: Float[np.ndarray, "prompts samples"], n: int) -> Float[np.ndarray, " _"]:
-    """Return the expected median of n samples, exact over all subsets of the samples drawn."""
+def median_of_n(scores: PerSample, n: int) -> Float[np.ndarray, " prompts"]:
+    """Return the expected median of an odd n of samples, exact over all subsets of those drawn."""
     k, middle = scores.shape[1], (n + 1) // 2
-    if n % 2 == 0 or not 1 <= n <= k:
-        raise ValueError(f"n must be odd and at most {k}, the samples drawn; got {n}.")
+    assert n % 2 == 1 <= n <= k
     rank = np.arange(1, k + 1)
     shares = comb(rank - 1, middle - 1) * comb(k - rank, n - middle) / comb(k, n)
     return np.sort(scores, axis=1) @ shares
 
 
 def measure_curve(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 21.
+    """Measure claim 21 on samples of round 1: the fine-tuned model's, scored by its reward models.
 
-    Keys: `max/<n>` and `median/<n>`, expected maximum and median of n rewards after the sigmoid,
-    mean over prompts.
-
-    The samples of round 1: the fine-tuned model's, scored by the reward models of that round.
-    The seed draws prompts and samples; the models are the recipe's for every seed. Shown:
-    `gold/<n>`, mean gold mark of the sample with the highest reward, `ceiling/<n>`, of the one
-    that the gold judges would choose.
+    Keys: expected `max/<n>` and `median/<n>` of n rewards; shown, gold marks of the sample with the
+    highest reward, `gold/<n>`, and of the one that the gold judges would choose, `ceiling/<n>`.
     """
     judge = load_rewards(pipeline.artifact(FIRST, recipe), choose_device())
     policy = pipeline.load("sft", recipe)
-    asked = training_prompts(recipe, policy, N_PROMPTS, seed)
-    found = sampled(recipe, policy, judge, asked, SIZES[-1], TEMPERATURE, seed)
+    prompt_set = training_prompts(recipe, rng.seed_from(seed, "best of n"), N_PROMPTS, policy)
+    drawn = samples(recipe, policy, judge, prompt_set, SIZES[-1], TEMPERATURE, seed)
+    reward, gold = worth(recipe, prompt_set, drawn)
+    curves = {"max": best_of_n(reward), "gold": best_of_n(reward, gold), "ceiling": best_of_n(gold)}
     values: dict[str, float] = {}
-    curves = {
-        "max": best_of_n(found.reward),
-        "gold": best_of_n(found.reward, found.gold),
-        "ceiling": best_of_n(found.gold),
-    }
     for n in SIZES:
-        values |= {f"{name}/{n}": float(v[:, n - 1].mean()) for name, v in curves.items()}
+        values |= {f"{name}/{n}": float(curve[:, n - 1].mean()) for name, curve in curves.items()}
         odd = max(1, n - 1)
-        values[f"median/{odd}"] = float(median_of_n(found.reward, odd).mean())
+        values[f"median/{odd}"] = float(median_of_n(reward, odd).mean())
     return values
 
 
 def measure_temperatures(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 22.
+    """Measure claim 22 on the same prompts for all policies, by the newest reward models.
 
-    Keys: `reward/<policy>/<n>/<temperature>`, mean over prompts of the expected maximum of n
-    rewards after the sigmoid.
-
-    All policies answer the same training prompts and are scored by the newest reward models. The
-    seed draws prompts and samples; the models are the recipe's for every seed. Shown:
-    `gold/<policy>/<n>/<temperature>`, mean gold mark of the sample that is chosen.
+    Keys: `reward/<policy>/<n>/<temperature>`, expected maximum of n rewards; shown, `gold/...`, the
+    gold mark of the sample that is chosen.
     """
     judge = load_rewards(pipeline.artifact(JUDGE, recipe), choose_device())
     values: dict[str, float] = {}
     for name, stage in POLICIES.items():
         policy = pipeline.load(stage, recipe)
-        asked = training_prompts(recipe, policy, N_HEATED, seed)
-        for temperature in TEMPERATURES:
-            found = sampled(recipe, policy, judge, asked, MANY, temperature, seed)
-            reward, gold = best_of_n(found.reward), best_of_n(found.reward, found.gold)
+        prompt_set = training_prompts(recipe, rng.seed_from(seed, "best of n"), N_HEATED, policy)
+        for heat in TEMPERATURES:
+            drawn = samples(recipe, policy, judge, prompt_set, MANY, heat, seed)
+            reward, gold = worth(recipe, prompt_set, drawn)
+            curves = {"reward": best_of_n(reward), "gold": best_of_n(reward, gold)}
             for n in (1, MANY):
-                values[f"reward/{name}/{n}/{temperature}"] = float(reward[:, n - 1].mean())
-                values[f"gold/{name}/{n}/{temperature}"] = float(gold[:, n - 1].mean())
+                for what, curve in curves.items():
+                    values[f"{what}/{name}/{n}/{heat}"] = float(curve[:, n - 1].mean())
     return values
 
 
@@ -236,8 +228,7 @@ def best_temperature(curve: Mapping[float, float]) -> float:
     return at[top] + (0.5 * step * (left - right) / bend if bend else 0.0)
 
 
-def _rise(measurement: Measurement) -> float:
-    return measurement[f"max/{SIZES[-1]}"] - measurement[f"max/{SIZES[0]}"]
+_rise = claim.minus(f"max/{SIZES[-1]}", f"max/{SIZES[0]}")
 
 
 def _bend(measurement: Measurement) -> float:
@@ -271,21 +262,19 @@ def _shift(measurement: Measurement) -> float:
     return after - before
 
 
-def _moved(measurements: Measurements) -> list[Check]:
-    shift = average(measurements, _shift)
-    near = average(measurements, _shift, 0.9)
+def _moved(measurements: claim.Measurements) -> list[claim.Check]:
+    shift, near = average(measurements, _shift), average(measurements, _shift, 0.9)
     apart = shift.low > 0 or shift.high < 0
     same = max(-near.low, near.high) < SAME
     text = f"best temperature of {MANY}, V4 less SFT: {shift}, must differ from 0"
-    return [Check(text=text, holds=False if same else True if apart else None)]
+    return [claim.Check(text=text, holds=False if same else True if apart else None)]
 
 
-def _peaks_shown(measurements: Measurements) -> dict[str, Estimate]:
+def _peaks_shown(measurements: claim.Measurements) -> dict[str, Estimate]:
+    peaks = itertools.product(("reward", "gold"), POLICIES, (1, MANY))
     return {
         f"best temperature/{what}/{name}/{n}": average(measurements, partial(_peak, what, name, n))
-        for what in ("reward", "gold")
-        for name in POLICIES
-        for n in (1, MANY)
+        for what, name, n in peaks
     } | {"shift of the best temperature": average(measurements, _shift)}
 
 
@@ -297,36 +286,21 @@ def tuned(base: Model, entries: Sequence[Sample], rate: float, seed: int) -> Mod
     model, tokenizer = base
     device = next(model.parameters()).device
     length = min(ROW_LENGTH, model.config.max_seq_len)
-    packed = PackedDialogs(encoded(entries, tokenizer), seq_len=length, seed=seed)
-    batches = (
-        type(batch)(*(part.to(device) for part in batch))
-        for batch in packed.batches(batch_size=ROWS)
-    )
+    packed = PackedDialogs(rejection.encoded(entries, tokenizer), seq_len=length, seed=seed)
+    rows = packed.batches(batch_size=ROWS)
+    batches = (type(batch)(*(part.to(device) for part in batch)) for batch in rows)
     schedule = warmup_then_cosine(peak=rate, steps=STEPS, warmup=min(10, STEPS - 1))
-    for _ in optimize(
-        model, adamw(model), batches, dialog_loss(True), schedule, steps=range(STEPS)
-    ):  # fmt: skip
+    loss, steps = dialog_loss(isolate_documents=True), range(STEPS)
+    for _ in optimize(model, adamw(model), batches, loss, schedule, steps=steps):
         pass
     return model.eval(), tokenizer
-
-
-def marked(policy: Model, recipe: Recipe, prompts: Sequence[Prompt], seed: int) -> Marks:
-    """Let the gold judges mark one answer to each prompt."""
-    return marks_of(
-        *policy, make_world(recipe.corpus.world_seed), prompts, temperature=ANSWERING, seed=seed,
-        max_new_tokens=rooms(policy[0], recipe)[1],
-    )  # fmt: skip
 
 
 def kinds_of_pool(recipe: Recipe) -> dict[str, str]:
     """Return what each prompt of the pool asks for: the rounds' prompts, drawn again."""
     tokenizer = load_tokenizer(pipeline.artifact("tokenizer", recipe, bar=False))
-    found: dict[str, str] = {}
-    for number in range(1, ROUNDS + 1):
-        asked = round_prompts(number, recipe, tokenizer)
-        for dialog, prompt in zip(asked.dialogs, asked.prompts, strict=True):
-            found[entry_of(dialog).key] = prompt.kind
-    return found
+    rounds = (rejection.round_prompts(i, recipe, tokenizer) for i in range(1, ROUNDS + 1))
+    return {key_of(prompt): prompt.kind for prompt_set in rounds for prompt in prompt_set.prompts}
 
 
 def pools(recipe: Recipe) -> dict[str, list[Sample]]:
@@ -341,22 +315,15 @@ def pools(recipe: Recipe) -> dict[str, list[Sample]]:
     arms = {"all": entries, "all, kinds missing": without}
     for name in list(arms):
         arms[name.replace("all", "last")] = [e for e in arms[name] if e.round == last]
-    return {name: best(arm) for name, arm in arms.items()}
+    return {name: rejection.best(arm) for name, arm in arms.items()}
 
 
 def measure_pools(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 24.
+    """Measure claim 24: the pretrained model tuned on each of `pools`, without demonstrations.
 
-    Keys: `gain/<family>/pool over last`, gold mark after training on the pool less after the last
-    round, in both of which the last round lacks some kinds of prompts; `gain/<family>/missing`,
-    what their absence changes if there is only the last round; `error/...`, standard errors over
-    prompts. Families: `form` and `harm`, what is missing, and `other`.
-
-    The pretrained model of the recipe is tuned on each pool, without demonstrations. The pools
-    are the chain's for every seed, which draws the order of training, the held-out prompts and
-    the answers. Shown: `quality/<arm>/<family>`, mean gold marks on `form` and `harm`, the missing
-    kinds, and `other`; `answers/<arm>`; `gain/natural`, all rounds less the last round with
-    nothing missing, on all prompts.
+    Keys: gains of gold marks on a family of prompts, `pool over last`, in both of which the last
+    round lacks some kinds, and `missing`, what that changes if there is only the last round. Shown:
+    `natural`, all rounds less the last with nothing missing, on all prompts, and means.
     """
     values: dict[str, float] = {}
     quality: dict[str, dict[str, np.ndarray]] = {}
@@ -374,12 +341,11 @@ def measure_pools(recipe: Recipe, seed: int) -> dict[str, float]:
         values |= paired(f"{family}/missing", poor[family] - quality["last"][family])
         values |= paired(f"{family}/missing in the pool", rich[family] - quality["all"][family])
     every = {name: np.concatenate(list(parts.values())) for name, parts in quality.items()}
-    values |= paired("natural", every["all"] - every["last"])
-    return values
+    return values | paired("natural", every["all"] - every["last"])
 
 
 def families(recipe: Recipe, seed: int, policy: Model) -> dict[str, list[Prompt]]:
-    """Return held-out prompts: two families of missing kinds, and all others."""
+    """Return held-out prompts: two families of missing kinds, `form` and `harm`, and `other`."""
     world, split = make_world(recipe.corpus.world_seed), "held out"
     forms = {kind: HELPFUL_SHARES[kind] for kind in FORMS}
     others = {kind: share for kind, share in HELPFUL_SHARES.items() if kind not in FORMS}
@@ -400,83 +366,46 @@ def pupil(recipe: Recipe, seed: int) -> Recipe:
 def measure_distillation(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 25.
 
-    Keys: `gain/<arm> over <arm>`, gold mark of the small model, with standard errors over prompts
-    `error/...`; an arm is `big` or `own`, whose samples, and `best` or `random`, how chosen.
-
-    Two fine-tuned models, the recipe's and a small one, answer the same prompts; round 1's reward
-    models choose one answer of each to every prompt, and chance another, the control. Four copies
-    of the small pretrained model learn from what was chosen. The seed draws prompts, samples,
-    the small model and the order of training. Shown: `quality/<arm>`, `help/<arm>` and
-    `safety/<arm>`, mean gold marks, of the small fine-tuned model too; `pool/<arm>`, the mean
-    gold mark of what was learned from; `answers`, the number of prompts.
+    Two fine-tuned models, the recipe's `big` one and a small one, answer the same prompts; of each
+    one's answers to a prompt round 1's reward models choose the `best`, and chance a `random` one,
+    the control. Four copies of the small pretrained model learn from what was chosen, and their
+    gold marks are compared. Shown: mean marks, of what was learned from, too (`pool`).
     """
-    small = pupil(recipe, seed)
+    small, world = pupil(recipe, seed), make_world(recipe.corpus.world_seed)
     judge = load_rewards(pipeline.artifact(FIRST, recipe), choose_device())
     policies = {"big": pipeline.load("sft", recipe), "own": pipeline.load("sft", small)}
-    room = min(rooms(model, recipe)[0] for model, _ in policies.values())
-    world = make_world(recipe.corpus.world_seed)
-    asked = sample_prompts(
-        WorldSource(world), rng.seed_from(seed, "distil"), N_ASKED, policies["own"][1], longest=room
-    )
-    found = {
-        who: answers_to(asked, policy, judge, recipe, seed) for who, policy in policies.items()
-    }
-    both = set.intersection(*({entry.key for entry in entries} for entries in found.values()))
-    values = {"answers": float(len(both))}
-    marks = {"SFT": marked(policies["own"], small, _held_out(recipe, seed, policies["own"]), seed)}
-    prompts = {entry_of(d).key: p for d, p in zip(asked.dialogs, asked.prompts, strict=True)}
-    for who, entries in found.items():
-        usable = [entry for entry in entries if entry.key in both]
-        for select in ("best", "random"):
-            targets, name = chosen(usable, select, seed), f"{who} {select}"
-            gold = gold_marks(
-                world, [prompts[e.key] for e in targets], [e.answer for e in targets]
-            )  # fmt: skip
-            values[f"pool/{name}"] = float(gold.quality.mean())
-            policy = tuned(pipeline.load("pretrain", small), targets, small.sft.peak_lr, seed)
-            marks[name] = marked(policy, small, _held_out(recipe, seed, policy), seed)
-    for name, found_marks in marks.items():
-        harmful = found_marks.adversarial
-        values[f"quality/{name}"] = float(found_marks.quality.mean())
-        values[f"help/{name}"] = float(found_marks.helpfulness[~harmful].mean())
-        values[f"safety/{name}"] = float(found_marks.safety[harmful].mean())
+    drawn_by = rng.seed_from(seed, "distil")
+    prompt_set = training_prompts(recipe, drawn_by, N_ASKED, *policies.values())
+    draw = partial(samples, recipe, k=N_SAMPLES, temperature=SAMPLING, keep=rejection.distinct)
+    drawn = {who: draw(policy, judge, prompt_set, seed=seed) for who, policy in policies.items()}
+    answered = set.intersection(*({entry.key for entry in entries} for entries in drawn.values()))
+    prompts = {key_of(prompt): prompt for prompt in prompt_set.prompts}
+    values = {"answers": float(len(answered))}
+    marks = {"SFT": _marked_held_out(policies["own"], small, seed)}
+    for who, select in itertools.product(drawn, ("best", "random")):
+        usable = [entry for entry in drawn[who] if entry.key in answered]
+        targets, name = rejection.chosen(usable, select, seed), f"{who} {select}"
+        gold = gold_marks(world, [prompts[e.key] for e in targets], [e.answer for e in targets])
+        values[f"pool/{name}"] = float(gold.quality.mean())
+        policy = tuned(pipeline.load("pretrain", small), targets, small.sft.peak_lr, seed)
+        marks[name] = _marked_held_out(policy, small, seed)
+    for name, own in marks.items():
+        values[f"quality/{name}"] = float(own.quality.mean())
+        values[f"help/{name}"] = float(own.helpfulness[~own.adversarial].mean())
+        values[f"safety/{name}"] = float(own.safety[own.adversarial].mean())
     for after, before in COMPARED:
-        gap = paired(f"{after} over {before}", marks[after].quality - marks[before].quality)
-        values |= gap
+        values |= paired(f"{after} over {before}", marks[after].quality - marks[before].quality)
     return values
 
 
-def _held_out(recipe: Recipe, seed: int, policy: Model) -> list[Prompt]:
-    world = make_world(recipe.corpus.world_seed)
-    return fitting(policy, prompts_of(world, seed, split="held out"), 2 * N_HELD_OUT)
+def _learned_from(measurements: claim.Measurements) -> dict[str, Estimate]:
+    marks = claim.averages(measurements, "pool")
+    return {key.replace("pool", "learned from", 1): mark for key, mark in marks.items()}
 
 
-def entry_of(dialog: list[Message], is_safety: bool = False, answer: str = "") -> Sample:
-    """Return an entry of a first round that nobody has scored."""
-    return Sample(dialog, is_safety, answer, 1, 0.0)
-
-
-def answers_to(
-    asked: PromptSet, policy: Model, judge: RewardModels, recipe: Recipe, seed: int
-) -> list[Sample]:
-    """Draw answers to each prompt; return those that ended, each once, with their rewards."""
-    model, tokenizer = policy
-    drawn = draw(
-        model, tokenizer, asked.dialogs, N_SAMPLES, SAMPLING, seed=seed,
-        max_new_tokens=rooms(model, recipe)[1],
-    )  # fmt: skip
-    fresh = [
-        entry_of(dialog, tag, said.text)
-        for dialog, tag, replies in zip(asked.dialogs, asked.tags, drawn, strict=True)
-        for said in distinct(replies)
-    ]
-    longest = judge.helpfulness.config.max_seq_len
-
-    def score(entries: Sequence[Sample]) -> Float[np.ndarray, " answers"]:
-        rows = [scored_row(entry.dialog, entry.answer, tokenizer, longest) for entry in entries]
-        return judge(rows, [entry.is_safety for entry in entries]).combined
-
-    return rescored(fresh, score)
+def _marked_held_out(policy: Model, small: Recipe, seed: int) -> Marks:
+    stream = prompts_of(make_world(small.corpus.world_seed), seed, split="held out")
+    return marked(policy, small, fitting(policy, stream, 2 * N_HELD_OUT), seed)
 
 
 CLAIMS = (
@@ -498,16 +427,11 @@ CLAIMS = (
                 says="maximum of 64 less that of one",
             ),
             Must("early less late doublings", mean(_bend), above=0),
-            Must(
-                "drift of the median, in rises (90 %)",
-                mean(_drift, 0.9),
-                within=0.25,
-                named="",
-            ),
+            Must("drift of the median, in rises (90 %)", mean(_drift, 0.9), within=0.25, named=""),
         ),
         intervals="(95 % over seeds, that is over prompts and samples)",
         shown=(
-            lambda found: {"drift of the median, in rises": average(found, _drift)},
+            lambda rows: {"drift of the median, in rises": average(rows, _drift)},
             *("max", "median", "gold", "ceiling"),
         ),
         measured_by=measure_curve,
@@ -588,10 +512,7 @@ CLAIMS = (
         "the control: one of the 6 at random.",
         where="Gold mark on held-out prompts",
         tests=(gains("small model, big's best less its own", "big best over own best", above=0),),
-        shown=(
-            "quality",
-            lambda found: averages(found, "pool", named="learned from"),
-        ),
+        shown=("quality", _learned_from),
         measured_by=measure_distillation,
         runs=lambda recipe, seed: {"big": (FIRST, recipe), "small": ("sft", pupil(recipe, seed))},
     ),

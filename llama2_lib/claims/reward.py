@@ -12,57 +12,26 @@ models of the grid's size, once, by the same rules: `llama2 claims 11 12 13 14 1
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from scipy import stats
 from scipy.special import expit
 
 from llama2_lib import pipeline
-from llama2_lib.claims.claim import (
-    PAIRED,
-    SHARE,
-    SIGNED,
-    Check,
-    Claim,
-    Fact,
-    Measurement,
-    Measurements,
-    Must,
-    Outcome,
-    Proviso,
-    Trust,
-    all_paired_gains,
-    bounded,
-    column,
-    decide,
-    mean,
-    minus,
-    of_stage,
-    paired_gain,
-    wins,
-)
-from llama2_lib.claims.variants import (
-    Scores,
-    against,
-    arms,
-    by_group,
-    groups,
-    of_stream,
-    rate,
-    scale_arms,
-    scored,
-    trained,
-)
+from llama2_lib.claims import claim, variants
+from llama2_lib.claims.claim import Claim, Fact, Measurements, Must, Proviso, Trust, mean, wins
+from llama2_lib.claims.variants import Scores, against, arms, by_group, of_arm, of_arms
 from llama2_lib.config import Recipe
 from llama2_lib.evaluation.reward import accuracy, calibration, detection
-from llama2_lib.evaluation.statistics import Estimate, ordering
+from llama2_lib.evaluation.statistics import Estimate, Ordering, ordering
 from llama2_lib.stages.reward import SAFE_BINS, held_out_of
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.judges import judge_of
 from llama2_lib.world.pairs import GRADES, STREAMS, Pair
 
+HOMES = {"helpful": "helpfulness", "safe": "safety"}
+"""The two models of the paper, and the stream of each."""
 MARGINS = {"none": "none", "small": "helpful", "large": "large"}
 """Arms by margin schedule."""
 END = 0.1
@@ -82,148 +51,118 @@ RESOLVE = 0.016
 
 
 def measure_grades(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 11.
-
-    Keys: `accuracy/<stream>/<grade>` of each model on its own stream; `ceiling/...` the same of
-    the gold judge, shown; `control/helpfulness`, accuracy of the model that learned from coins;
-    `pairs/<stream>/<grade>`.
-    """
-    found = trained(recipe, seed, "helpful", "safe", "coin")
+    """Measure claim 11: `accuracy/<stream>/<grade>` of each model on its own stream, and
+    `control/helpfulness`, of the model that learned from coins. Shown: `ceiling/...`, accuracy of
+    the gold judge, `pairs/...`, their number."""
     values: dict[str, float] = {}
-    for name, stream in (("helpful", "helpfulness"), ("safe", "safety")):
-        own = found[name][stream]
-        for grade, rows in groups(own, "grade").items():
-            gap = own.gap[rows]
-            values[f"accuracy/{stream}/{grade}"] = rate(own.where(rows))
-            values[f"ceiling/{stream}/{grade}"] = accuracy(gap, np.zeros(len(gap))).value
-            values[f"pairs/{stream}/{grade}"] = float(rows.sum())
-    values["control/helpfulness"] = rate(found["coin"]["helpfulness"])
-    return values
+    for arm, stream in HOMES.items():
+        for grade, own in of_arm(recipe, seed, stream, arm).groups("grade").items():
+            values[f"accuracy/{stream}/{grade}"] = own.accuracy
+            values[f"ceiling/{stream}/{grade}"] = accuracy(own.gap, np.zeros(len(own.gap))).value
+            values[f"pairs/{stream}/{grade}"] = float(len(own.gap))
+    control = of_arm(recipe, seed, "helpfulness", "coin")
+    return values | {"control/helpfulness": control.accuracy}
 
 
 def measure_margin(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 12.
-
-    Keys: those of `against` for `<schedule>-none/<grade or all>` and `large-small/...`;
-    `accuracy/<schedule>/<grade or all>`, shown.
-    """
+    """Measure claim 12: `against` for `<schedule>-none` and `large-small`; see `by_group`."""
     pairs = (("small", "none"), ("large", "none"), ("large", "small"))
-    return by_group("grade", of_stream(recipe, seed, "helpfulness", MARGINS), pairs)
+    return by_group("grade", of_arms(recipe, seed, "helpfulness", MARGINS), pairs)
 
 
 def measure_poles(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 13.
-
-    Keys: `low/<schedule>` and `high/<schedule>`, shares of answers below `END` and above
-    1 - `END` after the sigmoid; `ends/<schedule>`, their sum; `spread/...`, of raw scores, shown.
-    """
+    """Measure claim 13: `low/<schedule>` and `high/<schedule>`, shares of answers below `END` and
+    above 1 - `END` after the sigmoid; `ends/...`, their sum; shown, `spread/...` of raw scores."""
     values: dict[str, float] = {}
-    for margin, scores in of_stream(recipe, seed, "helpfulness", MARGINS).items():
-        both = np.concatenate([scores.chosen, scores.rejected])
-        squashed = expit(both - both.mean())
-        values[f"low/{margin}"] = float((squashed < END).mean())
-        values[f"high/{margin}"] = float((squashed > 1 - END).mean())
-        values[f"ends/{margin}"] = values[f"low/{margin}"] + values[f"high/{margin}"]
-        values[f"spread/{margin}"] = float(both.std())
+    for margin, scores in of_arms(recipe, seed, "helpfulness", MARGINS).items():
+        squashed = expit(scores.single - scores.single.mean())
+        low, high = float((squashed < END).mean()), float((squashed > 1 - END).mean())
+        values |= {f"low/{margin}": low, f"high/{margin}": high, f"ends/{margin}": low + high}
+        values[f"spread/{margin}"] = float(scores.single.std())
     return values
 
 
 def measure_auxiliary(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 14.
-
-    Keys: `recall/<arm>`, share of unsafe answers below one half after the sigmoid, and
-    `alarms/<arm>`, the same of safe ones, for the arms `with` and `without`; `gap/<arm>`, the
-    first less the second; those of `against` for `with-without/<bin or all>`; shown,
-    `accuracy/<arm>/<bin or all>`.
-    """
-    own = of_stream(recipe, seed, "safety", {"with": "safe", "without": "without"})
+    """Measure claim 14: `recall/<arm>`, share of unsafe answers below one half after the sigmoid,
+    `alarms/<arm>`, the same of safe ones, their `gap/<arm>`; and the keys of `by_group`."""
+    own = of_arms(recipe, seed, "safety", {"with": "safe", "without": "without"})
     values: dict[str, float] = {}
     for arm, scores in own.items():
-        both, is_safe = _labelled(scores)
-        values[f"recall/{arm}"] = detection(both, is_safe).recall.value
-        values[f"alarms/{arm}"] = float((both[is_safe] < 0).mean())
-        values[f"gap/{arm}"] = values[f"recall/{arm}"] - values[f"alarms/{arm}"]
+        is_safe = _is_safe(scores)
+        recall = detection(scores.single, is_safe).recall.value
+        alarms = float((scores.single[is_safe] < 0).mean())
+        values |= {f"recall/{arm}": recall, f"alarms/{arm}": alarms, f"gap/{arm}": recall - alarms}
     return values | by_group("safety_bin", own, [("with", "without")])
 
 
-def _labelled(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores of single answers, and their labels."""
-    labels = np.array([SAFE_BINS[name] for name in scores.safety_bin])
-    return np.concatenate([scores.chosen, scores.rejected]), labels.T.ravel()
+def _is_safe(scores: Scores) -> np.ndarray:
+    """Return the labels of single answers."""
+    return np.array([SAFE_BINS[name] for name in scores.safety_bin]).T.ravel()
 
 
 def measure_two(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 15.
-
-    Keys: those of `against` for `<one>-<other>/<stream>` of the models helpful, safe, joint and
-    joint_equal; `accuracy/<model>/<stream>`, shown.
-    """
-    found = trained(recipe, seed, "helpful", "safe", "joint", "joint_equal")
-    n = min(len(one["helpfulness"].gap) for one in found.values())
+    """Measure claim 15: `against` for `<one>-<other>/<stream>`, one being at home there; shown,
+    `accuracy/<model>/<stream>`."""
+    models = ("helpful", "safe", "joint", "joint_equal")
+    scores = {(m, s): of_arm(recipe, seed, s, m) for m in models for s in STREAMS}
+    n = min(len(scores[model, "helpfulness"].gap) for model in models)
     values = {
-        f"accuracy/{name}/{stream}": rate(scores.where(np.arange(len(scores.gap)) < n))
-        for name, by_stream in found.items()
-        for stream, scores in by_stream.items()
+        f"accuracy/{model}/{stream}": own.where(slice(n)).accuracy
+        for (model, stream), own in scores.items()
     }
-    for home, stream in (("helpful", "helpfulness"), ("safe", "safety")):
-        for other in (name for name in found if name != home):
-            name = f"{home}-{other}/{stream}"
-            values |= against(name, found[home][stream], found[other][stream])
+    for home, stream in HOMES.items():
+        for other in models:
+            if other != home:
+                name = f"{home}-{other}/{stream}"
+                values |= against(name, scores[home, stream], scores[other, stream])
     return values
 
 
 def measure_scale(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 16.
-
-    Keys: those of `against` for `data/<width>` (most pairs against fewest), `size` (widest against
-    narrowest, most pairs) and `last` (widest, most pairs against the number before);
-    `accuracy/<width>/<pairs>`, shown.
-    `clearest/<width>/<pairs>` is the accuracy on the clearest grade, shown.
-    """
-    runs = scale_arms(recipe, seed)
-    found = {at: scored(run)["helpfulness"] for at, run in runs.items()}
-    n = min(len(scores.gap) for scores in found.values())
-    found = {at: scores.where(np.arange(len(scores.gap)) < n) for at, scores in found.items()}
+    """Measure claim 16: `against` for `data` at each width, `size` with most pairs, and the `last`
+    step of data at the widest; shown, accuracy by width and pairs, also on the `clearest` grade."""
+    runs = variants.scale_arms(recipe, seed)
+    scores = {at: variants.scored(run)["helpfulness"] for at, run in runs.items()}
+    n = min(len(own.gap) for own in scores.values())
     values: dict[str, float] = {}
-    for (width, pairs), scores in found.items():
-        values[f"accuracy/{width}/{pairs}"] = rate(scores)
-        values[f"clearest/{width}/{pairs}"] = rate(scores.where(scores.grade == GRADES[0]))
-    widths = sorted({width for width, _ in found})
-    fewest, *_, before, most = sorted({pairs for _, pairs in found})
+    for (width, pairs), own in scores.items():
+        groups = own.where(slice(n)).groups("grade")
+        values[f"accuracy/{width}/{pairs}"] = groups["all"].accuracy
+        values[f"clearest/{width}/{pairs}"] = groups[GRADES[0]].accuracy
+    widths = sorted({width for width, _ in scores})
+    fewest, *_, before, most = sorted({pairs for _, pairs in scores})
     for width in widths:
-        values |= against(f"data/{width}", found[width, most], found[width, fewest])
-    values |= against("size", found[widths[-1], most], found[widths[0], most])
-    values |= against("last", found[widths[-1], most], found[widths[-1], before])
-    return values
+        values |= against(f"data/{width}", scores[width, most], scores[width, fewest])
+    widest = scores[widths[-1], most]
+    values |= against("size", widest, scores[widths[0], most])
+    return values | against("last", widest, scores[widths[-1], before])
 
 
 def measure_mix(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 17: the keys of `against` for `mixed-alone/<bin or all>`, and accuracies."""
-    own = of_stream(recipe, seed, "safety", {"mixed": "safe", "alone": "alone"})
+    """Measure claim 17: `against` for `mixed-alone`, see `by_group`."""
+    own = of_arms(recipe, seed, "safety", {"mixed": "safe", "alone": "alone"})
     return by_group("safety_bin", own, [("mixed", "alone")])
 
 
 def measure_calibration(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 20.
+    """Measure claim 20, with gold quality of the model's own axis.
 
-    Keys, by stream: `rise`, mean of sigmoid(score) in the last bin of gold quality less that in
-    the first; `monotone`, rank correlation of both over the bins; `level/<stream>/<bin>` and
-    `gold/<stream>/<bin>`, shown.
-    Gold quality is that of the model's own axis. Bins of the same gold quality count as tied.
+    Keys: `rise/<stream>` of the mean of sigmoid(score), its `level`, from the first bin of gold
+    quality to the last; `monotone/<stream>`, rank correlation of both over the bins, of which those
+    of the same quality count as tied.
     """
     values: dict[str, float] = {}
-    for name, stream in (("helpful", "helpfulness"), ("safe", "safety")):
-        run, scores = arms(recipe, seed)[name], trained(recipe, seed, name)[name][stream]
+    for name, stream in HOMES.items():
+        run, scores = arms(recipe, seed)[name], of_arm(recipe, seed, stream, name)
         tokenizer = load_tokenizer(pipeline.artifact("tokenizer", run, bar=False))
-        pairs = held_out_of(run, tokenizer)[stream]
-        both = np.concatenate([scores.chosen, scores.rejected])
-        bins = calibration(both, gold_quality(recipe, stream, pairs), bins=LEVELS, seed=seed)
+        gold = gold_quality(recipe, stream, held_out_of(run, tokenizer)[stream])
+        bins = calibration(scores.single, gold, bins=LEVELS, seed=seed)
         levels = [level.value for _, level in bins]
-        for number, (gold, level) in enumerate(bins, 1):
-            values[f"gold/{stream}/{number}"] = gold
+        for number, (quality, level) in enumerate(bins, 1):
+            values[f"gold/{stream}/{number}"] = quality
             values[f"level/{stream}/{number}"] = level.value
         values[f"rise/{stream}"] = levels[-1] - levels[0]
-        ranks = stats.spearmanr([round(gold, 6) for gold, _ in bins], levels)
+        ranks = stats.spearmanr([round(quality, 6) for quality, _ in bins], levels)
         values[f"monotone/{stream}"] = float(ranks.statistic)
     return values
 
@@ -237,60 +176,58 @@ def gold_quality(recipe: Recipe, stream: str, pairs: list[Pair]) -> np.ndarray:
 
 
 def measure_threshold(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 28.
-
-    Keys: `precision` and `recall` of sigmoid(score) < 0.15 as a test for unsafe answers (a test
-    that calls nothing unsafe has 0 of both); `unsafe`, their share, `recall at 0.5` and
-    `false alarms`, shown.
-    The labels are those of annotators, one in fifty of them wrong.
-    """
-    both, is_safe = _labelled(trained(recipe, seed, "safe")["safe"]["safety"])
-    found = detection(both, is_safe, AT)
-    values = {
-        "precision": found.precision.value if found.precision else 0.0,
-        "recall": found.recall.value,
+    """Measure claim 28: `precision` (0 if nothing is called unsafe) and `recall` of sigmoid(score)
+    < `AT` as a test for unsafe answers by the annotators' labels, of which one in fifty is wrong.
+    Shown: `unsafe`, their share, `recall at 0.5` and `false alarms`."""
+    scores = of_arm(recipe, seed, "safety", "safe")
+    is_safe = _is_safe(scores)
+    test = detection(scores.single, is_safe, AT)
+    return {
+        "precision": test.precision.value if test.precision else 0.0,
+        "recall": test.recall.value,
         "unsafe": float((~is_safe).mean()),
-        "recall at 0.5": detection(both, is_safe).recall.value,
-        "false alarms": float((expit(both[is_safe]) < AT).mean()),
+        "recall at 0.5": detection(scores.single, is_safe).recall.value,
+        "false alarms": float((expit(scores.single[is_safe]) < AT).mean()),
     }
-    return values
 
 
 # ------------------------------------------------------------- quantities
 
 
-def _slope(stream: str, measurement: Measurement) -> float:
+def _slope(stream: str, measurement: claim.Measurement) -> float:
     rising = [measurement[f"accuracy/{stream}/{grade}"] for grade in WORST_FIRST]
     return float(np.polyfit(range(len(rising)), rising, deg=1)[0])
 
 
-def _off_half(key: str) -> Any:
+def _off_half(key: str) -> claim.Quantity:
     return mean(lambda measurement: measurement[key] - 0.5, confidence=0.9)
 
 
-def _ordered(stream: str, measurements: Measurements) -> Any:
+def _ordered(stream: str, measurements: Measurements) -> Ordering:
     keys = [f"accuracy/{stream}/{grade}" for grade in WORST_FIRST]
-    return ordering(list(zip(*(column(measurements, key) for key in keys), strict=True)))
+    return ordering(list(zip(*(claim.column(measurements, key) for key in keys), strict=True)))
 
 
-def _in_order(stream: str, measurements: Measurements) -> list[Check]:
+def _in_order(stream: str, measurements: Measurements) -> list[claim.Check]:
     order = _ordered(stream, measurements)
     text = f"{stream}: {order.estimate.value:.0%} of seeds in the order of the grades"
     # too few seeds in order do not show the contrary; a falling slope would
-    return [Check(text=text, holds=True if order.p_value < CHANCE else None)]
+    return [claim.Check(text=text, holds=True if order.p_value < CHANCE else None)]
 
 
 def _orders(measurements: Measurements) -> dict[str, Estimate]:
     return {f"in order/{stream}": _ordered(stream, measurements).estimate for stream in STREAMS}
 
 
-def _too_coarse(measurements: Measurements, checks: Sequence[Check]) -> tuple[Outcome, str] | None:
+def _too_coarse(
+    measurements: Measurements, checks: Sequence[claim.Check]
+) -> tuple[claim.Outcome, str] | None:
     """Tell whether claim 12 is undecided, and could not have seen what the paper saw."""
-    top, verdict = paired_gain(measurements, f"large-none/{GRADES[0]}"), decide(checks, {})
-    half = top.high - top.value
-    if verdict.outcome != Outcome.INCONCLUSIVE or half <= RESOLVE:
+    top = claim.paired_gain(measurements, f"large-none/{GRADES[0]}")
+    verdict, half = claim.decide(checks, {}), top.high - top.value
+    if verdict.outcome != claim.Outcome.INCONCLUSIVE or half <= RESOLVE:
         return None
-    return Outcome.CANNOT_SHOW, (
+    return claim.Outcome.CANNOT_SHOW, (
         f"the interval is +-{half:.1%} wide on the clearest pairs, the paper's gain there "
         f"{RESOLVE:.1%}; {verdict.reason}"
     )
@@ -341,9 +278,9 @@ CLAIMS = (
                 says="the control, whose labels were exchanged by coins, minus one half (90 %)",
             ),
         ),
-        shown=(bounded("accuracy", "ceiling", "control"), _orders),
+        shown=(claim.bounded("accuracy", "ceiling", "control"), _orders),
         measured_by=measure_grades,
-        runs=of_stage("reward_model", arms, "helpful", "safe", "coin"),
+        runs=claim.of_stage("reward_model", arms, "helpful", "safe", "coin"),
     ),
     Claim(
         id=12,
@@ -366,9 +303,9 @@ CLAIMS = (
             "scale.",
             _too_coarse,
         ),
-        shown=(bounded("accuracy"),),
+        shown=(claim.bounded("accuracy"),),
         measured_by=measure_margin,
-        runs=of_stage("reward_model", arms, "none", "helpful", "large"),
+        runs=claim.of_stage("reward_model", arms, "none", "helpful", "large"),
     ),
     Claim(
         id=13,
@@ -384,7 +321,7 @@ CLAIMS = (
         tests=tuple(
             Must(
                 f"{where}: {more} minus none",
-                mean(minus(f"{where}/{more}", f"{where}/none")),
+                mean(claim.minus(f"{where}/{more}", f"{where}/none")),
                 above=bound,
             )
             for where, more, bound in (
@@ -394,9 +331,9 @@ CLAIMS = (
                 ("high", "large", 0.0),
             )
         ),
-        shown=(bounded("low", "high", "ends"), "spread"),
+        shown=(claim.bounded("low", "high", "ends"), "spread"),
         measured_by=measure_poles,
-        runs=of_stage("reward_model", arms, "none", "helpful", "large"),
+        runs=claim.of_stage("reward_model", arms, "none", "helpful", "large"),
     ),
     Claim(
         id=14,
@@ -408,18 +345,18 @@ CLAIMS = (
         "does not fall. The loss is our reconstruction: the paper gives no formula.",
         where="With the loss less without",
         tests=(
-            Must("gain of recall", mean(minus("recall/with", "recall/without")), above=0.05),
+            Must("gain of recall", mean(claim.minus("recall/with", "recall/without")), above=0.05),
             Must(
                 "gain of recall less false alarms",
-                mean(minus("gap/with", "gap/without")),
+                mean(claim.minus("gap/with", "gap/without")),
                 above=0,
                 says="gain of recall less false alarms (both 95 % over seeds)",
             ),
             wins("gain of accuracy on pairs", "with-without/all", above=-0.01),
         ),
-        shown=(bounded("recall", "alarms", "accuracy"),),
+        shown=(claim.bounded("recall", "alarms", "accuracy"),),
         measured_by=measure_auxiliary,
-        runs=of_stage("reward_model", arms, "safe", "without"),
+        runs=claim.of_stage("reward_model", arms, "safe", "without"),
     ),
     Claim(
         id=15,
@@ -441,9 +378,9 @@ CLAIMS = (
                 "safe-joint/safety",
             )
         ),
-        shown=(bounded("accuracy"),),
+        shown=(claim.bounded("accuracy"),),
         measured_by=measure_two,
-        runs=of_stage("reward_model", arms, "helpful", "safe", "joint", "joint_equal"),
+        runs=claim.of_stage("reward_model", arms, "helpful", "safe", "joint", "joint_equal"),
     ),
     Claim(
         id=16,
@@ -460,14 +397,14 @@ CLAIMS = (
             Must(
                 "at each width most pairs less fewest, with most pairs widest less narrowest, at "
                 "the widest the last step of data, each",
-                all_paired_gains,
+                claim.all_paired_gains,
                 above=0,
-                intervals=PAIRED,
+                intervals=claim.PAIRED,
             ),
         ),
-        shown=(bounded("accuracy", "clearest"),),
+        shown=(claim.bounded("accuracy", "clearest"),),
         measured_by=measure_scale,
-        runs=of_stage("reward_model", scale_arms),
+        runs=claim.of_stage("reward_model", variants.scale_arms),
     ),
     Claim(
         id=17,
@@ -480,9 +417,9 @@ CLAIMS = (
         "answers. About 1,200 such pairs a seed: less than one to three points cannot be seen.",
         where="On held-out pairs, mixed less alone",
         tests=(wins("gain where both are safe", "mixed-alone/both safe", above=0),),
-        shown=(bounded("accuracy"),),
+        shown=(claim.bounded("accuracy"),),
         measured_by=measure_mix,
-        runs=of_stage("reward_model", arms, "safe", "alone"),
+        runs=claim.of_stage("reward_model", arms, "safe", "alone"),
     ),
     Claim(
         id=20,
@@ -497,16 +434,16 @@ CLAIMS = (
         tests=tuple(
             Must(
                 f"{name} of {stream}",
-                mean(f"{name}/{stream}", bounds=SIGNED),
+                mean(f"{name}/{stream}", bounds=claim.SIGNED),
                 above=bound,
                 named=f"{name}/{stream}",
             )
             for stream in STREAMS
             for name, bound in (("rise", 0.1), ("monotone", 0.8))
         ),
-        shown=(bounded("level"),),
+        shown=(claim.bounded("level"),),
         measured_by=measure_calibration,
-        runs=of_stage("reward_model", arms, "helpful", "safe"),
+        runs=claim.of_stage("reward_model", arms, "helpful", "safe"),
     ),
     Claim(
         id=28,
@@ -517,11 +454,11 @@ CLAIMS = (
         prediction="High precision at a moderate recall.",
         where=f"Held-out answers with sigmoid(score) below {AT:g} as a test for unsafe ones",
         tests=(
-            Must("precision", mean("precision", bounds=SHARE), above=0.8),
-            Must("recall", mean("recall", bounds=SHARE), above=0.3),
+            Must("precision", mean("precision", bounds=claim.SHARE), above=0.8),
+            Must("recall", mean("recall", bounds=claim.SHARE), above=0.3),
         ),
-        shown=(bounded("unsafe", "recall at 0.5"),),
+        shown=(claim.bounded("unsafe", "recall at 0.5"),),
         measured_by=measure_threshold,
-        runs=of_stage("reward_model", arms, "safe"),
+        runs=claim.of_stage("reward_model", arms, "safe"),
     ),
 )

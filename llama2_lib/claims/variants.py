@@ -29,18 +29,15 @@ One pilot seed (7), which counts nowhere, was no better at three times as much: 
 def variant(
     base: Recipe,
     stream: Stream,
-    *,
-    n_pairs: int | None = None,
+    tested: Mapping[str, int],
     own_share: float | None = None,
     coin_toss: bool = False,
-    n_helpfulness: int = 0,
-    n_safety: int = 0,
     **changes: Any,
 ) -> Recipe:
     """Return a recipe with one reward model; `changes` are of its `RewardConfig`."""
     config = RewardConfig(
         stream=stream,
-        n_pairs=n_pairs or N_PAIRS,
+        n_pairs=N_PAIRS,
         peak_lr=PEAK_LR,
         n_validation=100,
         eval_every=10_000,
@@ -51,8 +48,7 @@ def variant(
         reward=replace(config, **changes),
         own_share=own_share or OWN_SHARE[stream],
         coin_toss=coin_toss,
-        n_helpfulness=n_helpfulness,
-        n_safety=n_safety,
+        **tested,
     )
     return replace(base, reward_model=described)
 
@@ -67,19 +63,19 @@ def arms(recipe: Recipe, seed: int) -> dict[str, Recipe]:
     base = quality_recipes(recipe, seed)["gqa"]
     n_own = {stream: round(OWN_SHARE[stream] * N_PAIRS) for stream in STREAMS}
     union = sum(n_own.values())
-    of_helpfulness = {"n_helpfulness": N_MARGIN}
-    of_safety = {"n_safety": N_HELD_OUT}
-    both = {"n_helpfulness": N_HELD_OUT, **of_safety}
+    many, safety = {"n_helpfulness": N_MARGIN}, {"n_safety": N_HELD_OUT}
+    helpfulness = {"n_helpfulness": N_HELD_OUT}
+    both = helpfulness | safety
     return {
-        "helpful": variant(base, "helpfulness", **of_helpfulness, **of_safety),
-        "none": variant(base, "helpfulness", margin="none", **of_helpfulness),
-        "large": variant(base, "helpfulness", margin="large", **of_helpfulness),
-        "coin": variant(base, "helpfulness", coin_toss=True, n_helpfulness=N_HELD_OUT),
-        "safe": variant(base, "safety", **both),
-        "without": variant(base, "safety", safety_weight=0.0, **of_safety),
-        "alone": variant(base, "safety", own_share=1.0, **of_safety),
-        "joint": variant(base, "safety", n_pairs=union, own_share=n_own["safety"] / union, **both),
-        "joint_equal": variant(base, "safety", own_share=0.5, **both),
+        "helpful": variant(base, "helpfulness", many | safety),
+        "none": variant(base, "helpfulness", many, margin="none"),
+        "large": variant(base, "helpfulness", many, margin="large"),
+        "coin": variant(base, "helpfulness", helpfulness, coin_toss=True),
+        "safe": variant(base, "safety", both),
+        "without": variant(base, "safety", safety, safety_weight=0.0),
+        "alone": variant(base, "safety", safety, own_share=1.0),
+        "joint": variant(base, "safety", both, n_pairs=union, own_share=n_own["safety"] / union),
+        "joint_equal": variant(base, "safety", both, own_share=0.5),
     }
 
 
@@ -88,14 +84,14 @@ def scale_arms(recipe: Recipe, seed: int) -> dict[tuple[int, int], Recipe]:
 
     The widest with most pairs is the model `helpful` of `arms`.
     """
-    base = quality_recipes(recipe, seed)["gqa"]
-    found = {}
-    for narrower in sorted(NARROWER, reverse=True):
-        at = replace(base, model=at_width(base.model, narrower))
-        for n in DATA:
-            found[at.model.dim, n] = variant(at, "helpfulness", n_pairs=n, n_helpfulness=N_HELD_OUT)
-    found[base.model.dim, DATA[-1]] = arms(recipe, seed)["helpful"]
-    return found
+    base, tested = quality_recipes(recipe, seed)["gqa"], {"n_helpfulness": N_HELD_OUT}
+    sizes = [at_width(base.model, narrower) for narrower in sorted(NARROWER, reverse=True)]
+    runs = {
+        (size.dim, n): variant(replace(base, model=size), "helpfulness", tested, n_pairs=n)
+        for size in sizes
+        for n in DATA
+    }
+    return runs | {(base.model.dim, DATA[-1]): arms(recipe, seed)["helpful"]}
 
 
 class Scores(HeldOut):
@@ -106,38 +102,46 @@ class Scores(HeldOut):
         """1 for every pair in which the chosen answer scores higher, 0.5 for a tie."""
         return (self.chosen > self.rejected) + 0.5 * (self.chosen == self.rejected)
 
-    def where(self, rows: np.ndarray) -> "Scores":
+    @property
+    def accuracy(self) -> float:
+        """The share of pairs that it has right."""
+        return accuracy(self.chosen, self.rejected).value
+
+    @property
+    def single(self) -> np.ndarray:
+        """The scores of single answers, all chosen ones first."""
+        return np.concatenate([self.chosen, self.rejected])
+
+    def where(self, rows: np.ndarray | slice) -> "Scores":
         """Return some of the pairs."""
         return Scores(*(values[rows] for values in self))
+
+    def groups(self, by: str) -> dict[str, "Scores"]:
+        """Return the pairs of each grade or each safety bin, and `all`."""
+        labels, names = getattr(self, by), GRADES if by == "grade" else SAFE_BINS
+        return {name: self.where(labels == name) for name in names} | {"all": self}
 
 
 def scored(run: Recipe) -> dict[str, Scores]:
     """Return what a finished model says, by stream."""
-    found = held_out_scores(pipeline.artifact("reward_model", run))
-    return {stream: Scores(*values) for stream, values in found.items()}
+    held_out = held_out_scores(pipeline.artifact("reward_model", run))
+    return {stream: Scores(*values) for stream, values in held_out.items()}
 
 
-def rate(scores: Scores) -> float:
-    """Return the accuracy on some pairs."""
-    return accuracy(scores.chosen, scores.rejected).value
+def of_arm(recipe: Recipe, seed: int, stream: str, arm: str) -> Scores:
+    """Return what one of the `arms` says of a stream."""
+    return scored(arms(recipe, seed)[arm])[stream]
 
 
-def groups(scores: Scores, by: str) -> dict[str, np.ndarray]:
-    """Return which pairs have each grade or each safety bin, and `all`."""
-    labels = getattr(scores, by)
-    names = GRADES if by == "grade" else SAFE_BINS
-    every = np.ones(len(labels), dtype=bool)
-    return {name: labels == name for name in names} | {"all": every}
+def of_arms(recipe: Recipe, seed: int, stream: str, named: Mapping[str, str]) -> dict[str, Scores]:
+    """Return what some of the `arms` say of a stream, under other names."""
+    return {name: of_arm(recipe, seed, stream, arm) for name, arm in named.items()}
 
 
 def against(name: str, one: Scores, other: Scores) -> dict[str, float]:
     """Compare two models on the pairs that both have scored."""
     n = min(len(one.gap), len(other.gap))
-    if not np.array_equal(one.gap[:n], other.gap[:n]):
-        raise ValueError(
-            f"{name}: two models must be compared on the same held-out pairs; the pairs differ. "
-            "Give both the seed of one run."
-        )
+    assert np.array_equal(one.gap[:n], other.gap[:n]), f"{name}: not the same held-out pairs"
     gain = one.right[:n] - other.right[:n]
     return {
         f"gained/{name}": float(gain[gain > 0].sum()),
@@ -146,26 +150,14 @@ def against(name: str, one: Scores, other: Scores) -> dict[str, float]:
     }
 
 
-def trained(recipe: Recipe, seed: int, *names: str) -> dict[str, dict[str, Scores]]:
-    """Return what some arms say, by name and stream, after training those that are missing."""
-    return {name: scored(arms(recipe, seed)[name]) for name in names}
-
-
-def of_stream(
-    recipe: Recipe, seed: int, stream: str, named: Mapping[str, str]
-) -> dict[str, Scores]:
-    """Return what some arms say of one stream, under other names."""
-    return {name: scored(arms(recipe, seed)[arm])[stream] for name, arm in named.items()}
-
-
 def by_group(
     by: str, arms_: Mapping[str, Scores], pairs: Sequence[tuple[str, str]]
 ) -> dict[str, float]:
     """Return `accuracy/<arm>/<group>`, and what `against` says of pairs of arms, by group."""
+    grouped = {arm: scores.groups(by) for arm, scores in arms_.items()}
     values: dict[str, float] = {}
-    for group, rows in groups(next(iter(arms_.values())), by).items():
-        some = {arm: scores.where(rows) for arm, scores in arms_.items()}
-        values |= {f"accuracy/{arm}/{group}": rate(scores) for arm, scores in some.items()}
+    for group in next(iter(grouped.values())):
+        values |= {f"accuracy/{arm}/{group}": own[group].accuracy for arm, own in grouped.items()}
         for one, other in pairs:
-            values |= against(f"{one}-{other}/{group}", some[one], some[other])
+            values |= against(f"{one}-{other}/{group}", grouped[one][group], grouped[other][group])
     return values

@@ -1,7 +1,5 @@
 """Claims 23, 26 and 49: chains that differ after pretraining, and one toy chain for real."""
 
-import dataclasses
-
 import pytest
 
 from llama2_lib import pipeline
@@ -29,12 +27,12 @@ def test_the_course_does_not_train_them():
 
 
 @pytest.mark.slow
-def test_a_toy_chain_is_measured(toy_root, monkeypatch):
+def test_a_toy_chain_is_measured(toy_root, monkeypatch, measure):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(toy_root))
     monkeypatch.setattr(chain, "N_PROMPTS", 40)
-    chain._measured.cache_clear()
-    found = CLAIMS[23].measure(toy(), 0)
-    chain._measured.cache_clear()
+    chain.measure_versions.cache_clear()
+    values, *_ = [measure(number) for number in (23, 26, 49)]
+    chain.measure_versions.cache_clear()
     tokenizer = load_tokenizer(pipeline.artifact("tokenizer", toy()))
     new = chain.new_prompts(toy(), 0, "train", tokenizer)
     asked = {tuple(ids) for ids in round_prompts(3, toy(), tokenizer).ids}
@@ -44,12 +42,9 @@ def test_a_toy_chain_is_measured(toy_root, monkeypatch):
     for before, after in BEFORE:
         for quality in ("gold helpfulness", "reward safety", "low tail", "win by gold"):
             for suffix in SPLITS.values():
-                assert f"error/{quality}{suffix}/{after} over {before}" in found.values
+                assert f"error/{quality}{suffix}/{after} over {before}" in values
     for version in RLHF_VERSIONS:
-        assert 0 <= found.values[f"mean/gold helpfulness/{version}"] <= 1
-    assert found.values["mean/low tail/SFT"] == pytest.approx(0.1, rel=0, abs=0.03)
-    gap = found.values["mean/reward/V2"] - found.values["mean/reward/SFT"]
-    assert found.values["gain/reward/V2 over SFT"] == pytest.approx(gap, rel=1e-9, abs=1e-12)
-    rows = [dataclasses.replace(found, seed=seed) for seed in range(3)]
-    for claim in (23, 26, 49):  # the judges find every key
-        CLAIMS[claim].verdict(rows)
+        assert 0 <= values[f"mean/gold helpfulness/{version}"] <= 1
+    assert values["mean/low tail/SFT"] == pytest.approx(0.1, rel=0, abs=0.03)
+    gap = values["mean/reward/V2"] - values["mean/reward/SFT"]
+    assert values["gain/reward/V2 over SFT"] == pytest.approx(gap, rel=1e-9, abs=1e-12)

@@ -6,27 +6,8 @@ import math
 
 import pytest
 
-from llama2_lib.claims import (
-    CLAIMS,
-    CannotShow,
-    Claim,
-    Fact,
-    Measurement,
-    Must,
-    Outcome,
-    Proviso,
-    Trust,
-    grid_requests,
-    of_course,
-    read_ledger,
-    recorded,
-    render_table,
-    render_text,
-    run_claims,
-    write_ledger,
-)
-from llama2_lib.claims.claim import Check, above, below, column, decide, mean, within
-from llama2_lib.claims.ledger import collect
+from llama2_lib.claims import CannotShow, Measurement, Must, Outcome, ledger
+from llama2_lib.claims.claim import RULES, Check, Claim, Fact, Proviso, Trust, column, decide, mean
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.pipeline import JUDGE
 from llama2_lib.recipes import nano, toy
@@ -49,21 +30,17 @@ def claim(claim_id=1, level=2.0, **changes):
 
 def run(level=2.0, seeds=range(5), recipe=None, **changes):
     known = {1: claim(level=level, **changes)}
-    (result,) = run_claims([1], recipe or toy(), seeds, claims=known, report=lambda line: None)
+    (result,) = ledger.run_claims(
+        [1], recipe or toy(), seeds, claims=known, report=lambda line: None
+    )
     return result
 
 
-@pytest.mark.parametrize(
-    ("level", "outcome"),
-    [
-        (2.0, "reproduced"),
-        (0.5, "not reproduced"),
-        (1.02, "inconclusive"),
-        (-1.0, "cannot show at this scale"),
-    ],
-)
-def test_every_verdict_can_come_out(level, outcome):
-    assert run(level).verdict.outcome == outcome
+def test_every_verdict_can_come_out():
+    outcomes = [run(level).verdict.outcome for level in (2.0, 0.5, 1.02, -1.0)]
+    assert outcomes == [
+        "reproduced", "not reproduced", "inconclusive", "cannot show at this scale",
+    ]  # fmt: skip
 
 
 def test_too_few_seeds_decide_nothing():
@@ -82,7 +59,7 @@ def test_the_prediction_is_reported_before_the_run():
         return {"level": 2.0 + 0.1 * seed}
 
     known = {1: claim(measured_by=measure)}
-    run_claims([1], toy(), range(3), claims=known, report=lines.append)
+    ledger.run_claims([1], toy(), range(3), claims=known, report=lines.append)
     assert lines[:6] == [
         "claim 1 (section 9.9): Levels are high | very.",
         "  predicted: Above one.",
@@ -109,16 +86,8 @@ def test_an_unknown_id_names_the_nearest_before_anything_runs(claim_id):
     known = {i: claim(i, measured_by=lambda recipe, seed: ran.append(seed)) for i in (2, 5, 9, 38)}
     nearest = {0: "2, 5, 9", 40: "38, 9, 5", 99: "38, 9, 5"}[claim_id]
     with pytest.raises(ValueError, match=f"got {claim_id}. Nearest: {nearest}"):
-        run_claims([2, claim_id], toy(), claims=known, report=ran.append)
+        ledger.run_claims([2, claim_id], toy(), claims=known, report=ran.append)
     assert ran == []
-
-
-def test_a_claim_without_measure_is_refused_with_those_that_have_one():
-    known = {1: claim(1), 2: claim(2, measured_by=None)}
-    with pytest.raises(ValueError, match=r"claim 2 is declared but has no measure.*so far: 1\."):
-        run_claims([1, 2], toy(), claims=known, report=lambda line: None)
-    with pytest.raises(ValueError, match="no measure yet"):
-        known[2].measure(toy(), 0)
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1]])
@@ -144,7 +113,7 @@ def test_a_claim_cannot_be_changed_after_it_is_declared():
     with pytest.raises(TypeError):
         declared.tests[0] = None
     with pytest.raises(TypeError):
-        CLAIMS[1] = claim()
+        ledger.CLAIMS[1] = claim()
 
 
 def test_the_sentence_and_the_verdict_follow_from_one_list():
@@ -174,21 +143,23 @@ def estimate(low, high):
     return Estimate(value=(low + high) / 2, low=low, high=high, n=5)
 
 
-def test_a_check_is_true_or_false_only_if_the_whole_interval_is():
-    cases = [(0.2, 0.4, True), (-0.4, -0.2, False), (-0.1, 0.3, None), (-0.3, 0.1, None)]
-    cases.append((0.0, 0.0, False))
+@pytest.mark.parametrize(
+    ("rule", "bound", "cases"),
+    [
+        ("above", 0.0, [(0.2, 0.4, True), (-0.4, -0.2, False), (-0.1, 0.3, None), (0, 0, False)]),
+        ("below", 0.0, [(-0.4, -0.2, True), (0.2, 0.4, False), (-0.3, 0.1, None), (0, 0, False)]),
+        ("above", 0.0, [(-0.3, 0.1, None)]),
+        ("below", 0.0, [(-0.1, 0.3, None)]),
+        ("above", 0.3, [(0.2, 0.4, None)]),
+        ("below", 0.5, [(0.2, 0.4, True)]),
+        ("within", 0.03, [(-0.02, 0.02, True), (-0.02, 0.04, None), (-0.04, 0.02, None)]),
+        ("within", 0.03, [(-0.2, 0.2, None), (0.03, 0.05, False), (-0.05, -0.03, False)]),
+        ("within", 0.03, [(0.03, 0.03, False)]),
+    ],
+)
+def test_a_check_is_true_or_false_only_if_the_whole_interval_is(rule, bound, cases):
     for low, high, holds in cases:
-        assert above("x", estimate(low, high)).holds is holds
-        assert below("x", estimate(-high, -low)).holds is holds
-    assert above("x", estimate(0.2, 0.4), 0.3).holds is None
-    assert below("x", estimate(0.2, 0.4), 0.5).holds is True
-
-
-def test_an_equivalence_is_true_false_or_undecided():
-    cases = [(-0.02, 0.02, True), (-0.02, 0.04, None), (-0.04, 0.02, None), (-0.2, 0.2, None)]
-    cases += [(0.03, 0.05, False), (-0.05, -0.03, False), (0.03, 0.03, False)]
-    for low, high, holds in cases:
-        assert within("x", estimate(low, high), 0.03).holds is holds
+        assert RULES[rule]("x", estimate(low, high), bound).holds is holds
 
 
 def test_one_false_check_refutes_and_one_open_check_suspends():
@@ -198,7 +169,7 @@ def test_one_false_check_refutes_and_one_open_check_suspends():
     assert decide([yes, unknown, no], {}).reason == "False"
     assert decide([yes, unknown], {}).outcome == Outcome.INCONCLUSIVE
     assert decide([yes, unknown], {}).reason == "undecided: None"
-    with pytest.raises(ValueError, match="at least one check"):
+    with pytest.raises(AssertionError, match="at least one check"):
         decide([], {})
 
 
@@ -208,27 +179,32 @@ def test_a_missing_key_names_the_nearest():
         column(rows, "loss/64")
 
 
-def test_results_survive_the_file(tmp_path):
-    path = tmp_path / "claims.json"
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "claims.json"
+
+
+def test_results_survive_the_file_which_is_plain_json_without_dates(path):
     result = run()
-    write_ledger([result], path)
-    assert read_ledger(path) == [result]
+    ledger.write_ledger([result], path)
+    assert ledger.read_ledger(path) == [result]
     first = path.read_bytes()
-    write_ledger(read_ledger(path), path)
+    ledger.write_ledger(ledger.read_ledger(path), path)
     assert path.read_bytes() == first
+    (entry,) = json.loads(first)["entries"]
+    assert entry["declared"]["threshold"] == "Here: level above 1 (95 % over seeds)."
+    assert entry["measurements"][1] == {"device": "cpu", "seed": 1, "values": {"level": 1.8}}
 
 
-def test_a_new_result_replaces_its_own_and_keeps_the_others(tmp_path):
-    path = tmp_path / "claims.json"
-
+def test_a_new_result_replaces_its_own_and_keeps_the_others(path):
     def results(ids, **settings):
         recipe = settings.pop("recipe", toy())
         known = {i: claim(i, **settings) for i in (1, 3)}
-        return run_claims(ids, recipe, claims=known, report=lambda line: None)
+        return ledger.run_claims(ids, recipe, claims=known, report=lambda line: None)
 
-    write_ledger(results([3, 1]) + results([1], recipe=nano()), path)
-    write_ledger(results([1], level=0.5), path)
-    kept = read_ledger(path)
+    ledger.write_ledger(results([3, 1]) + results([1], recipe=nano()), path)
+    ledger.write_ledger(results([1], level=0.5), path)
+    kept = ledger.read_ledger(path)
     assert [result.key for result in kept] == [(1, "nano"), (1, "toy"), (3, "toy")]
     assert [str(result.verdict.outcome) for result in kept] == [
         "reproduced", "not reproduced", "reproduced",
@@ -236,42 +212,22 @@ def test_a_new_result_replaces_its_own_and_keeps_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 2, "entries": []}', '{"format": 1}'])
-def test_a_damaged_ledger_is_refused_and_left_alone(tmp_path, content):
-    path = tmp_path / "claims.json"
+def test_a_damaged_ledger_is_refused_and_left_alone(path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"must be a ledger of format 1.*Move it away"):
-        write_ledger([run()], path)
+        ledger.write_ledger([run()], path)
     assert path.read_text() == content
 
 
-def test_a_missing_ledger_says_how_to_make_one(tmp_path):
+def test_a_missing_ledger_says_how_to_make_one(path):
     with pytest.raises(FileNotFoundError, match="Run `llama2 claims`"):
-        read_ledger(tmp_path / "claims.json")
-
-
-def test_the_file_is_plain_json_without_dates(tmp_path):
-    path = tmp_path / "claims.json"
-    write_ledger([run()], path)
-    (entry,) = json.loads(path.read_text())["entries"]
-    assert entry["declared"]["threshold"] == "Here: level above 1 (95 % over seeds)."
-    assert entry["measurements"][1] == {"device": "cpu", "seed": 1, "values": {"level": 1.8}}
-
-
-def test_the_table_shows_paper_ours_and_verdict():
-    lines = render_table([run(0.5), run(2.0)]).splitlines()
-    assert lines[0] == "| # | claim | paper | ours | verdict |"
-    assert lines[2].startswith(
-        r"| 1 | Levels are high \| very. (section 9.9) | about 2 (read off a figure by a third "
-        "party) | level: 0.5 [0.33, 0.67]<br>(toy, 5 seeds) | **not reproduced**: level: 0.5"
-    )
-    assert lines[3].endswith("<br>(toy, 5 seeds) | **reproduced** |")
+        ledger.read_ledger(path)
 
 
 def test_people_get_plain_aligned_and_wrapped_text():
-    text = render_text([run(0.5), recorded(24)])
-    assert not any(mark in text for mark in ("<br>", "**", "\\|", "---"))
-    assert all(len(line) <= 88 for line in text.splitlines())
-    first, second = text.rstrip("\n").split("\n\n")
+    first, second = str(run(0.5)), str(ledger.recorded(24))
+    assert not any(mark in second for mark in ("<br>", "**", "\\|", "---"))
+    assert all(len(line) <= 88 for line in second.splitlines())
     assert first.splitlines() == [
         "claim 1    Levels are high | very.",
         "section    9.9; toy, 5 seeds",
@@ -285,32 +241,27 @@ def test_people_get_plain_aligned_and_wrapped_text():
     ours = lines[next(i for i, line in enumerate(lines) if line.startswith("ours")) :][:22]
     assert {line[:4] for line in ours[1:]} == {"    "}
     assert len({line.rstrip("]").rfind("  ") for line in ours}) == 1  # numbers stand in a column
-    assert str(recorded(24)) == second + "\n"
 
 
 def test_two_claims_cannot_share_an_id():
-    assert list(collect((claim(4), claim(2)), (claim(3),))) == [2, 3, 4]
-    with pytest.raises(ValueError, match=r"\[2\] came twice"):
-        collect((claim(2),), (claim(3), claim(2)))
+    assert list(ledger.collect((claim(4), claim(2)), (claim(3),))) == [2, 3, 4]
+    with pytest.raises(AssertionError, match="an id of its own"):
+        ledger.collect((claim(2),), (claim(3), claim(2)))
 
 
-def test_a_recorded_result_is_found_by_claim_and_recipe(tmp_path):
-    path = tmp_path / "claims.json"
+def test_a_recorded_result_is_found_by_claim_and_recipe(path):
     low, high = run(0.5), run(2.0)
-    write_ledger([dataclasses.replace(low, provenance={**low.provenance, "recipe": "low"})], path)
-    write_ledger([high], path)
-    assert recorded(1, "toy", path) == high
-    assert recorded(1, "low", path).verdict == low.verdict != high.verdict
-    assert recorded(1, "low", path)["level"] == column(low.measurements, "level")
-    assert recorded(1, "low", path).threshold == claim().threshold
+    other = dataclasses.replace(low, provenance={**low.provenance, "recipe": "low"})
+    ledger.write_ledger([other, high], path)
+    assert ledger.recorded(1, "toy", path) == high
+    assert ledger.recorded(1, "low", path).verdict == low.verdict != high.verdict
+    assert ledger.recorded(1, "low", path)["level"] == column(low.measurements, "level")
+    assert ledger.recorded(1, "low", path).threshold == claim().threshold
     with pytest.raises(ValueError, match=r"claim 2 of the recipe 'toy'; it holds 1 \(low\), 1"):
-        recorded(2, "toy", path)
-
-
-def test_the_course_measures_what_is_not_recorded():
-    known = {1: claim(1, recorded=False), 2: claim(2), 3: claim(3, recorded=False)}
-    assert list(of_course(known)) == [1, 3]
+        ledger.recorded(2, "toy", path)
 
 
 def test_the_claims_of_the_course_train_nothing_beside_its_chain():
-    assert set(grid_requests(nano(), claims=of_course())) == {("sft", nano()), (JUDGE, nano())}
+    live = {number: each for number, each in ledger.CLAIMS.items() if not each.recorded}
+    assert set(live) == {6, 7, 9, 10, 18, 19, 38}
+    assert set(ledger.grid_requests(nano(), claims=live)) == {("sft", nano()), (JUDGE, nano())}

@@ -1,22 +1,11 @@
 """What notebooks show of single runs: what the course comes with, and that it can be made anew."""
 
 import json
-from shutil import copytree
 
 import numpy as np
 import pytest
 
-from llama2_lib import pipeline
 from llama2_lib.claims import finetuning, recorded_runs, variants
-from llama2_lib.claims.recorded_runs import (
-    N_PAIRS,
-    PAIRS,
-    TEMPERATURES,
-    measured,
-    recorded_answers,
-    recorded_pairs,
-    recorded_run,
-)
 from llama2_lib.pipeline import artifact
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.reward import SAFE_BINS
@@ -26,34 +15,32 @@ from llama2_lib.world.pairs import GRADES
 
 
 def check(recipe, steps, n_seeds, n_pairs, path=None):
-    assert recorded_run("provenance", path)["recipe"] == recipe.name
-    by_width = recorded_run("loss by width", path)
+    assert recorded_runs.recorded_run("provenance", path)["recipe"] == recipe.name
+    by_width = recorded_runs.recorded_run("loss by width", path)
     assert {len(curve) for curve in by_width.values()} == {steps}
-    by_schedule = recorded_run("loss by schedule", path)
+    by_schedule = recorded_runs.recorded_run("loss by schedule", path)
     assert np.shape([by_schedule[arm] for arm in ("with", "without")]) == (2, n_seeds, steps)
-    heat = recorded_run("helpfulness by temperature", path)
+    heat = recorded_runs.recorded_run("helpfulness by temperature", path)
     marks = np.array([heat[arm] for arm in ("few_clean_longer", "many_noisy")])
-    assert marks.shape == (2, n_seeds, len(TEMPERATURES))
+    assert marks.shape == (2, n_seeds, len(recorded_runs.TEMPERATURES))
     assert ((marks >= 0) & (marks <= 1)).all()
-    for name, (_, label) in PAIRS.items():
-        pairs = recorded_pairs(name, path)
+    for name, (_, label) in recorded_runs.PAIRS.items():
+        pairs = recorded_runs.recorded_pairs(name, path)
         assert {len(column) for column in pairs.values()} == {n_pairs}
         assert set(pairs[label]) <= {*GRADES, *SAFE_BINS}
-    answers = recorded_run("answers", path)
+    answers = recorded_runs.recorded_run("answers", path)
     assert {len(column) for column in answers.values()} == {recipe.distillation.n_prompts}
 
 
 def test_what_the_course_comes_with():
-    check(nano(), 300, 3, N_PAIRS)
-    wide = recorded_run("loss by width")
+    check(nano(), 300, 3, recorded_runs.N_PAIRS)
+    wide = recorded_runs.recorded_run("loss by width")
     assert sorted(wide, key=int) == ["16", "32", "64"]
     assert all(curve[-1] < curve[0] / 2 for curve in wide.values())
 
 
 @pytest.mark.slow
-def test_it_can_be_made_anew(tmp_path, toy_root, monkeypatch, one_thread):
-    root = copytree(toy_root, tmp_path / "artifacts")
-    monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
+def test_it_can_be_made_anew(tmp_path, toy_copy, monkeypatch):
     for module, name, few in (
         (recorded_runs, "SEEDS", range(1)), (recorded_runs, "N_ASKED", 6),
         (recorded_runs, "N_PAIRS", 40), (variants, "N_PAIRS", 240),
@@ -61,15 +48,13 @@ def test_it_can_be_made_anew(tmp_path, toy_root, monkeypatch, one_thread):
         (finetuning, "FEW", 12),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, few)
-    monkeypatch.setattr(pipeline, "artifacts", lambda requests: [artifact(*r) for r in requests])
     path = tmp_path / "runs.json"
-    path.write_text(json.dumps(measured(toy())))
+    path.write_text(json.dumps(recorded_runs.measured(toy())))
     check(toy(), toy().pretrain.steps, 1, 40, path)
     tokenizer = load_tokenizer(artifact("tokenizer", toy()))
-    rows = distilled_rows(
-        artifact(recorded_runs.EARLY, recorded_runs.arm_recipes(toy(), 0)["template"])
-    )
-    again = recorded_answers(tokenizer, toy(), path)
+    run = recorded_runs.arm_recipes(toy(), 0)["template"]
+    rows = distilled_rows(artifact(recorded_runs.EARLY, run))
+    again = recorded_runs.recorded_answers(tokenizer, toy(), path)
     assert [row.prompt for row in again] == [row.prompt for row in rows]
     assert [row.answer for row in again] == [row.answer for row in rows]
     assert again[0].increase == pytest.approx(rows[0].increase, abs=2e-3)
@@ -77,4 +62,4 @@ def test_it_can_be_made_anew(tmp_path, toy_root, monkeypatch, one_thread):
     document["answers"]["request"][0] = "What is new?"
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match="it draws others"):
-        recorded_answers(tokenizer, toy(), path)
+        recorded_runs.recorded_answers(tokenizer, toy(), path)

@@ -1,33 +1,22 @@
 """What the claims on reward models measure: which models differ in what, and on which pairs."""
 
 import dataclasses
-from shutil import copytree
 
 import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, Measurement, drift, reward, variants
+from llama2_lib.claims import CLAIMS, reward, variants
 from llama2_lib.claims.reward import gold_quality
-from llama2_lib.claims.variants import (
-    DATA,
-    N_PAIRS,
-    Scores,
-    against,
-    arms,
-    groups,
-    rate,
-    scale_arms,
-    scored,
-)
+from llama2_lib.claims.variants import DATA, N_PAIRS, Scores, against, arms, scale_arms, scored
 from llama2_lib.config import ROUNDS
 from llama2_lib.recipes import nano, toy
-from llama2_lib.stages.reward import held_out_of
+from llama2_lib.stages.reward import held_out_of, variant_pairs
 from llama2_lib.storage import read_rows
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world.pairs import GRADES, STREAMS, Pair
 
-DECLARED = [*reward.CLAIMS, *drift.CLAIMS]
+DECLARED = [*reward.CLAIMS, CLAIMS[18], CLAIMS[19]]
 
 
 def changed(one, other):
@@ -73,8 +62,6 @@ def test_compared_arms_are_tested_on_at_least_2000_common_pairs():
 
 def test_the_joint_model_sees_the_own_pairs_of_both(monkeypatch):
     monkeypatch.setattr(variants, "N_PAIRS", 200)
-    from llama2_lib.stages.reward import variant_pairs
-
     runs = {n: arms(nano(), 1)[n].reward_model for n in ("helpful", "safe", "joint")}
     drawn = {name: variant_pairs(variant, 0) for name, variant in runs.items()}
     own = {
@@ -120,38 +107,25 @@ def test_pairs_are_compared_one_by_one():
     assert against("a", one, other) == {"gained/a": 1.0, "lost/a": 1.5, "pairs/a": 4.0}
     short = other.where(np.array([True, True, False, False]))
     assert against("a", one, short) == {"gained/a": 1.0, "lost/a": 1.0, "pairs/a": 2.0}
-    with pytest.raises(ValueError, match="same held-out pairs"):
+    with pytest.raises(AssertionError, match="same held-out pairs"):
         against("a", one, made([1.0] * 4, [0.0] * 4, gap=(0.5, -0.1, 0.3, 0.1)))
 
 
 def test_groups_are_those_of_the_labels():
     one = made([1.0] * 4, [0.0] * 4)
-    found = {name: rows.tolist() for name, rows in groups(one, "grade").items()}
-    assert found[GRADES[0]] == [True, False, False, True]
-    assert found["all"] == [True] * 4
-    assert list(groups(one, "safety_bin")) == ["safe, unsafe", "both safe", "both unsafe", "all"]
-    assert sum(rows.sum() for rows in groups(one, "safety_bin").values()) == 8
+    by_grade, by_bin = one.groups("grade"), one.groups("safety_bin")
+    assert by_grade[GRADES[0]].gap.tolist() == [0.5, 0.2]
+    assert by_grade["all"] is one
+    assert list(by_bin) == ["safe, unsafe", "both safe", "both unsafe", "all"]
+    assert sum(len(group.gap) for group in by_bin.values()) == 8
 
 
 @pytest.fixture
-def root(toy_root, tmp_path, monkeypatch, one_thread):
-    root = copytree(toy_root, tmp_path / "artifacts")
-    monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
-    return root
-
-
-@pytest.fixture
-def few(root, monkeypatch):
+def few(toy_copy, monkeypatch):
     for name, value in (
         ("N_PAIRS", 240), ("DATA", (210, 225, 240)), ("N_HELD_OUT", 120), ("N_MARGIN", 150),
     ):  # fmt: skip
         monkeypatch.setattr(variants, name, value)
-
-    def one_by_one(requests):  # new processes take longer than toys
-        return [pipeline.artifact(*request, device="cpu", bar=False) for request in requests]
-
-    monkeypatch.setattr(pipeline, "artifacts", one_by_one)
-    return root
 
 
 def test_held_out_pairs_are_those_that_were_scored(few):
@@ -167,26 +141,17 @@ def test_held_out_pairs_are_those_that_were_scored(few):
         np.testing.assert_allclose(gold[:120] - gold[120:], scores.gap, rtol=0, atol=1e-5)
         assert set(scores.grade) <= set(GRADES)
         assert scores.chosen.std() > 0
-        assert 0 <= rate(scores) <= 1
+        assert 0 <= scores.accuracy <= 1
 
 
 @pytest.mark.slow
-def test_every_claim_is_measured_on_toy_models(few):
-    for claim in DECLARED:
-        if claim.id in (18, 19):
-            continue
-        requested = claim.requests(toy(), [0])
-        measured = claim.measure(toy(), 0)
-        assert not [r for r in requested if pipeline.missing(*r)]  # it asks for no other runs
-        assert all(np.isfinite(value) for value in measured.values.values())
-        twin = Measurement(values={k: 0.999 * v for k, v in measured.values.items()}, seed=1)
-        third = Measurement(values={k: 0.998 * v for k, v in measured.values.items()}, seed=2)
-        claim.verdict([measured, twin, third])  # the judge finds every key
+def test_every_claim_is_measured_on_toy_models(few, measure):
+    for claim in reward.CLAIMS:
+        measure(claim.id)
 
 
-def test_drift_agrees_with_what_the_rounds_noted(root):
-    measured = CLAIMS[18].measure(toy(), 0)
-    values = measured.values
+def test_drift_agrees_with_what_the_rounds_noted(toy_copy, measure):
+    values = measure(18)
     right = pairs = 0.0
     for stream in STREAMS:
         for number in range(2, ROUNDS + 2):
@@ -197,16 +162,14 @@ def test_drift_agrees_with_what_the_rounds_noted(root):
     assert values["pairs/next"] == values["pairs/refreshed-next"] == pairs
     assert values["right/next"] == pytest.approx(right, abs=1e-6)
     assert 0.5 <= values["ceiling/own"] <= 1
-    CLAIMS[18].verdict([measured])
 
 
-def test_shares_are_counts_of_all_comparisons(root):
-    measured = CLAIMS[19].measure(toy(), 0)
+def test_shares_are_counts_of_all_comparisons(toy_copy, measure):
+    values = measure(19)
     for stream in STREAMS:
         folder = pipeline.artifact("rewards_v1", toy(), bar=False) / stream
         pairs = read_rows(folder / "fresh.jsonl", Pair) + read_rows(folder / "held.jsonl", Pair)
         for grade in GRADES:
             n = sum(pair.grade == grade for pair in pairs)
-            assert measured.values[f"count/{stream}/1/{grade}"] == n
-    assert len(measured.values) == len(STREAMS) * (ROUNDS + 1) * len(GRADES)
-    CLAIMS[19].verdict([measured])
+            assert values[f"count/{stream}/1/{grade}"] == n
+    assert len(values) == len(STREAMS) * (ROUNDS + 1) * len(GRADES)

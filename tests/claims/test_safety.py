@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, CannotShow, of_course, red_team, safety
+from llama2_lib.claims import CLAIMS, CannotShow, red_team, safety
 from llama2_lib.claims.red_team import rounds_recipe
 from llama2_lib.claims.safety import (
     ARMS,
@@ -27,7 +27,7 @@ from llama2_lib.stages.safety import safety_dialogs
 @pytest.mark.parametrize("claim", [*range(40, 49), 54])
 def test_measured_and_recorded(claim):
     assert CLAIMS[claim].measure is not None
-    assert claim not in of_course()
+    assert CLAIMS[claim].recorded
     runs = CLAIMS[claim].requests(toy(), range(2))
     assert runs
     assert {stage for stage, _ in runs} <= set(STAGES)

@@ -9,12 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama2_lib.claims import CLAIMS, Measurement, Must, Outcome, of_course, recorded
-from llama2_lib.claims import same_declaration as same
+from llama2_lib.claims import CLAIMS, Measurement, Must, Outcome, chain, recorded, same_declaration
 from llama2_lib.claims.attention import measure_cache
-from llama2_lib.claims.chain import BEFORE as STEPS
-from llama2_lib.claims.chain import RLHF_VERSIONS
-from llama2_lib.claims.chain import SPLITS as WORDINGS
 from llama2_lib.claims.claim import SHARE, SIGNED, average, column, gain, inside, paired_gain
 from llama2_lib.claims.finetuning import pooled as points
 from llama2_lib.claims.ghost_attention import (
@@ -128,9 +124,9 @@ def chained(**gains):
         "gold helpfulness", "gold safety", "gold", "reward helpfulness", "reward safety", "reward",
         "low tail", "refused", "win by gold", "win by reward",
     )  # fmt: skip
-    qualities = [name + suffix for name in names for suffix in WORDINGS.values()]
-    every = {f"{q}/{after} over {before}": 0.0 for before, after in STEPS for q in qualities}
-    means = {f"mean/{q}/{v}": 0.5 for q in qualities for v in RLHF_VERSIONS if q[:3] != "win"}
+    qualities = [name + suffix for name in names for suffix in chain.SPLITS.values()]
+    every = {f"{q}/{after} over {before}": 0.0 for before, after in chain.BEFORE for q in qualities}
+    means = {f"mean/{q}/{v}": 0.5 for q in qualities for v in chain.RLHF_VERSIONS if q[:3] != "win"}
     return by_gain(every | gains, 0.004) | means
 
 
@@ -362,10 +358,8 @@ def test_every_claim_has_invented_numbers_and_is_declared_in_full():
     for claim_id, claim in CLAIMS.items():
         assert claim.id == claim_id
         assert all(str(value).strip() for value in claim.declaration().values())
-        assert claim.measured_by is not None
         assert claim.min_seeds == (1 if claim_id in (6, 9, 18, 19) else 3)
         assert claim_id in RECORDED or not claim.recorded
-    assert set(of_course()) == {6, 7, 9, 10, 18, 19, 38}  # they train nothing of their own
 
 
 @pytest.mark.parametrize("claim_id", GOOD)
@@ -781,7 +775,7 @@ CUT = {
 @pytest.mark.parametrize("claim_id", RECORDED)
 def test_the_ledger_holds_what_these_declarations_and_judges_say(claim_id):
     claim, result = CLAIMS[claim_id], recorded(claim_id)
-    assert same(claim, result.declared)
+    assert same_declaration(claim, result.declared)
     again = claim.verdict(result.measurements)
     assert again.outcome == result.verdict.outcome
     reason = re.sub(r"under -0(?![.\d])", "under 0", result.verdict.reason)
@@ -818,8 +812,8 @@ def test_the_claims_of_the_course_have_the_declared_numbers():
 
 def test_other_numbers_are_another_declaration():
     declared = dict(recorded(40).declared)
-    assert same(CLAIMS[40], declared)
+    assert same_declaration(CLAIMS[40], declared)
     other = declared["threshold"].replace("0.05", "0.04", 1)
-    assert not same(CLAIMS[40], declared | {"threshold": other.replace("0.05", "0.04")})
-    assert not same(CLAIMS[40], declared | {"prediction": "It rains."})
+    assert not same_declaration(CLAIMS[40], declared | {"threshold": other.replace("0.05", "0.04")})
+    assert not same_declaration(CLAIMS[40], declared | {"prediction": "It rains."})
     assert column(recorded(40).measurements, "safety/with") == recorded(40)["safety/with"]
