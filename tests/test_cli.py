@@ -207,7 +207,7 @@ def test_every_expected_error_becomes_one_line(monkeypatch, capsys, error, statu
     def fail(command):
         raise error
 
-    monkeypatch.setitem(cli._HANDLERS, cli.Show, fail)
+    monkeypatch.setattr(cli.Show, "_do", fail)
     assert main(["show"]) == status
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -219,7 +219,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
     def fail(command):
         raise AssertionError("a bug")
 
-    monkeypatch.setitem(cli._HANDLERS, cli.Show, fail)
+    monkeypatch.setattr(cli.Show, "_do", fail)
     with pytest.raises(AssertionError, match="a bug"):
         main(["show"])
 
