@@ -101,8 +101,8 @@ def test_a_probe_that_raised_leaves_its_message():
 
 
 def test_a_finding_without_advice_is_refused():
-    with pytest.raises(ValueError, match="what to do"):
-        Finding("disk", "fail", "full")
+    with pytest.raises(AssertionError, match="must say what to do"):
+        Finding("disk", "full", fails=True)
 
 
 def test_the_chain_says_what_is_there_and_the_rest_scales_with_the_speed():
