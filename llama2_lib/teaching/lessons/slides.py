@@ -2,14 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from nbconvert import SlidesExporter
 from traitlets.config import Config
 
 from llama2_lib.storage import write_atomically
-from llama2_lib.teaching.lessons.source import read_notebook, sources
+from llama2_lib.teaching.lessons.source import Names, read_notebook, sources
 
 PACKAGES = "reveal.js@4.6.1 mathjax@2.7.9 requirejs@2.3.8 jquery@3.8.0"
 COPIED = {  # folder of node_modules -> what a deck needs of it
@@ -28,7 +26,6 @@ COPIED = {  # folder of node_modules -> what a deck needs of it
     "jquery": ("dist/jquery.min.js",),
 }
 TEMPLATES = Path(__file__).with_name("templates")
-Names = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
 def slides(
@@ -39,11 +36,7 @@ def slides(
     out: Path = Path("build/slides"),
     assets: Path = Path("build/assets"),
 ) -> list[str]:
-    """Write `out`/NAME.slides.html from the cells that carry a slide type.
-
-    Raises:
-        FileNotFoundError: The browser's part (reveal.js and others) or a notebook is missing.
-    """
+    """Write `out`/NAME.slides.html from the cells that carry a slide type."""
     notebooks = [folder / f"{path.stem}.ipynb" for path in sources(folder, names)]
     if missing := [str(path) for path in notebooks if not path.exists()]:
         raise FileNotFoundError(f"decks are made from built notebooks; missing: {missing}.")
