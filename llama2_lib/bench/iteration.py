@@ -20,15 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 
-from llama2_lib.bench.language_model import (
-    hugging_face_twin,
-    median_ratio,
-    scalar_twin,
-    seconds,
-)
+from llama2_lib.bench.language_model import hugging_face_twin, median_ratio, scalar_twin, seconds
 from llama2_lib.config import PpoConfig
 from llama2_lib.device import choose_device, peak_memory, synchronize
 from llama2_lib.model.chat import scores
@@ -60,14 +56,9 @@ class Setting:
     optimizer: torch.optim.Optimizer
 
     def iterate(self, number: int, rewards: Rewards) -> dict[str, float]:
-        """Do one iteration of the course's own.
-
-        Raises:
-            ValueError: An answer was not as long as all others.
-        """
-        row = stage.iterate(
-            replace(self.ppo, rewards=rewards), self.optimizer, self.prompts, number
-        )
+        """Do one iteration of the course's own; refuse an answer shorter than all others."""
+        ppo = replace(self.ppo, rewards=rewards)
+        row = stage.iterate(ppo, self.optimizer, self.prompts, number)
         if row["length"] != self.ppo.config.max_new_tokens:
             raise ValueError(
                 f"every answer must have {self.ppo.config.max_new_tokens} tokens to be compared; "
@@ -155,18 +146,14 @@ def value_trunk(given: Setting, device: torch.device) -> float:
 
 
 def ppo(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int:
-    """Time one PPO iteration part by part, and beside TRL's where that is installed.
-
-    Raises:
-        ValueError: Another precision than fp32, in which all of PPO runs here.
-    """
+    """Time one PPO iteration part by part, and beside TRL's where that is installed."""
     if precision != "fp32":
         raise ValueError(f"PPO runs in fp32 only; got {precision!r}. Leave --precision out.")
-    where, shape, turns = choose_device(device), nano().model, max(5, pairs)
-    print(f"device {where}, fp32, {torch.get_num_threads()} threads, {turns} pairs")
+    where, shape = choose_device(device), nano().model
+    print(f"device {where}, fp32, {torch.get_num_threads()} threads, {pairs} pairs")
     print(f"prompts of {PROMPT}, answers of {NEW} tokens, {MINIBATCHES} mini-batches, one pass")
     print(f"{'median ms':30s}" + "".join(f" {f'batch {batch}':>12s}" for batch in BATCHES))
-    columns = [_column(setting(shape, batch, where), where, turns) for batch in BATCHES]
+    columns = [_column(setting(shape, batch, where), where, pairs) for batch in BATCHES]
     for part in columns[0]:
         print(f"{part:30s}" + "".join(f" {column[part]:12.0f}" for column in columns))
     for batch, column in zip(BATCHES, columns, strict=True):
@@ -178,7 +165,7 @@ def ppo(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int
         print("both sides with one reward model; without logging, saving and sample generations")
         print(f"{'iterations/s':12s} {'ours':>12s} {'TRL':>12s} {'ratio':>7s}  (range)")
         for batch in BATCHES:
-            print(_beside_trl(setting(shape, batch, where), where, turns))
+            print(_beside_trl(setting(shape, batch, where), where, pairs))
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
     return 0
 
@@ -237,14 +224,11 @@ class Stopwatch:
     @contextlib.contextmanager
     def watching(self, *parts: tuple[Any, str, str]) -> Iterator[None]:
         """Time functions of modules for the length of a `with`: each a module, a name, a part."""
-        before = [(module, name, getattr(module, name)) for module, name, _ in parts]
-        for module, name, part in parts:
-            setattr(module, name, self.timed(part, getattr(module, name)))
-        try:
+        with contextlib.ExitStack() as patches:
+            for module, name, part in parts:
+                timed = self.timed(part, getattr(module, name))
+                patches.enter_context(mock.patch.object(module, name, timed))
             yield
-        finally:
-            for module, name, function in before:
-                setattr(module, name, function)
 
 
 # --- TRL's side
@@ -267,9 +251,6 @@ def in_turn(
 
     TRL's own loop runs; after each of its iterations ours has its turn, inside a callback. So
     all that TRL does from one iteration to the next is counted, but the writing of its log.
-
-    Raises:
-        ValueError: An answer of TRL's did not have its full length.
     """
     import transformers
 
