@@ -1,5 +1,6 @@
 """Look at the machine: nothing here judges, and nothing here may stop the report."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -99,11 +100,10 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
     """Return how many cores this process may use: affinity, and a container's quota."""
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else (os.cpu_count() or 1)
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return cores if quota == "max" else min(cores, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
+    with contextlib.suppress(OSError, ValueError):  # without a limit it says "max", no number
+        quota, period = map(int, (cgroup / "cpu.max").read_text().split())
+        return min(cores, max(1, math.ceil(quota / period)))
+    return cores
 
 
 def free_memory(cgroup: Path = CGROUP) -> int:
@@ -111,12 +111,10 @@ def free_memory(cgroup: Path = CGROUP) -> int:
     import psutil
 
     available = psutil.virtual_memory().available
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-        return available if limit == "max" else min(available, max(0, int(limit) - used))
-    except (OSError, ValueError):
-        return available
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        return min(available, max(0, limit - used))
+    return available
 
 
 def held_cores(seconds: float = 0.5) -> float:
@@ -183,21 +181,19 @@ def _cuda_device() -> str | None:
 
     if not torch.cuda.is_available():
         return None
-    major, minor = torch.cuda.get_device_capability()
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return f"{torch.cuda.get_device_name()} (capability {major}.{minor}, {memory:.0f} GiB)"
+    gpu = torch.cuda.get_device_properties()
+    memory = gpu.total_memory / 2**30
+    return f"{gpu.name} (capability {gpu.major}.{gpu.minor}, {memory:.0f} GiB)"
 
 
 def _bf16_hardware() -> str | None:
     """Emulated bf16 is slower than fp32, so only hardware counts."""
     import torch
 
-    names = []
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
-        names.append("CUDA")
+    cuda = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     capabilities = torch.cpu.get_capabilities()
-    names += [label for label, key in CPU_BF16.items() if capabilities.get(key)]
-    return ", ".join(names) or None
+    on_cpu = [label for label, key in CPU_BF16.items() if capabilities.get(key)]
+    return ", ".join([*(["CUDA"] if cuda else []), *on_cpu]) or None
 
 
 def _free_disk(folder: Path) -> int:
