@@ -14,10 +14,21 @@ from llama2_lib.recipes import toy
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-# Ratios to `transformers` that must be reached on two cores, in fp32.
-TRAIN = {"ratio": 1.2}
-GENERATE = {"batch 1": 3.0, "batch 64": 2.0, "ragged 64": 3.0}
-PPO = {"batch 64": 1.5, "batch 256": 1.5}  # to TRL
+# Ratios that must be reached on two cores, in fp32, and the lines that hold them.
+TO_TRANSFORMERS = [
+    ("train", {"ratio": 1.2}, r"^(ratio) +([\d.]+)  \(fused; median of pairs; more is better\)$"),
+    (
+        "generate",
+        {"batch 1": 3.0, "batch 64": 2.0, "ragged 64": 3.0},
+        r"^(batch 1|batch 64|ragged 64) +\d+ +\d+ +([\d.]+)$",
+    ),
+]
+TO_TRL = (
+    "ppo",
+    {"batch 64": 1.5, "batch 256": 1.5},
+    r"^(batch 64|batch 256) +[\d.]+ +[\d.]+ +([\d.]+)  \([\d.]+ to [\d.]+\)$",
+)
+WITHOUT_TRL = pytest.mark.skipif(iteration.missing() is not None, reason=str(iteration.missing()))
 
 
 def test_the_other_side_computes_the_same(random_model):
@@ -85,33 +96,15 @@ def measured(what, capsys, pattern):
     return {name: float(ratio) for name, ratio in re.findall(pattern, table, re.MULTILINE)}
 
 
-def best_of_two(what, floors, capsys, pattern):
-    """Measure again only if a floor was missed: the machine may have been busy."""
+@pytest.mark.timing
+@pytest.mark.parametrize(
+    ("what", "floors", "pattern"), [*TO_TRANSFORMERS, pytest.param(*TO_TRL, marks=WITHOUT_TRL)]
+)
+def test_the_ratios_are_reached(what, floors, capsys, pattern):
+    """Measured again only if a floor was missed: the machine may have been busy."""
     best = measured(what, capsys, pattern)
     assert best.keys() == floors.keys()
     if any(best[name] < floor for name, floor in floors.items()):
         again = measured(what, capsys, pattern)
         best = {name: max(best[name], again[name]) for name in best}
-    return best
-
-
-@pytest.mark.timing
-def test_a_training_step_reaches_its_ratio(capsys):
-    pattern = r"^(ratio) +([\d.]+)  \(fused; median of pairs; more is better\)$"
-    best = best_of_two("train", TRAIN, capsys, pattern)
-    assert all(best[name] >= floor for name, floor in TRAIN.items()), best
-
-
-@pytest.mark.timing
-def test_generation_reaches_its_ratios(capsys):
-    pattern = r"^(batch 1|batch 64|ragged 64) +\d+ +\d+ +([\d.]+)$"
-    best = best_of_two("generate", GENERATE, capsys, pattern)
-    assert all(best[name] >= floor for name, floor in GENERATE.items()), best
-
-
-@pytest.mark.timing
-@pytest.mark.skipif(iteration.missing() is not None, reason=str(iteration.missing()))
-def test_a_ppo_iteration_reaches_its_ratios(capsys):
-    pattern = r"^(batch 64|batch 256) +[\d.]+ +[\d.]+ +([\d.]+)  \([\d.]+ to [\d.]+\)$"
-    best = best_of_two("ppo", PPO, capsys, pattern)
-    assert all(best[name] >= floor for name, floor in PPO.items()), best
+    assert all(best[name] >= floor for name, floor in floors.items()), best
