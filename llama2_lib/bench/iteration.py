@@ -40,6 +40,7 @@ from llama2_lib.training.optim import adamw
 PROMPT, NEW, MINIBATCHES = 32, 32, 4
 BATCHES = (64, 256)
 EOS = 2
+TRUNK = "trunk of the value function"
 PARTS = (
     "generation", "scoring by two reward models", "log-probabilities and values", "advantages",
     "gradient steps",
@@ -109,8 +110,8 @@ def never_ending(shape: ModelConfig) -> Transformer:
     return model.eval()
 
 
-def parts(given: Setting, device: torch.device, number: int) -> tuple[dict[str, float], float]:
-    """Return the seconds of every part of an iteration, and of the whole."""
+def parts(given: Setting, device: torch.device, number: int) -> dict[str, float]:
+    """Return the seconds of every part of an iteration, of the whole, and of the value's trunk."""
     watch = Stopwatch(device)
     generation, scoring, values, advantages, steps = PARTS
     rewards = watch.timed(scoring, given.models)
@@ -121,7 +122,8 @@ def parts(given: Setting, device: torch.device, number: int) -> tuple[dict[str, 
         (stage, "optimize", steps),
     ):  # fmt: skip
         whole = seconds(lambda: given.iterate(number, rewards), device)
-    return {part: watch.seconds[part] for part in PARTS}, whole
+    trunk = value_trunk(given, device)
+    return {part: watch.seconds[part] for part in PARTS} | {"whole": whole, TRUNK: trunk}
 
 
 def value_trunk(given: Setting, device: torch.device) -> float:
@@ -157,7 +159,7 @@ def ppo(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int
     for part in columns[0]:
         print(f"{part:30s}" + "".join(f" {column[part]:12.0f}" for column in columns))
     for batch, column in zip(BATCHES, columns, strict=True):
-        share = column["trunk of the value function"] / column["whole"]
+        share = column[TRUNK] / column["whole"]
         print(f"a trunk shared by policy and value saves at most {share:.0%} at batch {batch}")
     if (reason := missing()) is not None:
         print(f"not compared with TRL: {reason}")
@@ -171,13 +173,9 @@ def ppo(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int
 
 
 def _column(given: Setting, device: torch.device, turns: int) -> dict[str, float]:
-    """Return the median milliseconds of every part, of the whole, and of the value's trunk."""
-    rows = []
-    for turn in range(turns + 1):  # the first one warms up
-        spent, whole = parts(given, device, turn)
-        trunk = value_trunk(given, device)
-        rows.append({**spent, "whole": whole, "trunk of the value function": trunk})
-    return {name: 1e3 * statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
+    """Return the median milliseconds of what `parts` gives."""
+    _, *rows = (parts(given, device, turn) for turn in range(turns + 1))  # the first one warms up
+    return {name: 1e3 * statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def _beside_trl(given: Setting, device: torch.device, turns: int) -> str:
