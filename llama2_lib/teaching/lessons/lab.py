@@ -21,8 +21,12 @@ def lab(
 ) -> list[str]:
     """Copy the notebooks that are not in `out` yet, and open JupyterLab there.
 
-    What is there already is the reader's own work and never overwritten. Without `show` no
-    browser is opened; the address is printed.
+    What is there already is the reader's own work and never overwritten.
+
+    Args:
+        folder: The notebooks of the checkout.
+        out: The working copy.
+        show: Whether to open a browser; else the address is printed.
     """
     notebooks = sorted(folder.glob("*.ipynb"))
     if not notebooks:
