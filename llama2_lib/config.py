@@ -9,8 +9,10 @@ it: both are in the fingerprint of an artifact, see `pipeline.graph`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from inspect import get_annotations
 from math import inf
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
@@ -54,14 +56,19 @@ Positive = Annotated[float, above_0()]
 Share = Annotated[float, Rule("lie within 0 and 1", lambda value: 0 <= value <= 1)]
 
 
+@cache
+def _annotations(kind: type) -> list[tuple[str, Any]]:
+    return [each for base in kind.__mro__ for each in get_annotations(base).items()]
+
+
 class Checked:
     """Refuses a setting that breaks the rule of its annotation, or is none of its choices.
 
-    A field to which a subclass gives another default must be annotated there as it was here.
+    Rules hold below, too: a subclass that gives a field another default cannot lift them.
     """
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
+        for name, hint in _annotations(type(self)):
             value = getattr(self, name)
             if get_origin(hint) is Literal and value not in get_args(hint):
                 choices = ", ".join(get_args(hint))
