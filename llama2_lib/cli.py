@@ -202,7 +202,8 @@ class Chat(_Asking, _OfStage):
         if self.compare:
             if self.folder or self.stage:
                 raise ValueError("--compare takes all versions; leave the folder and --stage out.")
-            return chat_room.compare(self._load(VERSIONS), sampling, self.system)
+            models = dict(zip(VERSIONS, self._load(*VERSIONS.values()), strict=True))
+            return chat_room.compare(models, sampling, self.system)
         own = self.data is not None or self.steps is not None
         if self.folder is not None:
             if own:
@@ -211,21 +212,19 @@ class Chat(_Asking, _OfStage):
         else:
             stage = self.stage or ("pretrain" if own else VERSIONS["chat"])
             stage = _known("stage with a language model", stage, _talking())
-            model, tokenizer = self._load({"": stage})[""]
+            [(model, tokenizer)] = self._load(stage)
         if stage != "pretrain":
             return chat_room.talk(model, tokenizer, sampling, self.system)
         if self.system:
             raise ValueError("a pretrained model only continues text; it takes no --system.")
         return chat_room.continue_text(model, tokenizer, sampling)
 
-    def _load(self, stages: dict[str, str]) -> dict[str, tuple[Any, Any]]:
+    def _load(self, *stages: str) -> list[tuple[Any, Any]]:
         from llama2_lib import pipeline
 
-        requests = {name: (stage, self.recipe_of(stage)) for name, stage in stages.items()}
-        self.need(list(requests.values()))
-        return {
-            name: pipeline.load(*request, device=self.device) for name, request in requests.items()
-        }
+        requests = [(stage, self.recipe_of(stage)) for stage in stages]
+        self.need(requests)
+        return [pipeline.load(*request, device=self.device) for request in requests]
 
     def _from_folder(self, folder: Path) -> tuple[str, Any, Any]:
         """Return stage, model and tokenizer of a folder; one that is not ours is a chat model."""
@@ -348,22 +347,21 @@ def _tell(stage: str, folder: Path) -> None:
     """Say how a training went, and show what it wrote; the folder alone is on standard output."""
     from llama2_lib.storage import read_metrics
 
+    lines = []
     if (folder / "counts.json").is_file():
         counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-        print("; ".join(f"{name}: {n:,}" for name, n in counts.items()), file=sys.stderr)
-    losses = [r for r in read_metrics(folder / "metrics.jsonl") if "validation_loss" in r]
-    if losses:
-        last = losses[-1]
-        print(
-            f"validation loss {last['validation_loss']:.3f} nats per token after {last['step']} "
-            "steps",
-            file=sys.stderr,
-        )
+        lines.append("; ".join(f"{name}: {n:,}" for name, n in counts.items()))
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "validation_loss" in row]
+    if rows:
+        loss = f"{rows[-1]['validation_loss']:.3f} nats per token"
+        lines.append(f"validation loss {loss} after {rows[-1]['step']} steps")
     if (folder / "samples.txt").is_file():
         sample = (folder / "samples.txt").read_text(encoding="utf-8").split("\n---\n")[0]
-        print(f"it writes: {sample.strip()}", file=sys.stderr)
+        lines.append(f"it writes: {sample.strip()}")
     if stage in _talking():
-        print(f"talk to it: llama2 chat {folder}", file=sys.stderr)
+        lines.append(f"talk to it: llama2 chat {folder}")
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _in_words(result: "Result") -> str:
