@@ -90,10 +90,7 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
     for name, wanted in cases.items():
         ids = torch.randint(3, config.vocab_size, (len(wanted), PROMPT), device=where)
         with autocast(where, precision):
-            works = [
-                partial(_ours, ours, ids, wanted),
-                partial(_theirs, twin, ids, max(wanted)),
-            ]
+            works = [partial(_ours, ours, ids, wanted), partial(_theirs, twin, ids, max(wanted))]
             times = turns(works, pairs, where)
         mine, other = (statistics.median(column) for column in zip(*times, strict=True))
         ratio = median_ratio(times)

@@ -25,6 +25,18 @@ COPIED = {  # folder of node_modules -> what a deck needs of it
     "requirejs": ("require.js",),
     "jquery": ("dist/jquery.min.js",),
 }
+CONFIG = Config(
+    SlidesExporter={
+        "reveal_url_prefix": "assets/reveal.js",
+        "reveal_theme": "white",  # the default one imports fonts from the network
+        "require_js_url": "assets/requirejs/require.js",
+        "jquery_url": "assets/jquery/dist/jquery.min.js",
+        "mathjax_url": "assets/mathjax/MathJax.js?config=TeX-AMS_CHTML-full,Safe",
+        "exclude_input_prompt": True,
+        "exclude_output_prompt": True,
+    },
+    TagRemovePreprocessor={"enabled": True, "remove_input_tags": {"hide-input"}},
+)
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -42,7 +54,7 @@ def slides(
         raise FileNotFoundError(f"decks are made from built notebooks; missing: {missing}.")
     _copy_assets(assets / "node_modules", out / "assets")
     exporter = SlidesExporter(
-        config=_config(), template_name="course_reveal", extra_template_basedirs=[str(TEMPLATES)]
+        config=CONFIG, template_name="course_reveal", extra_template_basedirs=[str(TEMPLATES)]
     )
     faults = []
     for path in notebooks:
@@ -56,21 +68,6 @@ def slides(
         write_atomically(out / f"{path.stem}.slides.html", html)
     print(f"{len(notebooks) - len(faults)} decks in {out}")
     return faults
-
-
-def _config() -> Config:
-    return Config(
-        SlidesExporter={
-            "reveal_url_prefix": "assets/reveal.js",
-            "reveal_theme": "white",  # the default one imports fonts from the network
-            "require_js_url": "assets/requirejs/require.js",
-            "jquery_url": "assets/jquery/dist/jquery.min.js",
-            "mathjax_url": "assets/mathjax/MathJax.js?config=TeX-AMS_CHTML-full,Safe",
-            "exclude_input_prompt": True,
-            "exclude_output_prompt": True,
-        },
-        TagRemovePreprocessor={"enabled": True, "remove_input_tags": {"hide-input"}},
-    )
 
 
 def _copy_assets(installed: Path, out: Path) -> None:
