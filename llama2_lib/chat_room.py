@@ -3,8 +3,10 @@
 import contextlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
+from llama2_lib.config import Checked, Count, Rule, Weight
 from llama2_lib.model.chat import reply
 from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer
@@ -23,21 +25,13 @@ Answering = Callable[[str, int], str | None]
 """Takes what was typed and the number of the turn."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Checked):
     """How answers are sampled."""
 
-    temperature: float = 0.7
-    top_p: float = 0.9
-    max_new_tokens: int = 96
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be at least 0; got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1; got {self.top_p}.")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}.")
+    temperature: Weight = 0.7
+    top_p: Annotated[float, Rule("be above 0 and at most 1", lambda value: 0 < value <= 1)] = 0.9
+    max_new_tokens: Count = 96
 
 
 def talk(model: Transformer, tokenizer: Tokenizer, sampling: Sampling, system: str = "") -> int:
@@ -56,12 +50,10 @@ def continue_text(model: Transformer, tokenizer: Tokenizer, sampling: Sampling) 
         if text.startswith("Question:"):
             text += "\nAnswer:"
         prompt = tokenizer.encode(text, bos=True)
-        [done] = generate(
-            model, [prompt], max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature, top_p=sampling.top_p, seed=turn,
-            stop_ids={tokenizer.eos_id},
-        )  # fmt: skip
-        return tokenizer.decode([*prompt, *done.ids])
+        [continuation] = generate(
+            model, [prompt], **asdict(sampling), seed=turn, stop_ids={tokenizer.eos_id}
+        )
+        return tokenizer.decode([*prompt, *continuation.ids])
 
     print("This model only continues text. Ctrl-C ends a text, Ctrl-D the chat.")
     print(f"Try: One morning  Once there was  Question: {EXAMPLES[0]}")
@@ -105,20 +97,17 @@ class _Room:
 
     def answer(self, text: str, turn: int) -> str:
         """Return an answer to `text` after what was said before, of which the oldest may go."""
-        asked: Message = {"role": "user", "content": text}
+        question: Message = {"role": "user", "content": text}
         history = self.dialog
-        while history and not self._fits([*self.rules, *history, asked]):
+        while history and not self._fits([*self.rules, *history, question]):
             history = history[2:]
-        [said] = reply(
-            self.model, self.tokenizer, [[*self.rules, *history, asked]],
-            max_new_tokens=self.sampling.max_new_tokens, temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p, seed=turn,
-        )  # fmt: skip
+        dialog = [*self.rules, *history, question]
+        [answer] = reply(self.model, self.tokenizer, [dialog], **asdict(self.sampling), seed=turn)
         forgotten = "" if history == self.dialog else "(The oldest turns no longer fit.)\n"
         # Format and context cannot carry a silent answer, so that turn is not kept.
-        if said.text:
-            self.dialog = [*history, asked, {"role": "assistant", "content": said.text}]
-        return forgotten + (said.text or "(no answer)")
+        if answer.text:
+            self.dialog = [*history, question, {"role": "assistant", "content": answer.text}]
+        return forgotten + (answer.text or "(no answer)")
 
     def _fits(self, dialog: list[Message]) -> bool:
         """Say whether a dialog leaves room for an answer; one that would be refused does not."""
@@ -144,28 +133,28 @@ def _loop(answer: Answering, room: _Room | None = None) -> int:
             print("\n(Ctrl-D ends the chat.)")
             continue
         try:
-            if (said := _command(text, room)) is None:
-                said = answer(text, turn)
+            if (shown := _command(text, room)) is None:
+                shown = answer(text, turn)
                 turn += 1
         except KeyboardInterrupt:
-            said = "\n(stopped)"
+            shown = "\n(stopped)"
         except ValueError as error:
             print(f"llama2: {error}", file=sys.stderr)
             continue
-        if said:
-            print(said)
+        if shown:
+            print(shown)
 
 
 def _command(text: str, room: _Room | None) -> str | None:
     """Do what a command says and return what to print; None if it is no command."""
     text.encode()  # refuses what is no UTF-8
     word, _, rest = text.strip().partition(" ")
-    if room is not None and word in ("", "/new"):
+    if room is None:
+        return None if word else ""
+    if word in ("", "/new"):
         room.tell(room.rules[0]["content"] if room.rules else "")
         return "(a new dialog)" if word else ""
-    if room is not None and word == "/system":
+    if word == "/system":
         room.tell(rest)
         return f"(a new dialog; the model is told first: {rest or 'nothing'})"
-    if room is not None and word.startswith("/"):
-        return COMMANDS
-    return None if word else ""
+    return COMMANDS if word.startswith("/") else None

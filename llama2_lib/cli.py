@@ -6,10 +6,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -26,36 +26,122 @@ UNASKED_SECONDS = 120
 GOES_ON = "the same command goes on from the last checkpoint."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Doctor:
-    """Check this machine, and say what to do about each finding."""
+# --- what several commands take
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
-    """Train the chain, then execute the notebooks into build/course."""
-
+class _OnDevice:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    notebooks: bool = True
-    """Whether to execute the notebooks too."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Run one stage, and first any stage it needs that is not yet on disk."""
+class _Asking(_OnDevice):
+    """What trains only on the way to something else."""
 
-    stage: tyro.conf.Positional[str] = ""
-    """`llama2 show` lists them in their order."""
+    yes: bool = False
+    """Train what is missing without a question, however long it takes."""
+
+    def need(self, requests: Sequence[tuple[str, Any]]) -> None:
+        """Ask before what is missing is trained, if that takes long; refuse if nobody says yes."""
+        from llama2_lib.doctor.machine import training_speed
+        from llama2_lib.doctor.times import duration, missing, stage_seconds
+
+        stages = missing(requests)
+        if self.yes or not stages:
+            return
+        speed, _ = training_speed(1.0)
+        seconds = sum(stage_seconds(*stage, speed) for stage in stages)
+        if seconds < UNASKED_SECONDS:
+            return
+        names = list(dict.fromkeys(name for name, _ in stages))
+        which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        sentence = (
+            f"{len(stages)} stages that this needs are not on disk ({which}): about "
+            f"{duration(seconds)} of training on this CPU."
+        )
+        if not sys.stdin.isatty():
+            raise ValueError(f"{sentence} Add --yes to train them.")
+        if input(f"{sentence} Train them now? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ValueError("nothing was trained.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfStage:
     recipe: str = "nano"
     """`llama2 show` lists them."""
     seed: int = 0
     steps: int | None = None
-    """Pretrain for so many optimiser steps instead; changes the fingerprint."""
+    """Optimiser steps of pretraining instead of the recipe's; they change the fingerprint."""
     data: Path | None = None
     """A folder of .txt and .jsonl files to pretrain on instead of the world."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+
+    def recipe_of(self, stage: str) -> "Recipe":
+        """Return the named recipe, with steps and texts of one's own where they are given."""
+        recipe = _recipe(self.recipe, self.seed)
+        if self.steps is not None:
+            if stage in ("tokenizer", "corpus"):
+                raise ValueError(f"--steps is of pretraining; {stage} has none. Leave it out.")
+            warmup = min(recipe.pretrain.warmup, max(0, self.steps - 1))
+            pretrain = dataclasses.replace(recipe.pretrain, steps=self.steps, warmup=warmup)
+            recipe = dataclasses.replace(recipe, pretrain=pretrain)
+        if self.data is not None:
+            if stage not in READ_DATA:
+                raise ValueError(
+                    f"only {', '.join(READ_DATA)} learn from --data; {stage} would learn from the "
+                    "invented world's dialogs. Leave --data out, or run pretrain with it."
+                )
+            texts = str(self.data.expanduser().resolve())
+            corpus = dataclasses.replace(recipe.corpus, data=texts)
+            recipe = dataclasses.replace(recipe, corpus=corpus)
+        return recipe
+
+
+# --- the commands; each imports what it needs, so that `llama2 --help` does not wait for torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Check this machine, and say what to do about each finding."""
+
+    def _do(self) -> int:
+        from llama2_lib import doctor
+
+        return doctor.main()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course(_OnDevice):
+    """Train the chain, then execute the notebooks into build/course."""
+
+    notebooks: bool = True
+    """Whether to execute the notebooks too."""
+
+    def _do(self) -> int:
+        from llama2_lib.teaching.lessons.kernel import need_kernel
+
+        if self.notebooks:
+            need_kernel()  # before an hour of training, not after
+        from llama2_lib import course
+
+        return course.run(device=self.device, notebooks=self.notebooks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(_OnDevice, _OfStage):
+    """Run one stage, and first any stage it needs that is not yet on disk."""
+
+    stage: tyro.conf.Positional[str] = ""
+    """`llama2 show` lists them in their order."""
+
+    def _do(self) -> int:
+        from llama2_lib import pipeline
+
+        stage = _known("stage", self.stage, _in_order())
+        folder = pipeline.artifact(stage, self.recipe_of(stage), device=self.device)
+        print(folder)
+        _tell(stage, folder)
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,37 +151,97 @@ class Show:
     recipe: tyro.conf.Positional[str] = "nano"
     seed: int = 0
 
+    def _do(self) -> int:
+        from llama2_lib import pipeline
+        from llama2_lib.recipes import RECIPES
+
+        recipe = _recipe(self.recipe, self.seed)
+        print(f"recipe {recipe.name} of {', '.join(RECIPES)}")
+        for part in dataclasses.fields(recipe):
+            value = getattr(recipe, part.name)
+            if not dataclasses.is_dataclass(value):
+                print(f"{part.name} = {value}")
+                continue
+            for setting in dataclasses.fields(value):
+                print(f"{part.name}.{setting.name} = {getattr(value, setting.name)}")
+        print(f"weights = {recipe.model.n_parameters:,}")
+        chain = pipeline.fingerprints(VERSIONS["chat"], recipe)
+        print("stages, in their order (optional: no chain needs it, some claims do)")
+        for stage in _in_order():
+            if stage in ("reward_model", "safety_data") and getattr(recipe, stage) is None:
+                continue  # variants that claims set
+            path = pipeline.artifact_path(stage, recipe)
+            state = "there" if path.exists() else "missing" if stage in chain else "optional"
+            print(f"{stage:17s} {state:8s} {path}")
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
+class Chat(_Asking, _OfStage):
     """Talk to a chat model, or give the pretrained one a beginning. Ctrl-D ends."""
 
     folder: tyro.conf.Positional[Path | None] = None
     """A folder of a model, as `llama2 run` prints it, in place of a stage of a recipe."""
     stage: str | None = None
     """Whose model: pretrain goes on with your text, all others answer. The finished chat model
-    when left out; with --data or --steps, pretrain."""
+    when left out; with --data or --steps, which are to be as it was run, pretrain."""
     compare: bool = False
     """Let all versions answer side by side, from the base model to the last."""
-    recipe: str = "nano"
-    seed: int = 0
-    steps: int | None = None
-    """Of pretraining, as it was run."""
-    data: Path | None = None
-    """The folder of texts that was pretrained on."""
     system: str = ""
     """What the model is told before the dialog."""
     temperature: float = 0.7
     top_p: float = 0.9
     max_new_tokens: int = 96
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    yes: bool = False
-    """Train what is missing without a question, however long it takes."""
+
+    def _do(self) -> int:
+        from llama2_lib import chat_room
+
+        sampling = chat_room.Sampling(
+            temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens
+        )
+        if self.compare:
+            if self.folder or self.stage:
+                raise ValueError("--compare takes all versions; leave the folder and --stage out.")
+            models = dict(zip(VERSIONS, self._load(*VERSIONS.values()), strict=True))
+            return chat_room.compare(models, sampling, self.system)
+        own = self.data is not None or self.steps is not None
+        if self.folder is not None:
+            if own:
+                raise ValueError("a folder is a finished model; leave --data and --steps out.")
+            stage, model, tokenizer = self._from_folder(self.folder)
+        else:
+            stage = self.stage or ("pretrain" if own else VERSIONS["chat"])
+            stage = _known("stage with a language model", stage, _talking())
+            [(model, tokenizer)] = self._load(stage)
+        if stage != "pretrain":
+            return chat_room.talk(model, tokenizer, sampling, self.system)
+        if self.system:
+            raise ValueError("a pretrained model only continues text; it takes no --system.")
+        return chat_room.continue_text(model, tokenizer, sampling)
+
+    def _load(self, *stages: str) -> list[tuple[Any, Any]]:
+        from llama2_lib import pipeline
+
+        requests = [(stage, self.recipe_of(stage)) for stage in stages]
+        self.need(requests)
+        return [pipeline.load(*request, device=self.device) for request in requests]
+
+    def _from_folder(self, folder: Path) -> tuple[str, Any, Any]:
+        """Return stage, model and tokenizer of a folder; one that is not ours is a chat model."""
+        from llama2_lib.device import choose_device
+        from llama2_lib.model.weights import load_model
+        from llama2_lib.storage import META
+        from llama2_lib.text.tokenizer import load_tokenizer
+
+        stage = self.stage or "chat"
+        if self.stage is None and (folder / META).is_file():
+            stage = str(json.loads((folder / META).read_text(encoding="utf-8")).get("stage"))
+        model, _ = load_model(folder, choose_device(self.device))
+        return stage, model, load_tokenizer(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claims:
+class Claims(_Asking):
     """Measure claims of the paper and print the ledger."""
 
     ids: tyro.conf.Positional[tuple[int, ...]] = ()
@@ -105,33 +251,40 @@ class Claims:
     """How many seeds."""
     write: Path | None = None
     """Merge the results into this ledger, usually data/claims.json."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    yes: bool = False
-    """Train what is missing without a question, however long it takes."""
+
+    def _do(self) -> int:
+        from llama2_lib import claims, pipeline
+
+        recipe, seeds = _recipe(self.recipe, 0), range(self.seeds)
+        ids = self.ids or tuple(n for n, c in claims.CLAIMS.items() if c.measure is not None)
+        chosen = {number: claims.CLAIMS[number] for number in ids if number in claims.CLAIMS}
+        requests = claims.grid_requests(recipe, seeds, chosen)
+        self.need(requests)
+        pipeline.artifacts(requests, device=self.device)
+        results = claims.run_claims(ids, recipe, seeds)
+        for result in sorted(results, key=lambda result: result.key):
+            print(f"\n{_in_words(result)}")
+        if self.write is not None:
+            claims.write_ledger(results, self.write)
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(_OnDevice):
     """Time this library beside `transformers`, PPO beside TRL, turn by turn in one run."""
 
     what: tyro.conf.Positional[Literal["train", "generate", "ppo"]]
     pairs: int = 5
     """How many pairs of timings, at least five; the median of their ratios is printed."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    def _do(self) -> int:
+        from llama2_lib import bench
 
-Command = (
-    Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    | Annotated[Course, tyro.conf.subcommand("course")]
-    | Annotated[Run, tyro.conf.subcommand("run")]
-    | Annotated[Show, tyro.conf.subcommand("show")]
-    | Annotated[Chat, tyro.conf.subcommand("chat")]
-    | Annotated[Claims, tyro.conf.subcommand("claims")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-)
+        if self.pairs < 5:
+            raise ValueError(f"pairs must be at least 5, for a median; got {self.pairs}.")
+        runs = {"train": bench.train, "generate": bench.generation, "ppo": bench.ppo}
+        return runs[self.what](pairs=self.pairs, device=self.device, precision=self.precision)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,10 +293,11 @@ def main(arguments: list[str] | None = None) -> int:
         # OpenMP reads it once. Threads that spin while they wait for each other make training
         # five times as slow beside one other program, and 8 % faster on a quiet machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command = tyro.cli(Command, args=arguments, prog="llama2", description=__doc__)
+    commands = Doctor | Course | Run | Show | Chat | Claims | Bench
+    command = tyro.cli(commands, args=arguments, prog="llama2", description=__doc__)
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        return _HANDLERS[type(command)](command)
+        return command._do()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"llama2: {error}", file=sys.stderr)
         return 2
@@ -160,139 +314,6 @@ def _end(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-# The handlers import what they need, so that `llama2 --help` does not wait for torch.
-
-
-def _doctor(command: Doctor) -> int:
-    from llama2_lib import doctor
-
-    return doctor.main()
-
-
-def _course(command: Course) -> int:
-    from llama2_lib.teaching.lessons.kernel import need_kernel
-
-    if command.notebooks:
-        need_kernel()  # before an hour of training, not after
-    from llama2_lib import course
-
-    return course.run(device=command.device, notebooks=command.notebooks)
-
-
-def _run(command: Run) -> int:
-    from llama2_lib import pipeline
-
-    stage = _known("stage", command.stage, _in_order())
-    recipe = _recipe(command, stage)
-    folder = pipeline.artifact(stage, recipe, device=command.device)
-    print(folder)
-    _tell(stage, folder)
-    return 0
-
-
-def _show(command: Show) -> int:
-    from llama2_lib import pipeline
-    from llama2_lib.recipes import RECIPES
-
-    recipe = _recipe(command)
-    print(f"recipe {recipe.name} of {', '.join(RECIPES)}")
-    for part in dataclasses.fields(recipe):
-        value = getattr(recipe, part.name)
-        if not dataclasses.is_dataclass(value):
-            print(f"{part.name} = {value}")
-            continue
-        for setting in dataclasses.fields(value):
-            print(f"{part.name}.{setting.name} = {getattr(value, setting.name)}")
-    print(f"weights = {recipe.model.n_parameters:,}")
-    chain = pipeline.fingerprints(VERSIONS["chat"], recipe)
-    print("stages, in their order (optional: no chain needs it, some claims do)")
-    for stage in _in_order():
-        if stage in ("reward_model", "safety_data") and getattr(recipe, stage) is None:
-            continue  # variants that claims set
-        path = pipeline.artifact_path(stage, recipe)
-        state = "there" if path.exists() else "missing" if stage in chain else "optional"
-        print(f"{stage:17s} {state:8s} {path}")
-    return 0
-
-
-def _chat(command: Chat) -> int:
-    from llama2_lib import chat_room, pipeline
-
-    sampling = chat_room.Sampling(
-        temperature=command.temperature,
-        top_p=command.top_p,
-        max_new_tokens=command.max_new_tokens,
-    )
-    if command.compare:
-        if command.folder or command.stage:
-            raise ValueError("--compare takes all versions; leave the folder and --stage out.")
-        stages = {name: (stage, _recipe(command, stage)) for name, stage in VERSIONS.items()}
-        _need(list(stages.values()), command)
-        loaded = {
-            name: pipeline.load(*request, device=command.device) for name, request in stages.items()
-        }
-        return chat_room.compare(loaded, sampling, command.system)
-    if command.folder is not None:
-        stage, model, tokenizer = _from_folder(command)
-    else:
-        own = command.data is not None or command.steps is not None
-        stage = command.stage or ("pretrain" if own else VERSIONS["chat"])
-        stage = _known("stage with a language model", stage, _talking())
-        request = stage, _recipe(command, stage)
-        _need([request], command)
-        model, tokenizer = pipeline.load(*request, device=command.device)
-    if stage != "pretrain":
-        return chat_room.talk(model, tokenizer, sampling, command.system)
-    if command.system:
-        raise ValueError("a pretrained model only continues text; it takes no --system.")
-    return chat_room.continue_text(model, tokenizer, sampling)
-
-
-def _from_folder(command: Chat) -> tuple[str, Any, Any]:
-    """Return stage, model and tokenizer of a folder; one that is not ours is a chat model."""
-    from llama2_lib.device import choose_device
-    from llama2_lib.model.weights import load_model
-    from llama2_lib.storage import META
-    from llama2_lib.text.tokenizer import load_tokenizer
-
-    folder = command.folder
-    assert folder is not None
-    if command.data is not None or command.steps is not None:
-        raise ValueError("a folder is a finished model; leave --data and --steps out.")
-    stage = command.stage or "chat"
-    if command.stage is None and (folder / META).is_file():
-        stage = str(json.loads((folder / META).read_text(encoding="utf-8")).get("stage"))
-    model, _ = load_model(folder, choose_device(command.device))
-    return stage, model, load_tokenizer(folder)
-
-
-def _claims(command: Claims) -> int:
-    from llama2_lib import claims, pipeline
-
-    recipe, seeds = _recipe(command, seed=0), range(command.seeds)
-    ids = command.ids or tuple(n for n, c in claims.CLAIMS.items() if c.measure is not None)
-    chosen = {number: claims.CLAIMS[number] for number in ids if number in claims.CLAIMS}
-    requests = claims.grid_requests(recipe, seeds, chosen)
-    _need(requests, command)
-    pipeline.artifacts(requests, device=command.device)
-    results = claims.run_claims(ids, recipe, seeds)
-    for result in sorted(results, key=lambda result: result.key):
-        print(f"\n{_in_words(result)}")
-    if command.write is not None:
-        claims.write_ledger(results, command.write)
-    return 0
-
-
-def _bench(command: Bench) -> int:
-    from llama2_lib import bench
-
-    if command.pairs < 5:
-        raise ValueError(f"pairs must be at least 5, for a median; got {command.pairs}.")
-    runs = {"train": bench.train, "generate": bench.generation, "ppo": bench.ppo}
-    run = runs[command.what]
-    return run(pairs=command.pairs, device=command.device, precision=command.precision)
-
-
 def _in_order() -> list[str]:
     """Return all stages in the order in which the chain runs them, then those it does not need."""
     from llama2_lib.pipeline.graph import STAGES, needed
@@ -307,11 +328,7 @@ def _talking() -> list[str]:
 
 
 def _known(what: str, name: str, choices: Collection[str]) -> str:
-    """Return the name if it is one of the choices.
-
-    Raises:
-        ValueError: With the nearest one, and all in their order.
-    """
+    """Return the name if it is one of the choices; else tell the nearest one and all in order."""
     if name in choices:
         return name
     near = difflib.get_close_matches(name, choices, 1, cutoff=0.5)
@@ -320,78 +337,31 @@ def _known(what: str, name: str, choices: Collection[str]) -> str:
     raise ValueError(f"{problem}.{guess} There are: {', '.join(choices)}.")
 
 
-def _recipe(command: Any, stage: str = "pretrain", seed: int | None = None) -> "Recipe":
-    """Return the recipe that a command names, with its own steps and texts where it has them."""
+def _recipe(name: str, seed: int) -> "Recipe":
     from llama2_lib.recipes import RECIPES
 
-    name = _known("recipe", command.recipe, RECIPES)
-    recipe = RECIPES[name](command.seed if seed is None else seed)
-    steps, data = getattr(command, "steps", None), getattr(command, "data", None)
-    if steps is not None:
-        if stage in ("tokenizer", "corpus"):
-            raise ValueError(f"--steps is of pretraining; {stage} has none. Leave it out.")
-        warmup = min(recipe.pretrain.warmup, max(0, steps - 1))
-        pretrain = dataclasses.replace(recipe.pretrain, steps=steps, warmup=warmup)
-        recipe = dataclasses.replace(recipe, pretrain=pretrain)
-    if data is not None:
-        if stage not in READ_DATA:
-            raise ValueError(
-                f"only {', '.join(READ_DATA)} learn from --data; {stage} would learn from the "
-                "invented world's dialogs. Leave --data out, or run pretrain with it."
-            )
-        corpus = dataclasses.replace(recipe.corpus, data=str(data.expanduser().resolve()))
-        recipe = dataclasses.replace(recipe, corpus=corpus)
-    return recipe
-
-
-def _need(requests: Sequence[tuple[str, Any]], command: Chat | Claims) -> None:
-    """Ask before a command that was not asked to train trains for long.
-
-    Raises:
-        ValueError: There is nobody to ask, or the answer was no.
-    """
-    from llama2_lib.doctor.machine import training_speed
-    from llama2_lib.doctor.times import duration, missing, stage_seconds
-
-    stages = missing(requests)
-    if command.yes or not stages:
-        return
-    speed, _ = training_speed(1.0)
-    seconds = sum(stage_seconds(*stage, speed) for stage in stages)
-    if seconds < UNASKED_SECONDS:
-        return
-    names = list(dict.fromkeys(name for name, _ in stages))
-    which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    sentence = (
-        f"{len(stages)} stages that this needs are not on disk ({which}): about "
-        f"{duration(seconds)} of training on this CPU."
-    )
-    if not sys.stdin.isatty():
-        raise ValueError(f"{sentence} Add --yes to train them.")
-    if input(f"{sentence} Train them now? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ValueError("nothing was trained.")
+    return RECIPES[_known("recipe", name, RECIPES)](seed)
 
 
 def _tell(stage: str, folder: Path) -> None:
     """Say how a training went, and show what it wrote; the folder alone is on standard output."""
     from llama2_lib.storage import read_metrics
 
+    lines = []
     if (folder / "counts.json").is_file():
         counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-        print("; ".join(f"{name}: {n:,}" for name, n in counts.items()), file=sys.stderr)
-    losses = [r for r in read_metrics(folder / "metrics.jsonl") if "validation_loss" in r]
-    if losses:
-        last = losses[-1]
-        print(
-            f"validation loss {last['validation_loss']:.3f} nats per token after {last['step']} "
-            "steps",
-            file=sys.stderr,
-        )
+        lines.append("; ".join(f"{name}: {n:,}" for name, n in counts.items()))
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "validation_loss" in row]
+    if rows:
+        loss = f"{rows[-1]['validation_loss']:.3f} nats per token"
+        lines.append(f"validation loss {loss} after {rows[-1]['step']} steps")
     if (folder / "samples.txt").is_file():
         sample = (folder / "samples.txt").read_text(encoding="utf-8").split("\n---\n")[0]
-        print(f"it writes: {sample.strip()}", file=sys.stderr)
+        lines.append(f"it writes: {sample.strip()}")
     if stage in _talking():
-        print(f"talk to it: llama2 chat {folder}", file=sys.stderr)
+        lines.append(f"talk to it: llama2 chat {folder}")
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _in_words(result: "Result") -> str:
@@ -406,14 +376,3 @@ def _in_words(result: "Result") -> str:
         f"  verdict  {verdict.outcome}: {verdict.reason}",
     ]
     return "\n".join(lines)
-
-
-_HANDLERS: dict[type, Callable[[Any], int]] = {
-    Doctor: _doctor,
-    Course: _course,
-    Run: _run,
-    Show: _show,
-    Chat: _chat,
-    Claims: _claims,
-    Bench: _bench,
-}

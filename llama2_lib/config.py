@@ -7,10 +7,12 @@ is trained stands in one of these classes or in an UPPER_CASE constant beside th
 it: both are in the fingerprint of an artifact, see `pipeline.graph`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from inspect import get_annotations
 from math import inf
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
@@ -32,38 +34,53 @@ VERSIONS = {
 """The versions of the chat model, by the paper's names where it has some, and their stages."""
 
 
-def at_least(config: object, least: float, *names: str) -> None:
-    """Refuse a number below `least`, one that is not finite, and one that is not a number."""
-    for name in names:
-        if not least <= getattr(config, name) < inf:
-            raise ValueError(f"{name} must be at least {least}; got {getattr(config, name)}.")
+@dataclass(frozen=True)
+class Rule:
+    """What the value of a setting must do, and why where that is not plain."""
+
+    words: str
+    holds: Callable[[float], bool]
+    because: str = ""
 
 
-def above_0(config: object, *names: str, because: str = "") -> None:
-    """Refuse a number that is 0 or below, not finite, or no number."""
-    for name in names:
-        if not 0 < getattr(config, name) < inf:
-            words = f"{name} must be above 0 and finite; got {getattr(config, name)}."
-            raise ValueError(f"{words} {because}".strip())
+def above_0(because: str = "") -> Rule:
+    """Return the rule of a number that is above 0 and finite."""
+    return Rule("be above 0 and finite", lambda value: 0 < value < inf, because)
 
 
-def within_0_and_1(config: object, *names: str) -> None:
-    """Refuse a share that is none."""
-    for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} must lie within 0 and 1; got {getattr(config, name)}.")
+AT_LEAST_0 = Rule("be at least 0", lambda value: 0 <= value < inf)
+Count = Annotated[int, Rule("be at least 1", lambda value: 1 <= value < inf)]
+Extra = Annotated[int, AT_LEAST_0]
+Weight = Annotated[float, AT_LEAST_0]
+Positive = Annotated[float, above_0()]
+Share = Annotated[float, Rule("lie within 0 and 1", lambda value: 0 <= value <= 1)]
 
 
-def one_of(config: object, **choices: Sequence[str]) -> None:
-    """Refuse a name that is none of those there are."""
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            words = ", ".join(known)
-            raise ValueError(f"{name} must be one of {words}; got {getattr(config, name)!r}.")
+@cache
+def _annotations(kind: type) -> list[tuple[str, Any]]:
+    return [each for base in kind.__mro__ for each in get_annotations(base).items()]
+
+
+class Checked:
+    """Refuses a setting that breaks the rule of its annotation, or is none of its choices.
+
+    Rules hold below, too: a subclass that gives a field another default cannot lift them.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in _annotations(type(self)):
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                choices = ", ".join(get_args(hint))
+                raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
+            for rule in getattr(hint, "__metadata__", ()):
+                if not rule.holds(value):
+                    words = f"{name} must {rule.words}; got {value}. {rule.because}"
+                    raise ValueError(words.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """What every run of `stages.fit` has: AdamW, warm-up and a cosine (section 2.2)."""
 
     peak_lr: float
@@ -72,25 +89,22 @@ class TrainConfig:
     """Steps up to the highest rate."""
     min_lr_ratio: float = 0.1
     """Final rate as a fraction of the peak [0.1]."""
-    weight_decay: float = 0.1
+    weight_decay: Weight = 0.1
     """Decay of matrices; gains of norms do not decay [0.1]."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Largest norm of a gradient [1.0]."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of matrix products only."""
     compile: bool = False
     """Whether to compile the model; pays on a GPU."""
-    eval_every: int = 100
+    eval_every: Count = 100
     """Steps between measurements."""
-    save_every: int = 100
+    save_every: Count = 100
     """Steps between checkpoints."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "eval_every", "save_every")
-        at_least(self, 0, "weight_decay")
-        one_of(self, precision=("fp32", "bf16"))
-        above_0(self, "clip_norm")
+        super().__post_init__()
         steps = getattr(self, "steps", self.warmup + 1)  # else known only once data are packed
         check_schedule(self.peak_lr, steps, self.warmup, self.min_lr_ratio)
 
@@ -110,63 +124,52 @@ def check_schedule(peak_lr: float, steps: int, warmup: int, min_lr_ratio: float)
 class DialogTrainConfig(TrainConfig):
     """What every run of `stages.fit.fit_dialogs` has: fine-tuning on packed dialogs."""
 
-    batch_size: int = 4
+    batch_size: Count = 4
     """Rows per step, each of which holds several dialogs."""
-    seq_len: int = 512
+    seq_len: Count = 512
     """Tokens per row."""
     isolate_documents: bool = True
     """Whether dialogs in a row are hidden from each other. The paper packs and does not say. They
     are by default: each dialog then gets the logits that it gets alone, which is how the model
     will be asked."""
 
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "seq_len")
-        super().__post_init__()
-
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsingConfig(DialogTrainConfig):
     """What fine-tuning has that must not undo what came before it, see `stages.rehearsal`."""
 
-    n_replay: int = 0
+    n_replay: Extra = 0
     """Other prompts mixed in, with answers of the policy, so that nothing is forgotten."""
-    n_demonstrations: int = 0
+    n_demonstrations: Extra = 0
     """Demonstrations mixed in, most of them of prompts that only sound dangerous."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "n_replay", "n_demonstrations")
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
+class CorpusConfig(Checked):
     """Which documents, and how many of them are kept for validation (section 2.1)."""
 
     world_seed: int = 0
     """Names the invented world that everything is about."""
-    n_documents: int = 40_000
+    n_documents: Count = 40_000
     """Training documents of the world; a folder of `data` is read whole."""
-    n_validation: int = 1_000
+    n_validation: Count = 1_000
     """Validation documents of the world, none of which is a copy of a training document."""
     shares: tuple[tuple[str, float], ...] | None = None
     """Share of documents by kind; the world's own when left out."""
     data: str | None = None
     """A folder of .txt and .jsonl files to use instead of the world."""
 
-    def __post_init__(self) -> None:
-        at_least(self, 1, "n_documents", "n_validation")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
     """One pretraining run (section 2.2)."""
 
-    steps: int
-    batch_size: int
+    steps: Count
+    batch_size: Count
     """Rows per micro-batch [4 million tokens per step]."""
-    seq_len: int
+    seq_len: Count
     """Tokens per row [4096]."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Micro-batches per step."""
     peak_lr: float = 3e-3
     """[3e-4 for 7B]; small models stand, and need, more."""
@@ -174,10 +177,6 @@ class PretrainConfig(TrainConfig):
     """[2,000, which is 0.4 % of the run]"""
     isolate_documents: bool = False
     """Whether documents in a pack are hidden from each other [not stated]."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "seq_len", "accumulate")
-        super().__post_init__()
 
     @property
     def n_tokens(self) -> int:
@@ -189,26 +188,21 @@ class PretrainConfig(TrainConfig):
 class SftConfig(DialogTrainConfig):
     """One fine-tuning run on demonstrations (section 3.1)."""
 
-    n_dialogs: int
+    n_dialogs: Count
     """Training dialogs [27,540]."""
-    batch_size: int
+    batch_size: Count
     """Rows per step [64], each of which holds several dialogs."""
-    seq_len: int
+    seq_len: Count
     """Tokens per row [4096]."""
-    n_validation: int = 200
+    n_validation: Count = 200
     """Dialogs kept for the loss on answers, none of which is a copy of a training dialog."""
     grade: WriterGrade = "clean"
     """How careful the writers of the demonstrations are; those of validation are always clean."""
-    epochs: int = 2
+    epochs: Count = 2
     """[2]"""
     peak_lr: float = 2e-3
     """[2e-5]; half of our own pretraining rate, where the paper's is a fifteenth. More of it
     teaches the answers better and forgets more of the facts that no dialog asks for."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "n_dialogs", "n_validation", "epochs")
-        one_of(self, grade=("clean", "mixed", "noisy"))
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,42 +211,35 @@ class RewardConfig(TrainConfig):
 
     stream: Stream
     """What it judges."""
-    n_pairs: int
+    n_pairs: Count
     """Pairs that exist before any model, of both streams in the shares of `OWN_SHARE` [the paper
     began with 1.5 million open-source pairs]."""
-    n_fresh: int = 0
+    n_fresh: Extra = 0
     """Prompts that the fine-tuned model answers twice for annotators, first round [1.4 million
     comparisons over 14 batches]."""
-    n_fresh_later: int = 0
+    n_fresh_later: Extra = 0
     """The same in every later round, with as many older pairs trained on again."""
-    max_new_tokens: int = 96
+    max_new_tokens: Count = 96
     """Length of those answers at most."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Pairs per step [512]."""
-    n_validation: int = 400
+    n_validation: Count = 400
     """Held-out pairs of its own stream for the accuracy in the log."""
     margin: Literal["none", "small", "large"] = "small"
     """Margin schedule [the final choice is not stated]."""
-    safety_weight: float = 1.0
+    safety_weight: Weight = 1.0
     """Weight of the auxiliary safety loss, for the safety model only [not stated]."""
     peak_lr: float = 5e-4
     """[1e-5; 5e-6 for 70B]; small models stand, and need, more."""
-    head_lr_multiplier: float = 10.0
+    head_lr_multiplier: Weight = 10.0
     """Learning rate of the scalar head, in units of the others' [not stated]. The head starts at
     zero, and as long as it is small the model below hears nothing."""
-    later_lr_ratio: float = 0.5
+    later_lr_ratio: Weight = 0.5
     """Later rounds continue from the model of the round before, at this fraction of the peak."""
     warmup: int = 5
     """Steps [3 %, 5 at least]."""
-    eval_every: int = 25
-    save_every: int = 50
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "n_pairs", "batch_size", "n_validation", "max_new_tokens")
-        at_least(self, 0, "n_fresh", "n_fresh_later", "safety_weight")
-        at_least(self, 0, "head_lr_multiplier", "later_lr_ratio")
-        one_of(self, stream=("helpfulness", "safety"), margin=("none", "small", "large"))
-        super().__post_init__()
+    eval_every: Count = 25
+    save_every: Count = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,79 +284,76 @@ class RewardVariant:
 class RejectionConfig(DialogTrainConfig):
     """One round of rejection sampling (section 3.2.3); the paper states the method alone."""
 
-    n_prompts: int
+    n_prompts: Count
     """New prompts a round."""
-    n_samples: int = 8
+    n_samples: Count = 8
     """Answers drawn for each [the paper plots 1 to 100]."""
     temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)
     """Tried every round; the one with the best max-of-K is used [best for its RLHF models: 1.2 to
     1.3; ours picks out what its reward model overrates among such hot samples, see the log]."""
-    n_probe: int = 40
+    n_probe: Count = 40
     """Prompts on which temperatures are tried."""
     select: Literal["best", "random"] = "best"
     """best by reward, or random: the control that shows what the selection is worth."""
     keep: Literal["all rounds", "last round"] = "all rounds"
     """Whether the pool keeps all rounds or the last one only, as the paper did up to V3."""
-    n_demonstrations: int = 0
+    n_demonstrations: Extra = 0
     """Demonstrations of fine-tuning mixed in, so that skills no prompt asks for stay."""
-    max_new_tokens: int = 96
-    steps: int = 150
+    max_new_tokens: Count = 96
+    steps: Count = 150
     """Optimiser steps of every round alike, from the base model."""
     peak_lr: float = 2e-3
-    eval_every: int = 75
-    save_every: int = 75
+    eval_every: Count = 75
+    save_every: Count = 75
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "n_prompts", "n_samples", "n_probe", "max_new_tokens", "steps")
-        at_least(self, 0, "n_demonstrations")
-        one_of(self, select=("best", "random"), keep=("all rounds", "last round"))
+        super().__post_init__()
         if not self.temperatures or not min(self.temperatures) > 0:
             raise ValueError(
                 f"temperatures must be one or more numbers above 0; got {self.temperatures}. At 0 "
                 "all samples of a prompt are the same."
             )
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpoConfig:
+class PpoConfig(Checked):
     """One run of PPO. No `TrainConfig`: its rate is constant and its steps are iterations."""
 
-    iterations: int
+    iterations: Count
     """[200 to 400]"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Prompts of an iteration [512]."""
-    n_prompts: int = 4000
+    n_prompts: Count = 4000
     """Training prompts to draw from."""
-    longest_prompt: int = 64
+    longest_prompt: Count = 64
     """Tokens; longer prompts are left out, since every row of a mini-batch pays for the longest."""
-    n_held_out: int = 160
+    n_held_out: Count = 160
     """Prompts of the measurements."""
-    minibatch_size: int = 64
+    minibatch_size: Count = 64
     """Prompts of a gradient step; every mini-batch is used for one [64]."""
-    lr: float = 1e-4
+    lr: Weight = 1e-4
     """Constant [1e-6]: a hundred times as high, since a model of a million weights does not move
     in fifty iterations with the paper's."""
-    value_lr_multiplier: float = 5.0
+    value_lr_multiplier: Weight = 5.0
     """Learning rate of the value function, in units of `lr` [not stated]: it starts knowing
     nothing, and until it has learned which prompts score high, advantages are mostly noise."""
-    beta: float = 0.2
+    beta: Weight = 0.2
     """Weight of the divergence [0.01, 0.005 for the larger ones]. What counts is the sum over an
     answer, and ours have 30 tokens where the paper's have hundreds. At 0.05 this policy forgets
     facts to please the reward model, which cannot tell (docs/log.md)."""
-    clip: float = 0.2
+    clip: Positive = 0.2
     """[0.2]"""
     value_clip: float | None = None
     """How far a value may move in one iteration [not stated]; None: freely."""
-    value_weight: float = 0.5
+    value_weight: Weight = 0.5
     """Weight of the value loss [not stated]."""
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount of later rewards [not stated]."""
-    lam: float = 1.0
+    lam: Share = 1.0
     """Lambda of generalised advantage estimation [not stated]."""
-    temperature: float = 1.0
+    temperature: Annotated[float, above_0("Greedy answers have no log-probabilities.")] = 1.0
     """Temperature of sampling and of all log-probabilities [not stated]."""
-    value_warmup: int = 4
+    value_warmup: Extra = 4
     """Iterations before the first in which the value function alone learns [not stated]."""
     whiten_by: Literal["batch", "tag", "nothing"] = "tag"
     """Over what scores are whitened: batch [the paper's wording], tag or nothing. Tagged prompts
@@ -377,59 +361,49 @@ class PpoConfig:
     kind of prompt would be the largest part of the signal, and no answer can change it."""
     missing_eos_score: float = -2.0
     """Whitened score of an answer that did not end within the limit [not stated]."""
-    max_new_tokens: int = 96
+    max_new_tokens: Count = 96
     weight_decay: float = 0.1
     """[0.1]"""
     clip_norm: float = 1.0
     """[1.0]"""
-    eval_every: int = 5
+    eval_every: Count = 5
     """Iterations between measurements on held-out prompts."""
-    patience: int = 4
+    patience: Count = 4
     """Measurements without a better one before it stops [early stopping, no number]."""
-    save_every: int = 10
+    save_every: Count = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "batch_size", "minibatch_size", "n_prompts", "n_held_out")
-        at_least(
-            self, 1, "longest_prompt", "max_new_tokens", "eval_every", "patience", "save_every"
-        )
-        at_least(self, 0, "beta", "lr", "value_weight", "value_lr_multiplier", "value_warmup")
-        one_of(self, whiten_by=("batch", "tag", "nothing"))
+        super().__post_init__()
+        if self.value_clip is not None and not 0 < self.value_clip < inf:
+            raise ValueError(f"value_clip must be above 0 and finite; got {self.value_clip}.")
         if self.batch_size % self.minibatch_size:
             raise ValueError(
                 f"batch_size must be a multiple of minibatch_size; got {self.batch_size} and "
                 f"{self.minibatch_size}."
             )
-        within_0_and_1(self, "gamma", "lam")
-        above_0(self, "clip", *([] if self.value_clip is None else ["value_clip"]))
-        above_0(self, "temperature", because="Greedy answers have no log-probabilities.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstructedConfig(RehearsingConfig):
     """Teaching a model to obey an instruction in the message that it stands in; not the paper's."""
 
-    n_dialogs: int
+    n_dialogs: Count
     """Dialogs with instructions or without."""
-    n_validation: int = 60
-    epochs: int = 2
+    n_validation: Count = 60
+    epochs: Count = 2
     peak_lr: float = 1e-3
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "n_dialogs", "n_validation", "epochs")
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
 class GhostAttentionConfig(RehearsingConfig):
     """One run of Ghost Attention (section 3.3); learning rate and size the paper does not state."""
 
-    n_dialogs: int
+    n_dialogs: Count
     """Dialogs, each with instructions of its own."""
-    n_samples: int = 2
+    n_samples: Count = 2
     """Answers drawn for each; the best by reward is kept."""
-    most_turns: int = 24
+    most_turns: Count = 24
     """Turns of a training dialog: more than are asked in the test. A model's own obedient answers
     are longer than plain ones, so twenty turns reach farther there than here, and farther than in
     training an instruction is forgotten. It stands in the teacher's prompt once a turn; where that
@@ -441,38 +415,29 @@ class GhostAttentionConfig(RehearsingConfig):
     only_obeying: bool = True
     """Whether samples that do not obey are dropped before the reward chooses, by the world's own
     check. Ours: the paper's reward model has read instructions, ours has not."""
-    combined: float = 0.5
+    combined: Share = 0.5
     """How often two instructions are combined [randomly]."""
-    terse: float = 0.5
+    terse: Share = 0.5
     """How often an instruction is terse [half of the time]."""
-    n_short: int = 0
+    n_short: Extra = 0
     """Dialogs of the stage `instructed`, of at most `SHORT_TURNS` turns, mixed in so that no
     instruction is unlearned: all kinds and values occur in them, but none has to be kept longer
     than it was before."""
-    temperature: float = 0.7
-    max_new_tokens: int = 24
-    n_validation: int = 60
+    temperature: Positive = 0.7
+    max_new_tokens: Count = 24
+    n_validation: Count = 60
     """Dialogs kept out of training; the loss on their last answers is measured."""
-    epochs: int = 2
+    epochs: Count = 2
     peak_lr: float = 1e-3
-    eval_every: int = 50
-    save_every: int = 50
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "n_dialogs", "n_samples", "most_turns", "max_new_tokens")
-        at_least(self, 1, "n_validation", "epochs")
-        at_least(self, 0, "n_short")
-        one_of(self, reading=("A", "B"), loss_on=("last", "all", "everything"))
-        above_0(self, "temperature")
-        within_0_and_1(self, "combined", "terse")
-        super().__post_init__()
+    eval_every: Count = 50
+    save_every: Count = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig(RehearsingConfig):
     """Safety context distillation (4.2.4). The paper states none of these but the method."""
 
-    n_prompts: int
+    n_prompts: Count
     """Adversarial prompts that are answered with and without the preprompt."""
     preprompt: Literal["none", "generic", "template"] = "template"
     """template by risk category, generic, or none: the control that trains on its own answers."""
@@ -481,56 +446,49 @@ class DistillationConfig(RehearsingConfig):
     apply_to: Literal["adversarial", "all", "all as risky"] = "adversarial"
     """adversarial, or all: as many helpful prompts, too, behind generic preprompts. The paper warns
     of that. In "all as risky" helpful prompts get answer templates as if they were risky."""
-    n_heed: int = 400
+    n_heed: Count = 400
     """Dialogs that teach a copy of the model what preprompts mean. A large model has read what a
     responsible assistant says; ours never has, and left alone its answers behind a preprompt are
     no better than without (see the log). The copy is thrown away once it has answered."""
-    heed_steps: int = 80
+    heed_steps: Count = 80
     """Optimiser steps of that copy."""
     heed_lr: float = 1e-3
-    temperature: float = 0.7
+    temperature: Annotated[float, above_0("Greedy answers are the same again and again.")] = 0.7
     """Temperature of all answers: cooler than the model is used, as slips pass the gate too
     easily."""
-    n_replay: int = 350
-    n_demonstrations: int = 350
-    n_ghosts: int = 200
+    n_replay: Extra = 350
+    n_demonstrations: Extra = 350
+    n_ghosts: Extra = 200
     """Dialogs of Ghost Attention mixed in."""
-    max_new_tokens: int = 96
-    steps: int = 80
+    max_new_tokens: Count = 96
+    steps: Count = 80
     peak_lr: float = 3e-4
     """A tenth of fine-tuning's: the model is nearly finished."""
     warmup: int = 5
-    eval_every: int = 40
-    save_every: int = 40
+    eval_every: Count = 40
+    save_every: Count = 40
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "n_prompts", "n_heed", "heed_steps", "max_new_tokens", "steps")
-        at_least(self, 0, "n_ghosts")
-        one_of(self, preprompt=("none", "generic", "template"))
-        one_of(self, apply_to=("adversarial", "all", "all as risky"))
-        above_0(self, "temperature", because="Greedy answers are the same again and again.")
-        check_schedule(self.heed_lr, self.heed_steps, self.warmup, self.min_lr_ratio)
         super().__post_init__()
+        check_schedule(self.heed_lr, self.heed_steps, self.warmup, self.min_lr_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SafetyData:
+class SafetyData(Checked):
     """All helpfulness data and a part of the safety data, which claims compare (4.2.3)."""
 
-    fraction: float
+    fraction: Share
     """Share of the safety dialogs [0, 1, 10, 25, 50, 100 %]."""
-    n_helpful: int
+    n_helpful: Count
     """Helpful dialogs, the same in all variants [about 900,000]."""
-    n_safety: int
+    n_safety: Count
     """All safety dialogs [about 100,000]."""
     helpful_grade: WriterGrade = "mixed"
     """Grade of the helpful demonstrations. Those of safety are clean."""
     seed: int = 0  # all variants of one seed nest
 
     def __post_init__(self) -> None:
-        within_0_and_1(self, "fraction")
-        at_least(self, 1, "n_helpful", "n_safety")
-        one_of(self, helpful_grade=("clean", "mixed", "noisy"))
+        super().__post_init__()
         if self.fraction and not self.n_kept:
             raise ValueError(
                 f"a fraction of {self.fraction} of {self.n_safety} safety dialogs is none; take "
@@ -547,27 +505,22 @@ class SafetyData:
 class RedTeamConfig(DialogTrainConfig):
     """One round of red-teaming (4.3). The paper states its effect and none of these."""
 
-    budget: int = 400
+    budget: Count = 400
     """Queries of a round: the paper's person hours."""
-    queries_together: int = 40
+    queries_together: Count = 40
     """Queries between two looks at what worked."""
-    n_lessons: int = 4
+    n_lessons: Count = 4
     """Safe answers, in different words, that people write for each prompt that broke the model."""
-    replay: float = 3.0
+    replay: Weight = 3.0
     """Dialogs rehearsed for each lesson, so that nothing is forgotten."""
-    epochs: int = 2
-    temperature: float = 1.0
+    epochs: Count = 2
+    temperature: Weight = 1.0
     """Temperature of the answers under attack."""
-    max_new_tokens: int = 96
+    max_new_tokens: Count = 96
     peak_lr: float = 2e-4
     warmup: int = 3
-    eval_every: int = 50
-    save_every: int = 50
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "budget", "queries_together", "n_lessons", "epochs", "max_new_tokens")
-        at_least(self, 0, "replay", "temperature")
-        super().__post_init__()
+    eval_every: Count = 50
+    save_every: Count = 50
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,7 @@ SUMMARY_SEED = 50
 
 
 def run(*, device: str = "auto", notebooks: bool = True) -> int:
-    """Make everything that the notebooks need, then the notebooks; print a summary.
-
-    Returns:
-        0, or the number of notebooks that failed.
-    """
+    """Make all that the notebooks need, then the notebooks; return how many of these failed."""
     begin = time.perf_counter()
     recipe = nano()
     todo = pipeline.missing(LAST, recipe)
@@ -57,7 +53,11 @@ def _notebooks() -> int:
     record = out / "made_from.json"
     before = json.loads(record.read_text()) if record.is_file() else {}
     now = {path.stem: _made_from(path) for path in sources(Path("notebooks"))}
-    todo = [name for name in now if before.get(name) != now[name] or not _written(out, name)]
+    todo = [
+        name
+        for name in now
+        if before.get(name) != now[name] or not (out / f"{name}.ipynb").is_file()
+    ]
     print(f"notebooks: {len(now)}, {len(todo)} to execute", flush=True)
     if not todo:
         return 0
@@ -69,10 +69,6 @@ def _notebooks() -> int:
     return len(faults)
 
 
-def _written(out: Path, name: str) -> bool:
-    return (out / f"{name}.ipynb").is_file()
-
-
 def _made_from(lesson: Path) -> str:
     """Return a fingerprint of all that the outputs of a notebook depend on."""
     library = Path(__file__).parent
@@ -82,17 +78,13 @@ def _made_from(lesson: Path) -> str:
 
 
 def summary(folder: Path, trained: float, total: float) -> str:
-    """Return the closing lines of `llama2 course`, read from what is on disk.
+    """Return the closing lines, read from the folder of the pretrained model and those after it.
 
-    Args:
-        folder: The pretrained model.
-        trained: Seconds spent on stages.
-        total: Seconds altogether.
+    Seconds were `trained` spent on stages, and `total` altogether.
     """
     recipe = nano()
     losses = [row for row in read_metrics(folder / "metrics.jsonl") if "validation_loss" in row]
     pieces = load_tokenizer(folder).vocab_size
-    recall = pipeline.recall(recipe)
     lines = [
         "",
         f"made      a tokenizer of {pieces} pieces, a Llama 2 of {recipe.model.n_parameters:,} "
@@ -102,7 +94,7 @@ def summary(folder: Path, trained: float, total: float) -> str:
         *(
             f"recall    {name:12s} {100 * share.value:5.1f} %  "
             f"[{100 * share.low:.1f}, {100 * share.high:.1f}]  of {share.n} questions"
-            for name, share in recall.items()
+            for name, share in pipeline.recall(recipe).items()
         ),
         *aligned(),
         "",
@@ -136,25 +128,22 @@ def aligned() -> list[str]:
     wordings of training, then in others.
     """
     recipe = nano()
-    loaded = {
-        name: pipeline.load(stage, recipe)
-        for name, stage in (("SFT", "sft"), ("V4", "rejection_v4"), ("V5", "ppo"))
-    }
+    loaded = {name: pipeline.load(VERSIONS[name], recipe) for name in ("SFT", "V4", "V5")}
     world, room = make_world(recipe.corpus.world_seed), min(96, recipe.model.max_seq_len // 2)
     lines = []
     for split, wordings in (("train", "known wordings"), ("held out", "new wordings")):
-        asked = new_prompts(recipe, SUMMARY_SEED, split, loaded["SFT"][1], N_MARKED)
+        prompts = new_prompts(recipe, SUMMARY_SEED, split, loaded["SFT"][1], N_MARKED).prompts
         marks = {
-            name: marks_of(model, tokenizer, world, asked.prompts, max_new_tokens=room)
-            for name, (model, tokenizer) in loaded.items()
+            name: marks_of(*model, world, prompts, max_new_tokens=room)
+            for name, model in loaded.items()
         }
-        of = marks["SFT"]
+        kinds = marks["SFT"]
         for word, quality, rows in (
-            ("helpful", "helpfulness", of.helpful),
-            ("safe", "safety", of.adversarial),
-            ("refused", "refuses", of.borderline),
+            ("helpful", "helpfulness", kinds.helpful),
+            ("safe", "safety", kinds.adversarial),
+            ("refused", "refuses", kinds.borderline),
         ):
-            values = {name: 1.0 * getattr(found, quality)[rows] for name, found in marks.items()}
+            values = {name: 1.0 * getattr(each, quality)[rows] for name, each in marks.items()}
             gain = improvement(values["SFT"], values["V5"])
             means = ", ".join(f"{name} {value.mean():.3f}" for name, value in values.items())
             lines.append(

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -44,7 +45,7 @@ def artifact_root() -> Path:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace `path` by a file holding `content`; readers see the old file or the new one.
 
-    Survives a killed process. Surviving a power cut would need `fsync` as well.
+    It survives a killed process; to survive a power cut it would need `fsync` as well.
     """
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -58,11 +59,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say which file or folder could not be written, where the disk is full.
-
-    Raises:
-        OSError: With a sentence, in place of the system's or NumPy's.
-    """
+    """Say which file or folder could not be written where the disk is full, in a sentence."""
     try:
         yield
     except OSError as error:
@@ -98,10 +95,6 @@ def staged_folder(final: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
     On one file system a rename is atomic, so `final` exists only when it is complete. The
     staging folder keeps its contents when the block fails, so that a stage can resume from it;
     only hidden files go, at every depth, which a killed write or removal left behind.
-
-    Raises:
-        FileExistsError: `final` is already there.
-        OSError: The disk is full.
     """
     if final.exists():
         raise FileExistsError(f"{final} exists already; artifacts are never overwritten.")
@@ -136,25 +129,17 @@ def seal(folder: Path, meta: Mapping[str, Any]) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """Return all files of an artifact but its seal, without what desktops leave lying about."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / META and not _is_litter(path.relative_to(folder))
-    ]
 
+    def is_litter(path: Path) -> bool:
+        # .DS_Store, ._name, .nfs0001, .ipynb_checkpoints/, ...: no stage makes a hidden file.
+        return path.name in LITTER or any(part.startswith(".") for part in path.parts)
 
-def _is_litter(path: Path) -> bool:
-    # .DS_Store, ._name, .nfs0001, .ipynb_checkpoints/, ...: no stage makes a hidden file.
-    return path.name in LITTER or any(part.startswith(".") for part in path.parts)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / META]
+    return [path for path in paths if not is_litter(path.relative_to(folder))]
 
 
 def read_sealed(folder: Path, stage: str, expected: str) -> dict[str, Any]:
-    """Return the meta document of a sealed folder, after checking all its files.
-
-    Args:
-        folder: The artifact.
-        stage: The stage that must have made it.
-        expected: The fingerprint it must carry.
+    """Return the meta document of an artifact of `stage`, after checking all its files.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -193,12 +178,8 @@ def read_sealed(folder: Path, stage: str, expected: str) -> dict[str, Any]:
 
 def set_aside(folder: Path) -> Path:
     """Rename a damaged folder to a free name beside it, so that nothing is lost, and return it."""
-    for number in range(1, 10_000):
-        aside = folder.with_name(f".{folder.name}.damaged-{number}")
-        if not aside.exists():
-            folder.rename(aside)
-            return aside
-    raise FileExistsError(f"too many damaged copies beside {folder}; delete some.")
+    names = (f".{folder.name}.damaged-{number}" for number in itertools.count(1))
+    return folder.rename(next(p for p in map(folder.with_name, names) if not p.exists()))
 
 
 def remove(path: Path) -> None:
@@ -258,21 +239,15 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """Return what `write_rows` wrote, each line as one `kind`, and so with what it is made of.
 
-    Args:
-        path: A file of JSON lines.
-        kind: A dataclass or a named tuple whose fields are annotated; `dict` for plain objects.
+    The kind is a dataclass, a named tuple whose fields are annotated, or `dict` for any object.
 
     Raises:
-        FileNotFoundError: There is no such file.
         ValueError: A line is not such a row.
     """
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            document = json.loads(line)
-            if not isinstance(document, dict):
-                raise TypeError(f"it is a {type(document).__name__}, not an object")
-            rows.append(_typed(document, kind))
+            rows.append(_typed(json.loads(line), kind))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{path} line {number} must hold one {kind.__name__} as `write_rows` writes it; "
@@ -284,9 +259,9 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 def _plain(value: Any) -> Any:
     """Return `value` with dataclasses and named tuples, at any depth, as dictionaries."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return {name: _plain(part) for name, part in value._asdict().items()}
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -296,12 +271,12 @@ def _plain(value: Any) -> Any:
 
 def _typed(value: Any, kind: Any) -> Any:
     """Return a JSON value as the annotation `kind` has it: records and tuples are made again."""
-    if isinstance(value, dict) and (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):
+    is_record = dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")
+    if (is_record or kind is dict) and not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} is no {kind.__name__}")
+    if is_record:
         hints = get_type_hints(kind)
         return kind(**{name: _typed(part, hints.get(name)) for name, part in value.items()})
-    if isinstance(value, list) and get_origin(kind) in (list, tuple):
-        parts = [_typed(part, get_args(kind)[0]) for part in value]
-        return parts if get_origin(kind) is list else tuple(parts)
-    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+    if isinstance(value, list) and (sequence := get_origin(kind)) in (list, tuple):
+        return sequence(_typed(part, get_args(kind)[0]) for part in value)
     return value

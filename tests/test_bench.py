@@ -1,23 +1,46 @@
-"""The benchmark compares like with like, and this library reaches the ratios it promises."""
+"""The benchmarks compare like with like, and this library reaches the ratios it promises."""
 
+import ast
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from llama2_lib.bench import iteration, language_model
+from llama2_lib.model.chat import scores
+from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.recipes import toy
+from llama2_lib.stages import ppo as stage
+from llama2_lib.stages.ppo import ActorCritic
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-# Ratios to `transformers` that must be reached on two cores, in fp32.
-TRAIN = {"ratio": 1.2}
-GENERATE = {"batch 1": 3.0, "batch 64": 2.0, "ragged 64": 3.0}
-PPO = {"batch 64": 1.5, "batch 256": 1.5}  # to TRL
+# Ratios that must be reached on two cores, in fp32, and the lines that hold them.
+TO_TRANSFORMERS = [
+    ("train", {"ratio": 1.2}, r"^(ratio) +([\d.]+)  \(fused; median of pairs; more is better\)$"),
+    (
+        "generate",
+        {"batch 1": 3.0, "batch 64": 2.0, "ragged 64": 3.0},
+        r"^(batch 1|batch 64|ragged 64) +\d+ +\d+ +([\d.]+)$",
+    ),
+]
+TO_TRL = (
+    "ppo",
+    {"batch 64": 1.5, "batch 256": 1.5},
+    r"^(batch 64|batch 256) +[\d.]+ +[\d.]+ +([\d.]+)  \([\d.]+ to [\d.]+\)$",
+)
+WITH_TRL = pytest.mark.skipif(iteration.missing() is not None, reason=str(iteration.missing()))
+PATCHED = [
+    *((stage, name) for name in (
+        "sample_answers", "answer_logprobs", "shaped_rewards", "gae", "whiten_together", "optimize",
+    )),
+    (ActorCritic, "values"),
+]  # fmt: skip
 
 
 def test_the_other_side_computes_the_same(random_model):
@@ -67,6 +90,177 @@ def test_the_matrix_product_has_a_rate():
     assert language_model.seconds(lambda: torch.ones(3).sum(), CPU) > 0
 
 
+# --- PPO
+
+
+@pytest.fixture
+def given():
+    return iteration.setting(toy().model, 8, CPU, prompt=5, new=7)
+
+
+def test_no_answer_ends_and_none_holds_a_control_id(given):
+    said = stage.sample_answers(given.ppo.model.policy, given.prompts, given.ppo.config, 0, 2)
+    assert [len(sample.answer) for sample in said] == [7] * 8
+    assert min(min(sample.ids) for sample in said) >= 3
+    assert len({tuple(sample.answer) for sample in said}) == 8
+    assert {len(sample.prompt) for sample in said} == {5}
+
+
+def test_an_answer_that_ends_early_is_no_comparison(given):
+    with torch.no_grad():
+        given.ppo.model.policy.output.weight[2, 0] = 1.0
+    with pytest.raises(ValueError, match=r"every answer must have 7 tokens.*their mean is"):
+        given.iterate(0, given.models)
+
+
+def test_an_iteration_takes_four_steps_on_both_networks(given):
+    networks = (given.ppo.model.policy, given.ppo.model.value, given.ppo.reference)
+    before = [[p.clone() for p in network.parameters()] for network in networks]
+    row = given.iterate(0, given.one_model)
+    moved = [
+        any(not torch.equal(p, q) for p, q in zip(network.parameters(), old, strict=True))
+        for network, old in zip(networks, before, strict=True)
+    ]
+    assert moved == [True, True, False]
+    steps = {int(state["step"]) for state in given.optimizer.state.values()}
+    assert steps == {iteration.MINIBATCHES}
+    assert row["helpfulness"] == row["safety"] == row["reward"]
+
+
+def test_the_parts_are_about_the_whole(given):
+    rewards, before = given.models, [getattr(owner, name) for owner, name in PATCHED]
+    assert not any(name.startswith("_") for _, name in PATCHED)
+    iteration.parts(given, CPU, 0)  # warm
+    seconds = iteration.parts(given, CPU, 1)
+    whole, trunk = seconds.pop("whole"), seconds.pop(iteration.TRUNK)
+    assert tuple(seconds) == iteration.PARTS
+    assert min(seconds.values()) > 0
+    assert 0.75 * whole < sum(seconds.values()) <= whole
+    assert 0 < trunk < whole
+    assert all(p.grad is None for p in given.ppo.model.parameters()), "the trunk was measured alone"
+    # what was timed is as it was
+    assert [getattr(owner, name) for owner, name in PATCHED] == before
+    assert given.models is rewards
+
+
+def test_a_part_inside_another_counts_for_itself(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(iteration.time, "perf_counter", lambda: clock[0])
+
+    def wait(seconds):
+        clock[0] += seconds
+
+    watch = iteration.Stopwatch(CPU)
+    inner = watch.timed("inner", wait)
+
+    def outer():
+        wait(2.0)
+        inner(5.0)
+        inner(1.0)
+
+    def items():
+        for _ in range(3):
+            wait(10.0)
+            yield clock[0]
+
+    watch.timed("outer", outer)()
+    assert list(watch.timed("iterator", items)()) == [18.0, 28.0, 38.0]
+    assert watch.seconds == {"outer": 2.0, "inner": 6.0, "iterator": 30.0}
+
+
+def test_the_other_side_scores_the_same(random_model):
+    model = scalar_model(random_model(dtype=torch.float32), seed=1)
+    ids = torch.randint(3, 53, (2, 9), generator=torch.Generator().manual_seed(0))
+    twin = language_model.scalar_twin(model)
+    with torch.no_grad():
+        found = twin(input_ids=ids).logits[:, 0]
+    wanted = torch.from_numpy(scores(model, ids.tolist())).float()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert (wanted[0] - wanted[1]).abs() > 0.01
+    with torch.no_grad():
+        model.head.bias.fill_(1.0)
+    with pytest.raises(ValueError, match="no bias"):
+        language_model.scalar_twin(model)
+
+
+def printed(monkeypatch, capsys, missing):
+    monkeypatch.setattr(iteration, "nano", toy)
+    monkeypatch.setattr(iteration, "BATCHES", (8, 12))
+    monkeypatch.setattr(iteration, "missing", lambda: missing)
+    assert iteration.ppo(pairs=1, device="cpu") == 0
+    return capsys.readouterr().out
+
+
+def test_without_trl_it_says_why_there_is_no_comparison(monkeypatch, capsys):
+    table = printed(monkeypatch, capsys, "it is away.")
+    assert "not compared with TRL: it is away." in table
+    for name in (*iteration.PARTS, "whole"):
+        assert sum(line.startswith(name) for line in table.splitlines()) == 1
+    assert table.count("a trunk shared by policy and value saves at most") == 2
+    assert "iterations/s" not in table
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(ValueError, match="PPO runs in fp32 only"):
+        iteration.ppo(precision="bf16")
+
+
+def test_what_is_missing_is_told(monkeypatch, tmp_path):
+    def find(origin):
+        spec = origin and type("Spec", (), {"origin": str(origin)})
+        monkeypatch.setattr(iteration.importlib.util, "find_spec", lambda name: spec)
+        return iteration.missing()
+
+    assert find(None) == "TRL is not installed (the extra `bench`)."
+    assert "has no PPO" in find(tmp_path / "__init__.py")
+    (tmp_path / "experimental" / "ppo").mkdir(parents=True)
+    assert find(tmp_path / "__init__.py") is None
+
+
+def test_nothing_else_imports_trl():
+    users = {
+        str(path.relative_to(ROOT / "llama2_lib"))
+        for path in (ROOT / "llama2_lib").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Import) and any(a.name.startswith("trl") for a in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trl")
+    }
+    assert users == {"bench/iteration.py"}
+
+
+@WITH_TRL
+def test_trl_does_the_same_iteration(given):
+    turned = []
+
+    class Turn(__import__("transformers").TrainerCallback):
+        def on_step_end(self, *_, **__):
+            turned.append(1)
+
+    with tempfile.TemporaryDirectory() as folder, iteration._silence():
+        trainer, rows = iteration._trainer(given, folder, 3, Turn())
+        before = trainer.policy_model.lm_head.weight.detach().clone()
+        trainer.train()
+    assert len(turned) == len(rows) == 3
+    # the same weights as policy and as reference, and answers as long as ours
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert {row["val/num_eos_tokens"] for row in rows} == {0}
+    steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert steps == {3 * iteration.MINIBATCHES}
+    assert not torch.equal(trainer.policy_model.lm_head.weight, before)
+
+
+@WITH_TRL
+def test_turns_alternate(given):
+    ours = []
+    times = iteration.in_turn(given, ours.append, CPU, 3)
+    assert ours == [0, 1, 2, 3]  # the first pair warms up
+    assert len(times) == 3
+    assert all(0 <= mine < theirs for mine, theirs in times)
+
+
+# --- speed
+
+
 def measured(what, capsys, pattern):
     """Run the command in a process of its own and return the ratios it prints; show its table.
 
@@ -85,33 +279,15 @@ def measured(what, capsys, pattern):
     return {name: float(ratio) for name, ratio in re.findall(pattern, table, re.MULTILINE)}
 
 
-def best_of_two(what, floors, capsys, pattern):
-    """Measure again only if a floor was missed: the machine may have been busy."""
+@pytest.mark.timing
+@pytest.mark.parametrize(
+    ("what", "floors", "pattern"), [*TO_TRANSFORMERS, pytest.param(*TO_TRL, marks=WITH_TRL)]
+)
+def test_the_ratios_are_reached(what, floors, capsys, pattern):
+    """Measured again only if a floor was missed: the machine may have been busy."""
     best = measured(what, capsys, pattern)
     assert best.keys() == floors.keys()
     if any(best[name] < floor for name, floor in floors.items()):
         again = measured(what, capsys, pattern)
         best = {name: max(best[name], again[name]) for name in best}
-    return best
-
-
-@pytest.mark.timing
-def test_a_training_step_reaches_its_ratio(capsys):
-    pattern = r"^(ratio) +([\d.]+)  \(fused; median of pairs; more is better\)$"
-    best = best_of_two("train", TRAIN, capsys, pattern)
-    assert all(best[name] >= floor for name, floor in TRAIN.items()), best
-
-
-@pytest.mark.timing
-def test_generation_reaches_its_ratios(capsys):
-    pattern = r"^(batch 1|batch 64|ragged 64) +\d+ +\d+ +([\d.]+)$"
-    best = best_of_two("generate", GENERATE, capsys, pattern)
-    assert all(best[name] >= floor for name, floor in GENERATE.items()), best
-
-
-@pytest.mark.timing
-@pytest.mark.skipif(iteration.missing() is not None, reason=str(iteration.missing()))
-def test_a_ppo_iteration_reaches_its_ratios(capsys):
-    pattern = r"^(batch 64|batch 256) +[\d.]+ +[\d.]+ +([\d.]+)  \([\d.]+ to [\d.]+\)$"
-    best = best_of_two("ppo", PPO, capsys, pattern)
-    assert all(best[name] >= floor for name, floor in PPO.items()), best
+    assert all(best[name] >= floor for name, floor in floors.items()), best

@@ -35,6 +35,24 @@ def root(toy_root, tmp_path, monkeypatch, one_thread):
     return root
 
 
+@pytest.fixture
+def own_texts(tmp_path):
+    """A folder of texts: toy's own documents, each in a file."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i, document in enumerate(training_documents(toy().corpus)):
+        (folder / f"{i:03d}.txt").write_text(document.text)
+    return folder
+
+
+def process(*arguments, **environment):
+    """Run Python in the checkout, with some variables changed."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=os.environ | environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
 def said(err):
     """What stands on the error stream beside the lines of a progress bar."""
     return [line for line in err.splitlines() if line.strip() and "%|" not in line]
@@ -89,11 +107,8 @@ def test_run_prints_the_folder_and_builds_what_was_asked_for(root, capsys):
     assert (folder / "meta.json").is_file()
 
 
-def test_run_takes_other_texts(root, capsys, tmp_path, monkeypatch):
-    (tmp_path / "texts").mkdir()
-    for i, document in enumerate(training_documents(toy().corpus)):
-        (tmp_path / "texts" / f"{i:03d}.txt").write_text(document.text)
-    monkeypatch.chdir(tmp_path)
+def test_run_takes_other_texts(root, capsys, own_texts, monkeypatch):
+    monkeypatch.chdir(own_texts.parent)
     arguments = ["run", "pretrain", "--recipe", "toy", "--steps", "1", "--device", "cpu"]
     assert main([*arguments, "--data", "texts"]) == 0
     captured = capsys.readouterr()
@@ -107,7 +122,7 @@ def test_run_takes_other_texts(root, capsys, tmp_path, monkeypatch):
     assert loss == words
     assert sample.startswith("it writes: One morning")
     assert hint == f"talk to it: llama2 chat {folder}"
-    for path in (tmp_path / "texts").iterdir():
+    for path in own_texts.iterdir():
         path.write_text("one two three")
     line = fails([*arguments, "--data", "texts"], capsys)
     assert "the texts must supply 512 pieces" in line
@@ -127,63 +142,57 @@ CHAIN = "tokenizer, corpus, pretrain, sft, rewards_v1, rejection_v1, rewards_v2"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["run", "pretrian"], f"no stage 'pretrian'. Did you mean 'pretrain'? There are: {CHAIN}"),
-        (["run"], f"name a stage. There are: {CHAIN}"),
-        (["run", "dpo"], f"there is no stage 'dpo'. Did you mean 'ppo'? There are: {CHAIN}"),
-        (["run", "xyzzy"], f"there is no stage 'xyzzy'. There are: {CHAIN}"),
-        (["run", "sft", "--recipe", "nan"], "no recipe 'nan'. Did you mean 'nano'? There are: toy"),
-        (["show", "huge"], "there is no recipe 'huge'. There are: toy, grid, nano, small."),
-        (["claims", "5", "--recipe", "tyo"], "no recipe 'tyo'. Did you mean 'toy'?"),
-        (["chat", "--stage", "rewards_v1"], "no stage with a language model 'rewards_v1'. Did you"),
-        (["chat", "--stage", "corpus"], "There are: pretrain, sft, rejection_v1, rejection_v2"),
+        # a name that is none gets the nearest, and all in the order of the chain
+        ("run pretrian", f"no stage 'pretrian'. Did you mean 'pretrain'? There are: {CHAIN}"),
+        ("run", f"name a stage. There are: {CHAIN}"),
+        ("run dpo", f"there is no stage 'dpo'. Did you mean 'ppo'? There are: {CHAIN}"),
+        ("run xyzzy", f"there is no stage 'xyzzy'. There are: {CHAIN}"),
+        ("run sft --recipe nan", "no recipe 'nan'. Did you mean 'nano'? There are: toy"),
+        ("show huge", "there is no recipe 'huge'. There are: toy, grid, nano, small."),
+        ("claims 5 --recipe tyo", "no recipe 'tyo'. Did you mean 'toy'?"),
+        ("chat --stage rewards_v1", "no stage with a language model 'rewards_v1'. Did you"),
+        ("chat --stage corpus", "There are: pretrain, sft, rejection_v1, rejection_v2"),
+        # an option that would not be used
+        ("run sft --data .", "pretrain learn from --data; sft would learn from the inv"),
+        ("run ppo --data .", "ppo would learn from the invented world's dialogs"),
+        ("run rewards_v1 --data .", "Leave --data out, or run pretrain with it"),
+        ("chat --stage sft --data .", "sft would learn from the invented world's"),
+        ("chat --compare --data .", "sft would learn from the invented world's"),
+        ("run corpus --steps 3", "--steps is of pretraining; corpus has none"),
+        ("chat --compare --stage sft", "--compare takes all versions"),
+        ("chat . --steps 3", "a folder is a finished model; leave --data and --steps"),
+        ("chat . --compare", "--compare takes all versions"),
+        # a value out of range, before anything is loaded
+        ("bench train --pairs 4", "pairs must be at least 5, for a median; got 4"),
+        ("run pretrain --recipe toy --steps 0", "steps must be at least 1; got 0"),
+        ("run pretrain --recipe toy --data no/such/folder", "must hold .txt or .jsonl files"),
+        (f"run pretrain --recipe toy --data {__file__}", "the documents must be a folder"),
+        ("chat --top-p 1.5", "top_p must be above 0 and at most 1; got 1.5"),
+        ("chat --top-p 0", "top_p must be above 0"),
+        ("chat --temperature -1", "temperature must be at least 0; got -1.0"),
+        ("chat --temperature nan", "temperature must be at least 0; got nan"),
+        ("chat --max-new-tokens 0", "max_new_tokens must be at least 1; got 0"),
     ],
 )
-def test_an_unknown_name_gets_the_nearest_and_all_in_the_order_of_the_chain(
-    capsys, arguments, message
-):
-    assert message in fails(arguments, capsys)
+def test_a_mistake_costs_one_line(capsys, command, message):
+    assert message in fails(command.split(), capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["run", "sft", "--data", "."], "pretrain learn from --data; sft would learn from the inv"),
-        (["run", "ppo", "--data", "."], "ppo would learn from the invented world's dialogs"),
-        (["run", "rewards_v1", "--data", "."], "Leave --data out, or run pretrain with it"),
-        (["chat", "--stage", "sft", "--data", "."], "sft would learn from the invented world's"),
-        (["chat", "--compare", "--data", "."], "sft would learn from the invented world's"),
-        (["run", "corpus", "--steps", "3"], "--steps is of pretraining; corpus has none"),
-        (["chat", "--compare", "--stage", "sft"], "--compare takes all versions"),
-        (["chat", ".", "--steps", "3"], "a folder is a finished model; leave --data and --steps"),
-        (["chat", ".", "--compare"], "--compare takes all versions"),
-        (["bench", "train", "--pairs", "4"], "pairs must be at least 5, for a median; got 4"),
+        ("run pretrain --device mars", "device must be auto, cpu, cuda, cuda:N or mps; got 'mars'"),
+        ("chat --system [INST]", "content must not contain the format's tags"),
+        pytest.param(
+            "run pretrain --device cuda", "Use --device cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
     ],
-)
-def test_an_option_that_would_not_be_used_is_refused(capsys, arguments, message):
-    more = ["--recipe", "toy"] if arguments[0] != "bench" else []
-    assert message in fails([*arguments, *more], capsys)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_said_with_advice(root, capsys):
-    line = fails(["run", "pretrain", "--recipe", "toy", "--device", "cuda"], capsys)
-    assert "cuda" in line
-    assert "Use --device cpu" in line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--device", "mars"], "device must be auto, cpu, cuda, cuda:N or mps; got 'mars'"),
-        (["--steps", "0"], "steps must be at least 1; got 0"),
-        (["--data", "no/such/folder"], r"no/such/folder must hold .txt or .jsonl files"),
-        (["--data", __file__], "the documents must be a folder"),
-    ],
-)
-def test_bad_input_costs_one_line(root, capsys, arguments, message):
-    assert message in fails(["run", "pretrain", "--recipe", "toy", *arguments], capsys)
+)  # fmt: skip
+def test_a_mistake_beside_finished_models_costs_one_line(root, capsys, command, message):
+    assert message in fails([*command.split(), "--recipe", "toy"], capsys)
 
 
 def test_a_bad_line_of_a_file_is_named(root, capsys, tmp_path):
@@ -204,10 +213,7 @@ def test_a_bad_line_of_a_file_is_named(root, capsys, tmp_path):
     ],
 )
 def test_every_expected_error_becomes_one_line(monkeypatch, capsys, error, status, message):
-    def fail(command):
-        raise error
-
-    monkeypatch.setitem(cli._HANDLERS, cli.Show, fail)
+    monkeypatch.setattr(cli.Show, "_do", raising(error))
     assert main(["show"]) == status
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -215,11 +221,15 @@ def test_every_expected_error_becomes_one_line(monkeypatch, capsys, error, statu
     assert message in captured.err
 
 
-def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+def raising(error):
     def fail(command):
-        raise AssertionError("a bug")
+        raise error
 
-    monkeypatch.setitem(cli._HANDLERS, cli.Show, fail)
+    return fail
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli.Show, "_do", raising(AssertionError("a bug")))
     with pytest.raises(AssertionError, match="a bug"):
         main(["show"])
 
@@ -367,21 +377,6 @@ def test_an_answer_that_the_format_cannot_carry_spoils_no_later_question(root, s
     assert answers[-2:] == ["fine", ""] or "fine" in answers
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--top-p", "1.5", "top_p must be above 0 and at most 1; got 1.5"),
-        ("--top-p", "0", "top_p must be above 0"),
-        ("--temperature", "-1", "temperature must be at least 0; got -1.0"),
-        ("--temperature", "nan", "temperature must be at least 0; got nan"),
-        ("--max-new-tokens", "0", "max_new_tokens must be at least 1; got 0"),
-        ("--system", "[INST]", "content must not contain the format's tags"),
-    ],
-)
-def test_a_setting_out_of_range_is_noticed_at_the_start(root, capsys, option, value, message):
-    assert message in fails(["chat", "--recipe", "toy", option, value], capsys)
-
-
 def test_a_line_that_is_no_utf8_costs_one_line(root, say):
     for options in (PRETRAINED, ()):
         answers, errors = say(["caf\udce9", "The"], *options, "--max-new-tokens", "3")
@@ -400,11 +395,8 @@ def test_a_folder_can_be_talked_to(root, say, capsys):
     assert "There is no such folder" in fails(["chat", str(root / "none")], capsys)
 
 
-def test_a_model_of_ones_own_texts_can_be_talked_to(root, say, capsys, tmp_path):
-    (tmp_path / "texts").mkdir()
-    for i, document in enumerate(training_documents(toy().corpus)):
-        (tmp_path / "texts" / f"{i:03d}.txt").write_text(document.text)
-    own = ["--data", str(tmp_path / "texts"), "--steps", "1"]
+def test_a_model_of_ones_own_texts_can_be_talked_to(root, say, capsys, own_texts):
+    own = ["--data", str(own_texts), "--steps", "1"]
     assert main(["run", "pretrain", "--recipe", "toy", "--device", "cpu", *own]) == 0
     capsys.readouterr()
     answers, errors = say(["The old man"], *own, "--max-new-tokens", "4")
@@ -416,13 +408,6 @@ def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
     answers, errors = say(["What is 3 plus 4?", "", "word " * 200], "--max-new-tokens", "5")
     assert len(answers[0]) > 0
     assert "a dialog must leave room for an answer in 128 tokens" in errors
-
-
-def test_every_model_of_the_chain_can_be_talked_to():
-    models = set(cli._talking())
-    no_models = {"tokenizer", "corpus", "reward_model", "safety_data"}
-    rewards = {stage for stage in pipeline.STAGES if stage.startswith("rewards_")}
-    assert models == set(pipeline.STAGES) - no_models - rewards
 
 
 def test_all_versions_answer_side_by_side(root, say):
@@ -443,19 +428,27 @@ def test_bench_passes_its_settings_on(monkeypatch, what, function):
     assert calls == [{"pairs": 7, "precision": "bf16", "device": "cpu"}]
 
 
-def test_help_does_not_wait_for_torch():
-    code = (
-        "import sys\nfrom llama2_lib.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "print(sorted({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "[]"
-    for command in ("doctor", "course", "run", "show", "chat", "claims", "bench"):
-        assert command in result.stdout
+HELP = """
+import os, sys
+from llama2_lib.cli import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    assert not stop.code
+print(sorted({"torch", "numpy", "scipy", "matplotlib"} & set(sys.modules)))
+print(os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+def test_help_does_not_wait_for_torch_and_threads_wait_passively(monkeypatch):
+    """Unless the user says otherwise."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for given, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        result = process("-c", HELP, **given)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-2:] == ["[]", policy]
+        for command in ("doctor", "course", "run", "show", "chat", "claims", "bench"):
+            assert command in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -540,49 +533,30 @@ def test_the_kernel_is_looked_at_before_the_training(monkeypatch, capsys):
 # --- the process
 
 
-def test_threads_wait_passively_unless_the_user_says_otherwise():
-    code = (
-        "import os, sys\nfrom llama2_lib.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print(os.environ['OMP_WAIT_POLICY'])"
-    )
-    bare = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    for given, wanted in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        result = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=bare | given, capture_output=True,
-            text=True, timeout=60,
-        )  # fmt: skip
-        assert result.stdout.splitlines()[-1] == wanted
-
-
 def test_a_log_holds_lines_and_a_signal_to_end_is_answered_with_one(tmp_path):
     """Training into a file: no carriage return, no bar over a bar; then SIGTERM, and on again."""
-    command = [
-        sys.executable, "-m", "llama2_lib", "run", "pretrain", "--recipe", "toy", "--device", "cpu",
-    ]  # fmt: skip
-    environment = os.environ | {"LLAMA2_ARTIFACTS": str(tmp_path / "a"), "OMP_NUM_THREADS": "1"}
+    command = ["-m", "llama2_lib", "run", "pretrain", "--recipe", "toy", "--device", "cpu"]
+    variables = {"LLAMA2_ARTIFACTS": str(tmp_path / "a"), "OMP_NUM_THREADS": "1"}
     log = tmp_path / "log"
     with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file)
+        training = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=os.environ | variables, stderr=file
+        )
         end = time.monotonic() + 120
         while not list((tmp_path / "a").glob("pretrain/.*.partial/step-*")):
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 128 + signal.SIGTERM
+        training.send_signal(signal.SIGTERM)
+        assert training.wait(20) == 128 + signal.SIGTERM
     text = log.read_text()
     assert text.splitlines()[-1] == (
         "llama2: ended by a signal; the same command goes on from the last checkpoint."
     )
     assert "\r" not in text
     bars = [line for line in text.splitlines() if "%|" in line]
-    assert [word for word in ("tokenizer", "corpus", "pretrain") if word in text] == [
-        "tokenizer", "corpus", "pretrain",
-    ]  # fmt: skip
+    assert all(stage in text for stage in ("tokenizer", "corpus", "pretrain"))
     assert len(bars) < 10, "a line now and then, not one a step"
-    again = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+    again = process(*command, **variables)
     assert again.returncode == 0, again.stderr
     assert "\r" not in again.stderr
 
@@ -598,11 +572,8 @@ def test_a_claim_is_told_for_people():
 
 
 def test_the_module_is_the_command(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "llama2_lib", "run", "tokenizer", "--recipe", "toy",
-         "--data", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    command = ("run", "tokenizer", "--recipe", "toy", "--data", str(tmp_path))
+    result = process("-m", "llama2_lib", *command)
     assert result.returncode == 2
     message = f"llama2: {tmp_path} must hold .txt or .jsonl files; none found."
     assert said(result.stderr) == [message]

@@ -39,18 +39,19 @@ def set_up(checkout: Path, calls: str = "") -> None:
 def run(checkout: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "MAKEFLAGS")}
     return subprocess.run(
-        command,
-        cwd=checkout,
-        env={**kept, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
+        command, cwd=checkout, env=kept | environment, capture_output=True, text=True, timeout=60
     )
 
 
 def calls(checkout: Path) -> list[str]:
     path = checkout / "calls"
     return path.read_text().splitlines() if path.exists() else []
+
+
+def results(table: str) -> dict[str, str]:
+    """What became of each part, by its name."""
+    rows = (line for line in table.split("=== summary")[1].splitlines()[1:-1])
+    return {line[:23].strip(): line[23:].split()[0] for line in rows}
 
 
 def test_an_old_python_is_refused_with_what_to_do(checkout):
@@ -86,20 +87,22 @@ def test_a_second_call_starts_at_once(checkout):
     assert [call for call in calls(checkout) if "import pip" not in call] == ["llama2 course"]
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
-def test_changed_requirements_install_again(checkout, name):
+@pytest.mark.parametrize(
+    ("name", "new_environment"),
+    [("pyproject.toml", False), ("constraints.txt", False), (".venv/here", True)],
+)
+def test_changed_requirements_and_a_moved_environment_install_again(
+    checkout, name, new_environment
+):
     set_up(checkout)
-    stamp = (checkout / ".venv/course-installed").stat().st_mtime
-    os.utime(checkout / name, (stamp + 10, stamp + 10))
+    if new_environment:
+        (checkout / name).write_text("/somewhere/else")
+    else:
+        stamp = (checkout / ".venv/course-installed").stat().st_mtime
+        os.utime(checkout / name, (stamp + 10, stamp + 10))
     plan = run(checkout, "make", "-n", "course").stdout
     assert "pip install" in plan
-    assert "-m venv" not in plan
-
-
-def test_a_moved_environment_is_made_again(checkout):
-    set_up(checkout)
-    (checkout / ".venv/here").write_text("/somewhere/else")
-    assert "-m venv .venv" in run(checkout, "make", "-n", "course").stdout
+    assert ("-m venv .venv" in plan) == new_environment
 
 
 def test_a_failing_part_fails_the_whole_and_the_rest_still_runs(checkout):
@@ -108,14 +111,10 @@ def test_a_failing_part_fails_the_whole_and_the_rest_still_runs(checkout):
     program(checkout / ".venv/bin/pytest", 'echo pytest "$@" >> calls; echo "3 passed in 0.1s"')
     result = run(checkout, ".ci/parts", "check")
     assert result.returncode == 1
-    table = result.stdout.split("=== summary")[1]
-    rows = {line[:23].strip(): line[23:].split() for line in table.splitlines()[1:-1]}
-    assert rows["lint"][0] == "FAILED"
-    assert {name for name, row in rows.items() if row[0] == "ok"} == {
-        *("format", "types", "floors", "line budget", "unit tests"),
-    }
-    assert "3 passed" in table
-    assert "SOMETHING FAILED" in table
+    parts = ("format", "lint", "types", "floors", "line budget", "unit tests")
+    assert results(result.stdout) == dict.fromkeys(parts, "ok") | {"lint": "FAILED"}
+    assert "3 passed" in result.stdout.split("=== summary")[1]
+    assert "SOMETHING FAILED" in result.stdout
 
 
 def test_all_parts_run_and_pass(checkout):
@@ -155,8 +154,7 @@ def test_a_browser_that_cannot_be_installed_is_a_failure(checkout):
     program(checkout / ".ci/browser", "echo no such package; exit 1")
     result = run(checkout, ".ci/parts", "all", CHROMIUM="/nowhere/chromium")
     assert result.returncode == 1
-    rows = {line[:23].strip(): line[23:].split() for line in result.stdout.splitlines()}
-    assert rows["install browser"][0] == "FAILED"
+    assert results(result.stdout)["install browser"] == "FAILED"
 
 
 def test_the_last_stage_of_the_chain_is_what_the_parts_build():

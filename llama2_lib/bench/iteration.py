@@ -20,15 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 
-from llama2_lib.bench.language_model import (
-    hugging_face_twin,
-    median_ratio,
-    scalar_twin,
-    seconds,
-)
+from llama2_lib.bench.language_model import hugging_face_twin, median_ratio, scalar_twin, seconds
 from llama2_lib.config import PpoConfig
 from llama2_lib.device import choose_device, peak_memory, synchronize
 from llama2_lib.model.chat import scores
@@ -44,6 +40,7 @@ from llama2_lib.training.optim import adamw
 PROMPT, NEW, MINIBATCHES = 32, 32, 4
 BATCHES = (64, 256)
 EOS = 2
+TRUNK = "trunk of the value function"
 PARTS = (
     "generation", "scoring by two reward models", "log-probabilities and values", "advantages",
     "gradient steps",
@@ -60,14 +57,9 @@ class Setting:
     optimizer: torch.optim.Optimizer
 
     def iterate(self, number: int, rewards: Rewards) -> dict[str, float]:
-        """Do one iteration of the course's own.
-
-        Raises:
-            ValueError: An answer was not as long as all others.
-        """
-        row = stage.iterate(
-            replace(self.ppo, rewards=rewards), self.optimizer, self.prompts, number
-        )
+        """Do one iteration of the course's own; refuse an answer shorter than all others."""
+        ppo = replace(self.ppo, rewards=rewards)
+        row = stage.iterate(ppo, self.optimizer, self.prompts, number)
         if row["length"] != self.ppo.config.max_new_tokens:
             raise ValueError(
                 f"every answer must have {self.ppo.config.max_new_tokens} tokens to be compared; "
@@ -118,8 +110,8 @@ def never_ending(shape: ModelConfig) -> Transformer:
     return model.eval()
 
 
-def parts(given: Setting, device: torch.device, number: int) -> tuple[dict[str, float], float]:
-    """Return the seconds of every part of an iteration, and of the whole."""
+def parts(given: Setting, device: torch.device, number: int) -> dict[str, float]:
+    """Return the seconds of every part of an iteration, of the whole, and of the value's trunk."""
     watch = Stopwatch(device)
     generation, scoring, values, advantages, steps = PARTS
     rewards = watch.timed(scoring, given.models)
@@ -130,7 +122,8 @@ def parts(given: Setting, device: torch.device, number: int) -> tuple[dict[str, 
         (stage, "optimize", steps),
     ):  # fmt: skip
         whole = seconds(lambda: given.iterate(number, rewards), device)
-    return {part: watch.seconds[part] for part in PARTS}, whole
+    trunk = value_trunk(given, device)
+    return {part: watch.seconds[part] for part in PARTS} | {"whole": whole, TRUNK: trunk}
 
 
 def value_trunk(given: Setting, device: torch.device) -> float:
@@ -155,22 +148,18 @@ def value_trunk(given: Setting, device: torch.device) -> float:
 
 
 def ppo(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int:
-    """Time one PPO iteration part by part, and beside TRL's where that is installed.
-
-    Raises:
-        ValueError: Another precision than fp32, in which all of PPO runs here.
-    """
+    """Time one PPO iteration part by part, and beside TRL's where that is installed."""
     if precision != "fp32":
         raise ValueError(f"PPO runs in fp32 only; got {precision!r}. Leave --precision out.")
-    where, shape, turns = choose_device(device), nano().model, max(5, pairs)
-    print(f"device {where}, fp32, {torch.get_num_threads()} threads, {turns} pairs")
+    where, shape = choose_device(device), nano().model
+    print(f"device {where}, fp32, {torch.get_num_threads()} threads, {pairs} pairs")
     print(f"prompts of {PROMPT}, answers of {NEW} tokens, {MINIBATCHES} mini-batches, one pass")
     print(f"{'median ms':30s}" + "".join(f" {f'batch {batch}':>12s}" for batch in BATCHES))
-    columns = [_column(setting(shape, batch, where), where, turns) for batch in BATCHES]
+    columns = [_column(setting(shape, batch, where), where, pairs) for batch in BATCHES]
     for part in columns[0]:
         print(f"{part:30s}" + "".join(f" {column[part]:12.0f}" for column in columns))
     for batch, column in zip(BATCHES, columns, strict=True):
-        share = column["trunk of the value function"] / column["whole"]
+        share = column[TRUNK] / column["whole"]
         print(f"a trunk shared by policy and value saves at most {share:.0%} at batch {batch}")
     if (reason := missing()) is not None:
         print(f"not compared with TRL: {reason}")
@@ -178,19 +167,15 @@ def ppo(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int
         print("both sides with one reward model; without logging, saving and sample generations")
         print(f"{'iterations/s':12s} {'ours':>12s} {'TRL':>12s} {'ratio':>7s}  (range)")
         for batch in BATCHES:
-            print(_beside_trl(setting(shape, batch, where), where, turns))
+            print(_beside_trl(setting(shape, batch, where), where, pairs))
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
     return 0
 
 
 def _column(given: Setting, device: torch.device, turns: int) -> dict[str, float]:
-    """Return the median milliseconds of every part, of the whole, and of the value's trunk."""
-    rows = []
-    for turn in range(turns + 1):  # the first one warms up
-        spent, whole = parts(given, device, turn)
-        trunk = value_trunk(given, device)
-        rows.append({**spent, "whole": whole, "trunk of the value function": trunk})
-    return {name: 1e3 * statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
+    """Return the median milliseconds of what `parts` gives."""
+    _, *rows = (parts(given, device, turn) for turn in range(turns + 1))  # the first one warms up
+    return {name: 1e3 * statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def _beside_trl(given: Setting, device: torch.device, turns: int) -> str:
@@ -237,14 +222,11 @@ class Stopwatch:
     @contextlib.contextmanager
     def watching(self, *parts: tuple[Any, str, str]) -> Iterator[None]:
         """Time functions of modules for the length of a `with`: each a module, a name, a part."""
-        before = [(module, name, getattr(module, name)) for module, name, _ in parts]
-        for module, name, part in parts:
-            setattr(module, name, self.timed(part, getattr(module, name)))
-        try:
+        with contextlib.ExitStack() as patches:
+            for module, name, part in parts:
+                timed = self.timed(part, getattr(module, name))
+                patches.enter_context(mock.patch.object(module, name, timed))
             yield
-        finally:
-            for module, name, function in before:
-                setattr(module, name, function)
 
 
 # --- TRL's side
@@ -267,9 +249,6 @@ def in_turn(
 
     TRL's own loop runs; after each of its iterations ours has its turn, inside a callback. So
     all that TRL does from one iteration to the next is counted, but the writing of its log.
-
-    Raises:
-        ValueError: An answer of TRL's did not have its full length.
     """
     import transformers
 

@@ -1,9 +1,11 @@
 """Training and generation of the course's own shape beside `transformers`."""
 
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,11 +41,9 @@ def _training_steps(
         with autocast(device, precision):
             return next_token_loss(logits(batch[:, :-1]).float(), batch)
 
-    def batches() -> Iterator[Tensor]:
-        while True:
-            yield ids
-
-    return optimize(model, adamw(model), batches(), loss, lambda _: 1e-4, steps=range(10**9))
+    return optimize(
+        model, adamw(model), itertools.repeat(ids), loss, lambda _: 1e-4, steps=range(10**9)
+    )
 
 
 def train(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int:
@@ -59,13 +59,9 @@ def train(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> i
         logits = lambda ids, twin=twin: twin(input_ids=ids).logits  # noqa: E731
         sides.append(_training_steps(twin, logits, config, where, precision))
     tokens = nano().pretrain.batch_size * nano().pretrain.seq_len
-    for side in sides:
-        for _ in range(3):
-            next(side)
-    times = [
-        [seconds(lambda side=side: [next(side) for _ in range(3)], where) / 3 for side in sides]
-        for _ in range(max(5, pairs))
-    ]
+    # Three steps a turn.
+    works = [lambda side=side: list(itertools.islice(side, 3)) for side in sides]
+    times = [[spent / 3 for spent in turn] for turn in turns(works, pairs, where)]
     rate = matmul_rate(where, torch.bfloat16 if precision == "bf16" else torch.float32)
     mine, fused, eager = (statistics.median(column) for column in zip(*times, strict=True))
     share = config.flops_per_token(nano().pretrain.seq_len) * tokens / mine / rate
@@ -87,23 +83,15 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
     ours = initialise(Transformer(config), 0).to(where).eval()
     twin = hugging_face_twin(ours)
     rate = matmul_rate(where, torch.bfloat16 if precision == "bf16" else torch.float32)
-    print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {max(5, pairs)} pairs")
+    print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {pairs} pairs")
     print(f"matrix product {rate / 1e9:.0f} Gflop/s; prompts of {PROMPT}, up to {NEW} new tokens")
     print(f"{'case':12s} {'ours tok/s':>12s} {'transformers':>12s} {'ratio':>7s}")
-    for name, batch, ragged in (
-        ("batch 1", 1, False),
-        ("batch 64", 64, False),
-        ("ragged 64", 64, True),
-    ):
-        ids = torch.randint(3, config.vocab_size, (batch, PROMPT), device=where)
-        wanted = _answer_lengths(batch) if ragged else [NEW] * batch
-        times = []
-        for _ in range(max(5, pairs) + 1):
-            with autocast(where, precision):
-                mine = seconds(lambda: _ours(ours, ids, wanted), where)  # noqa: B023
-                other = seconds(lambda: _theirs(twin, ids, max(wanted)), where)  # noqa: B023
-            times.append([mine, other])
-        times = times[1:]  # the first pair warms up
+    cases = {"batch 1": [NEW], "batch 64": [NEW] * 64, "ragged 64": _answer_lengths(64)}
+    for name, wanted in cases.items():
+        ids = torch.randint(3, config.vocab_size, (len(wanted), PROMPT), device=where)
+        with autocast(where, precision):
+            works = [partial(_ours, ours, ids, wanted), partial(_theirs, twin, ids, max(wanted))]
+            times = turns(works, pairs, where)
         mine, other = (statistics.median(column) for column in zip(*times, strict=True))
         ratio = median_ratio(times)
         print(f"{name:12s} {sum(wanted) / mine:12.0f} {sum(wanted) / other:12.0f} {ratio:7.2f}")
@@ -138,29 +126,22 @@ def _theirs(twin: Any, ids: Tensor, new: int) -> None:
 def _length_curve(model: Transformer, device: torch.device, precision: str) -> None:
     """Print the cost of a token as the sequence grows: flat means the cache works."""
     longest = model.config.max_seq_len - PROMPT
-    prompts = [[1] * PROMPT] * 16
-    print("ms per step at batch 16 by answer length:", end="")
+    prompts, costs = [[1] * PROMPT] * 16, []
     for new in (longest // 4, longest // 2, longest):
         with autocast(device, precision):
-            work = lambda new=new: generate(  # noqa: E731
-                model, prompts, max_new_tokens=new, temperature=0.0
-            )
-            print(
-                f"  {new}: {1e3 * min(seconds(work, device) for _ in range(3)) / new:.2f}", end=""
-            )
-    print()
+            work = partial(generate, model, prompts, max_new_tokens=new, temperature=0.0)
+            fastest = min(seconds(work, device) for _ in range(3))
+        costs.append(f"  {new}: {1e3 * fastest / new:.2f}")
+    print("ms per step at batch 16 by answer length:" + "".join(costs))
 
 
 # --- the other side: `transformers`' Llama with the weights of a model of ours
 
 
 def hugging_face_twin(model: Transformer, attention: str = "sdpa") -> nn.Module:
-    """Return `transformers`' Llama with the same weights.
+    """Return `transformers`' Llama with the same weights, and with PyTorch's fused attention.
 
-    Args:
-        model: The original.
-        attention: `sdpa`, PyTorch's fused attention as in this library, or `eager`, matrix
-            products and a softmax.
+    That is what this library uses; `eager` attention is matrix products and a softmax.
     """
     twin = _transformers().LlamaForCausalLM(_config(model.config))
     twin.set_attn_implementation(attention)
@@ -221,6 +202,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     synchronize(device)
     return time.perf_counter() - begin
+
+
+def turns(works: Sequence[Callable[[], object]], n: int, device: torch.device) -> list[list[float]]:
+    """Return the seconds of each work, turn by turn, `n` times; a turn before these warms up."""
+    return [[seconds(work, device) for work in works] for _ in range(n + 1)][1:]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:

@@ -1,7 +1,9 @@
 """Look at the machine: nothing here judges, and nothing here may stop the report."""
 
+import contextlib
 import math
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -53,11 +55,9 @@ class Machine:
 
 
 def inspect_machine(artifacts: Path | None = None, *, seconds: float = 2.0) -> Machine:
-    """Look at everything; train for `seconds` to read the speed.
+    """Look at everything, and at the pipeline's own folder if none is given.
 
-    Args:
-        artifacts: Where training writes; the pipeline's own folder if left out.
-        seconds: Length of the speed reading.
+    To read the speed it trains for `seconds`.
     """
     problems: dict[str, str] = {}
 
@@ -71,21 +71,23 @@ def inspect_machine(artifacts: Path | None = None, *, seconds: float = 2.0) -> M
     artifacts = artifacts or artifact_root()
     load = attempt("load", held_cores) or 0.0  # before the speed reading adds to it
     fastest, median = attempt("speed", lambda: training_speed(seconds)) or (None, None)
+    torch_version, threads = attempt("torch", _torch) or (None, 1)
+    kernel, kernel_fault = attempt("kernel", _kernel) or (None, None)
     return Machine(
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
-        torch=attempt("torch", _torch_version),
+        torch=torch_version,
         device=attempt("device", _cuda_device),
         bf16=attempt("bf16", _bf16_hardware),
         cores=usable_cores(),
-        threads=attempt("threads", _torch_threads) or 1,
+        threads=threads,
         load=load,
         free_memory=attempt("memory", free_memory) or 0,
         free_disk=attempt("disk", lambda: _free_disk(artifacts)) or 0,
         artifacts=artifacts,
         write_error=_write_error(artifacts),
         font=attempt("font", _font),
-        kernel=attempt("kernel", _kernel_interpreter),
-        kernel_fault=attempt("kernel start", _kernel_fault),
+        kernel=kernel,
+        kernel_fault=kernel_fault,
         interpreter=sys.executable,
         tokens_per_second=fastest,
         median_tokens_per_second=median,
@@ -98,11 +100,10 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
     """Return how many cores this process may use: affinity, and a container's quota."""
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else (os.cpu_count() or 1)
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return cores if quota == "max" else min(cores, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
+    with contextlib.suppress(OSError, ValueError):  # without a limit it says "max", no number
+        quota, period = map(int, (cgroup / "cpu.max").read_text().split())
+        return min(cores, max(1, math.ceil(quota / period)))
+    return cores
 
 
 def free_memory(cgroup: Path = CGROUP) -> int:
@@ -110,12 +111,10 @@ def free_memory(cgroup: Path = CGROUP) -> int:
     import psutil
 
     available = psutil.virtual_memory().available
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-        return available if limit == "max" else min(available, max(0, int(limit) - used))
-    except (OSError, ValueError):
-        return available
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        return min(available, max(0, limit - used))
+    return available
 
 
 def held_cores(seconds: float = 0.5) -> float:
@@ -126,12 +125,11 @@ def held_cores(seconds: float = 0.5) -> float:
 
 
 def training_speed(seconds: float = 2.0) -> tuple[float, float]:
-    """Train a nano-sized Llama 2 on random tokens (fp32, CPU).
+    """Train a nano-sized Llama 2 on random tokens (fp32, CPU); return two rates.
 
-    Returns:
-        Tokens per second on a quiet machine, and of the median step as it went. The first is that
-        of the fastest step, or of the one with the least processor time if all were held up by
-        other programs. The first step is not counted: it allocates.
+    They are tokens per second on a quiet machine, and of the median step as it went. The first is
+    that of the fastest step, or of the one with the least processor time if all were held up by
+    other programs. The first step is not counted: it allocates.
     """
     import torch
     import torch.nn.functional as F
@@ -172,16 +170,10 @@ def _chain(artifacts: Path) -> tuple[int, int, float]:
     return n_stages - len(missing), len(missing), float(seconds)
 
 
-def _torch_version() -> str:
+def _torch() -> tuple[str, int]:
     import torch
 
-    return torch.__version__
-
-
-def _torch_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
+    return torch.__version__, torch.get_num_threads()
 
 
 def _cuda_device() -> str | None:
@@ -189,29 +181,25 @@ def _cuda_device() -> str | None:
 
     if not torch.cuda.is_available():
         return None
-    major, minor = torch.cuda.get_device_capability()
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return f"{torch.cuda.get_device_name()} (capability {major}.{minor}, {memory:.0f} GiB)"
+    gpu = torch.cuda.get_device_properties()
+    memory = gpu.total_memory / 2**30
+    return f"{gpu.name} (capability {gpu.major}.{gpu.minor}, {memory:.0f} GiB)"
 
 
 def _bf16_hardware() -> str | None:
     """Emulated bf16 is slower than fp32, so only hardware counts."""
     import torch
 
-    names = []
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
-        names.append("CUDA")
+    cuda = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     capabilities = torch.cpu.get_capabilities()
-    names += [label for label, key in CPU_BF16.items() if capabilities.get(key)]
-    return ", ".join(names) or None
+    on_cpu = [label for label, key in CPU_BF16.items() if capabilities.get(key)]
+    return ", ".join([*(["CUDA"] if cuda else []), *on_cpu]) or None
 
 
 def _free_disk(folder: Path) -> int:
-    import psutil
-
     folder = folder.absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return psutil.disk_usage(str(existing)).free
+    return shutil.disk_usage(existing).free
 
 
 def _write_error(folder: Path) -> str | None:
@@ -230,13 +218,8 @@ def _font() -> str:
     return str(findfont("DejaVu Sans", fallback_to_default=False))
 
 
-def _kernel_interpreter() -> str:
-    from llama2_lib.teaching.lessons.kernel import kernel_interpreter
+def _kernel() -> tuple[str | None, str | None]:
+    from llama2_lib.teaching.lessons.kernel import kernel_fault, kernel_interpreter
 
-    return kernel_interpreter()
-
-
-def _kernel_fault() -> str | None:
-    from llama2_lib.teaching.lessons.kernel import kernel_fault
-
-    return kernel_fault()
+    fault = kernel_fault()
+    return (kernel_interpreter(), None) if fault is None else (None, fault)

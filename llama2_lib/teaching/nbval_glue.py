@@ -6,11 +6,10 @@ a second instead of at the time limit; slow machines get a minute instead of fiv
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 
@@ -31,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     def setup(self: Any) -> None:
         from llama2_lib.teaching.lessons.kernel import kernel_environment
 
-        with _environment(kernel_environment()):  # a kernel inherits it when it starts
+        # A kernel inherits it when it starts.
+        with mock.patch.dict(os.environ, kernel_environment()):
             start_notebook(self)
 
     plugin.IPyNbFile.setup = setup
@@ -46,12 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def await_reply(self: Any, msg_id: str, timeout: float | None = None) -> None:
-    """Wait for the reply to a request, as nbval does, but look whether the kernel lives.
-
-    Raises:
-        RuntimeError: The kernel died or refused the request.
-        Empty: `timeout` seconds have passed.
-    """
+    """Wait for the reply to a request, as nbval does, but look whether the kernel lives."""
     end = time.monotonic() + (timeout if timeout is not None else float("inf"))
     while True:
         try:
@@ -67,14 +62,3 @@ def await_reply(self: Any, msg_id: str, timeout: float | None = None) -> None:
             if message["content"]["status"] == "aborted":
                 raise RuntimeError("the kernel refused this cell.")
             return
-
-
-@contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

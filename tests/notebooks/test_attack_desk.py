@@ -43,10 +43,7 @@ def test_an_attack_is_composed_changed_sent_and_judged():
 
 @pytest.mark.parametrize(
     "compose",
-    [
-        lambda desk: desk.compose.click(),
-        lambda desk: setattr(desk.category, "value", "hateful"),
-    ],
+    [lambda desk: desk.compose.click(), lambda desk: setattr(desk.category, "value", "hateful")],
 )
 def test_a_new_attack_has_no_verdict_yet(compose):
     desk = AttackDesk(WORLD, Model("Sure, that is easy."), seed=1)

@@ -26,19 +26,10 @@ def edit_by_hand(notebook):
     code(notebook)[1].source += "\n# quick fix"
 
 
-def store_an_error(notebook):
-    error = nbformat.v4.new_output("error", ename="E", evalue="e", traceback=[])
-    code(notebook)[2].outputs.append(error)
-
-
-def print_an_address(notebook):
-    text = "<object object at 0x7f3a1c0b5d30>"
-    code(notebook)[2].outputs.append(nbformat.v4.new_output("stream", text=text))
-
-
-def print_a_folder(notebook):
-    text = "saved in /home/ann/course"
-    code(notebook)[2].outputs.append(nbformat.v4.new_output("stream", text=text))
+def stores(kind, **values):
+    """Add an output to a cell."""
+    output = nbformat.v4.new_output(kind, **values)
+    return lambda notebook: code(notebook)[2].outputs.append(output)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +39,9 @@ def print_a_folder(notebook):
         (strip, "was never run"),
         (change_kernel, "kernelspec"),
         (edit_by_hand, "stale"),
-        (store_an_error, "not tagged raises-exception"),
-        (print_an_address, "address of an object"),
-        (print_a_folder, "folder of one machine"),
+        (stores("error", ename="E", evalue="e", traceback=[]), "not tagged raises-exception"),
+        (stores("stream", text="<object object at 0x7f3a1c0b5d30>"), "address of an object"),
+        (stores("stream", text="saved in /home/ann/course"), "folder of one machine"),
     ],
 )
 def test_a_planted_fault_in_a_notebook_is_found(course, edit, change, fault):

@@ -6,18 +6,19 @@ Nothing is executed here: outputs are nbval's business.
 import ast
 import re
 import symtable
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from nbformat import NotebookNode
 
 from llama2_lib.teaching.lessons.source import (
+    Names,
     ignored,
     marker_faults,
     read_notebook,
     read_source,
+    runs,
     sources,
     tags,
     teacher,
@@ -56,50 +57,43 @@ MACHINE = {
     r" at 0x[0-9a-f]{6,}": "prints the address of an object",
     r"(/home/|/Users/|/root/|/tmp/)\w": "prints a folder of one machine",
 }
-Names = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
 def check(names: Names = (), /, *, folder: Path = Path("notebooks")) -> list[str]:
     """Return one line for each way in which a notebook is stale, missing or against the rules."""
     faults = []
     for path in sources(folder, names):
-        written = folder / f"{path.stem}.ipynb"
-        found = lesson_faults(path) + notebook_faults(path, written)
-        faults += [f"{path.stem}: {fault}" for fault in found]
+        of_notebook = notebook_faults(path, folder / f"{path.stem}.ipynb")
+        faults += [f"{path.stem}: {fault}" for fault in [*lesson_faults(path), *of_notebook]]
     if not names:
         known = {path.stem for path in sources(folder)}
-        orphans = [path for path in sorted(folder.glob("*.ipynb")) if path.stem not in known]
-        faults += [f"{path.stem}: no source src/{path.stem}.py" for path in orphans]
+        orphans = [path.stem for path in sorted(folder.glob("*.ipynb")) if path.stem not in known]
+        faults += [f"{name}: no source src/{name}.py" for name in orphans]
     print(f"{len(faults)} faults in {folder}")
     return faults
 
 
-def notebook_faults(source: Path, written: Path) -> list[str]:
+def notebook_faults(source: Path, written: Path) -> Iterator[str]:
     """Compare a notebook with its source, and look for cells that nbval would pass over."""
     if not written.exists():
-        return ["the notebook is missing; build it"]
-    notebook = read_notebook(written)
-    wanted = teacher(source)
+        yield "the notebook is missing; build it"
+        return
+    notebook, wanted = read_notebook(written), teacher(source)
     if notebook.metadata.get("kernelspec") != wanted.metadata.kernelspec:
-        return ["the kernelspec is not python3; build it anew"]
+        yield "the kernelspec is not python3; build it anew"
+        return
     if _bare(notebook) != _bare(wanted):
-        return ["stale: the notebook is not what its source gives; build it anew"]
-    faults = []
-    for cell in notebook.cells:
-        if cell.cell_type != "code" or not cell.source.strip() or "skip-execution" in tags(cell):
-            continue
+        yield "stale: the notebook is not what its source gives; build it anew"
+        return
+    for cell in filter(runs, notebook.cells):
         if cell.execution_count is None:
-            faults.append(f"{cell.id} was never run, so nbval would compare nothing; build it anew")
+            yield f"{cell.id} was never run, so nbval would compare nothing; build it anew"
         failed = any(output.output_type == "error" for output in cell.outputs)
         if failed and "raises-exception" not in tags(cell):
-            faults.append(f"{cell.id} holds an error and is not tagged raises-exception")
-        if not ignored(cell):
-            faults += [
-                f"{cell.id} {reason}; print something that is the same everywhere"
-                for pattern, reason in MACHINE.items()
-                if re.search(pattern, _printed(cell))
-            ]
-    return faults
+            yield f"{cell.id} holds an error and is not tagged raises-exception"
+        for pattern, reason in MACHINE.items():
+            if not ignored(cell) and re.search(pattern, _printed(cell)):
+                yield f"{cell.id} {reason}; print something that is the same everywhere"
 
 
 def lesson_faults(source: Path) -> list[str]:
@@ -109,56 +103,48 @@ def lesson_faults(source: Path) -> list[str]:
     faults += [fault for cell in notebook.cells for fault in _cell_faults(cell)]
     faults += _use_of_exercises(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell, following in zip(code, [*code[1:], None], strict=True):
-        if ignored(cell) and (following is None or ignored(following)):
-            faults.append(
-                f"{cell.id}: its output is ignored; the next code cell must be a compared check"
-            )
-    return faults + _heading_faults(notebook, exercises=not source.stem.startswith("00"))
+    faults += [
+        f"{cell.id}: its output is ignored; the next code cell must be a compared check"
+        for cell, following in zip(code, [*code[1:], None], strict=True)
+        if ignored(cell) and (following is None or ignored(following))
+    ]
+    return [*faults, *_heading_faults(notebook, exercises=not source.stem.startswith("00"))]
 
 
-def _cell_faults(cell: NotebookNode) -> list[str]:
-    faults = []
+def _cell_faults(cell: NotebookNode) -> Iterator[str]:
     if unknown := tags(cell) - KNOWN_TAGS:
-        faults.append(f"{cell.id}: unknown tags {sorted(unknown)}; known: {sorted(KNOWN_TAGS)}")
+        yield f"{cell.id}: unknown tags {sorted(unknown)}; known: {sorted(KNOWN_TAGS)}"
     if len({"nbval-skip", "skip-execution"} & tags(cell)) == 1:
-        faults.append(f"{cell.id}: nbval-skip and skip-execution go together")
+        yield f"{cell.id}: nbval-skip and skip-execution go together"
     if cell.cell_type != "code":
-        return faults
+        return
     lines = len([line for line in cell.source.splitlines() if line.strip()])
     lines -= len(re.findall(r"### (BEGIN|END) SOLUTION", cell.source))
     if lines > LONGEST_CELL and "long" not in tags(cell):
-        faults.append(f"{cell.id}: {lines} lines; at most {LONGEST_CELL}, or tag it long")
-    faults += [
-        f"{cell.id} {reason}"
-        for pattern, reason in FORBIDDEN.items()
-        if re.search(pattern, cell.source)
-    ]
+        yield f"{cell.id}: {lines} lines; at most {LONGEST_CELL}, or tag it long"
+    for pattern, reason in FORBIDDEN.items():
+        if re.search(pattern, cell.source):
+            yield f"{cell.id} {reason}"
     for statement in ast.parse(cell.source).body[:-1]:
         match statement:
             case ast.Expr(ast.Call(ast.Name(name))) if name in WIDGETS:
-                faults.append(f"{cell.id}: {name} is shown only as the last line of its cell")
-    return faults
+                yield f"{cell.id}: {name} is shown only as the last line of its cell"
 
 
-def _use_of_exercises(notebook: NotebookNode) -> list[str]:
+def _use_of_exercises(notebook: NotebookNode) -> Iterator[str]:
     """A student's copy has blanks there, so what uses them must stand beside them."""
-    faults = []
     mine: dict[str, str] = {}  # a name, and the cell that only a solution gives it to
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
         bound, read = _names(cell.source)
         if "solution" not in tags(cell):
-            faults += [
-                f"{cell.id} uses {name!r} of {mine[name]}, which a student's copy lacks"
-                for name in sorted(read & mine.keys())
-            ]
+            for name in sorted(read & mine.keys()):
+                yield f"{cell.id} uses {name!r} of {mine[name]}, which a student's copy lacks"
         if "SOLUTION" in cell.source or "solution" in tags(cell):
             mine.update(dict.fromkeys(bound - {"_"}, cell.id))
         else:
             mine = {name: at for name, at in mine.items() if name not in bound}
-    return faults
 
 
 def _names(source: str) -> tuple[set[str], set[str]]:
@@ -169,34 +155,28 @@ def _names(source: str) -> tuple[set[str], set[str]]:
     return {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()}, read
 
 
-def _heading_faults(notebook: NotebookNode, *, exercises: bool) -> list[str]:
+def _heading_faults(notebook: NotebookNode, *, exercises: bool) -> Iterator[str]:
     first = notebook.cells[0]
     head = first.source if first.cell_type == "markdown" else ""
-    faults = [
-        f"the first cell lacks {what}"
-        for what, pattern in HEAD.items()
-        if not re.search(pattern, head, re.IGNORECASE)
-    ]
+    for what, pattern in HEAD.items():
+        if not re.search(pattern, head, re.IGNORECASE):
+            yield f"the first cell lacks {what}"
     headings = _headings(notebook)
-    levels = [level for level, _ in headings]
-    if levels.count(1) != 1:
-        faults.append(f"there must be one '# ' heading, the title; got {levels.count(1)}")
-    faults += [
-        f"heading {text!r} skips a level"
-        for (level, _), (deeper, text) in pairwise(headings)
-        if deeper > level + 1
-    ]
-    wanted = {k: v for k, v in FOOT.items() if exercises or "xercises" not in k}
+    titles = [text for level, text in headings if level == 1]
+    if len(titles) != 1:
+        yield f"there must be one '# ' heading, the title; got {len(titles)}"
+    for (level, _), (deeper, text) in pairwise(headings):
+        if deeper > level + 1:
+            yield f"heading {text!r} skips a level"
+    foot = {what: pattern for what, pattern in FOOT.items() if exercises or "xercises" not in what}
     sections = [text for level, text in headings if level == 2]
-    for (what, pattern), text in zip(
-        wanted.items(), ([""] * len(wanted) + sections)[-len(wanted) :], strict=True
-    ):
+    last = ([""] * len(foot) + sections)[-len(foot) :]
+    for (what, pattern), text in zip(foot.items(), last, strict=True):
         if not re.search(pattern, text, re.IGNORECASE):
-            faults.append(f"the last sections must have, in this order, {what}; got {text!r} there")
+            yield f"the last sections must have, in this order, {what}; got {text!r} there"
     count = sum(level == 3 and text.startswith("Exercise") for level, text in headings)
     if exercises and count not in EXERCISES:
-        faults.append(f"three to six '### Exercise' headings are needed; got {count}")
-    return faults
+        yield f"three to six '### Exercise' headings are needed; got {count}"
 
 
 def _headings(notebook: NotebookNode) -> list[tuple[int, str]]:

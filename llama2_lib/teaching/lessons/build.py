@@ -5,41 +5,35 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
 
 import nbformat
-import tyro
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
-from tqdm import tqdm
 from traitlets.config import Config
 
 from llama2_lib.storage import write_atomically
 from llama2_lib.teaching.lessons.kernel import kernel_environment, need_kernel
 from llama2_lib.teaching.lessons.source import (
+    Names,
     blanked,
     ignored,
     read_notebook,
+    runs,
     sources,
     teacher,
     with_blanks,
 )
 
 CELL_TIMEOUT = 1200  # seconds; a lesson is planned for 90 in all
+NOTEBOOKS = Path("notebooks")
 KERNELS = 2  # lessons at a time; a kernel has one thread and up to a gigabyte
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
-Names = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
 def build(
-    names: Names = (),
-    /,
-    *,
-    folder: Path = Path("notebooks"),
-    out: Path | None = None,
-    fresh: bool = False,
+    names: Names = (), /, *, folder: Path = NOTEBOOKS, out: Path | None = None, fresh: bool = False
 ) -> list[str]:
     """Write executed notebooks from `folder`/src into `out` (default: `folder` itself).
 
@@ -52,11 +46,7 @@ def build(
 
 
 def student(
-    names: Names = (),
-    /,
-    *,
-    folder: Path = Path("notebooks"),
-    out: Path = Path("build/student"),
+    names: Names = (), /, *, folder: Path = NOTEBOOKS, out: Path = Path("build/student")
 ) -> list[str]:
     """Write the copies with blanks."""
     copies = [(path, blanked(path)) for path in sources(folder, names)]
@@ -67,29 +57,19 @@ def student(
 
 
 def both(
-    names: Names = (),
-    /,
-    *,
-    folder: Path = Path("notebooks"),
-    out: Path = Path("build/both"),
+    names: Names = (), /, *, folder: Path = NOTEBOOKS, out: Path = Path("build/both")
 ) -> list[str]:
     """Write the executed notebooks with the blanks after them, for `compare` to test in one run."""
-    found = sources(folder, names)
-    for path in found:
+    lessons = sources(folder, names)
+    for path in lessons:
         notebook = read_notebook(folder / f"{path.stem}.ipynb")
         _write(with_blanks(notebook, path), out / f"{path.stem}.ipynb")
-    print(f"{len(found)} notebooks and their blanks in {out}")
+    print(f"{len(lessons)} notebooks and their blanks in {out}")
     return []
 
 
-async def execute(
-    notebook: NotebookNode, folder: Path, on_cell: Callable[..., object]
-) -> NotebookNode:
-    """Run all cells with `folder` as working directory and return the normalised notebook.
-
-    Raises:
-        CellExecutionError: A cell raised and is not tagged `raises-exception`.
-    """
+def _execute(notebook: NotebookNode, folder: Path, on_cell: Callable[..., object]) -> None:
+    """Run all cells with `folder` as working directory, in place."""
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
@@ -101,11 +81,10 @@ async def execute(
         resources={"metadata": {"path": str(folder)}},
         config=Config(KernelManager={"transport_encryption": "auto"}),
     )
-    await client.async_execute(env=kernel_environment())
-    return normalise(notebook)
+    asyncio.run(client.async_execute(env=kernel_environment()))  # `execute` leaves its loop open
 
 
-def normalise(notebook: NotebookNode) -> NotebookNode:
+def normalise(notebook: NotebookNode) -> None:
     """Remove in place what changes from run to run and means nothing to a reader.
 
     Widget views go, for a stored one is dead: the picture or text beside it stays. Tracebacks
@@ -117,7 +96,6 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := _normal_output(output))]
-    return notebook
 
 
 def _normal_output(output: NotebookNode) -> NotebookNode | None:
@@ -142,62 +120,48 @@ def _keep_ignored_outputs(notebook: NotebookNode, written: Path) -> None:
 
 
 def _execute_all(
-    lessons: Sequence[tuple[Path, NotebookNode]], out: Path, *, keep_ignored: bool = False
+    lessons: Sequence[tuple[Path, NotebookNode]], out: Path, *, keep_ignored: bool
 ) -> list[str]:
+    """Execute `KERNELS` lessons at a time; return a line for each that failed, in their order."""
     from llama2_lib.pipeline.build import progress_bar  # here: not every command needs torch
 
     need_kernel()
     out.mkdir(parents=True, exist_ok=True)
-    cells = sum(_runs(cell) for _, notebook in lessons for cell in notebook.cells)
-    with progress_bar(total=cells, unit="cell") as progress:
-        # In a thread of its own: the caller's may have a running loop already, as a notebook's has.
-        with ThreadPoolExecutor(1) as thread:
-            work = _execute_some(lessons, out, keep_ignored, progress)
-            faults = thread.submit(asyncio.run, work).result()
-    print(f"{len(lessons) - len(faults)} of {len(lessons)} notebooks executed into {out}")
-    return faults
+    cells = sum(runs(cell) for _, notebook in lessons for cell in notebook.cells)
 
-
-async def _execute_some(
-    lessons: Sequence[tuple[Path, NotebookNode]], out: Path, keep_ignored: bool, progress: tqdm
-) -> list[str]:
-    """Execute `KERNELS` lessons at a time; return a line for each that failed, in their order."""
-    free = asyncio.Semaphore(KERNELS)
-
-    async def run(path: Path, notebook: NotebookNode) -> str | None:
-        left = sum(map(_runs, notebook.cells))
+    def run(lesson: tuple[Path, NotebookNode]) -> str | None:
+        path, notebook = lesson
+        left = sum(map(runs, notebook.cells))
 
         def on_cell(**_: object) -> None:
             nonlocal left
             left -= 1
             progress.update()
 
-        async with free:
-            progress.set_description(path.stem)
-            try:
-                finished = await execute(notebook, out, on_cell)
-            except CellExecutionError as error:
-                return f"{path.name}: {error}"
-            except (DeadKernelError, TimeoutError) as error:
-                return f"{path.name}: the kernel died or a cell ran too long: {error}"
-            except (RuntimeError, OSError) as error:  # of jupyter_client, before the first cell
-                reason = str(error).splitlines()[0]
-                return f"{path.name}: the kernel could not start: {reason}. Try llama2 doctor."
-            finally:
-                progress.update(left)  # of a lesson that stopped early
+        progress.set_description(path.stem)
+        try:
+            _execute(notebook, out, on_cell)
+        except CellExecutionError as error:
+            return f"{path.name}: {error}"
+        except (DeadKernelError, TimeoutError) as error:
+            return f"{path.name}: the kernel died or a cell ran too long: {error}"
+        except (RuntimeError, OSError) as error:  # of jupyter_client, before the first cell
+            reason = str(error).splitlines()[0]
+            return f"{path.name}: the kernel could not start: {reason}. Try llama2 doctor."
+        finally:
+            progress.update(left)  # of a lesson that stopped early
+        normalise(notebook)
         written = out / f"{path.stem}.ipynb"
         if keep_ignored:
-            _keep_ignored_outputs(finished, written)
-        _write(finished, written)
+            _keep_ignored_outputs(notebook, written)
+        _write(notebook, written)
         return None
 
-    found = await asyncio.gather(*(run(path, notebook) for path, notebook in lessons))
-    return [fault for fault in found if fault is not None]
-
-
-def _runs(cell: NotebookNode) -> bool:
-    skipped = "skip-execution" in cell.metadata.get("tags", [])
-    return cell.cell_type == "code" and bool(cell.source.strip()) and not skipped
+    # In threads: the caller's own may have a running loop already, as a notebook's has.
+    with progress_bar(total=cells, unit="cell") as progress, ThreadPoolExecutor(KERNELS) as threads:
+        faults = [fault for fault in threads.map(run, lessons) if fault is not None]
+    print(f"{len(lessons) - len(faults)} of {len(lessons)} notebooks executed into {out}")
+    return faults
 
 
 def _write(notebook: NotebookNode, path: Path) -> None:

@@ -17,9 +17,6 @@ def compare(notebooks: Notebooks = (), /, *, folder: Path = Path("notebooks")) -
     """Run nbval over the given .ipynb files, or over all of `folder`.
 
     Two notebooks at a time where pytest-xdist is installed, which `make test` does.
-
-    Raises:
-        FileNotFoundError: There is no such notebook, or none at all.
     """
     need_kernel()
     files = [*notebooks] or sorted(folder.glob("*.ipynb"))

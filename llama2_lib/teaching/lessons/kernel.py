@@ -65,11 +65,7 @@ def kernel_fault() -> str | None:
 
 
 def need_kernel() -> None:
-    """Refuse to begin what would end in a kernel that cannot start.
-
-    Raises:
-        ValueError: With the reason and the remedy.
-    """
+    """Refuse to begin what would end in a kernel that cannot start."""
     if (fault := kernel_fault()) is not None:
         raise ValueError(
             f"{fault}. Install the right one into this environment: {sys.executable} -m ipykernel "

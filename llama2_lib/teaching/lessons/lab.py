@@ -39,23 +39,17 @@ def lab(
     for path in fresh:
         shutil.copy(path, out)
     print(f"{out}: {len(fresh)} notebooks copied, {len(notebooks) - len(fresh)} kept as they are")
-    # Their kernels work in another folder: a relative path would be another place there.
-    environment = os.environ | {"LLAMA2_ARTIFACTS": str(artifact_root())}
-    status = subprocess.call(
-        lab_command(out.resolve(), settings, notebooks[0].name, show), env=environment
-    )
-    return [f"JupyterLab ended with status {status}"] if status else []
-
-
-def lab_command(root: Path, settings: Path, first: str, show: bool) -> list[str]:
-    """Return the command that opens `first` of the notebooks in `root`."""
-    return [
+    command = [
         *(sys.executable, "-m", "jupyterlab"),
-        f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url=/lab/tree/{first}",
+        f"--ServerApp.root_dir={out.resolve()}",
+        f"--LabApp.default_url=/lab/tree/{notebooks[0].name}",
         f"--LabApp.app_settings_dir={settings}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         # Jupyter refuses to run as root, which is who one is in most containers.
         *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
         *([] if show else ["--no-browser"]),
     ]
+    # Their kernels work in another folder: a relative path would be another place there.
+    environment = os.environ | {"LLAMA2_ARTIFACTS": str(artifact_root())}
+    status = subprocess.call(command, env=environment)
+    return [f"JupyterLab ended with status {status}"] if status else []

@@ -2,14 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from nbconvert import SlidesExporter
 from traitlets.config import Config
 
 from llama2_lib.storage import write_atomically
-from llama2_lib.teaching.lessons.source import read_notebook, sources
+from llama2_lib.teaching.lessons.source import Names, read_notebook, sources
 
 PACKAGES = "reveal.js@4.6.1 mathjax@2.7.9 requirejs@2.3.8 jquery@3.8.0"
 COPIED = {  # folder of node_modules -> what a deck needs of it
@@ -27,8 +25,19 @@ COPIED = {  # folder of node_modules -> what a deck needs of it
     "requirejs": ("require.js",),
     "jquery": ("dist/jquery.min.js",),
 }
+CONFIG = Config(
+    SlidesExporter={
+        "reveal_url_prefix": "assets/reveal.js",
+        "reveal_theme": "white",  # the default one imports fonts from the network
+        "require_js_url": "assets/requirejs/require.js",
+        "jquery_url": "assets/jquery/dist/jquery.min.js",
+        "mathjax_url": "assets/mathjax/MathJax.js?config=TeX-AMS_CHTML-full,Safe",
+        "exclude_input_prompt": True,
+        "exclude_output_prompt": True,
+    },
+    TagRemovePreprocessor={"enabled": True, "remove_input_tags": {"hide-input"}},
+)
 TEMPLATES = Path(__file__).with_name("templates")
-Names = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
 def slides(
@@ -39,17 +48,13 @@ def slides(
     out: Path = Path("build/slides"),
     assets: Path = Path("build/assets"),
 ) -> list[str]:
-    """Write `out`/NAME.slides.html from the cells that carry a slide type.
-
-    Raises:
-        FileNotFoundError: The browser's part (reveal.js and others) or a notebook is missing.
-    """
+    """Write `out`/NAME.slides.html from the cells that carry a slide type."""
     notebooks = [folder / f"{path.stem}.ipynb" for path in sources(folder, names)]
     if missing := [str(path) for path in notebooks if not path.exists()]:
         raise FileNotFoundError(f"decks are made from built notebooks; missing: {missing}.")
     _copy_assets(assets / "node_modules", out / "assets")
     exporter = SlidesExporter(
-        config=_config(), template_name="course_reveal", extra_template_basedirs=[str(TEMPLATES)]
+        config=CONFIG, template_name="course_reveal", extra_template_basedirs=[str(TEMPLATES)]
     )
     faults = []
     for path in notebooks:
@@ -63,21 +68,6 @@ def slides(
         write_atomically(out / f"{path.stem}.slides.html", html)
     print(f"{len(notebooks) - len(faults)} decks in {out}")
     return faults
-
-
-def _config() -> Config:
-    return Config(
-        SlidesExporter={
-            "reveal_url_prefix": "assets/reveal.js",
-            "reveal_theme": "white",  # the default one imports fonts from the network
-            "require_js_url": "assets/requirejs/require.js",
-            "jquery_url": "assets/jquery/dist/jquery.min.js",
-            "mathjax_url": "assets/mathjax/MathJax.js?config=TeX-AMS_CHTML-full,Safe",
-            "exclude_input_prompt": True,
-            "exclude_output_prompt": True,
-        },
-        TagRemovePreprocessor={"enabled": True, "remove_input_tags": {"hide-input"}},
-    )
 
 
 def _copy_assets(installed: Path, out: Path) -> None:

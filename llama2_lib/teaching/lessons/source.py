@@ -4,11 +4,15 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import jupytext
 import nbformat
+import tyro
 from nbformat import NotebookNode
+
+Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+"""Lessons as they are named on the command line; all when none is."""
 
 KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 KEPT_METADATA = {"tags", "slideshow", "jupyter"}
@@ -21,22 +25,19 @@ STUB = "raise NotImplementedError  # your code here"
 
 
 def sources(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Return the sources of a folder of notebooks, in order, all of them or the named ones.
-
-    Raises:
-        FileNotFoundError: There is no such source, or none at all.
-    """
-    found = {path.stem: path for path in sorted((folder / "src").glob("*.py"))}
-    if not found:
+    """Return the sources of a folder of notebooks, in order, all of them or the named ones."""
+    lessons = {path.stem: path for path in sorted((folder / "src").glob("*.py"))}
+    if not lessons:
         raise FileNotFoundError(
             f"{folder / 'src'} must hold the lessons (*.py); it holds none. Run from the root of "
             "the checkout, or give the folder."
         )
-    wanted = [Path(name).stem for name in names] or list(found)
+    wanted = [Path(name).stem for name in names] or list(lessons)
     for name in wanted:
-        if name not in found:
-            raise FileNotFoundError(f"no lesson {name!r} in {folder / 'src'}; there: {list(found)}")
-    return [found[name] for name in wanted]
+        if name not in lessons:
+            there = list(lessons)
+            raise FileNotFoundError(f"no lesson {name!r} in {folder / 'src'}; there: {there}")
+    return [lessons[name] for name in wanted]
 
 
 def tags(cell: NotebookNode) -> set[str]:
@@ -48,6 +49,12 @@ def ignored(cell: NotebookNode) -> bool:
     """Return whether nbval passes over the outputs of a cell."""
     marked = {"nbval-ignore-output", "nbval-skip"} & tags(cell)
     return bool(marked) or "# NBVAL_IGNORE_OUTPUT" in cell.source
+
+
+def runs(cell: NotebookNode) -> bool:
+    """Return whether a cell is executed."""
+    skipped = "skip-execution" in tags(cell)
+    return cell.cell_type == "code" and bool(cell.source.strip()) and not skipped
 
 
 def read_notebook(path: Path) -> NotebookNode:
@@ -79,14 +86,9 @@ def teacher(path: Path) -> NotebookNode:
 
 
 def blanked(path: Path) -> NotebookNode:
-    """Return the lesson with a stub in place of each solution; cells tagged `solution` dropped.
-
-    Raises:
-        ValueError: A solution marker has no partner, or stands outside a function.
-    """
+    """Return the lesson with a stub in place of each solution; cells tagged `solution` dropped."""
     notebook = read_source(path)
-    faults = [fault for cell in notebook.cells for fault in marker_faults(cell)]
-    if faults:
+    if faults := [fault for cell in notebook.cells for fault in marker_faults(cell)]:
         raise ValueError(f"{path.name}: {'; '.join(faults)}")
     notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
     for cell in notebook.cells:
@@ -101,10 +103,6 @@ def with_blanks(notebook: NotebookNode, path: Path) -> NotebookNode:
     One run then tests both copies. The blanks hold the output that a run must show: every check
     of an exercise that passed is "not written yet". All other cells of the student's copy are the
     teacher's, and `check` refuses one that uses what an exercise defines.
-
-    Args:
-        notebook: The teacher's, with outputs.
-        path: Its source.
     """
     both = copy.deepcopy(notebook)
     outputs = {cell.id: cell.outputs for cell in both.cells if cell.cell_type == "code"}
@@ -123,8 +121,8 @@ def marker_faults(cell: NotebookNode) -> list[str]:
     """Return what is wrong with the solution markers of a cell."""
     if "SOLUTION" not in cell.source:
         return []
-    left = BLOCK.sub("", cell.source)
-    if cell.cell_type != "code" or re.search(r"(BEGIN|END) SOLUTION", left):
+    unpaired = re.search(r"(BEGIN|END) SOLUTION", BLOCK.sub("", cell.source))
+    if cell.cell_type != "code" or unpaired:
         return [
             f"{cell.id}: half a solution marker; '### BEGIN SOLUTION' and '### END SOLUTION' go "
             "in pairs, each on its own line of a code cell"
