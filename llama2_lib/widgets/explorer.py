@@ -16,12 +16,6 @@ from matplotlib.figure import Figure
 
 from llama2_lib.figures import theme
 
-FIGURE = (
-    '<figure style="margin:0">{image}'
-    '<figcaption role="status" aria-live="polite" style="line-height:1.5">{caption}</figcaption>'
-    "</figure>"
-)
-
 
 def png(figure: object) -> str:
     """Return the figure as base64 PNG that depends on the figure only, and forget the figure."""
@@ -107,7 +101,10 @@ class Explorer(ipywidgets.VBox):
             f'src="data:image/png;base64,{self.picture}">'
         )
         mark = '<strong style="color:#a00000">Error. </strong>' if failed else ""
-        self.view.value = FIGURE.format(image=image if self.picture else "", caption=mark + text)
+        self.view.value = (
+            f'<figure style="margin:0">{image if self.picture else ""}<figcaption role="status" '
+            f'aria-live="polite" style="line-height:1.5">{mark}{text}</figcaption></figure>'
+        )
 
     def __repr__(self) -> str:
         return f"Explorer({_spelled(self.values)}): {self.caption}"

@@ -35,9 +35,6 @@ def test_a_long_text_goes_on_below():
     boxes = figure.axes[0].patches
     assert len({box.get_y() for box in boxes}) == 4
     assert max(box.get_x() + box.get_width() for box in boxes) <= WIDTH
-
-
-def test_rows_without_pieces_are_refused():
     with pytest.raises(ValueError, match="every row needs a piece"):
         piece_boxes({"none": []})
 
