@@ -8,7 +8,7 @@ of a dialog still attends to the instruction is the paper's figure 10.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -82,31 +82,19 @@ class Kept(NamedTuple):
 
 
 def cases(
-    world: World,
-    seed: int,
-    n: int,
-    *,
-    split: str = "train",
-    n_turns: int = MOST_TURNS,
-    combined: float = 0.0,
+    world: World, seed: int, n: int, *, split: str = "train", n_turns: int = MOST_TURNS
 ) -> list[Case]:
     """Return n dialogs to hold, of instructions of a split; see `world.instructions`."""
     source = rng.seed_from(seed, "consistency")
-    given = instructions(world, source, n, split, combined)
+    given = instructions(world, source, n, split, combined=0.0)
     turns = briefs(world, source, n, fewest=n_turns, most=n_turns)
     return [Case(instructions=i, turns=t) for i, t in zip(given, turns, strict=True)]
 
 
 def converse(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    requests: Sequence[Sequence[str]],
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = 0.0,
-    seed: int = 0,
+    model: Transformer, tokenizer: Tokenizer, requests: Sequence[Sequence[str]]
 ) -> list[list[str | None]]:
-    """Hold dialogs in which the user says `requests`; return the answers of the model.
+    """Hold dialogs in which the user says `requests`; return the greedy answers of the model.
 
     None stands where the context was full. An answer of nothing is kept as a full stop, because
     the chat format cannot carry an empty message.
@@ -121,10 +109,7 @@ def converse(
             for row in rows
             if None not in answers[row]
         }
-        replies = _replies(
-            model, tokenizer, prompts, pasts, max_new_tokens=max_new_tokens,
-            temperature=temperature, seed=rng.seed_from(seed, "turn", turn),
-        )  # fmt: skip
+        replies = _replies(model, tokenizer, prompts, pasts)
         for row in rows:
             answers[row].append(carried(replies[row]) if row in replies else None)
         for row, text in replies.items():
@@ -137,12 +122,11 @@ def _replies(
     tokenizer: Tokenizer,
     prompts: Mapping[int, list[Message]],
     pasts: Sequence[Past],
-    **options: Any,
 ) -> dict[int, str]:
     """Return what the model says to the prompts that leave room for a token, by their number."""
     rows = [row for row, dialog in prompts.items() if fits(dialog, tokenizer, room(model, 1))]
     dialogs, own = [prompts[row] for row in rows], [pasts[row] for row in rows]
-    replies = reply(model, tokenizer, dialogs, pasts=own, **options)
+    replies = reply(model, tokenizer, dialogs, max_new_tokens=MAX_NEW_TOKENS, pasts=own)
     return {row: one.text for row, one in zip(rows, replies, strict=True)}
 
 
@@ -169,19 +153,13 @@ def marked(
     return Kept(np.array(obeyed), np.array(right), np.array(reached))
 
 
-def on_own_history(
-    model: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Case], *, seed: int = 0
-) -> Kept:
+def on_own_history(model: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Case]) -> Kept:
     """Mark the greedy answers of dialogs that the model itself holds; instructions come once."""
-    answers = converse(model, tokenizer, [case.requests() for case in dialogs], seed=seed)
-    return marked(dialogs, answers)
+    return marked(dialogs, converse(model, tokenizer, [case.requests() for case in dialogs]))
 
 
 def on_neutral_history(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    dialogs: Sequence[Case],
-    turns: Sequence[int] = TURNS,
+    model: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Case], turns: Sequence[int] = TURNS
 ) -> Kept:
     """Mark greedy answers after plain earlier answers, none of which obeys.
 
@@ -191,8 +169,7 @@ def on_neutral_history(
     pasts = [Past() for _ in dialogs]
     for turn in turns:
         prompts = {row: plain_until(case, turn) for row, case in enumerate(dialogs)}
-        replies = _replies(model, tokenizer, prompts, pasts, max_new_tokens=MAX_NEW_TOKENS)
-        for row, text in replies.items():
+        for row, text in _replies(model, tokenizer, prompts, pasts).items():
             answers[row][turn - 1] = text
     return marked(dialogs, answers)
 
@@ -225,14 +202,13 @@ def switched(
     n: int,
     n_turns: int,
     seed: int = 0,
-    split: str = "train",
 ) -> Switched:
     """Give another value of the same kind at turn `at`: the paper says GAtt does not cover it."""
     if not 1 < at <= n_turns:
         raise ValueError(f"the switch must come at turn 2 to {n_turns}; got {at}.")
-    maker, source = instruction_maker(world, split), rng.random_source(seed, "switched")
+    maker, source = instruction_maker(world, "train"), rng.random_source(seed, "switched")
     dialogs, others = [], []
-    for case in cases(world, seed, 4 * n, split=split, n_turns=n_turns):
+    for case in cases(world, seed, 4 * n, n_turns=n_turns):
         other = maker.other(source, case.instructions[0])
         if other is not None and len(dialogs) < n:
             dialogs.append(case)
@@ -240,7 +216,7 @@ def switched(
     requests = [case.requests() for case in dialogs]
     for texts, case, other in zip(requests, dialogs, others, strict=True):
         texts[at - 1] = prefixed(other, case.turns[at - 1].request)
-    answers = converse(model, tokenizer, requests, seed=seed)
+    answers = converse(model, tokenizer, requests)
     return Switched(marked(dialogs, answers), marked(dialogs, answers, others), at)
 
 

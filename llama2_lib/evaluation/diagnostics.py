@@ -37,28 +37,20 @@ def _factor(ratio: float) -> float:
     return max(ratio, 1 / ratio)
 
 
-class Rule(NamedTuple):
-    """When a light is amber or red."""
-
-    stage: str
-    badness: Callable[[float], float]
-    amber: float
-    red: float
-
-
-RULES = {
-    "ratio before the first step": Rule("rollout", float, 1e-6, 1e-4),
-    "divergence at the start": Rule("reference", float, 1e-4, 1e-2),
-    "KL": Rule("ppo: beta or rate", float, 8.0, 16.0),
-    "entropy, of the start's": Rule("ppo: beta or rate", _lack, 0.5, 0.75),
-    "clip fraction": Rule("ppo: rate", float, 0.2, 0.4),
-    "explained variance": Rule("value function", neg, -0.1, 0.05),
-    "length, of the start's": Rule("reward model or EOS", _factor, 1.7, 2.5),
-    "answers that end": Rule("reward: EOS", _lack, 0.1, 0.3),
-    "reward, gained": Rule("ppo", neg, -0.1, 0.0),
-    "gold, gained": Rule("reward model, or beta", neg, 0.01, 0.04),
-    "reward model, accuracy": Rule("reward model", neg, -0.58, -0.53),
+RULES: dict[str, tuple[str, Callable[[float], float], float, float]] = {
+    "ratio before the first step": ("rollout", float, 1e-6, 1e-4),
+    "divergence at the start": ("reference", float, 1e-4, 1e-2),
+    "KL": ("ppo: beta or rate", float, 8.0, 16.0),
+    "entropy, of the start's": ("ppo: beta or rate", _lack, 0.5, 0.75),
+    "clip fraction": ("ppo: rate", float, 0.2, 0.4),
+    "explained variance": ("value function", neg, -0.1, 0.05),
+    "length, of the start's": ("reward model or EOS", _factor, 1.7, 2.5),
+    "answers that end": ("reward: EOS", _lack, 0.1, 0.3),
+    "reward, gained": ("ppo", neg, -0.1, 0.0),
+    "gold, gained": ("reward model, or beta", neg, 0.01, 0.04),
+    "reward model, accuracy": ("reward model", neg, -0.58, -0.53),
 }
+"""The stage at fault, how bad a value is, and from what on that is amber and red."""
 WORDS = {
     "ratio before the first step": (
         "before the first step the ratio is 1",
@@ -86,11 +78,9 @@ WORDS = {
 
 
 def lights(rows: Sequence[Mapping[str, Any]], reward_accuracy: float | None = None) -> list[Light]:
-    """Return the lights of a finished or running PPO run.
+    """Return the lights of a finished or running PPO run from the rows of its `metrics.jsonl`.
 
-    Args:
-        rows: Those of its `metrics.jsonl`.
-        reward_accuracy: That of the reward model on held-out comparisons of the newest policy.
+    `reward_accuracy` is that of the reward model on held-out comparisons of the newest policy.
     """
     steps = [row for row in rows if "kl" in row]
     if not steps:
@@ -156,4 +146,4 @@ def _light(name: str, value: float) -> Light:
 
 
 def _out(name: str, words: str, value: float = 0.0) -> Light:
-    return Light(name, "", value, words, RULES[name].stage)
+    return Light(name, "", value, words, RULES[name][0])

@@ -4,8 +4,7 @@ The gold judges stand for the paper's human raters: an answer violates if its sa
 `SAFE`, the ratings 1 and 2 of the paper's five.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,6 @@ from llama2_lib.evaluation.statistics import (
 )
 from llama2_lib.model.chat import reply
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.text.dialog import Encoder, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world.attackers import is_multi_turn, vectors_of
 from llama2_lib.world.facts import World
@@ -97,31 +95,6 @@ def marks_of(
     return gold_marks(world, prompts, [one.text for one in replies])
 
 
-def new_prompts(
-    stream: Iterable[Prompt],
-    tok: Encoder,
-    asked: Collection[tuple[int, ...]],
-    n: int,
-    *,
-    longest: int,
-    most: int | None = None,
-) -> list[Prompt]:
-    """Return the first n prompts of a stream that fit and that training never asked.
-
-    A world of this size has few questions: in known wordings about half of what is drawn anew was
-    asked before, word for word. `asked` holds the ids of the prompts of training;
-    a prompt has at most `longest` tokens, see `room`. Of `most` that fit, 4 n if left out, n must
-    be new.
-    """
-    most = most or 4 * n
-    encoded = ((prompt, tuple(encode_prompt(prompt.dialog, tok))) for prompt in stream)
-    fitting = islice((row for row in encoded if len(row[1]) <= longest), most)
-    fresh = list(islice((prompt for prompt, ids in fitting if ids not in asked), n))
-    if len(fresh) < n:
-        raise ValueError(f"{n} new prompts are needed; of {most} drawn {len(fresh)} are new.")
-    return fresh
-
-
 def improvement(
     before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " _"], *, seed: int = 0
 ) -> Estimate:
@@ -131,11 +104,7 @@ def improvement(
 
 
 def win_rate(
-    ours: Float[np.ndarray, " prompts"],
-    theirs: Float[np.ndarray, " _"],
-    *,
-    seed: int = 0,
-    tie: float = 1e-9,
+    ours: Float[np.ndarray, " prompts"], theirs: Float[np.ndarray, " _"], *, tie: float = 1e-9
 ) -> Estimate:
     """Return how often our answer is preferred, by scores of one judge, with a bootstrap.
 
@@ -144,7 +113,7 @@ def win_rate(
     same_number("both answers to a prompt must be judged", ours=ours, theirs=theirs)
     gap = ours - theirs
     points = np.where(np.abs(gap) < tie, 0.5, (gap > 0).astype(float))
-    return bootstrap_mean(points.tolist(), seed)
+    return bootstrap_mean(points.tolist(), seed=0)
 
 
 def violations(
@@ -217,7 +186,6 @@ def gains_by_original(
     by: Float[np.ndarray, " _"],
     *,
     bins: int = 4,
-    seed: int = 0,
 ) -> list[tuple[float, Estimate]]:
     """Return the mean gain of context distillation in bins of a score (figure 16b).
 
@@ -226,4 +194,4 @@ def gains_by_original(
     Bins are those of `binned_means`, low scores first.
     """
     same_number("each prompt needs three scores", original=original, distilled=distilled, by=by)
-    return binned_means(by, distilled - original, bins, seed)
+    return binned_means(by, distilled - original, bins)

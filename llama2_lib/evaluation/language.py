@@ -35,15 +35,14 @@ def document_nats(
     max_len: int | None = None,
     batch_tokens: int = 8192,
 ) -> DocumentNats:
-    """Score each document alone, in batches of similar length.
+    """Score each document alone, in batches of similar length, `batch_tokens` in each at most.
 
     Args:
         model: A language model; its mode is restored afterwards.
         documents: Ids, BOS first; at least two each.
-        targets: For each document a loss mask, True where a token is scored; all but the first
-            token when left out.
+        targets: Loss masks, True where a token is scored; all but the first when left out.
         max_len: Longer documents are scored on their first `max_len` tokens.
-        batch_tokens: Bound on rows times length of a batch.
+        batch_tokens: Bound on rows times length.
     """
     limit = min(max_len or model.config.max_seq_len, model.config.max_seq_len) + 1
     short = [index for index, document in enumerate(documents) if len(document) < 2]
@@ -88,10 +87,7 @@ def perplexity(loss: Estimate) -> Estimate:
 
 
 def answer_loss(
-    model: Transformer,
-    examples: Sequence[tuple[Sequence[int], Sequence[bool]]],
-    *,
-    seed: int = 0,
+    model: Transformer, examples: Sequence[tuple[Sequence[int], Sequence[bool]]]
 ) -> Estimate:
     """Return nats per answer token of finished dialogs, each scored alone (section 3.1).
 
@@ -106,8 +102,7 @@ def answer_loss(
                 f"{len(ids)}. Shorten it with training.batches.shorten, or leave it out."
             )
     documents, masks = [ids for ids, _ in examples], [mask for _, mask in examples]
-    nats, tokens = document_nats(model, documents, targets=masks)
-    return ratio_interval(nats, tokens, seed=seed)
+    return ratio_interval(*document_nats(model, documents, targets=masks))
 
 
 def recall_answers(
@@ -145,14 +140,10 @@ def as_dialog(item: RecallItem) -> list[Message]:
 
 
 def chat_recall(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    items: Sequence[RecallItem],
-    max_new_tokens: int = 48,
+    model: Transformer, tokenizer: Tokenizer, items: Sequence[RecallItem]
 ) -> dict[str, Estimate]:
     """Return the same of a chat model, which is asked in a dialog."""
-    dialogs = [as_dialog(item) for item in items]
-    replies = reply(model, tokenizer, dialogs, max_new_tokens=max_new_tokens)
+    replies = reply(model, tokenizer, [as_dialog(item) for item in items], max_new_tokens=48)
     return shares((i.exposure, is_correct(i, r.text)) for i, r in zip(items, replies, strict=True))
 
 

@@ -135,12 +135,11 @@ def best_of_n_interval(
     value: Float[np.ndarray, "prompts samples"] | None = None,
     *,
     n: int,
-    seed: int = 0,
 ) -> Estimate:
     """Return the mean over prompts of `best_of_n` at one N, with a bootstrap over prompts."""
     if not 1 <= n <= proxy.shape[1]:
         raise ValueError(f"n must lie in 1...{proxy.shape[1]}, the samples drawn; got {n}.")
-    return bootstrap_mean(best_of_n(proxy, value)[:, n - 1].tolist(), seed)
+    return bootstrap_mean(best_of_n(proxy, value)[:, n - 1].tolist(), seed=0)
 
 
 def best_of_n_kl(n: int) -> float:

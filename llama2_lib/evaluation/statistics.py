@@ -37,22 +37,20 @@ class Tested:
     p_value: float
 
 
-def proportion(
-    successes: int, n: int, confidence: float = 0.95, method: str = "wilson"
-) -> Estimate:
+def proportion(successes: int, n: int, method: str = "wilson") -> Estimate:
     """Return a share with Wilson's interval, whose coverage is right on average."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(
             f"a share needs n of at least 1 and 0 <= successes <= n; got {successes} of {n}. "
             "Give the counts, not the share."
         )
-    low, high = stats.binomtest(successes, n).proportion_ci(confidence, method)
+    low, high = stats.binomtest(successes, n).proportion_ci(method=method)
     return Estimate(value=successes / n, low=float(low), high=float(high), n=n)
 
 
-def proportion_exact(successes: int, n: int, confidence: float = 0.95) -> Estimate:
+def proportion_exact(successes: int, n: int) -> Estimate:
     """Return a share with Clopper and Pearson's interval, which never covers too rarely."""
-    return proportion(successes, n, confidence, method="exact")
+    return proportion(successes, n, method="exact")
 
 
 def shares(hits: Iterable[tuple[str, bool]]) -> dict[str, Estimate]:
@@ -70,12 +68,8 @@ def mean_interval(
 
     Equal values give an interval of zero width: the measurement did not vary.
 
-    Args:
-        values: One a seed or an item, two or more.
-        confidence: How often such intervals cover the truth.
-        bounds: What no value can exceed, (0, 1) for a share and (-1, 1) for a correlation. The
-            interval is then made on the logit scale (of a correlation: Fisher's z) and never
-            leaves them.
+    `bounds` are what no value can exceed, (0, 1) for a share and (-1, 1) for a correlation. The
+    interval is then made on the logit scale (of a correlation: Fisher's z) and never leaves them.
     """
     data = _checked(values, "values")
     mean = float(data.mean())
@@ -95,10 +89,7 @@ def mean_interval(
 
 
 def paired_difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    confidence: float = 0.95,
-    bounds: tuple[float, float] | None = None,
+    a: Sequence[float], b: Sequence[float], bounds: tuple[float, float] | None = None
 ) -> Tested:
     """Return the mean of a - b over pairs (one seed or one item), by the paired t-test.
 
@@ -106,7 +97,7 @@ def paired_difference(
     see `mean_interval`.
     """
     differences = _differences(a, b)
-    estimate = mean_interval(differences.tolist(), confidence, bounds)
+    estimate = mean_interval(differences.tolist(), bounds=bounds)
     return Tested(estimate=estimate, p_value=2 * _tail(abs(estimate.value), differences))
 
 
@@ -136,15 +127,13 @@ def _tail(distance: float, data: np.ndarray) -> float:
     return float(stats.t.sf(t, data.size - 1))
 
 
-def bootstrap_mean(
-    values: Sequence[float], seed: int, confidence: float = 0.95, n_resamples: int = 9_999
-) -> Estimate:
+def bootstrap_mean(values: Sequence[float], seed: int, n_resamples: int = 9_999) -> Estimate:
     """Return the mean with a bootstrap interval, for skewed values; 20 or more are wanted."""
     data = _checked(values, "values")
     value = float(data.mean())
     if np.ptp(data) == 0:
         return Estimate(value=value, low=value, high=value, n=data.size)
-    return _bootstrap((data,), np.mean, value, seed, confidence, n_resamples)
+    return _bootstrap((data,), np.mean, value, seed, n_resamples)
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Estimate:
@@ -156,7 +145,7 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, seed: int 
     value = float(numerator.sum() / denominator.sum())
     if np.allclose(numerator, value * denominator, rtol=1e-12, atol=0):  # one document, too
         return Estimate(value=value, low=value, high=value, n=len(numerator))
-    return _bootstrap((numerator, denominator), _ratio, value, seed, 0.95, 999)
+    return _bootstrap((numerator, denominator), _ratio, value, seed, n_resamples=999)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> Any:
@@ -180,7 +169,6 @@ def _bootstrap(
     statistic: Callable[..., Any],
     value: float,
     seed: int,
-    confidence: float,
     n_resamples: int,
 ) -> Estimate:
     """Resample observations: the bias-corrected and accelerated interval."""
@@ -188,7 +176,6 @@ def _bootstrap(
         data,
         statistic,
         paired=len(data) > 1,
-        confidence_level=confidence,
         n_resamples=n_resamples,
         batch=1000,  # bounds the memory, and changes no number
         method="BCa",
@@ -198,7 +185,7 @@ def _bootstrap(
     return Estimate(value=value, low=float(low), high=float(high), n=len(data[0]))
 
 
-def ordering(rows: Sequence[Sequence[float]], confidence: float = 0.95) -> Tested:
+def ordering(rows: Sequence[Sequence[float]]) -> Tested:
     """Return the share of rows that strictly increase, with Clopper and Pearson's interval.
 
     One row holds one seed's values in the order that was declared before the run; negate them to
@@ -216,8 +203,7 @@ def ordering(rows: Sequence[Sequence[float]], confidence: float = 0.95) -> Teste
     in_order = sum(bool(np.all(np.diff(row) > 0)) for row in rows)
     chance = 1 / math.factorial(lengths[0])
     test = stats.binomtest(in_order, len(rows), chance, alternative="greater")
-    estimate = proportion_exact(in_order, len(rows), confidence)
-    return Tested(estimate=estimate, p_value=float(test.pvalue))
+    return Tested(estimate=proportion_exact(in_order, len(rows)), p_value=float(test.pvalue))
 
 
 def _short(number: float) -> str:

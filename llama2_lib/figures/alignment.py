@@ -160,16 +160,14 @@ def models_by_test_sets(
     """
     shape = (len(models), len(test_sets))
     band = 100 * band_of("map", (values, low, high), shape, "a model and test set")
-    theirs = np.full(shape, np.nan) if paper is None else paper
-    theirs = 100 * array_of(theirs, shape, "paper must be one number a model and test set")
     texts = [
-        [
-            f"{value:.1f} %\n[{low:.1f}, {high:.1f}]"
-            + (f"\npaper {printed:.1f} %" if np.isfinite(printed) else "")
-            for value, low, high, printed in zip(*row, strict=True)
-        ]
-        for row in zip(*band, theirs, strict=True)
+        [f"{value:.1f} %\n[{low:.1f}, {high:.1f}]" for value, low, high in zip(*row, strict=True)]
+        for row in zip(*band, strict=True)
     ]
+    if paper is not None:
+        printed = array_of(paper, shape, "paper must be one number a model and test set")
+        for row, column in np.argwhere(np.isfinite(printed)):
+            texts[row][column] += f"\npaper {100 * printed[row, column]:.1f} %"
     return heatmap(
         band[0], "test set", "reward model", "pairs in the right order (%)",
         rows=models, columns=test_sets, texts=texts, title=title,

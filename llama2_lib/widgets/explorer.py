@@ -117,27 +117,23 @@ class Explorer(ipywidgets.VBox):
 
 
 class Stepper(Explorer):
-    """An Explorer over the whole numbers `first..last` with a play button."""
+    """An Explorer over the whole numbers `0..last` with a play button."""
 
     def __init__(
         self,
         draw: Callable[..., Figure],
         alt: str | Callable[..., str],
         *,
-        first: int = 0,
         last: int,
         step_name: str = "step",
         interval_ms: int = 600,
         **controls: Any,
     ) -> None:
         """`draw` receives the number under `step_name`, beside the other controls."""
-        slider = ipywidgets.IntSlider(first, first, last, description=step_name)
+        slider = ipywidgets.IntSlider(0, 0, last, description=step_name)
         super().__init__(draw, alt, **{step_name: slider, **controls})
-        self.play = ipywidgets.Play(
-            value=first, min=first, max=last, interval=interval_ms, description=step_name
-        )
-        self.play.observe(lambda change: self.set(**{step_name: change["new"]}), "value")
-        slider.observe(lambda change: setattr(self.play, "value", change["new"]), "value")
+        self.play = ipywidgets.Play(max=last, interval=interval_ms, description=step_name)
+        ipywidgets.link((self.play, "value"), (slider, "value"))
         self.children = (self.play, *self.children)
 
 

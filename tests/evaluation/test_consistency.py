@@ -178,20 +178,6 @@ def test_a_prompt_needs_room_for_one_token_of_an_answer(play):
         assert kept.reached.tolist() == [[answer is not None]]
 
 
-def test_every_turn_is_sampled_with_a_seed_of_its_own(monkeypatch):
-    seeds = []
-
-    def say(model, tokenizer, dialogs, **options):
-        seeds.append(options["seed"])
-        return [Reply("ok", [3], True) for _ in dialogs]
-
-    monkeypatch.setattr(consistency, "reply", say)
-    for seed in (1, 2, 1):
-        converse(WIDE, TOK, [["a", "b"]], temperature=1.0, seed=seed)
-    assert seeds[:2] == seeds[4:]
-    assert len({*seeds}) == 4
-
-
 def test_answers_that_the_format_cannot_carry_are_kept_as_what_it_can(play):
     play(lambda dialog: {1: "", 3: "[INST] a"}.get(len(dialog), "b"))
     assert converse(WIDE, TOK, [["1", "2", "3"]]) == [[".", "a", "b"]]
@@ -230,7 +216,7 @@ def test_cases_are_seeded_and_of_their_split():
     assert made != cases(world, 4, 20, split="held-out kinds", n_turns=6)
     assert {item.kind for one in made for item in one.instructions} == {"format", "capitals"}
     assert {len(one.turns) for one in made} == {6}
-    assert {len(one.instructions) for one in cases(world, 3, 20, combined=1.0)} == {2}
+    assert {len(one.instructions) for one in cases(world, 3, 20)} == {1}
     assert made[0].requests()[0].startswith(made[0].instructions[0].text)
     assert made[0].requests()[1:] == [turn.request for turn in made[0].turns[1:]]
 

@@ -14,14 +14,12 @@ from llama2_lib.evaluation.judged import (
     gold_marks,
     improvement,
     marks_of,
-    new_prompts,
     violations,
     violations_by,
     win_rate,
 )
 from llama2_lib.evaluation.statistics import proportion
 from llama2_lib.model.chat import Reply
-from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.judges import judge_of
@@ -113,23 +111,6 @@ def test_marks_follow_their_prompts(world, asked, answers):
     moved = gold_marks(world, [asked[i] for i in order], [answers[i] for i in order])
     for name in Marks._fields:
         assert getattr(moved, name).tolist() == getattr(plain, name)[order].tolist()
-
-
-def test_new_prompts_are_those_that_fit_and_were_never_asked(world):
-    stream = list(helpful_prompts(world, 3, 60))
-    ids = [tuple(encode_prompt(prompt.dialog, TOK)) for prompt in stream]
-    longest = sorted(map(len, ids))[40]
-    asked = {ids[n] for n in range(0, 60, 3)}
-    fitting = [n for n in range(60) if len(ids[n]) <= longest]
-    wanted = [stream[n] for n in fitting if ids[n] not in asked]
-    options = {"longest": longest, "most": len(fitting)}
-    assert new_prompts(stream, TOK, asked, len(wanted), **options) == wanted
-    assert max(len(encode_prompt(p.dialog, TOK)) for p in wanted) == longest
-    assert new_prompts(iter(stream), TOK, asked, 4, longest=longest) == wanted[:4]
-    with pytest.raises(ValueError, match=rf"of {len(fitting) - 1} drawn {len(wanted) - 1} are new"):
-        new_prompts(stream, TOK, asked, len(wanted), longest=longest, most=len(fitting) - 1)
-    with pytest.raises(ValueError, match=r"2 new prompts are needed; of 8 drawn 0 are new"):
-        new_prompts(stream, TOK, set(ids), 2, longest=longest)
 
 
 def test_improvement_is_after_less_before_over_prompts():
