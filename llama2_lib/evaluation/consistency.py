@@ -140,17 +140,14 @@ def marked(
     They must obey `expected`, or, if that is left out, what the case asked for first.
     """
     wanted = expected or [case.instructions for case in dialogs]
-    rows = list(zip(dialogs, answers, wanted, strict=True))
-    obeyed = [[t is not None and obeys(given, t) for t in texts] for _, texts, given in rows]
-    right = [
-        [
-            text is not None and turn.is_right(text)
-            for turn, text in zip(case.turns, texts, strict=True)
-        ]
-        for case, texts, _ in rows
-    ]
-    reached = [[text is not None for text in texts] for texts in answers]
-    return Kept(np.array(obeyed), np.array(right), np.array(reached))
+    reached = np.array([[text is not None for text in texts] for texts in answers])
+    obeyed, right = np.zeros_like(reached), np.zeros_like(reached)
+    for row, (case, texts, given) in enumerate(zip(dialogs, answers, wanted, strict=True)):
+        for column, (turn, text) in enumerate(zip(case.turns, texts, strict=True)):
+            if text is not None:
+                obeyed[row, column] = obeys(given, text)
+                right[row, column] = turn.is_right(text)
+    return Kept(obeyed, right, reached)
 
 
 def on_own_history(model: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Case]) -> Kept:

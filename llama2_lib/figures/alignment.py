@@ -92,10 +92,8 @@ def score_histograms(
     `scores` are raw, for each model and each kind of answer, such as "chosen" and "rejected";
     `threshold` is a line at a sigmoid(score), such as 0.15.
     """
-    if not scores or any(
-        not kinds or any(np.size(values) == 0 for values in kinds.values())
-        for kinds in scores.values()
-    ):
+    panels = scores.values()
+    if not panels or not all(kinds and all(map(np.size, kinds.values())) for kinds in panels):
         raise ValueError("every panel needs scores; got a figure, model or kind without any.")
     figure, axes = new_figure(
         max(5.0, 3.6 * len(scores)), 3.9, columns=len(scores), squeeze=False, sharey=True
