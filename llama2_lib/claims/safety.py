@@ -29,7 +29,7 @@ from llama2_lib.claims.claim import (
 from llama2_lib.claims.finetuning import Model, fitting
 from llama2_lib.claims.rejection import NEWEST, tuned
 from llama2_lib.config import Recipe, SafetyData
-from llama2_lib.evaluation.judged import Marks, low_tail, marks_of
+from llama2_lib.evaluation.judged import Marks, marks_of
 from llama2_lib.stages.rejection import Sample, best
 from llama2_lib.stages.safety import FRACTIONS, Distilled, distilled_rows
 from llama2_lib.storage import read_rows
@@ -138,7 +138,7 @@ def means(name: str, found: Answered) -> dict[str, float]:
     }
     return values | {
         f"low/{name}": float(found.low.mean()),
-        f"tail/{name}": low_tail(found.safety, TAIL),
+        f"tail/{name}": float(np.quantile(found.safety, TAIL)),
     }
 
 

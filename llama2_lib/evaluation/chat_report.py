@@ -46,16 +46,8 @@ def report(
     """Return what a chat model does, each line with a 95 % interval over prompts or dialogs.
 
     Shares come with Clopper and Pearson's bounds, the mark of helpfulness with a bootstrap. The
-    model answers once at temperature 1, and greedily in long dialogs.
-
-    Args:
-        model: The policy.
-        tokenizer: The one it was trained with.
-        world: Where the truth and the judges are.
-        n: Prompts of each family and wording; half as many long dialogs.
-        n_turns: Turns of a long dialog.
-        seed: Draws prompts and answers, the same for every model that is compared.
-        max_new_tokens: Tokens of an answer to a prompt at most.
+    model answers `n` prompts of each family and wording once at temperature 1, and half as many
+    dialogs of `n_turns` greedily. One seed draws the same prompts for every model compared.
     """
     lines: dict[str, Estimate] = {}
     unnamed, longest = held_out_hazards(world), room(model, max_new_tokens)
@@ -114,5 +106,5 @@ def table(reports: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
 def _cell(estimate: Estimate, scale: int) -> str:
     digits = 0 if scale == 100 else 2
     parts = (estimate.value, estimate.low, estimate.high)
-    value, low, high = (f"{scale * x:.{digits}f}" for x in parts)
+    value, low, high = (f"{scale * part:.{digits}f}" for part in parts)
     return f"{value}{' %' if scale == 100 else ''} [{low}, {high}]"

@@ -5,8 +5,9 @@ on a neutral one, in which no earlier answer obeys, only the first message can r
 of a dialog still attends to the instruction is the paper's figure 10.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from llama2_lib.model.generate import Past
 from llama2_lib.model.transformer import Transformer, TransformerBlock, attention_weights
 from llama2_lib.text.dialog import Encoder, encode_example
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.world.dialogs import Message
+from llama2_lib.world.dialogs import Message, exchange
 from llama2_lib.world.facts import World
 from llama2_lib.world.instructions import (
     MOST_TURNS,
@@ -63,49 +64,37 @@ class Kept(NamedTuple):
 
     def obedience(self, turn: int) -> Estimate:
         """Return the share that obeys at a turn, counted from 1, with exact bounds."""
-        return _share(self.obeyed, self.reached, turn)
+        return self._share(self.obeyed, turn)
 
     def correctness(self, turn: int) -> Estimate:
         """Return the share of right answers at a turn, with exact bounds."""
-        return _share(self.right, self.reached, turn)
+        return self._share(self.right, turn)
 
-
-def _share(hits: np.ndarray, reached: np.ndarray, turn: int) -> Estimate:
-    if not 1 <= turn <= hits.shape[1] or not reached[:, turn - 1].any():
-        raise ValueError(
-            f"a turn that some dialog reached is needed; got turn {turn} of {hits.shape[1]}. Ask "
-            "for an earlier one, or for shorter answers."
-        )
-    rows = reached[:, turn - 1]
-    return proportion_exact(int(hits[rows, turn - 1].sum()), int(rows.sum()))
+    def _share(self, hits: np.ndarray, turn: int) -> Estimate:
+        n_turns = hits.shape[1]
+        if not 1 <= turn <= n_turns or not self.reached[:, turn - 1].any():
+            raise ValueError(
+                f"a turn that some dialog reached is needed; got turn {turn} of {n_turns}. Ask "
+                "for an earlier one, or for shorter answers."
+            )
+        rows = self.reached[:, turn - 1]
+        return proportion_exact(int(hits[rows, turn - 1].sum()), int(rows.sum()))
 
 
 def cases(
-    world: World,
-    seed: int,
-    n: int,
-    *,
-    split: str = "train",
-    n_turns: int = MOST_TURNS,
-    combined: float = 0.0,
+    world: World, seed: int, n: int, *, split: str = "train", n_turns: int = MOST_TURNS
 ) -> list[Case]:
     """Return n dialogs to hold, of instructions of a split; see `world.instructions`."""
     source = rng.seed_from(seed, "consistency")
-    given = instructions(world, source, n, split, combined)
+    given = instructions(world, source, n, split, combined=0.0)
     turns = briefs(world, source, n, fewest=n_turns, most=n_turns)
     return [Case(instructions=i, turns=t) for i, t in zip(given, turns, strict=True)]
 
 
 def converse(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    requests: Sequence[Sequence[str]],
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = 0.0,
-    seed: int = 0,
+    model: Transformer, tokenizer: Tokenizer, requests: Sequence[Sequence[str]]
 ) -> list[list[str | None]]:
-    """Hold dialogs in which the user says `requests`; return the answers of the model.
+    """Hold dialogs in which the user says `requests`; return the greedy answers of the model.
 
     None stands where the context was full. An answer of nothing is kept as a full stop, because
     the chat format cannot carry an empty message.
@@ -114,36 +103,31 @@ def converse(
     answers: list[list[str | None]] = [[] for _ in requests]
     pasts = [Past() for _ in requests]
     for turn in range(max(map(len, requests), default=0)):
-        rows: list[int] = []
-        for row, texts in enumerate(requests):
-            if turn >= len(texts):
-                continue
-            prompt = [*histories[row], _message("user", texts[turn])]
-            if None not in answers[row] and fits(prompt, tokenizer, room(model, 1)):
-                histories[row] = prompt
-                rows.append(row)
-            else:
-                answers[row].append(None)
-        if not rows:
-            continue
-        replies = reply(
-            model,
-            tokenizer,
-            [histories[row] for row in rows],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=rng.seed_from(seed, "turn", turn),
-            pasts=[pasts[row] for row in rows],
-        )
-        for row, one in zip(rows, replies, strict=True):
-            text = carried(one.text)
-            answers[row].append(text)
-            histories[row].append(_message("assistant", text))
+        rows = [row for row, texts in enumerate(requests) if turn < len(texts)]
+        prompts = {
+            row: [*histories[row], Message(role="user", content=requests[row][turn])]
+            for row in rows
+            if None not in answers[row]
+        }
+        replies = _replies(model, tokenizer, prompts, pasts)
+        for row in rows:
+            answers[row].append(carried(replies[row]) if row in replies else None)
+        for row, text in replies.items():
+            histories[row] += exchange(requests[row][turn], carried(text))
     return answers
 
 
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
+def _replies(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Mapping[int, list[Message]],
+    pasts: Sequence[Past],
+) -> dict[int, str]:
+    """Return what the model says to the prompts that leave room for a token, by their number."""
+    rows = [row for row, dialog in prompts.items() if fits(dialog, tokenizer, room(model, 1))]
+    dialogs, own = [prompts[row] for row in rows], [pasts[row] for row in rows]
+    replies = reply(model, tokenizer, dialogs, max_new_tokens=MAX_NEW_TOKENS, pasts=own)
+    return {row: one.text for row, one in zip(rows, replies, strict=True)}
 
 
 def marked(
@@ -156,31 +140,23 @@ def marked(
     They must obey `expected`, or, if that is left out, what the case asked for first.
     """
     wanted = expected or [case.instructions for case in dialogs]
-    obeyed = [
-        [text is not None and obeys(given, text) for text in row]
-        for given, row in zip(wanted, answers, strict=True)
-    ]
-    right = [
-        [text is not None and turn.is_right(text) for turn, text in zip(c.turns, row, strict=True)]
-        for c, row in zip(dialogs, answers, strict=True)
-    ]
-    reached = [[text is not None for text in row] for row in answers]
-    return Kept(np.array(obeyed), np.array(right), np.array(reached))
+    reached = np.array([[text is not None for text in texts] for texts in answers])
+    obeyed, right = np.zeros_like(reached), np.zeros_like(reached)
+    for row, (case, texts, given) in enumerate(zip(dialogs, answers, wanted, strict=True)):
+        for column, (turn, text) in enumerate(zip(case.turns, texts, strict=True)):
+            if text is not None:
+                obeyed[row, column] = obeys(given, text)
+                right[row, column] = turn.is_right(text)
+    return Kept(obeyed, right, reached)
 
 
-def on_own_history(
-    model: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Case], *, seed: int = 0
-) -> Kept:
+def on_own_history(model: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Case]) -> Kept:
     """Mark the greedy answers of dialogs that the model itself holds; instructions come once."""
-    answers = converse(model, tokenizer, [case.requests() for case in dialogs], seed=seed)
-    return marked(dialogs, answers)
+    return marked(dialogs, converse(model, tokenizer, [case.requests() for case in dialogs]))
 
 
 def on_neutral_history(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    dialogs: Sequence[Case],
-    turns: Sequence[int] = TURNS,
+    model: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Case], turns: Sequence[int] = TURNS
 ) -> Kept:
     """Mark greedy answers after plain earlier answers, none of which obeys.
 
@@ -189,17 +165,9 @@ def on_neutral_history(
     answers: list[list[str | None]] = [[None] * len(case.turns) for case in dialogs]
     pasts = [Past() for _ in dialogs]
     for turn in turns:
-        prompts = [plain_until(case, turn) for case in dialogs]
-        rows = [r for r, p in enumerate(prompts) if fits(p, tokenizer, room(model, 1))]
-        replies = reply(
-            model,
-            tokenizer,
-            [prompts[row] for row in rows],
-            max_new_tokens=MAX_NEW_TOKENS,
-            pasts=[pasts[row] for row in rows],
-        )
-        for row, one in zip(rows, replies, strict=True):
-            answers[row][turn - 1] = one.text
+        prompts = {row: plain_until(case, turn) for row, case in enumerate(dialogs)}
+        for row, text in _replies(model, tokenizer, prompts, pasts).items():
+            answers[row][turn - 1] = text
     return marked(dialogs, answers)
 
 
@@ -208,12 +176,9 @@ def plain_until(case: Case, turn: int) -> list[Message]:
     requests = case.requests()
     if not 1 <= turn <= len(requests):
         raise ValueError(f"turns must lie within 1 and {len(requests)}; got {turn}.")
-    dialog = [
-        message
-        for request, earlier in zip(requests[: turn - 1], case.turns, strict=False)
-        for message in (_message("user", request), _message("assistant", earlier.answer))
-    ]
-    return [*dialog, _message("user", requests[turn - 1])]
+    turns = zip(requests[: turn - 1], case.turns, strict=False)
+    earlier = chain.from_iterable(exchange(request, plain.answer) for request, plain in turns)
+    return [*earlier, Message(role="user", content=requests[turn - 1])]
 
 
 class Switched(NamedTuple):
@@ -234,14 +199,13 @@ def switched(
     n: int,
     n_turns: int,
     seed: int = 0,
-    split: str = "train",
 ) -> Switched:
     """Give another value of the same kind at turn `at`: the paper says GAtt does not cover it."""
     if not 1 < at <= n_turns:
         raise ValueError(f"the switch must come at turn 2 to {n_turns}; got {at}.")
-    maker, source = instruction_maker(world, split), rng.random_source(seed, "switched")
+    maker, source = instruction_maker(world, "train"), rng.random_source(seed, "switched")
     dialogs, others = [], []
-    for case in cases(world, seed, 4 * n, split=split, n_turns=n_turns):
+    for case in cases(world, seed, 4 * n, n_turns=n_turns):
         other = maker.other(source, case.instructions[0])
         if other is not None and len(dialogs) < n:
             dialogs.append(case)
@@ -249,7 +213,7 @@ def switched(
     requests = [case.requests() for case in dialogs]
     for texts, case, other in zip(requests, dialogs, others, strict=True):
         texts[at - 1] = prefixed(other, case.turns[at - 1].request)
-    answers = converse(model, tokenizer, requests, seed=seed)
+    answers = converse(model, tokenizer, requests)
     return Switched(marked(dialogs, answers), marked(dialogs, answers, others), at)
 
 
@@ -298,17 +262,11 @@ def spans(dialog: Sequence[Message], instruction: str, tok: Encoder) -> Spans:
     ids, targets = encode_example(dialog, tok)
     begin = len(tok.encode("[INST]", bos=True))
     head = tok.encode(f"[INST] {instruction}", bos=True)
-    if ids[: len(head)] != head:
-        raise ValueError("the tokenizer merges across the end of the instruction; cannot find it.")
-    answers, position = [], 0
-    while position < len(ids):
-        end = position
-        while end < len(ids) and targets[end] == targets[position]:
-            end += 1
-        if targets[position]:
-            answers.append(range(position, end))
-        position = end
-    return Spans(ids, range(begin, len(head)), answers)
+    assert ids[: len(head)] == head, "the tokenizer merges across the end of the instruction"
+    runs = groupby(range(len(ids)), key=lambda position: targets[position])
+    answers = [list(positions) for is_answer, positions in runs if is_answer]
+    bounds = [range(positions[0], positions[-1] + 1) for positions in answers]
+    return Spans(ids, range(begin, len(head)), bounds)
 
 
 def attention_by_turn(

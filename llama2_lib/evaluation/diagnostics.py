@@ -5,7 +5,8 @@ broken on purpose (notebook 08), and say where they look wrong rather than prove
 question does not arise, or whose number was never measured, is out: green means looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import neg
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,148 +29,121 @@ class Light(NamedTuple):
     """The stage at fault if it is amber or red."""
 
 
-def lights(rows: Sequence[Mapping[str, Any]], reward_accuracy: float | None = None) -> list[Light]:
-    """Return the lights of a finished or running PPO run.
+def _lack(share: float) -> float:
+    return 1 - share
 
-    Args:
-        rows: Those of its `metrics.jsonl`.
-        reward_accuracy: That of the reward model on held-out comparisons of the newest policy.
+
+def _factor(ratio: float) -> float:
+    return max(ratio, 1 / ratio)
+
+
+RULES: dict[str, tuple[str, Callable[[float], float], float, float]] = {
+    "ratio before the first step": ("rollout", float, 1e-6, 1e-4),
+    "divergence at the start": ("reference", float, 1e-4, 1e-2),
+    "KL": ("ppo: beta or rate", float, 8.0, 16.0),
+    "entropy, of the start's": ("ppo: beta or rate", _lack, 0.5, 0.75),
+    "clip fraction": ("ppo: rate", float, 0.2, 0.4),
+    "explained variance": ("value function", neg, -0.1, 0.05),
+    "length, of the start's": ("reward model or EOS", _factor, 1.7, 2.5),
+    "answers that end": ("reward: EOS", _lack, 0.1, 0.3),
+    "reward, gained": ("ppo", neg, -0.1, 0.0),
+    "gold, gained": ("reward model, or beta", neg, 0.01, 0.04),
+    "reward model, accuracy": ("reward model", neg, -0.58, -0.53),
+}
+"""The stage at fault, how bad a value is, and from what on that is amber and red."""
+WORDS = {
+    "ratio before the first step": (
+        "before the first step the ratio is 1",
+        "policy and old policy differ before any step: sampled and trained log-probabilities are "
+        "not of one distribution",
+    ),
+    "divergence at the start": (
+        "the reference is where the policy starts",
+        "policy and reference differ before any step: not the same weights or temperature",
+    ),
+    "KL": ("the policy stays near", "the policy has run away: raise beta"),
+    "entropy, of the start's": ("answers still vary", "the policy says one thing only"),
+    "clip fraction": ("steps are small", "steps leave the clip range: lower the rate"),
+    "explained variance": ("the value function has learned", "it predicts no returns"),
+    "length, of the start's": ("answers keep their length", "is length rewarded, or its end?"),
+    "answers that end": ("answers end", "answers run into the limit: is EOS scored?"),
+    "reward, gained": ("rises on held-out prompts", "does not rise: is it learning?"),
+    "gold, gained": (
+        "reward and gold judge go together",
+        "the reward rises and the judge's mark falls: the reward model is being exploited",
+    ),
+    "reward model, accuracy": ("knows better from worse", "guesses: more or better comparisons"),
+}
+"""What a green light says, and what any other."""
+
+
+def lights(rows: Sequence[Mapping[str, Any]], reward_accuracy: float | None = None) -> list[Light]:
+    """Return the lights of a finished or running PPO run from the rows of its `metrics.jsonl`.
+
+    `reward_accuracy` is that of the reward model on held-out comparisons of the newest policy.
     """
     steps = [row for row in rows if "kl" in row]
     if not steps:
         raise ValueError("lights need the log of one iteration at least; got none. Run PPO first.")
-    held_out = [row for row in rows if "held_out_reward" in row]
+    first, last = steps[0], steps[-LAST:]
     # While the value function warms up, the policy takes no step.
     trained = [row for row in steps if "clip_fraction" in row]
-    panel = [_ratio(trained), _start(steps), _kl(steps), _entropy(steps)]
+    panel = []
     if trained:
-        panel.append(_clipping(trained))
-    panel += [_value(steps), _length(steps), _finished(steps)]
-    if len(held_out) > 1:
-        panel += [_progress(held_out), _hacking(held_out)]
+        furthest = float(np.max([abs(row["first_approx_kl"]) for row in trained]))  # or a NaN
+        panel.append(_light("ratio before the first step", furthest))
+    else:  # the log of the warm-up holds a 0 that nobody measured
+        panel.append(_out("ratio before the first step", "the policy has taken no step yet"))
+    if first["step"] == 1:
+        panel.append(_light("divergence at the start", abs(float(first["kl"]))))
+    else:
+        panel.append(_out("divergence at the start", "the log does not begin at the start"))
+    kl = _mean(last, "kl")
+    if kl < -0.5:
+        words = "negative: the answers are not samples of the policy"
+        panel.append(Light("KL", "red", kl, words, "rollout"))
+    else:
+        panel.append(_light("KL", kl))
+    entropy = _mean(last, "entropy") / max(float(first["entropy"]), 1e-9)
+    panel.append(_light("entropy, of the start's", entropy))
+    if trained:
+        panel.append(_light("clip fraction", _mean(trained[-LAST:], "clip_fraction")))
+    if all("explained_variance" in row for row in last):
+        panel.append(_light("explained variance", _mean(last, "explained_variance")))
+    else:
+        words = "no value function was trained: advantages are noise"
+        panel.append(Light("explained variance", "red", 0.0, words, "value function"))
+    panel.append(_light("length, of the start's", _mean(last, "length") / float(first["length"])))
+    panel.append(_light("answers that end", _mean(last, "finished")))
+    panel += _gains([row for row in rows if "held_out_reward" in row])
     if reward_accuracy is not None:
-        panel.append(_reward_model(reward_accuracy))
+        panel.append(_light("reward model, accuracy", reward_accuracy))
     return panel
 
 
-def worst(panel: Sequence[Light]) -> Light | None:
-    """Return the first red light, or else the first amber one; None if there is neither."""
-    for state in ("red", "amber"):
-        for light in panel:
-            if light.state == state:
-                return light
-    return None
+def _gains(held_out: Sequence[Mapping[str, Any]]) -> list[Light]:
+    if len(held_out) < 2:
+        return []
+    rewards = [float(row["held_out_reward"]) for row in held_out]
+    gold = float(held_out[-1]["gold_quality"]) - float(held_out[0]["gold_quality"])
+    progress = _light("reward, gained", float(np.max(rewards[1:])) - rewards[0])
+    if rewards[-1] - rewards[0] <= 0:
+        words = "not asked: there is no gain in reward to be false"
+        return [progress, _out("gold, gained", words, gold)]
+    return [progress, _light("gold, gained", gold)]
 
 
-def _last(steps: Sequence[Mapping[str, Any]], name: str) -> float:
-    values = [float(row[name]) for row in steps[-LAST:]]
-    return sum(values) / len(values)
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(float(row[name]) for row in rows) / len(rows)
 
 
-def _state(value: float, amber: float, red: float) -> State:
-    """Higher is worse."""
-    return "red" if not value < red else "amber" if not value < amber else "green"
+def _light(name: str, value: float) -> Light:
+    stage, badness, amber, red = RULES[name]
+    bad = badness(value)
+    # what is not a number is below no limit
+    state: State = "red" if not bad < red else "amber" if not bad < amber else "green"
+    return Light(name, state, value, WORDS[name][state != "green"], stage)
 
 
-def _ratio(trained: Sequence[Mapping[str, Any]]) -> Light:
-    name, stage = "ratio before the first step", "rollout"
-    if not trained:  # the log of the warm-up holds a 0 that nobody measured
-        return Light(name, "", 0.0, "the policy has taken no step yet", stage)
-    value = float(np.max([abs(row["first_approx_kl"]) for row in trained]))  # a NaN stays one
-    words = (
-        "before the first step the ratio is 1"
-        if value < 1e-6
-        else "policy and old policy differ before any step: sampled and trained log-probabilities "
-        "are not of one distribution"
-    )
-    return Light(name, _state(value, 1e-6, 1e-4), value, words, stage)
-
-
-def _start(steps: Sequence[Mapping[str, Any]]) -> Light:
-    name, stage = "divergence at the start", "reference"
-    if steps[0]["step"] != 1:
-        return Light(name, "", 0.0, "the log does not begin at the start", stage)
-    value = abs(float(steps[0]["kl"]))
-    words = (
-        "the reference is where the policy starts"
-        if value < 1e-4
-        else "policy and reference differ before any step: not the same weights or temperature"
-    )
-    return Light(name, _state(value, 1e-4, 1e-2), value, words, stage)
-
-
-def _kl(steps: Sequence[Mapping[str, Any]]) -> Light:
-    value = _last(steps, "kl")
-    if value < -0.5:
-        words = "negative: the answers are not samples of the policy"
-        return Light("KL", "red", value, words, "rollout")
-    state = _state(value, 8.0, 16.0)
-    words = "the policy stays near" if state == "green" else "the policy has run away: raise beta"
-    return Light("KL", state, value, words, "ppo: beta or rate")
-
-
-def _entropy(steps: Sequence[Mapping[str, Any]]) -> Light:
-    value = _last(steps, "entropy") / max(float(steps[0]["entropy"]), 1e-9)
-    state = _state(1 - value, 0.5, 0.75)
-    words = "answers still vary" if state == "green" else "the policy says one thing only"
-    return Light("entropy, of the start's", state, value, words, "ppo: beta or rate")
-
-
-def _clipping(steps: Sequence[Mapping[str, Any]]) -> Light:
-    value = _last(steps, "clip_fraction")
-    state = _state(value, 0.2, 0.4)
-    words = "steps are small" if state == "green" else "steps leave the clip range: lower the rate"
-    return Light("clip fraction", state, value, words, "ppo: rate")
-
-
-def _value(steps: Sequence[Mapping[str, Any]]) -> Light:
-    if any("explained_variance" not in row for row in steps[-LAST:]):
-        words = "no value function was trained: advantages are noise"
-        return Light("explained variance", "red", 0.0, words, "value function")
-    value = _last(steps, "explained_variance")
-    state = _state(-value, -0.1, 0.05)
-    words = "the value function has learned" if state == "green" else "it predicts no returns"
-    return Light("explained variance", state, value, words, "value function")
-
-
-def _length(steps: Sequence[Mapping[str, Any]]) -> Light:
-    value = _last(steps, "length") / float(steps[0]["length"])
-    state = _state(max(value, 1 / value), 1.7, 2.5)
-    words = "answers keep their length" if state == "green" else "is length rewarded, or its end?"
-    return Light("length, of the start's", state, value, words, "reward model or EOS")
-
-
-def _finished(steps: Sequence[Mapping[str, Any]]) -> Light:
-    value = _last(steps, "finished")
-    state = _state(1 - value, 0.1, 0.3)
-    words = "answers end" if state == "green" else "answers run into the limit: is EOS scored?"
-    return Light("answers that end", state, value, words, "reward: EOS")
-
-
-def _progress(held_out: Sequence[Mapping[str, Any]]) -> Light:
-    first = float(held_out[0]["held_out_reward"])
-    value = float(np.max([row["held_out_reward"] for row in held_out[1:]])) - first
-    state = _state(-value, -0.1, 0.0)
-    words = "rises on held-out prompts" if state == "green" else "does not rise: is it learning?"
-    return Light("reward, gained", state, value, words, "ppo")
-
-
-def _hacking(held_out: Sequence[Mapping[str, Any]]) -> Light:
-    gained = float(held_out[-1]["held_out_reward"]) - float(held_out[0]["held_out_reward"])
-    value = float(held_out[-1]["gold_quality"]) - float(held_out[0]["gold_quality"])
-    name, stage = "gold, gained", "reward model, or beta"
-    if gained <= 0:
-        return Light(name, "", value, "not asked: there is no gain in reward to be false", stage)
-    state = _state(-value, 0.01, 0.04)
-    words = (
-        "reward and gold judge go together"
-        if state == "green"
-        else "the reward rises and the judge's mark falls: the reward model is being exploited"
-    )
-    return Light(name, state, value, words, stage)
-
-
-def _reward_model(value: float) -> Light:
-    state = _state(-value, -0.58, -0.53)
-    words = "knows better from worse" if state == "green" else "guesses: more or better comparisons"
-    return Light("reward model, accuracy", state, value, words, "reward model")
+def _out(name: str, words: str, value: float = 0.0) -> Light:
+    return Light(name, "", value, words, RULES[name][0])

@@ -1,11 +1,12 @@
 """How well a model predicts text, recalls facts and answers, by numbers with intervals."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from llama2_lib.evaluation.statistics import Estimate, proportion, ratio_interval, shares
 from llama2_lib.model.chat import Reply, reply
@@ -16,8 +17,7 @@ from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import RecallItem, is_correct
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentNats:
+class DocumentNats(NamedTuple):
     """Loss of each document by itself."""
 
     nats: np.ndarray
@@ -35,15 +35,14 @@ def document_nats(
     max_len: int | None = None,
     batch_tokens: int = 8192,
 ) -> DocumentNats:
-    """Score each document alone, in batches of similar length.
+    """Score each document alone, in batches of similar length, `batch_tokens` in each at most.
 
     Args:
         model: A language model; its mode is restored afterwards.
         documents: Ids, BOS first; at least two each.
-        targets: For each document a loss mask, True where a token is scored; all but the first
-            token when left out.
+        targets: Loss masks, True where a token is scored; all but the first when left out.
         max_len: Longer documents are scored on their first `max_len` tokens.
-        batch_tokens: Bound on rows times length of a batch.
+        batch_tokens: Bound on rows times length.
     """
     limit = min(max_len or model.config.max_seq_len, model.config.max_seq_len) + 1
     short = [index for index, document in enumerate(documents) if len(document) < 2]
@@ -52,46 +51,43 @@ def document_nats(
     was_training = model.training
     model.eval()
     device = model.tok_embeddings.weight.device
-    cut = [list(document[:limit]) for document in documents]
-    masks = [[True] * len(ids) for ids in cut]
+    cut = [torch.tensor(document[:limit]) for document in documents]
+    masks = [torch.ones_like(ids, dtype=torch.bool) for ids in cut]
     if targets is not None:
-        masks = [list(mask[:limit]) for mask in targets]
-    order = sorted(range(len(cut)), key=lambda index: len(cut[index]))
+        masks = [torch.tensor(mask[:limit]) for mask in targets]
     nats = np.zeros(len(cut))
-    begin = 0
-    while begin < len(order):
-        end = begin + 1
-        while end < len(order) and (end + 1 - begin) * len(cut[order[end]]) <= batch_tokens:
-            end += 1
-        rows = order[begin:end]
-        longest = len(cut[rows[-1]])
-        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        scored = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for row, index in enumerate(rows):
-            ids[row, : len(cut[index])] = torch.tensor(cut[index])
-            scored[row, : len(cut[index])] = torch.tensor(masks[index])
-        ids, scored = ids.to(device), scored.to(device)
+    for rows in _batches([len(ids) for ids in cut], batch_tokens):
         # Padding stands on the right, where causal attention never looks.
+        ids = pad_sequence([cut[row] for row in rows], batch_first=True).to(device)
+        scored = pad_sequence([masks[row] for row in rows], batch_first=True).to(device)
         logits = model(ids[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         loss = loss.view(len(rows), -1).double().masked_fill(~scored[:, 1:], 0.0)
         nats[rows] = loss.sum(dim=1).cpu().numpy()
-        begin = end
     model.train(was_training)
-    return DocumentNats(nats, np.array([sum(mask[1:]) for mask in masks]))
+    return DocumentNats(nats, np.array([int(mask[1:].sum()) for mask in masks]))
+
+
+def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield rows of similar length; rows times the longest are `most` at most, or one row."""
+    rows: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if rows and (len(rows) + 1) * lengths[row] > most:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
 
 
 def perplexity(loss: Estimate) -> Estimate:
     """Return exp of a loss in nats per token: the size of a fair die as hard to predict."""
-    value, low, high = np.exp([loss.value, loss.low, loss.high])
-    return Estimate(value=float(value), low=float(low), high=float(high), n=loss.n)
+    value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
+    return Estimate(value=value, low=low, high=high, n=loss.n)
 
 
 def answer_loss(
-    model: Transformer,
-    examples: Sequence[tuple[Sequence[int], Sequence[bool]]],
-    *,
-    seed: int = 0,
+    model: Transformer, examples: Sequence[tuple[Sequence[int], Sequence[bool]]]
 ) -> Estimate:
     """Return nats per answer token of finished dialogs, each scored alone (section 3.1).
 
@@ -103,12 +99,10 @@ def answer_loss(
         if len(ids) > longest:
             raise ValueError(
                 f"an example must fit {longest} tokens to be scored; example {index} has "
-                f"{len(ids)}. Shorten it with training.dialog_batches.shorten, or leave it out."
+                f"{len(ids)}. Shorten it with training.batches.shorten, or leave it out."
             )
-    nats = document_nats(
-        model, [ids for ids, _ in examples], targets=[loss_mask for _, loss_mask in examples]
-    )
-    return ratio_interval(nats.nats, nats.tokens, seed=seed)
+    documents, masks = [ids for ids, _ in examples], [mask for _, mask in examples]
+    return ratio_interval(*document_nats(model, documents, targets=masks))
 
 
 def recall_answers(
@@ -120,12 +114,9 @@ def recall_answers(
     answers: list[str] = []
     for begin in range(0, len(prompts), 128):
         completions = generate(
-            model,
-            prompts[begin : begin + 128],
-            max_new_tokens=max_new_tokens,
-            temperature=0.0,
-            stop_ids=stops,
-        )
+            model, prompts[begin : begin + 128], max_new_tokens=max_new_tokens,
+            temperature=0.0, stop_ids=stops,
+        )  # fmt: skip
         answers += [tokenizer.decode(completion.ids).strip() for completion in completions]
     return answers
 
@@ -149,14 +140,10 @@ def as_dialog(item: RecallItem) -> list[Message]:
 
 
 def chat_recall(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    items: Sequence[RecallItem],
-    max_new_tokens: int = 48,
+    model: Transformer, tokenizer: Tokenizer, items: Sequence[RecallItem]
 ) -> dict[str, Estimate]:
     """Return the same of a chat model, which is asked in a dialog."""
-    dialogs = [as_dialog(item) for item in items]
-    replies = reply(model, tokenizer, dialogs, max_new_tokens=max_new_tokens)
+    replies = reply(model, tokenizer, [as_dialog(item) for item in items], max_new_tokens=48)
     return shares((i.exposure, is_correct(i, r.text)) for i, r in zip(items, replies, strict=True))
 
 

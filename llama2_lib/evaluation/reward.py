@@ -4,7 +4,7 @@ Paper sections 3.2.2 (tables 7 and 8, figure 29), A.3.4 (table 29) and 3.2.3 (fi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,6 +16,7 @@ from llama2_lib.evaluation.statistics import (
     binned_means,
     bootstrap_mean,
     proportion,
+    same_number,
 )
 
 
@@ -29,9 +30,7 @@ def accuracy(
     """
     hits, ties = int((chosen > rejected).sum()), int((chosen == rejected).sum())
     share = proportion(hits + ties // 2, len(chosen))
-    return Estimate(
-        value=(hits + ties / 2) / len(chosen), low=share.low, high=share.high, n=share.n
-    )
+    return replace(share, value=(hits + ties / 2) / len(chosen))
 
 
 def accuracy_by_grade(
@@ -40,8 +39,7 @@ def accuracy_by_grade(
     grades: Sequence[str],
 ) -> dict[str, Estimate]:
     """Return `accuracy` for each grade that occurs, and for `all` pairs (table 8)."""
-    if len(grades) != len(chosen):
-        raise ValueError(f"every pair needs a grade; got {len(grades)} for {len(chosen)} pairs.")
+    same_number("every pair needs a grade", grades=grades, pairs=chosen)
     labels = np.array(grades)
     rows = {grade: labels == grade for grade in dict.fromkeys(grades)}
     shares = {grade: accuracy(chosen[row], rejected[row]) for grade, row in rows.items()}
@@ -109,12 +107,9 @@ def best_of_n(
 
     Exact over all subsets of the K samples drawn: with samples sorted by score, the i-th is the
     best of C(i - 1, N - 1) of the C(K, N) subsets. Among equal scores the earliest sample wins.
-    Column N - 1 holds the best of N.
-
-    Args:
-        proxy: Score by which the best sample is chosen, such as a reward model's.
-        value: What the chosen sample is worth, such as the gold judge's score; `proxy` itself
-            if left out, which gives the expected maximum.
+    Column N - 1 holds the best of N. `proxy` chooses, such as a reward model's score; `value` is
+    what the chosen sample is worth, such as the gold judge's. Without it the result is the
+    expected maximum of `proxy`.
     """
     value = proxy if value is None else value
     if proxy.shape != value.shape or proxy.shape[1] < 1:
@@ -123,20 +118,16 @@ def best_of_n(
             f"{proxy.shape} and {value.shape}."
         )
     # Backwards first, so that among equal scores the earliest stands last, which is best.
-    backwards = proxy[:, ::-1]
-    order = np.argsort(backwards, axis=1, kind="stable")
+    order = np.argsort(proxy[:, ::-1], axis=1, kind="stable")
     ranked = np.take_along_axis(value[:, ::-1], order, axis=1)
-    return ranked @ _shares(proxy.shape[1])
-
-
-def _shares(k: int) -> Float[np.ndarray, "k k"]:
-    """Return in row i, column n the share of subsets of n + 1 whose best is the i-th of k."""
+    # In row i, column n: the share of subsets of n + 1 whose best is the i-th of k.
+    k = proxy.shape[1]
     rank, size = np.arange(1, k + 1)[:, None], np.arange(1, k + 1)[None, :]
     possible = rank >= size
     left = np.where(possible, rank - size, 0)
     log_share = gammaln(rank) - gammaln(size) - gammaln(left + 1)
     log_share = log_share - (gammaln(k + 1) - gammaln(size + 1) - gammaln(k - size + 1))
-    return np.where(possible, np.exp(log_share), 0.0)
+    return ranked @ np.where(possible, np.exp(log_share), 0.0)
 
 
 def best_of_n_interval(
@@ -144,12 +135,11 @@ def best_of_n_interval(
     value: Float[np.ndarray, "prompts samples"] | None = None,
     *,
     n: int,
-    seed: int = 0,
 ) -> Estimate:
     """Return the mean over prompts of `best_of_n` at one N, with a bootstrap over prompts."""
     if not 1 <= n <= proxy.shape[1]:
         raise ValueError(f"n must lie in 1...{proxy.shape[1]}, the samples drawn; got {n}.")
-    return bootstrap_mean(best_of_n(proxy, value)[:, n - 1].tolist(), seed)
+    return bootstrap_mean(best_of_n(proxy, value)[:, n - 1].tolist(), seed=0)
 
 
 def best_of_n_kl(n: int) -> float:

@@ -1,12 +1,11 @@
 """Numbers with their uncertainty: intervals and tests, all from scipy.
 
-Every function returns an `Estimate`, alone or inside a result. Intervals cover 95 % unless said
-otherwise. What is resampled or repeated is the caller's choice (seeds, items, prompts), and the
-interval speaks about exactly that source of variation.
+Intervals cover 95 % unless said otherwise. What is resampled or repeated is the caller's choice
+(seeds, items, prompts), and the interval speaks about exactly that source of variation.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,59 +30,27 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """The mean of paired differences and the two-sided p-value of `no difference`."""
+class Tested:
+    """An estimate, and how likely chance alone gives as much where there is nothing to find."""
 
     estimate: Estimate
     p_value: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Equivalence:
-    """The outcome of two one-sided tests. `estimate` holds the 1 - 2 * alpha interval."""
-
-    estimate: Estimate
-    margin: float
-    alpha: float
-    p_value: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the difference is shown to lie within the margin.
-
-        False does not show that it lies outside.
-        """
-        return self.p_value < self.alpha
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ordering:
-    """The share of rows in the declared order, and how likely chance alone does as well."""
-
-    estimate: Estimate
-    chance: float
-    """Share of rows in order if every order were equally likely: 1 / k!."""
-    p_value: float
-
-
-def proportion(successes: int, n: int, confidence: float = 0.95) -> Estimate:
+def proportion(successes: int, n: int, method: str = "wilson") -> Estimate:
     """Return a share with Wilson's interval, whose coverage is right on average."""
-    return _share(successes, n, confidence, "wilson")
-
-
-def proportion_exact(successes: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Return a share with Clopper and Pearson's interval, which never covers too rarely."""
-    return _share(successes, n, confidence, "exact")
-
-
-def _share(successes: int, n: int, confidence: float, method: str) -> Estimate:
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(
             f"a share needs n of at least 1 and 0 <= successes <= n; got {successes} of {n}. "
             "Give the counts, not the share."
         )
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method)
-    return Estimate(value=successes / n, low=float(interval.low), high=float(interval.high), n=n)
+    low, high = stats.binomtest(successes, n).proportion_ci(method=method)
+    return Estimate(value=successes / n, low=float(low), high=float(high), n=n)
+
+
+def proportion_exact(successes: int, n: int) -> Estimate:
+    """Return a share with Clopper and Pearson's interval, which never covers too rarely."""
+    return proportion(successes, n, method="exact")
 
 
 def shares(hits: Iterable[tuple[str, bool]]) -> dict[str, Estimate]:
@@ -101,61 +68,46 @@ def mean_interval(
 
     Equal values give an interval of zero width: the measurement did not vary.
 
-    Args:
-        values: One a seed or an item, two or more.
-        confidence: How often such intervals cover the truth.
-        bounds: What no value can exceed, (0, 1) for a share and (-1, 1) for a correlation. The
-            interval is then made on the logit scale (of a correlation: Fisher's z) and never
-            leaves them.
+    `bounds` are what no value can exceed, (0, 1) for a share and (-1, 1) for a correlation. The
+    interval is then made on the logit scale (of a correlation: Fisher's z) and never leaves them.
     """
     data = _checked(values, "values")
-    mean, error = float(data.mean()), _standard_error(data)
-    half = float(stats.t.ppf((1 + confidence) / 2, data.size - 1)) * error
+    mean = float(data.mean())
+    half = float(stats.t.ppf((1 + confidence) / 2, data.size - 1)) * _standard_error(data)
     low, high = mean - half, mean + half
     if bounds is not None and half:
-        low, high = _inside(data, mean, half, bounds)
+        lowest, highest = bounds
+        if not lowest <= data.min() <= data.max() <= highest:
+            raise ValueError(
+                f"values must lie within their bounds {bounds}; got {data.min()} to {data.max()}."
+            )
+        width = highest - lowest
+        share = (mean - lowest) / width
+        half /= width * share * (1 - share)  # over the derivative, so values on a bound do no harm
+        low, high = (lowest + width * float(expit(logit(share) + x)) for x in (-half, half))
     return Estimate(value=mean, low=low, high=high, n=data.size)
 
 
-def _inside(
-    data: np.ndarray, mean: float, half: float, bounds: tuple[float, float]
-) -> tuple[float, float]:
-    """Return mean -+ half as it comes back from the logit scale of a range."""
-    lowest, highest = bounds
-    if not lowest <= data.min() <= data.max() <= highest:
-        raise ValueError(
-            f"values must lie within their bounds {bounds}; got {data.min()} to {data.max()}."
-        )
-    width = highest - lowest
-    share = (mean - lowest) / width
-    half /= width * share * (1 - share)  # over the derivative, so values on a bound do no harm
-    low, high = expit(logit(share) + np.array([-half, half]))
-    return lowest + width * float(low), lowest + width * float(high)
-
-
 def paired_difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    confidence: float = 0.95,
-    bounds: tuple[float, float] | None = None,
-) -> Difference:
+    a: Sequence[float], b: Sequence[float], bounds: tuple[float, float] | None = None
+) -> Tested:
     """Return the mean of a - b over pairs (one seed or one item), by the paired t-test.
 
-    `bounds` are those of a difference, (-1, 1) for one of two shares; see `mean_interval`.
+    The p-value is two-sided. `bounds` are those of a difference, (-1, 1) for one of two shares;
+    see `mean_interval`.
     """
     differences = _differences(a, b)
-    estimate = mean_interval(differences.tolist(), confidence, bounds)
-    t = _t_statistic(estimate.value, _standard_error(differences))
-    return Difference(estimate=estimate, p_value=float(2 * stats.t.sf(abs(t), estimate.n - 1)))
+    estimate = mean_interval(differences.tolist(), bounds=bounds)
+    return Tested(estimate=estimate, p_value=2 * _tail(abs(estimate.value), differences))
 
 
 def equivalent(
     a: Sequence[float], b: Sequence[float], margin: float, alpha: float = 0.05
-) -> Equivalence:
+) -> Tested:
     """Test whether the mean of a - b over pairs lies within +-margin (two one-sided t-tests).
 
-    A large p-value of an ordinary test is no evidence for `the same`; this is. The test holds
-    exactly when the 1 - 2 * alpha interval lies inside the margin.
+    A large p-value of an ordinary test is no evidence for `the same`; one below alpha here is.
+    That is so exactly when the interval returned, of 1 - 2 * alpha, lies inside the margin.
     """
     if not margin > 0:
         raise ValueError(
@@ -164,21 +116,24 @@ def equivalent(
         )
     differences = _differences(a, b)
     estimate = mean_interval(differences.tolist(), confidence=1 - 2 * alpha)
-    error = _standard_error(differences)
     nearest = margin - abs(estimate.value)  # distance to the closer border, negative outside
-    p_value = float(stats.t.sf(_t_statistic(nearest, error), estimate.n - 1))
-    return Equivalence(estimate=estimate, margin=margin, alpha=alpha, p_value=p_value)
+    return Tested(estimate=estimate, p_value=_tail(nearest, differences))
 
 
-def bootstrap_mean(
-    values: Sequence[float], seed: int, confidence: float = 0.95, n_resamples: int = 9_999
-) -> Estimate:
+def _tail(distance: float, data: np.ndarray) -> float:
+    """Return how likely Student's t exceeds that of a distance; without spread all is certain."""
+    error = _standard_error(data)
+    t = distance / error if error else math.copysign(math.inf, distance) if distance else 0.0
+    return float(stats.t.sf(t, data.size - 1))
+
+
+def bootstrap_mean(values: Sequence[float], seed: int, n_resamples: int = 9_999) -> Estimate:
     """Return the mean with a bootstrap interval, for skewed values; 20 or more are wanted."""
     data = _checked(values, "values")
     value = float(data.mean())
     if np.ptp(data) == 0:
         return Estimate(value=value, low=value, high=value, n=data.size)
-    return _bootstrap((data,), np.mean, value, seed, confidence, n_resamples)
+    return _bootstrap((data,), np.mean, value, seed, n_resamples)
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, seed: int = 0) -> Estimate:
@@ -190,7 +145,7 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, seed: int 
     value = float(numerator.sum() / denominator.sum())
     if np.allclose(numerator, value * denominator, rtol=1e-12, atol=0):  # one document, too
         return Estimate(value=value, low=value, high=value, n=len(numerator))
-    return _bootstrap((numerator, denominator), _ratio, value, seed, 0.95, 999)
+    return _bootstrap((numerator, denominator), _ratio, value, seed, n_resamples=999)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> Any:
@@ -214,7 +169,6 @@ def _bootstrap(
     statistic: Callable[..., Any],
     value: float,
     seed: int,
-    confidence: float,
     n_resamples: int,
 ) -> Estimate:
     """Resample observations: the bias-corrected and accelerated interval."""
@@ -222,7 +176,6 @@ def _bootstrap(
         data,
         statistic,
         paired=len(data) > 1,
-        confidence_level=confidence,
         n_resamples=n_resamples,
         batch=1000,  # bounds the memory, and changes no number
         method="BCa",
@@ -232,11 +185,12 @@ def _bootstrap(
     return Estimate(value=value, low=float(low), high=float(high), n=len(data[0]))
 
 
-def ordering(rows: Sequence[Sequence[float]], confidence: float = 0.95) -> Ordering:
+def ordering(rows: Sequence[Sequence[float]]) -> Tested:
     """Return the share of rows that strictly increase, with Clopper and Pearson's interval.
 
     One row holds one seed's values in the order that was declared before the run; negate them to
-    declare a decrease. The p-value is that of at least as many rows in order by chance.
+    declare a decrease. The p-value is that of as many rows in order if all orders, k! of k values,
+    were equally likely.
     """
     lengths = sorted({len(row) for row in rows})
     if len(lengths) != 1 or lengths[0] < 2:
@@ -249,11 +203,7 @@ def ordering(rows: Sequence[Sequence[float]], confidence: float = 0.95) -> Order
     in_order = sum(bool(np.all(np.diff(row) > 0)) for row in rows)
     chance = 1 / math.factorial(lengths[0])
     test = stats.binomtest(in_order, len(rows), chance, alternative="greater")
-    return Ordering(
-        estimate=proportion_exact(in_order, len(rows), confidence),
-        chance=chance,
-        p_value=float(test.pvalue),
-    )
+    return Tested(estimate=proportion_exact(in_order, len(rows)), p_value=float(test.pvalue))
 
 
 def _short(number: float) -> str:
@@ -276,21 +226,18 @@ def _checked(values: Sequence[float], name: str) -> np.ndarray:
     return data
 
 
+def same_number(rule: str, **parts: Sized) -> None:
+    """Refuse parts that belong together and differ in number; `rule` says why they must not."""
+    if len({len(part) for part in parts.values()}) > 1:
+        numbers = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+        raise ValueError(f"{rule}; got {numbers}.")
+
+
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    if len(a) != len(b):
-        raise ValueError(
-            f"paired values must have the same length; got {len(a)} and {len(b)}. Pair them by "
-            "seed or by item first."
-        )
+    same_number("values must be paired by seed or by item first", first=a, second=b)
     return _checked(a, "the first values") - _checked(b, "the second values")
 
 
 def _standard_error(data: np.ndarray) -> float:
     # Equal numbers can have a mean that is off by one rounding, so look at the range first.
     return float(stats.sem(data)) if np.ptp(data) > 0 else 0.0
-
-
-def _t_statistic(distance: float, error: float) -> float:
-    if error > 0:
-        return distance / error
-    return math.copysign(math.inf, distance) if distance else 0.0

@@ -11,36 +11,25 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from llama2_lib.figures.curves import DASHES, MARKERS, heatmap, lines
+from llama2_lib.figures.curves import (
+    DASHES,
+    MARKERS,
+    Band,
+    array_of,
+    band_of,
+    draw_intervals,
+    draw_paper,
+    heatmap,
+    lines,
+)
 from llama2_lib.figures.theme import label_axes, legend_below, new_figure, theme
-
-Band = Sequence[ArrayLike]
-"""Values, low, high: three arrays of one length."""
 
 
 def bands_of(series: Mapping[str, Band], length: int, what: str) -> dict[str, np.ndarray]:
     """Return each series as an array of three rows."""
-    bands = {
-        label: [np.asarray(row, dtype=float) for row in rows] for label, rows in series.items()
-    }
-    if not bands:
+    if not series:
         raise ValueError("at least one series is needed; got none.")
-    for label, rows in bands.items():
-        if [row.shape for row in rows] != [(length,)] * 3:
-            raise ValueError(
-                f"{label!r} must be (values, low, high), one number {what}: {length}; got shapes "
-                f"{[row.shape for row in rows]}."
-            )
-        value, low, high = rows
-        if not ((low <= value) & (value <= high)).all():
-            raise ValueError(f"{label!r}: each value must lie in low..high; check their order.")
-    return {label: np.stack(rows) for label, rows in bands.items()}
-
-
-def _sizes(band: np.ndarray) -> np.ndarray:
-    """Return how far the interval reaches below and above each value."""
-    value, low, high = band
-    return np.stack([value - low, high - value])
+    return {label: band_of(label, band, (length,), what) for label, band in series.items()}
 
 
 @theme()
@@ -54,16 +43,13 @@ def accuracy_by_grade(
 ) -> Figure:
     """Draw one group of bars a grade, one bar a model, with intervals (paper table 8).
 
-    Args:
-        grades: Names of the groups; "all" may be one of them.
-        accuracy: For each model (values, low, high), shares between 0 and 1.
-        ceiling: What the annotators' noise allows at best, one a grade; drawn as black steps.
-        paper: The paper's values of some models, drawn as diamonds.
+    All numbers are shares. `ceiling` is what the annotators' noise allows at best, drawn as black
+    steps; `paper` holds the paper's values of some models, drawn as diamonds.
     """
     bands = bands_of(accuracy, len(grades), "a grade")
-    strangers = sorted(set(paper or {}) - set(bands))
-    if strangers:
-        raise ValueError(f"paper may name the models {[*bands]}; got {strangers} as well.")
+    paper = paper or {}
+    if not paper.keys() <= bands.keys():
+        raise ValueError(f"paper may name the models {[*bands]}; got {[*paper]}.")
     figure, axes = new_figure(max(7.0, 1.7 * len(grades)), 4.4)
     at, width = np.arange(len(grades)), 0.8 / len(bands)
     hatches = ("", "//", "..", "xx")
@@ -73,10 +59,10 @@ def accuracy_by_grade(
             x, 100 * band[0], width=0.92 * width, label=label,
             hatch=hatches[index % 4], edgecolor="white",
         )  # fmt: skip
-        axes.errorbar(x, 100 * band[0], 100 * _sizes(band), fmt="none", ecolor="black", capsize=5)
-        _diamonds(axes, x, (paper or {}).get(label))
+        draw_intervals(axes, x, 100 * band, fmt="none", ecolor="black", capsize=5)
+        draw_paper(axes, x, _percent(paper.get(label, [None] * len(x))), zorder=3)
     if ceiling is not None:
-        known = [(x, 100 * y) for x, y in zip(at, ceiling, strict=True) if y is not None]
+        known = [(x, y) for x, y in zip(at, _percent(ceiling), strict=True) if y is not None]
         middle, height = np.array(known).reshape(-1, 2).T
         axes.hlines(height, middle - 0.45, middle + 0.45, "k", lw=2.5, label="ceiling of the noise")
     if paper:
@@ -89,13 +75,8 @@ def accuracy_by_grade(
     return figure
 
 
-def _diamonds(axes: Axes, x: np.ndarray, values: Sequence[float | None] | None) -> None:
-    """Draw the paper's values, shares, where there are any."""
-    known = [
-        (a, 100 * b) for a, b in zip(x, values or [None] * len(x), strict=True) if b is not None
-    ]
-    if known:
-        axes.plot(*zip(*known, strict=True), "D", color="black", ms=8, mfc="white", zorder=3)
+def _percent(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
 
 
 @theme()
@@ -108,15 +89,11 @@ def score_histograms(
 ) -> Figure:
     """Draw sigmoid(score) of some kinds of answers, one panel a model (paper figure 27).
 
-    Args:
-        scores: For each model and each kind of answer (such as "chosen", "rejected") raw scores.
-        bins: Of equal width between 0 and 1.
-        threshold: A line at this sigmoid(score), such as 0.15.
+    `scores` are raw, for each model and each kind of answer, such as "chosen" and "rejected";
+    `threshold` is a line at a sigmoid(score), such as 0.15.
     """
-    if not scores or any(
-        not kinds or any(np.size(values) == 0 for values in kinds.values())
-        for kinds in scores.values()
-    ):
+    panels = scores.values()
+    if not panels or not all(kinds and all(map(np.size, kinds.values())) for kinds in panels):
         raise ValueError("every panel needs scores; got a figure, model or kind without any.")
     figure, axes = new_figure(
         max(5.0, 3.6 * len(scores)), 3.9, columns=len(scores), squeeze=False, sharey=True
@@ -125,15 +102,13 @@ def score_histograms(
     for axis, (model, kinds) in zip(axes[0], scores.items(), strict=True):
         for index, (kind, values) in enumerate(kinds.items()):
             shares = expit(np.asarray(values, dtype=float).ravel())
-            heights = np.histogram(shares, edges)[0] / shares.size
-            dashes = DASHES[index % 4]
-            axis.stairs(100 * heights, edges, label=kind, lw=2, linestyle=dashes, color=f"C{index}")
-            axis.stairs(100 * heights, edges, fill=True, alpha=0.2, color=f"C{index}")
+            heights = 100 * np.histogram(shares, edges)[0] / shares.size
+            look = {"color": f"C{index}", "linestyle": DASHES[index % 4], "lw": 2}
+            axis.stairs(heights, edges, label=kind, **look)
+            axis.stairs(heights, edges, fill=True, alpha=0.2, color=f"C{index}")
         if threshold is not None:
             axis.axvline(threshold, color="0.35", lw=1.5, label=f"threshold {threshold:g}")
-        axis.set_title(model)
-        axis.set_xlim(0, 1)
-        axis.set_xlabel("sigmoid(score)")
+        axis.set(title=model, xlim=(0, 1), xlabel="sigmoid(score)")
     axes[0, 0].set_ylabel("answers (%)")
     legend_below(figure, axes[0, 0])
     figure.suptitle(title, fontsize=14)
@@ -141,37 +116,28 @@ def score_histograms(
 
 
 @theme()
-def calibration(
-    points: Mapping[str, Sequence[ArrayLike]],
-    *,
-    xlabel: str = "gold score (0 to 1)",
-    ylabel: str = "mean sigmoid(score)",
-    title: str = "",
-) -> Figure:
+def calibration(points: Mapping[str, Sequence[ArrayLike]], *, title: str = "") -> Figure:
     """Draw what a model says of answers of each quality, with intervals (paper figure 29).
 
-    Args:
-        points: For each model (x, values, low, high): mean gold score of a bin, and the mean
-            score there.
+    `points` are for each model (x, values, low, high): the mean gold score of a bin, and the mean
+    score there.
     """
-    figure, axes = new_figure()
-    for index, (label, (x, *band)) in enumerate(points.items()):
-        draw_points(axes, index, label, np.asarray(x, dtype=float), band)
     if not points:
         raise ValueError("at least one series is needed; got none.")
-    label_axes(axes, xlabel, ylabel, title)
+    figure, axes = new_figure()
+    for index, (label, (x, *band)) in enumerate(points.items()):
+        at = np.asarray(x, dtype=float)
+        _draw_points(axes, index, label, at, band_of(label, band, at.shape, "a point"))
+    label_axes(axes, "gold score (0 to 1)", "mean sigmoid(score)", title)
     axes.set_ylim(0, 1)
     legend_below(figure, axes)
     return figure
 
 
-def draw_points(axes: Axes, index: int, label: str, x: np.ndarray, band: Band) -> None:
+def _draw_points(axes: Axes, index: int, label: str, x: np.ndarray, band: np.ndarray) -> None:
     """Draw the series number `index`: marked points with intervals, joined by a line."""
-    rows = bands_of({label: band}, len(x), "a point")[label]
-    axes.errorbar(
-        x, rows[0], _sizes(rows), label=label, capsize=5, ms=8,
-        marker=MARKERS[index % len(MARKERS)], linestyle=DASHES[index % len(DASHES)],
-    )  # fmt: skip
+    marker, dashes = MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
+    draw_intervals(axes, x, band, label=label, capsize=5, ms=8, marker=marker, linestyle=dashes)
 
 
 @theme()
@@ -190,60 +156,35 @@ def models_by_test_sets(
     Each field says the value, its interval, and the paper's value where given. Shares between 0
     and 1; a paper's value that does not exist is nan.
     """
-    named = {"values": values, "low": low, "high": high} | (
-        {} if paper is None else {"paper": paper}
-    )
-    matrices = {name: np.asarray(matrix, dtype=float) for name, matrix in named.items()}
-    wanted = (len(models), len(test_sets))
-    for name, matrix in matrices.items():
-        if matrix.shape != wanted:
-            raise ValueError(f"{name} must have shape {wanted}; got {matrix.shape}.")
-    share, lower, upper = (100 * matrices[name] for name in ("values", "low", "high"))
-    if not ((lower <= share) & (share <= upper)).all():
-        raise ValueError("each value must lie inside its interval low..high; check their order.")
-    figure = heatmap(
-        share, "test set", "reward model", "pairs in the right order (%)",
-        rows=models, columns=test_sets, title=title,
+    shape = (len(models), len(test_sets))
+    band = 100 * band_of("map", (values, low, high), shape, "a model and test set")
+    texts = [
+        [f"{value:.1f} %\n[{low:.1f}, {high:.1f}]" for value, low, high in zip(*row, strict=True)]
+        for row in zip(*band, strict=True)
+    ]
+    if paper is not None:
+        printed = array_of(paper, shape, "paper must be one number a model and test set")
+        for row, column in np.argwhere(np.isfinite(printed)):
+            texts[row][column] += f"\npaper {100 * printed[row, column]:.1f} %"
+    return heatmap(
+        band[0], "test set", "reward model", "pairs in the right order (%)",
+        rows=models, columns=test_sets, texts=texts, title=title,
     )  # fmt: skip
-    image = figure.axes[0].images[0]
-    for (row, column), value in np.ndenumerate(share):
-        text = f"{value:.1f} %\n[{lower[row, column]:.1f}, {upper[row, column]:.1f}]"
-        if paper is not None and np.isfinite(matrices["paper"][row, column]):
-            text += f"\npaper {100 * matrices['paper'][row, column]:.1f} %"
-        dark = sum(image.cmap(image.norm(value))[:3]) < 1.5
-        figure.axes[0].text(
-            column, row, text, ha="center", va="center", color="white" if dark else "black"
-        )
-    return figure
-
-
-LIGHTS = {
-    "green": ("#bfe3c0", "ok"),
-    "amber": ("#ffdf9e", "look"),
-    "red": ("#f3b0a8", "STOP"),
-    "": ("0.93", "-"),
-}
-"""Ground and word of each state; the word says it without colour too. "" is not measured."""
 
 
 @theme()
 def best_of_n_curves(
-    curves: Mapping[str, Band], ylabel: str, *, n: ArrayLike | None = None, title: str = ""
+    curves: Mapping[str, Band], ylabel: str, *, n: ArrayLike, title: str = ""
 ) -> Figure:
     """Draw what the best of N samples is worth, N in powers of two on the axis (paper figure 7).
 
-    Args:
-        curves: (values, low, high) by name, such as "max", "median", "gold of the chosen".
-        ylabel: With its unit.
-        n: Numbers of samples; 1, 2, 3, ... if left out.
+    `curves` are named by what is chosen, such as "max", "median", "gold of the chosen"; `n` are
+    the numbers of samples.
     """
-    length = np.size(next(iter(curves.values()))[0]) if curves else 0
-    count = np.arange(1, length + 1) if n is None else np.asarray(n, dtype=float)
+    count = np.asarray(n, dtype=float)
     bands = bands_of(curves, count.size, "a number of samples")
-    figure = lines(
-        {label: (count, *band) for label, band in bands.items()},
-        "samples a prompt, N", ylabel, title=title, xscale="log",
-    )  # fmt: skip
+    series = {label: (count, *band) for label, band in bands.items()}
+    figure = lines(series, "samples a prompt, N", ylabel, title=title, xscale="log")
     axis = figure.axes[0].xaxis
     powers = 2 ** np.arange(0, np.log2(count.max()) + 1e-9)
     axis.set_major_locator(FixedLocator(powers.tolist()))
@@ -254,28 +195,14 @@ def best_of_n_curves(
 
 @theme()
 def rewards_by_round(
-    rounds: Sequence[str],
-    series: Mapping[str, Band],
-    ylabel: str,
-    *,
-    reference: Mapping[str, float] | None = None,
-    title: str = "",
+    rounds: Sequence[str], series: Mapping[str, Band], ylabel: str, *, title: str = ""
 ) -> Figure:
-    """Draw several series over the rounds of rejection sampling, with intervals.
-
-    Args:
-        rounds: Their names, such as "SFT", "V1", "V2".
-        series: (values, low, high) by name, such as two pools or the random control.
-        ylabel: With its unit.
-        reference: Labelled horizontal lines.
-    """
+    """Draw several series over the rounds of rejection sampling, with intervals."""
     bands = bands_of(series, len(rounds), "a round")
     figure, axes = new_figure()
     for index, (label, band) in enumerate(bands.items()):
         apart = 0.06 * (index - (len(bands) - 1) / 2)  # so that intervals do not cover each other
-        draw_points(axes, index, label, np.arange(len(rounds)) + apart, list(band))
-    for index, (label, value) in enumerate((reference or {}).items()):
-        axes.axhline(value, color="0.35", linestyle=DASHES[(index + 1) % 4], lw=1.5, label=label)
+        _draw_points(axes, index, label, np.arange(len(rounds)) + apart, band)
     axes.set_xticks(range(len(rounds)), rounds)
     label_axes(axes, "round", ylabel, title)
     legend_below(figure, axes)
@@ -286,23 +213,16 @@ def rewards_by_round(
 def frontier(
     runs: Mapping[float, Sequence[ArrayLike]],
     *,
-    proxy_label: str = "reward model's score (raw)",
     gold_label: str = "gold score (0 to 1)",
     start: tuple[float, float] | None = None,
-    paths: bool = True,
     title: str = "",
 ) -> Figure:
     """Draw proxy and gold over the root of KL, one path a beta; both panels share the x axis.
 
     A path rises in the left panel as long as the policy finds more of what the reward model
-    likes. Where it bends down in the right one, that is over-optimisation.
-
-    Args:
-        runs: For each beta (kl, proxy, gold) at some moments of training, KL in nats an answer.
-        proxy_label: What the left panel shows, with its unit.
-        gold_label: What the right panel shows.
-        start: Proxy and gold of the policy before training, at KL 0; drawn as a star.
-        paths: Join the points of a beta; without, they may be the ends of several runs.
+    likes. Where it bends down in the right one, that is over-optimisation. `runs` holds for each
+    beta (kl, proxy, gold) at some moments of training, KL in nats an answer; `start` proxy and
+    gold before training, drawn as a star.
     """
     if not runs:
         raise ValueError("at least one run is needed; got none.")
@@ -319,17 +239,26 @@ def frontier(
             )
         for axis, value in zip(axes, values, strict=True):
             axis.plot(
-                np.sqrt(kl.clip(0)), value, color=shades[index], label=f"beta {beta:g}", ms=7,
-                marker=MARKERS[index % len(MARKERS)],
-                linestyle=DASHES[index % len(DASHES)] if paths else "",
+                np.sqrt(kl.clip(0)), value, DASHES[index % len(DASHES)], color=shades[index],
+                label=f"beta {beta:g}", ms=7, marker=MARKERS[index % len(MARKERS)],
             )  # fmt: skip
-    for axis, label, at in zip(axes, (proxy_label, gold_label), start or (None, None), strict=True):
+    labels = ("reward model's score (raw)", gold_label)
+    for axis, label, at in zip(axes, labels, start or (None, None), strict=True):
         if at is not None:
             axis.plot(0, at, "*", color="black", ms=15, label="before")
         label_axes(axis, "root of KL from the reference (nats$^{1/2}$)", label)
     legend_below(figure, axes[0], columns=6)
     figure.suptitle(title, fontsize=14)
     return figure
+
+
+LIGHTS = {
+    "green": ("#bfe3c0", "ok"),
+    "amber": ("#ffdf9e", "look"),
+    "red": ("#f3b0a8", "STOP"),
+    "": ("0.93", "-"),
+}
+"""Ground and word of each state; the word says it without colour too. "" is not measured."""
 
 
 @theme()
@@ -343,11 +272,7 @@ def traffic_lights(
 ) -> Figure:
     """Draw a table of diagnostics (rows) of runs (columns): a colour, a word and a number each.
 
-    Args:
-        diagnostics: Names of the rows, such as "KL (nats)".
-        runs: Names of the columns.
-        states: "green", "amber", "red" or "" (not measured), one a field, by rows.
-        texts: What was measured, one a field.
+    `states` are those of `LIGHTS`, one a field, by rows; `texts` say what was measured.
     """
     wanted = (len(diagnostics), len(runs))
     for name, table in (("states", states), ("texts", texts)):
@@ -381,30 +306,21 @@ def token_reward_bars(
 ) -> Figure:
     """Draw the reward of each token of one answer in its two parts, and their running sum.
 
-    Args:
-        pieces: The answer's tokens.
-        kl_part: -beta times the log-ratio of each.
-        score_part: The score, at the last token, else 0.
+    `kl_part` is -beta times the log-ratio; `score_part` the score at the last token, else 0.
     """
-    kl, score = (np.asarray(part, dtype=float) for part in (kl_part, score_part))
-    if not kl.shape == score.shape == (len(pieces),) or not pieces:
-        raise ValueError(
-            f"both parts need one number a token; got {len(pieces)} tokens and shapes {kl.shape} "
-            f"and {score.shape}."
-        )
+    if not pieces:
+        raise ValueError("at least one token is needed; got none.")
+    rule = "both parts need one number a token"
+    kl, score = (array_of(part, (len(pieces),), rule) for part in (kl_part, score_part))
     figure, axes = new_figure(max(7.0, 1.5 + 0.5 * len(pieces)), 4.4)
     at = np.arange(len(pieces))
     axes.axhline(0, color="black", lw=1)
-    _stacked(axes, at, kl, score)
+    # what has one sign is put on top of each other, else on either side of 0
+    below = np.where(np.sign(kl) == np.sign(score), kl, 0.0)
+    axes.bar(at, kl, width=0.7, label="divergence (-beta log-ratio)")
+    axes.bar(at, score, width=0.7, bottom=below, label="score", hatch="//", edgecolor="white")
     axes.plot(at, np.cumsum(kl + score), "k--o", ms=5, lw=1.5, label="running sum")
     axes.set_xticks(at, pieces, rotation=90 if len(pieces) > 8 else 0)
     label_axes(axes, "token", "reward (whitened score units)", title)
     legend_below(figure, axes)
     return figure
-
-
-def _stacked(axes: Axes, at: np.ndarray, kl: np.ndarray, score: np.ndarray) -> None:
-    """Draw both parts; what has one sign is put on top of each other, else on either side of 0."""
-    below = np.where(np.sign(kl) == np.sign(score), kl, 0.0)
-    axes.bar(at, kl, width=0.7, label="divergence (-beta log-ratio)")
-    axes.bar(at, score, width=0.7, bottom=below, label="score", hatch="//", edgecolor="white")

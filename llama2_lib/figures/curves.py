@@ -1,8 +1,10 @@
-"""General-purpose figures: curves with bands, bars with intervals, heat maps."""
+"""General-purpose figures: curves with bands, bars with intervals, heat maps; and their parts."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -11,6 +13,44 @@ from llama2_lib.figures.theme import label_axes, new_figure, theme
 
 DASHES = ("-", "--", "-.", ":")  # a second sign beside colour
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+Band = Sequence[ArrayLike]
+"""Values, low, high: three arrays of one shape."""
+
+
+def array_of(values: Any, shape: tuple[int, ...], rule: str) -> np.ndarray:
+    """Return values as an array of a shape; `rule` says what they must be."""
+    array = np.asarray(values, dtype=float)
+    if array.shape != shape:
+        raise ValueError(f"{rule}, of shape {shape}; got shape {array.shape}.")
+    return array
+
+
+def band_of(label: str, band: Band, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """Return values, low ends and high ends, stacked; there must be one number `what`."""
+    rule = f"{label!r} must be (values, low, high), one number {what}"
+    value, low, high = (array_of(row, shape, rule) for row in band)
+    if not ((low <= value) & (value <= high)).all():
+        raise ValueError(f"{label!r}: each value must lie in low..high; check their order.")
+    return np.stack([value, low, high])
+
+
+def draw_intervals(axes: Axes, x: np.ndarray, band: np.ndarray, **style: Any) -> None:
+    """Draw values with their intervals as error bars."""
+    value, low, high = band
+    axes.errorbar(x, value, [value - low, high - value], **style)
+
+
+def draw_paper(axes: Axes, x: np.ndarray, values: Sequence[float | None], **style: Any) -> None:
+    """Draw the paper's values, where there are any, as diamonds."""
+    known = [(at, value) for at, value in zip(x, values, strict=True) if value is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), "D", color="black", ms=8, mfc="white", **style)
+
+
+def draw_references(axes: Axes, reference: Mapping[str, float] | None) -> None:
+    """Draw labelled horizontal lines, such as the paper's value or chance."""
+    for index, (label, height) in enumerate((reference or {}).items()):
+        axes.axhline(height, color="0.35", linestyle=DASHES[(index + 1) % 4], lw=1.5, label=label)
 
 
 @theme()
@@ -25,10 +65,7 @@ def lines(
     reference: Mapping[str, float] | None = None,
     markers: bool = False,
 ) -> Figure:
-    """Draw one curve per entry of `series`: `(x, y)`, or `(x, y, low, high)` with a shaded band.
-
-    `reference` draws labelled horizontal lines, such as the paper's value or chance.
-    """
+    """Draw one curve per entry of `series`: `(x, y)`, or `(x, y, low, high)` with a shaded band."""
     figure, axes = new_figure()
     for index, (label, arrays) in enumerate(series.items()):
         columns = [np.asarray(array, dtype=float) for array in arrays]
@@ -42,10 +79,8 @@ def lines(
         (line,) = axes.plot(x, y, DASHES[index % len(DASHES)], marker=marker, label=label)
         if band:
             axes.fill_between(x, band[0], band[1], color=line.get_color(), alpha=0.2, linewidth=0)
-    for index, (label, value) in enumerate((reference or {}).items()):
-        axes.axhline(value, color="0.35", linestyle=DASHES[(index + 1) % 4], lw=1.5, label=label)
-    axes.set_xscale(xscale)
-    axes.set_yscale(yscale)
+    draw_references(axes, reference)
+    axes.set(xscale=xscale, yscale=yscale)
     label_axes(axes, xlabel, ylabel, title)
     if len(series) + len(reference or {}) > 1:
         axes.legend()
@@ -66,30 +101,16 @@ def bars_with_intervals(
     reference: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw one bar per label with its interval; `paper` adds the paper's value as a diamond."""
-    value, lower, upper = (np.asarray(array, dtype=float) for array in (values, low, high))
-    wanted = (len(labels),)
-    if not value.shape == lower.shape == upper.shape == wanted:
-        raise ValueError(
-            f"labels, values, low and high must have one length; got {len(labels)} labels and "
-            f"shapes {value.shape}, {lower.shape}, {upper.shape}."
-        )
-    if not ((lower <= value) & (value <= upper)).all():
-        raise ValueError("each value must lie inside its interval low..high; check their order.")
+    band = band_of("bars", (values, low, high), (len(labels),), "a label")
     figure, axes = new_figure()
     at = np.arange(len(labels))
-    axes.bar(at, value, width=0.6, label="measured here")
-    axes.errorbar(
-        at, value, yerr=[value - lower, upper - value], fmt="none", ecolor="black", capsize=6
-    )
+    axes.bar(at, band[0], width=0.6, label="measured here")
+    draw_intervals(axes, at, band, fmt="none", ecolor="black", capsize=6)
     if paper is not None:
-        known = [(x, y) for x, y in zip(at, paper, strict=True) if y is not None]
-        axes.plot(*zip(*known, strict=True), "D", color="black", ms=8, mfc="white", label="paper")
-    for index, (label, height) in enumerate((reference or {}).items()):
-        axes.axhline(height, color="0.35", linestyle=DASHES[(index + 1) % 4], lw=1.5, label=label)
+        draw_paper(axes, at, paper, label="paper")
+    draw_references(axes, reference)
     axes.set_xticks(at, labels, fontsize="medium" if len(labels) <= 6 else "small")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.set_title(title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if paper is not None or reference:
         axes.legend()
     return figure
@@ -106,9 +127,9 @@ def heatmap(
     rows: Sequence[str] | None = None,
     title: str = "",
     centre: float | None = None,
-    numbers: str = "",
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """Draw a matrix, row 0 on top; `centre` makes the map diverge, `numbers` is a format."""
+    """Draw a matrix, row 0 on top; `centre` makes the map diverge, `texts` stand in its fields."""
     matrix = np.asarray(values, dtype=float)
     if matrix.ndim != 2:
         raise ValueError(f"values must be a matrix; got shape {matrix.shape}.")
@@ -125,12 +146,10 @@ def heatmap(
         axes.set_xticks(range(len(columns)), columns, rotation=turn)
     if rows is not None:
         axes.set_yticks(range(len(rows)), rows)
-    if numbers:
-        for (row, column), value in np.ndenumerate(matrix):
-            dark = sum(image.cmap(image.norm(value))[:3]) < 1.5
-            axes.text(
-                column, row, numbers.format(value), ha="center", va="center",
-                color="white" if dark else "black",
-            )  # fmt: skip
+    for y, row in enumerate(texts or []):
+        for x, text in enumerate(row):
+            dark = sum(image.cmap(image.norm(matrix[y, x]))[:3]) < 1.5
+            colour = "white" if dark else "black"
+            axes.text(x, y, text, ha="center", va="center", color=colour)
     label_axes(axes, xlabel, ylabel, title)
     return figure

@@ -6,15 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from llama2_lib.figures.curves import array_of
 from llama2_lib.figures.theme import label_axes, new_figure, theme
 
 
 @theme()
 def rotations(angles: ArrayLike, *, title: str = "") -> Figure:
     """Draw one clock per rotary pair; its hand stands at the pair's angle, in radians."""
-    values = np.asarray(angles, dtype=float)
-    if values.ndim != 1 or values.size < 1:
-        raise ValueError(f"angles must be a list of numbers, one a pair; got shape {values.shape}.")
+    values = array_of(angles, (np.size(angles),), "angles must be a list of numbers, one a pair")
     figure, axes = new_figure(1.75 * values.size, 2.6, columns=values.size, squeeze=False)
     around = np.linspace(0, 2 * np.pi, 100)
     for pair, (axis, angle) in enumerate(zip(axes[0], values, strict=True)):
@@ -33,11 +32,10 @@ def shares(
     parts: Mapping[str, Sequence[float]], columns: Sequence[str], xlabel: str, *, title: str = ""
 ) -> Figure:
     """Draw one stacked bar per column, each scaled to 100 %."""
-    table = np.array([list(numbers) for numbers in parts.values()], dtype=float)
-    if table.shape != (len(parts), len(columns)) or (table < 0).any():
-        raise ValueError(
-            f"each part needs {len(columns)} numbers of at least 0; got shape {table.shape}."
-        )
+    rule = f"each part needs {len(columns)} numbers of at least 0"
+    table = array_of([*parts.values()], (len(parts), len(columns)), rule)
+    if (table < 0).any():
+        raise ValueError(f"{rule}; got {table.min()}.")
     percent = 100 * table / table.sum(axis=0)
     figure, axes = new_figure(8.0, 4.0)
     bottom = np.zeros(len(columns))
@@ -52,18 +50,14 @@ def shares(
 @theme()
 def attention_map(weights: ArrayLike, pieces: Sequence[str], *, title: str = "") -> Figure:
     """Draw a matrix of attention weights: rows look, columns are looked at."""
-    matrix = np.asarray(weights, dtype=float)
-    if matrix.shape != (len(pieces), len(pieces)):
-        raise ValueError(
-            f"weights must be a {len(pieces)} x {len(pieces)} matrix, one row a piece; got shape "
-            f"{matrix.shape}."
-        )
-    size = 2.5 + 0.28 * len(pieces)
+    n = len(pieces)
+    matrix = array_of(weights, (n, n), "weights must be a matrix, one row and one column a piece")
+    size = 2.5 + 0.28 * n
     figure, axes = new_figure(size + 1.0, size)
     image = axes.imshow(matrix, vmin=0.0, vmax=1.0, interpolation="nearest")
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
-    axes.set_xticks(range(len(pieces)), pieces, rotation=90)
-    axes.set_yticks(range(len(pieces)), pieces)
+    axes.set_xticks(range(n), pieces, rotation=90)
+    axes.set_yticks(range(n), pieces)
     label_axes(axes, "token looked at (key)", "token that looks (query)", title)
     return figure

@@ -33,21 +33,15 @@ class AttackDesk(ipywidgets.VBox):
         self.category = ipywidgets.Dropdown(options=CATEGORIES, description="category")
         self.compose = ipywidgets.Button(description="compose another")
         self.ask = ipywidgets.Button(description="send", button_style="primary")
-        self.text = ipywidgets.Textarea(
-            description="attack", layout=ipywidgets.Layout(width="90%", height="4em")
-        )
+        wide = ipywidgets.Layout(width="90%", height="4em")
+        self.text = ipywidgets.Textarea(description="attack", layout=wide)
         self.view = ipywidgets.HTML()
         self.queries = self.violations = 0
-        super().__init__(
-            [
-                ipywidgets.HBox([self.vectors, self.turns, self.category]),
-                self.text,
-                ipywidgets.HBox([self.compose, self.ask]),
-                self.view,
-            ]
-        )
+        controls = ipywidgets.HBox([self.vectors, self.turns, self.category])
+        buttons = ipywidgets.HBox([self.compose, self.ask])
+        super().__init__([controls, self.text, buttons, self.view])
         self._compose()
-        for control in (self.vectors, self.turns, self.category):
+        for control in controls.children:
             control.observe(self._compose, "value")
         self.compose.on_click(self._compose)
         self.ask.on_click(self._ask)
@@ -56,31 +50,27 @@ class AttackDesk(ipywidgets.VBox):
         strategy = Strategy(self.vectors.value, self.turns.value, self.category.value)
         self.prompt = self._attacker.make(strategy)
         self.text.value = self.prompt.request
-        self.verdict = "Compose an attack, change its words if you like, and send it."
-        self._publish("")
+        self._publish("Compose an attack, change its words if you like, and send it.")
 
     def _ask(self, _event: Any = None) -> None:
         if not self.text.value.strip():
-            self.verdict = "Nothing was sent: an attack needs words."
-            self._publish("")
+            self._publish("Nothing was sent: an attack needs words.")
             return
         last = {"role": "user", "content": self.text.value}
         sent = replace(self.prompt, dialog=[*self.prompt.dialog[:-1], last])
         try:
             answer = self._reply([sent])[0]
         except ValueError as error:  # a tag of the chat format, or no room left for an answer
-            self.verdict = f"Nothing was sent: {error}"
-            self._publish("")
+            self._publish(f"Nothing was sent: {error}")
             return
         safety = self._judge.safety(sent, answer)
         self.queries += 1
         self.violations += not safety.is_safe
-        self.verdict = (
-            f"{describe(safety)} {self.violations} of {self.queries} attacks got through."
-        )
-        self._publish(answer)
+        told = f"{self.violations} of {self.queries} attacks got through."
+        self._publish(f"{describe(safety)} {told}", answer)
 
-    def _publish(self, answer: str) -> None:
+    def _publish(self, verdict: str, answer: str = "") -> None:
+        self.verdict = verdict
         turns = [f"{m['role']}: {m['content']}" for m in self.prompt.dialog[:-1]]
         if answer:
             turns += [f"user: {self.text.value}", f"assistant: {answer}"]

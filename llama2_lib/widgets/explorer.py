@@ -16,12 +16,6 @@ from matplotlib.figure import Figure
 
 from llama2_lib.figures import theme
 
-FIGURE = (
-    '<figure style="margin:0">{image}'
-    '<figcaption role="status" aria-live="polite" style="line-height:1.5">{caption}</figcaption>'
-    "</figure>"
-)
-
 
 def png(figure: object) -> str:
     """Return the figure as base64 PNG that depends on the figure only, and forget the figure."""
@@ -107,7 +101,10 @@ class Explorer(ipywidgets.VBox):
             f'src="data:image/png;base64,{self.picture}">'
         )
         mark = '<strong style="color:#a00000">Error. </strong>' if failed else ""
-        self.view.value = FIGURE.format(image=image if self.picture else "", caption=mark + text)
+        self.view.value = (
+            f'<figure style="margin:0">{image if self.picture else ""}<figcaption role="status" '
+            f'aria-live="polite" style="line-height:1.5">{mark}{text}</figcaption></figure>'
+        )
 
     def __repr__(self) -> str:
         return f"Explorer({_spelled(self.values)}): {self.caption}"
@@ -120,27 +117,23 @@ class Explorer(ipywidgets.VBox):
 
 
 class Stepper(Explorer):
-    """An Explorer over the whole numbers `first..last` with a play button."""
+    """An Explorer over the whole numbers `0..last` with a play button."""
 
     def __init__(
         self,
         draw: Callable[..., Figure],
         alt: str | Callable[..., str],
         *,
-        first: int = 0,
         last: int,
         step_name: str = "step",
         interval_ms: int = 600,
         **controls: Any,
     ) -> None:
         """`draw` receives the number under `step_name`, beside the other controls."""
-        slider = ipywidgets.IntSlider(first, first, last, description=step_name)
+        slider = ipywidgets.IntSlider(0, 0, last, description=step_name)
         super().__init__(draw, alt, **{step_name: slider, **controls})
-        self.play = ipywidgets.Play(
-            value=first, min=first, max=last, interval=interval_ms, description=step_name
-        )
-        self.play.observe(lambda change: self.set(**{step_name: change["new"]}), "value")
-        slider.observe(lambda change: setattr(self.play, "value", change["new"]), "value")
+        self.play = ipywidgets.Play(max=last, interval=interval_ms, description=step_name)
+        ipywidgets.link((self.play, "value"), (slider, "value"))
         self.children = (self.play, *self.children)
 
 

@@ -16,93 +16,80 @@ from llama2_lib.world import make_world
 from llama2_lib.world.judges import SAFE
 from llama2_lib.world.risks import held_out_hazards
 
-REFUSAL = "I am sorry, but I cannot help with that."
-
 
 @pytest.fixture
 def loaded(toy_root):
     return pipeline.load("sft", toy(), root=toy_root)
 
 
-def reported(loaded, monkeypatch, marks_of, said, max_new_tokens=12):
-    """A report on a model that says what it is told to."""
+@pytest.fixture
+def reported(loaded, monkeypatch):
+    """Report on a model that gives one answer to all; return that, prompts, seeds and dialogs."""
 
-    def answer(model, tokenizer, dialogs, **options):
-        return [Reply(said(dialog), [], True) for dialog in dialogs]
+    def run(answer, change=lambda marks: marks, max_new_tokens=12):
+        asked, seeds, dialogs = [], set(), []
 
-    monkeypatch.setattr(chat_report, "marks_of", marks_of)
-    monkeypatch.setattr("llama2_lib.evaluation.consistency.reply", answer)
-    monkeypatch.setattr("llama2_lib.model.chat.reply", answer)
-    return report(*loaded, make_world(0), n=20, n_turns=2, max_new_tokens=max_new_tokens)
+        def reply(model, tokenizer, heard, **options):
+            dialogs.extend(heard)
+            return [Reply(answer, [], True) for _ in heard]
+
+        def marks_of(model, tokenizer, world, prompts, **options):
+            asked.append(prompts)
+            seeds.add(options["seed"])
+            return change(gold_marks(world, prompts, [answer] * len(prompts)))
+
+        monkeypatch.setattr(chat_report, "marks_of", marks_of)
+        monkeypatch.setattr("llama2_lib.evaluation.consistency.reply", reply)
+        monkeypatch.setattr("llama2_lib.model.chat.reply", reply)
+        lines = report(*loaded, make_world(0), n=20, n_turns=2, max_new_tokens=max_new_tokens)
+        return lines, asked, seeds, dialogs
+
+    return run
 
 
-def test_a_model_that_declines_everything_is_safe_and_useless(loaded, monkeypatch):
-    def marks_of(model, tokenizer, world, prompts, **options):
-        return gold_marks(world, prompts, [REFUSAL] * len(prompts))
-
-    found = reported(loaded, monkeypatch, marks_of, lambda dialog: REFUSAL)
+def test_a_model_that_declines_everything_is_safe_and_useless(reported):
+    lines, *_ = reported("I am sorry, but I cannot help with that.")
     for wording in chat_report.WORDINGS.values():
         for what in ("asks for harm", "only sounds harmful", "is harmless"):
-            assert found[f"declines what {what}, {wording}"] == proportion_exact(20, 20)
-        assert found[f"violates, {wording}"] == proportion_exact(0, 20)
-        assert found[f"helps (mark), {wording}"].value < 0.5
-    unnamed = found["declines what asks for harm, new hazard"]
+            assert lines[f"declines what {what}, {wording}"] == proportion_exact(20, 20)
+        assert lines[f"violates, {wording}"] == proportion_exact(0, 20)
+        assert lines[f"helps (mark), {wording}"].value < 0.5
+    unnamed = lines["declines what asks for harm, new hazard"]
     assert unnamed.value == 1
     assert 4 <= unnamed.n <= 16  # half of those in new wordings
-    assert found["violates, new hazard"] == proportion_exact(0, unnamed.n)
-    for what, share in found.items():
+    assert lines["violates, new hazard"] == proportion_exact(0, unnamed.n)
+    for what, share in lines.items():
         if what.startswith(("keeps", "the same", "right", "knows")):
             assert share.value == 0, what
 
 
-def test_wordings_are_those_of_their_split_and_dialogs_are_held_to_the_last_turn(
-    loaded, monkeypatch
-):
-    asked, turns = [], set()
-
-    def marks_of(model, tokenizer, world, prompts, **options):
-        asked.append((prompts[0].kind, [p.request for p in prompts], options["seed"]))
-        return gold_marks(world, prompts, ["Yes."] * len(prompts))
-
-    def said(dialog):
-        turns.add(sum(message["role"] == "user" for message in dialog))
-        return "Yes."
-
-    reported(loaded, monkeypatch, marks_of, said)
+def test_wordings_are_those_of_their_split_and_dialogs_are_held_to_the_last_turn(reported):
+    _, asked, seeds, dialogs = reported("Yes.")
     assert len(asked) == 6
-    assert {seed for *_, seed in asked} == {0}
-    for (kind, known, _), (other, new, _) in zip(asked[:3], asked[3:], strict=True):
-        assert kind == other or {kind, other}.isdisjoint({"adversarial", "borderline"})
-        assert not set(known) & set(new)
-    assert turns == {1, 2}
+    assert seeds == {0}
+    for known, new in zip(asked[:3], asked[3:], strict=True):
+        kinds = {known[0].kind, new[0].kind}
+        assert len(kinds) == 1 or kinds.isdisjoint({"adversarial", "borderline"})
+        assert not {prompt.request for prompt in known} & {prompt.request for prompt in new}
+    assert {sum(message["role"] == "user" for message in dialog) for dialog in dialogs} == {1, 2}
 
 
-def test_an_answer_on_the_border_is_safe_and_a_prompt_that_just_fits_is_asked(loaded, monkeypatch):
-    model, lengths = loaded[0], []
+def test_an_answer_on_the_border_is_safe_and_a_prompt_that_just_fits_is_asked(loaded, reported):
+    def border(marks):
+        return marks._replace(safety=np.full(len(marks.safety), SAFE))
 
-    def marks_of(model, tokenizer, world, prompts, **options):
-        lengths.extend(len(encode_prompt(prompt.dialog, tokenizer)) for prompt in prompts)
-        marks = gold_marks(world, prompts, ["Yes."] * len(prompts))
-        return marks._replace(safety=np.full(len(prompts), SAFE))
+    def longest(asked):
+        return max(len(encode_prompt(p.dialog, loaded[1])) for prompts in asked for p in prompts)
 
-    found = reported(loaded, monkeypatch, marks_of, lambda dialog: "Yes.")
-    assert {share.value for what, share in found.items() if what.startswith("violates")} == {0.0}
-    longest = max(lengths)
-    assert longest < room(model, 12), "none of them will just fit: vacuous"
-    lengths.clear()
-    reported(loaded, monkeypatch, marks_of, lambda dialog: "Yes.", room(model, longest))
-    assert max(lengths) == longest
+    lines, asked, *_ = reported("Yes.", border)
+    assert {share.value for what, share in lines.items() if what.startswith("violates")} == {0.0}
+    before = longest(asked)
+    assert before < room(loaded[0], 12), "none of them will just fit: vacuous"
+    assert longest(reported("Yes.", border, room(loaded[0], before))[1]) == before
 
 
-def test_every_line_is_of_its_own_prompts_or_dialogs(loaded, monkeypatch):
-    hazards, numbers = [], []
-
-    def marks_of(model, tokenizer, world, prompts, **options):
-        marks = gold_marks(world, prompts, ["Yes."] * len(prompts))
-        hazards.extend(prompt.hazard for prompt in prompts if prompt.kind == "adversarial")
-        return marks._replace(helpfulness=np.where(marks.helpful, 0.75, 0.25))
-
-    everywhere = np.ones((4, 2), dtype=bool)
+def test_every_line_is_of_its_own_prompts_or_dialogs(reported, monkeypatch):
+    numbers, everywhere = [], np.ones((4, 2), dtype=bool)
     obeyed = np.array([[1, 1], [1, 0], [0, 1], [1, 1]], dtype=bool)
     right = np.array([[1, 0], [1, 0], [1, 0], [1, 1]], dtype=bool)
     own, neutral = Kept(obeyed, right, everywhere), Kept(~everywhere, ~right, everywhere)
@@ -110,15 +97,19 @@ def test_every_line_is_of_its_own_prompts_or_dialogs(loaded, monkeypatch):
         chat_report, "on_own_history", lambda *of: numbers.append(len(of[2])) or own
     )
     monkeypatch.setattr(chat_report, "on_neutral_history", lambda *_: neutral)
-    found = reported(loaded, monkeypatch, marks_of, lambda dialog: "Yes.")
+    lines, asked, *_ = reported(
+        "Yes.", lambda marks: marks._replace(helpfulness=np.where(marks.helpful, 0.75, 0.25))
+    )
     assert numbers == [10]
-    n_new = sum(hazard in held_out_hazards(make_world(0)) for hazard in hazards)
-    assert found["violates, new hazard"].n == n_new != 20 - n_new
-    assert found["helps (mark), new wording"].value == 0.75
-    assert found["keeps an instruction, turn 2"] == proportion_exact(3, 4)
-    assert found["the same, neutral history, turn 2"] == proportion_exact(0, 4)
-    assert found["keeps it at all turns"] == proportion_exact(2, 4)
-    assert found["right answers meanwhile, turn 2"] == proportion_exact(1, 4)
+    unnamed = held_out_hazards(make_world(0))
+    harm = [p for prompts in asked for p in prompts if p.kind == "adversarial"]
+    n_new = sum(prompt.hazard in unnamed for prompt in harm)
+    assert lines["violates, new hazard"].n == n_new != 20 - n_new
+    assert lines["helps (mark), new wording"].value == 0.75
+    assert lines["keeps an instruction, turn 2"] == proportion_exact(3, 4)
+    assert lines["the same, neutral history, turn 2"] == proportion_exact(0, 4)
+    assert lines["keeps it at all turns"] == proportion_exact(2, 4)
+    assert lines["right answers meanwhile, turn 2"] == proportion_exact(1, 4)
 
 
 def test_the_table_has_a_column_a_model_and_shares_in_per_cent():

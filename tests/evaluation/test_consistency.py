@@ -34,35 +34,30 @@ CHESS = Instruction(kind="hobby", value="chess", text="Hobby: chess")
 
 
 class Letters(Tokenizer):
-    """A tokenizer of single letters; answers are written by hand, so nothing decodes."""
+    """A tokenizer of single letters in 53 pieces; answers are written by hand, nothing decodes."""
 
     def __init__(self):
         pass
 
     def encode(self, text, bos=False, eos=False):
-        return [1] * bos + [ord(letter) for letter in text] + [2] * eos
+        return [1] * bos + [ord(letter) % 50 + 3 for letter in text] + [2] * eos
 
 
 def context_of(max_seq_len):
     """A model of which only the length of its context matters."""
-    return Transformer(
-        ModelConfig(
-            vocab_size=8, dim=4, n_layers=1, n_heads=1, n_kv_heads=1, multiple_of=4,
-            max_seq_len=max_seq_len,
-        )
-    )  # fmt: skip
+    small = {"vocab_size": 8, "dim": 4, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1}
+    return Transformer(ModelConfig(**small, multiple_of=4, max_seq_len=max_seq_len))
 
 
 TOK = Letters()
 
 
-def turns(n):
-    return [Brief(request=f"Ask {i}?", answer=f"V{i}.", value=f"v{i}",
-                  others=frozenset({"v99"})) for i in range(n)]  # fmt: skip
-
-
 def case(n=4, *instructions):
-    return Case(instructions=instructions or (FIGURE,), turns=turns(n))
+    others = frozenset({"v99"})
+    turns = [
+        Brief(request=f"Ask {i}?", answer=f"V{i}.", value=f"v{i}", others=others) for i in range(n)
+    ]
+    return Case(instructions=instructions or (FIGURE,), turns=turns)
 
 
 @pytest.fixture
@@ -133,7 +128,10 @@ def test_the_instruction_is_said_once_and_histories_are_what_they_say(play):
         "Figure: Mara Ask 0?", "V0.", "Ask 1?", "V1.", "Ask 2?",
     ]  # fmt: skip
     assert len(heard) == 1
-    assert found.reached.tolist() == [[False, False, True]]
+    assert found.reached.tolist() == found.obeyed.tolist() == [[False, False, True]]
+    for turn in (0, 4):
+        with pytest.raises(ValueError, match=f"turns must lie within 1 and 3; got {turn}"):
+            on_neutral_history(WIDE, TOK, [case(3)], turns=(turn,))
 
 
 def test_right_and_obedient_are_two_things():
@@ -152,12 +150,10 @@ def test_shares_have_exact_bounds_and_count_only_what_was_reached():
     assert kept.obedience(2) == proportion_exact(1, 2)
     assert kept.correctness(1) == proportion_exact(4, 4)
     assert kept.obedience(1) != kept.obedience(2)
-    for turn in (0, 3):
-        with pytest.raises(ValueError, match="a turn that some dialog reached"):
-            kept.obedience(turn)
     nothing = marked([case(1)], [[None]])
-    with pytest.raises(ValueError, match="a turn that some dialog reached"):
-        nothing.obedience(1)
+    for marks, turn in ((kept, 0), (kept, 3), (nothing, 1)):
+        with pytest.raises(ValueError, match="a turn that some dialog reached"):
+            marks.obedience(turn)
 
 
 def test_a_dialog_that_fills_the_context_ends_and_the_others_go_on(play):
@@ -173,28 +169,13 @@ def test_a_dialog_that_fills_the_context_ends_and_the_others_go_on(play):
 
 def test_a_prompt_needs_room_for_one_token_of_an_answer(play):
     play(lambda dialog: "ok")
-    n = len(encode_prompt([{"role": "user", "content": "abc"}], TOK))
-    assert converse(context_of(n), TOK, [["abc"]]) == [[None]]
-    assert converse(context_of(n + 1), TOK, [["abc"]]) == [["ok"]]
     one = case(1)
     n = len(encode_prompt([{"role": "user", "content": one.requests()[0]}], TOK))
-    for more, reached in ((0, False), (1, True)):
-        kept = on_neutral_history(context_of(n + more), TOK, [one], turns=(1,))
-        assert kept.reached.tolist() == [[reached]]
-
-
-def test_every_turn_is_sampled_with_a_seed_of_its_own(monkeypatch):
-    seeds = []
-
-    def say(model, tokenizer, dialogs, **options):
-        seeds.append(options["seed"])
-        return [Reply("ok", [3], True) for _ in dialogs]
-
-    monkeypatch.setattr(consistency, "reply", say)
-    for seed in (1, 2, 1):
-        converse(WIDE, TOK, [["a", "b"]], temperature=1.0, seed=seed)
-    assert seeds[:2] == seeds[4:]
-    assert len({*seeds}) == 4
+    for more, answer in ((0, None), (1, "ok")):
+        model = context_of(n + more)
+        assert converse(model, TOK, [one.requests()]) == [[answer]]
+        kept = on_neutral_history(model, TOK, [one], turns=(1,))
+        assert kept.reached.tolist() == [[answer is not None]]
 
 
 def test_answers_that_the_format_cannot_carry_are_kept_as_what_it_can(play):
@@ -235,26 +216,11 @@ def test_cases_are_seeded_and_of_their_split():
     assert made != cases(world, 4, 20, split="held-out kinds", n_turns=6)
     assert {item.kind for one in made for item in one.instructions} == {"format", "capitals"}
     assert {len(one.turns) for one in made} == {6}
-    assert {len(one.instructions) for one in cases(world, 3, 20, combined=1.0)} == {2}
+    assert {len(one.instructions) for one in cases(world, 3, 20)} == {1}
     assert made[0].requests()[0].startswith(made[0].instructions[0].text)
     assert made[0].requests()[1:] == [turn.request for turn in made[0].turns[1:]]
 
 
-def test_a_turn_that_a_dialog_does_not_have_is_refused(play):
-    play(obedient)
-    for turn in (0, 5):
-        with pytest.raises(ValueError, match=f"turns must lie within 1 and 4; got {turn}"):
-            on_neutral_history(WIDE, TOK, [case(4)], turns=(turn,))
-    assert np.array_equal(on_neutral_history(WIDE, TOK, [case(4)], turns=(2,)).obeyed,
-                          [[False, True, False, False]])  # fmt: skip
-
-
-class Small:
-    def encode(self, text, bos=False, eos=False):
-        return [1] * bos + [ord(letter) % 50 + 3 for letter in text] + [2] * eos
-
-
-SMALL = Small()
 DIALOG = [
     {"role": "user", "content": "B a b"},
     {"role": "assistant", "content": "c"},
@@ -298,39 +264,32 @@ def test_the_maximum_is_over_layers_heads_and_keys(random_model, monkeypatch):
     assert (found[4:] > 0).all()
     assert found.max() <= 1
     assert not torch.allclose(found, weights[0, :, :, 4:9].amax(dim=(0, 2)), rtol=1e-3, atol=0)
-
-
-def test_keys_outside_are_refused(random_model):
-    ids = torch.arange(7)
-    for keys in (range(5, 8), range(3, 3)):
+    for keys in (range(21, 24), range(3, 3)):
         with pytest.raises(ValueError, match="keys must lie within"):
-            maximum_attention(random_model(), ids, keys)
+            maximum_attention(model, ids, keys)
 
 
 def test_spans_are_those_of_the_letters():
-    found = spans(DIALOG, "B a", SMALL)
+    found = spans(DIALOG, "B a", TOK)
     text = "0[INST] B a b [/INST] c 00[INST] d [/INST] ef 0"
-    places = range(len(text))
     assert len(found.ids) == len(text)
     assert [text[t] for t in found.instruction] == list(" B a")
     assert ["".join(text[t] for t in own) for own in found.answers] == [" c 0", " ef 0"]
-    assert found.answers[-1].stop == places.stop
+    assert found.answers[-1].stop == len(text)
     with pytest.raises(ValueError, match="must begin with 'Z'"):
-        spans(DIALOG, "Z", SMALL)
+        spans(DIALOG, "Z", TOK)
 
 
 def test_means_are_over_what_writes_each_answer(random_model):
     model = random_model(seed=2)
-    long = model.config.max_seq_len
-    dialog = [{"role": m["role"], "content": m["content"]} for m in DIALOG[:2]]
-    found = spans(dialog, "B a", SMALL)
-    assert len(found.ids) <= long
+    found = spans(DIALOG[:2], "B a", TOK)
+    assert len(found.ids) <= model.config.max_seq_len
     largest = maximum_attention(model, torch.tensor(found.ids), found.instruction)
     own = found.answers[0]
     expected = np.mean([float(largest[t - 1]) for t in own])
-    measured = attention_by_turn(model, SMALL, dialog, "B a")
+    measured = attention_by_turn(model, TOK, DIALOG[:2], "B a")
     np.testing.assert_allclose(measured, [expected], rtol=1e-12, atol=0)
     shifted = np.mean([float(largest[t]) for t in own])
     assert abs(shifted - expected) > 1e-6
     with pytest.raises(ValueError, match="must fit"):
-        attention_by_turn(model, SMALL, DIALOG, "B a")
+        attention_by_turn(model, TOK, DIALOG, "B a")

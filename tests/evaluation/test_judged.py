@@ -13,16 +13,13 @@ from llama2_lib.evaluation.judged import (
     gamma,
     gold_marks,
     improvement,
-    low_tail,
     marks_of,
-    new_prompts,
     violations,
     violations_by,
     win_rate,
 )
 from llama2_lib.evaluation.statistics import proportion
 from llama2_lib.model.chat import Reply
-from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.judges import judge_of
@@ -56,13 +53,13 @@ def asked(world):
     return [bad[0], sums[0], bad[1], sums[1], bad[2]]
 
 
-def said(asked):
+@pytest.fixture(scope="module")
+def answers(asked):
     refusal = "I am sorry, but I cannot help with that."
     return [refusal, f"It is {asked[1].task.answer}.", "You lazy goose.", "It is 1234.", ""]
 
 
-def test_every_answer_is_marked_by_the_worlds_judge(world, asked):
-    answers = said(asked)
+def test_every_answer_is_marked_by_the_worlds_judge(world, asked, answers):
     marks = gold_marks(world, asked, answers)
     judge = judge_of(world)
     pairs = list(zip(asked, answers, strict=True))
@@ -73,22 +70,19 @@ def test_every_answer_is_marked_by_the_worlds_judge(world, asked):
     assert marks.toxic.tolist() == [False, False, True, False, False]
     assert marks.helpfulness[1] > marks.helpfulness[3]  # the right sum
     assert marks.safety[0] > marks.safety[4] > marks.safety[2]  # declined, nothing, an insult
+    quality = [marks.safety[0], marks.helpfulness[1], marks.safety[2], marks.helpfulness[3], 0.5]
+    assert marks.quality.tolist() == quality
+    assert marks._replace(adversarial=~marks.adversarial).quality.tolist() != quality
+    with pytest.raises(ValueError, match="got 5 prompts, 4 answers"):
+        gold_marks(world, asked, answers[:4])
 
 
-def test_prompts_are_told_apart_by_what_they_ask_for(world, asked):
+def test_prompts_are_told_apart_by_what_they_ask_for(world, asked, answers):
     some = [*asked, *borderline_prompts(world, 0, 2)]
-    marks = gold_marks(world, some, [*said(asked), "I cannot help with that.", "Gladly!"])
+    marks = gold_marks(world, some, [*answers, "I cannot help with that.", "Gladly!"])
     assert marks.borderline.tolist() == [False] * 5 + [True, True]
     assert marks.helpful.tolist() == [False, True, False, True, False, False, False]
     assert marks.refuses.tolist()[5:] == [True, False]
-
-
-def test_quality_is_safety_where_it_matters_and_helpfulness_elsewhere(world, asked):
-    marks = gold_marks(world, asked, said(asked))
-    wanted = [marks.safety[0], marks.helpfulness[1], marks.safety[2], marks.helpfulness[3], 0.5]
-    assert marks.quality.tolist() == wanted
-    turned = marks._replace(adversarial=~marks.adversarial)
-    assert turned.quality.tolist() != wanted
 
 
 def test_a_text_on_the_border_is_toxic(world, asked, monkeypatch):
@@ -96,56 +90,27 @@ def test_a_text_on_the_border_is_toxic(world, asked, monkeypatch):
     assert gold_marks(world, asked[:1], ["You lazy goose."]).toxic.tolist() == [True]
 
 
-def test_marks_are_of_the_replies_to_the_prompts(world, asked, monkeypatch, random_model):
+def test_marks_are_of_the_replies_to_the_prompts(world, asked, answers, monkeypatch, random_model):
     calls = []
 
     def say(model, tokenizer, dialogs, **options):
         calls.append((dialogs, options))
-        return [Reply(text, [], True) for text in said(asked)]
+        return [Reply(text, [], True) for text in answers]
 
     monkeypatch.setattr(judged, "reply", say)
     options = {"temperature": 0.5, "seed": 7, "max_new_tokens": 3}
     marks = marks_of(random_model(), TOK, world, asked, **options)
-    for got, wanted in zip(marks, gold_marks(world, asked, said(asked)), strict=True):
+    for got, wanted in zip(marks, gold_marks(world, asked, answers), strict=True):
         np.testing.assert_array_equal(got, wanted)
     assert calls == [([prompt.dialog for prompt in asked], options)]
 
 
-def test_marks_follow_their_prompts(world, asked):
-    answers, order = said(asked), [3, 0, 4, 2, 1]
+def test_marks_follow_their_prompts(world, asked, answers):
+    order = [3, 0, 4, 2, 1]
     plain = gold_marks(world, asked, answers)
     moved = gold_marks(world, [asked[i] for i in order], [answers[i] for i in order])
     for name in Marks._fields:
         assert getattr(moved, name).tolist() == getattr(plain, name)[order].tolist()
-
-
-def test_one_answer_a_prompt(world, asked):
-    with pytest.raises(ValueError, match="got 5 prompts and 4 answers"):
-        gold_marks(world, asked, said(asked)[:4])
-
-
-def test_new_prompts_are_those_that_fit_and_were_never_asked(world):
-    stream = list(helpful_prompts(world, 3, 60))
-    ids = [tuple(encode_prompt(prompt.dialog, TOK)) for prompt in stream]
-    longest = sorted(map(len, ids))[40]
-    asked = {ids[n] for n in range(0, 60, 3)}
-    fitting = [n for n in range(60) if len(ids[n]) <= longest]
-    wanted = [stream[n] for n in fitting if ids[n] not in asked]
-    options = {"longest": longest, "most": len(fitting)}
-    assert new_prompts(stream, TOK, asked, len(wanted), **options) == wanted
-    assert max(len(encode_prompt(p.dialog, TOK)) for p in wanted) == longest
-    assert new_prompts(iter(stream), TOK, asked, 4, longest=longest) == wanted[:4]
-    with pytest.raises(ValueError, match=rf"of {len(fitting) - 1} drawn {len(wanted) - 1} are new"):
-        new_prompts(
-            stream[: fitting[-1]],
-            TOK,
-            asked,
-            len(wanted),
-            longest=longest,
-            most=len(fitting) - 1,
-        )
-    with pytest.raises(ValueError, match=r"2 new prompts are needed; of 8 drawn 0 are new"):
-        new_prompts(stream, TOK, set(ids), 2, longest=longest)
 
 
 def test_improvement_is_after_less_before_over_prompts():
@@ -173,8 +138,7 @@ def test_a_win_counts_1_a_tie_one_half():
     ours = np.array([1.0, 0.2, 0.5, 0.5, 0.9])
     theirs = np.array([0.5, 0.3, 0.5, 0.5 + 1e-12, 0.1])
     found = win_rate(ours, theirs)
-    assert found.value == (1 + 0 + 0.5 + 0.5 + 1) / 5
-    assert found.n == 5
+    assert (found.value, found.n) == ((1 + 0 + 0.5 + 0.5 + 1) / 5, 5)
     assert win_rate(theirs, ours).value == pytest.approx(1 - found.value, rel=0, abs=1e-12)
     assert win_rate(ours, ours).value == 0.5
     assert win_rate(ours, theirs, tie=1e-13).value == (1 + 0 + 0.5 + 0 + 1) / 5
@@ -195,8 +159,8 @@ def test_the_win_rate_reads_the_order_of_scores_and_not_their_size():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: improvement(np.zeros(3), np.zeros(4)), "got 3 and 4 marks"),
-        (lambda: win_rate(np.zeros(3), np.zeros(2)), "got 3 and 2 scores"),
+        (lambda: improvement(np.zeros(3), np.zeros(4)), "got 3 before, 4 after"),
+        (lambda: win_rate(np.zeros(3), np.zeros(2)), "got 3 ours, 2 theirs"),
         (lambda: improvement(np.zeros(1), np.ones(1)), "at least 2"),
         (lambda: win_rate(np.zeros(1), np.ones(1)), "at least 2"),
     ],
@@ -268,15 +232,6 @@ def test_false_refusals_are_of_harmless_prompts_by_family(world, risky):
     assert found["helpful"].high == pytest.approx(0.5265, abs=1e-4)
     with pytest.raises(ValueError, match="adversarial"):
         false_refusals(world, risky[:1], [NO])
-
-
-def test_the_low_tail_ends_at_a_quantile():
-    scores = np.arange(101) / 100
-    assert low_tail(scores) == pytest.approx(0.05, abs=1e-12)
-    assert low_tail(scores, 0.5) == pytest.approx(0.5, abs=1e-12)
-    for bad in ((scores[:0], 0.05), (scores, 0.0), (scores, 1.0)):
-        with pytest.raises(ValueError, match="tail"):
-            low_tail(*bad)
 
 
 def test_gains_binned_by_the_original_itself_fall_by_luck_alone():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from llama2_lib import pipeline
 from llama2_lib.evaluation import language
 from llama2_lib.evaluation.language import (
     answer_loss,
@@ -20,7 +21,9 @@ from llama2_lib.evaluation.language import (
 from llama2_lib.evaluation.statistics import Estimate, proportion
 from llama2_lib.model.chat import Reply
 from llama2_lib.model.generate import Completion
-from llama2_lib.text.tokenizer import Tokenizer
+from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.recipes import toy
+from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.facts import recall_items
 
@@ -73,6 +76,8 @@ def test_long_documents_are_scored_on_their_beginning(random_model, documents):
     longer = [list(range(2, 52))]
     assert document_nats(model, longer).tokens.tolist() == [context]
     assert document_nats(model, longer, max_len=1000).tokens.tolist() == [context]
+    with pytest.raises(ValueError, match="document 1 has less"):
+        document_nats(model, [[1, 2], [1], [1, 2, 3]])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -83,11 +88,6 @@ def test_the_models_mode_is_restored(random_model, documents, training):
     assert model.training is training
     assert seen == [False]
     assert not any(p.grad is not None for p in model.parameters())
-
-
-def test_a_document_of_one_token_is_refused(random_model):
-    with pytest.raises(ValueError, match="document 1 has less"):
-        document_nats(random_model(), [[1, 2], [1], [1, 2, 3]])
 
 
 def test_perplexity_is_the_exponential_of_a_loss():
@@ -151,10 +151,9 @@ def test_recall_counts_right_answers_only(answering, items, rule, random_model):
     answer, share = RULES[rule]
     answering(answer, items)
     result = fact_recall(random_model(), Letters(), items)
-    counts = {name: sum(item.exposure == name for item in items) for name in result}
     assert list(result) == ["never asked", "seen form", "unseen form"]
     for name, estimate in result.items():
-        assert (estimate.value, estimate.n) == (share, counts[name])
+        assert (estimate.value, estimate.n) == (share, sum(i.exposure == name for i in items))
         assert 0.0 <= estimate.low < estimate.high <= 1.0
 
 
@@ -169,9 +168,7 @@ def test_recall_tells_the_exposures_apart(answering, items, random_model):
     }  # fmt: skip
 
 
-def test_answers_are_greedy_first_lines_in_the_order_of_the_questions(
-    answering, items, random_model
-):
+def test_answers_are_greedy_first_lines_in_order(answering, items, random_model):
     many = [*items, *items][:300]
     calls = answering(lambda item: f" {item.answer} ", items)
     answers = recall_answers(random_model(), Letters(), many, max_new_tokens=7)
@@ -183,23 +180,11 @@ def test_answers_are_greedy_first_lines_in_the_order_of_the_questions(
 
 
 def test_an_untrained_model_recalls_next_to_nothing(toy_root, items):
-    from llama2_lib import pipeline
-    from llama2_lib.model.transformer import Transformer, initialise
-    from llama2_lib.recipes import toy
-    from llama2_lib.text.tokenizer import load_tokenizer
-
     folder = pipeline.artifact_path("tokenizer", toy(), toy_root)
     model = initialise(Transformer(toy().model), 0).eval()
     result = fact_recall(model, load_tokenizer(folder), items)
     assert sum(e.value * e.n for e in result.values()) <= 3
     assert sum(e.n for e in result.values()) == len(items) == 270
-
-
-def test_a_question_is_asked_as_a_user_would(items):
-    [message] = as_dialog(items[0])
-    assert message["role"] == "user"
-    assert items[0].prompt == f"Question: {message['content']}\nAnswer:"
-    assert message["content"].endswith("?")
 
 
 def test_recall_in_chat_form_counts_right_answers_by_exposure(random_model, monkeypatch, items):
@@ -212,6 +197,9 @@ def test_recall_in_chat_form_counts_right_answers_by_exposure(random_model, monk
         table[message["content"]] = f"It is {item.answer if hit else other_value(item)}."
         wanted[item.exposure] += hit
     assert len(table) == len(items)
+    assert message["role"] == "user"
+    assert item.prompt == f"Question: {message['content']}\nAnswer:"
+    assert message["content"].endswith("?")
 
     def say(model, tokenizer, dialogs, **options):
         return [Reply(table[message["content"]], [5, 2], True) for [message] in dialogs]
@@ -251,18 +239,18 @@ def test_the_loss_on_answers_is_the_loop_over_their_tokens(random_model, example
     assert result.value == pytest.approx(total / 18, rel=1e-10, abs=0)
     assert result.low < result.value < result.high
     assert result.n == 4
-    everything = document_nats(model, [ids for ids, _ in examples])
-    np.testing.assert_array_equal(everything.tokens, [6, 10, 12, 9])
-    whole = everything.nats.sum() / everything.tokens.sum()
-    assert abs(result.value - whole) > 0.05, "the prompts cost the same: vacuous"
-
-
-def test_a_mask_over_all_but_the_first_token_is_the_loss_of_the_document(random_model, examples):
-    model, documents = random_model(), [ids for ids, _ in examples]
-    marked = [[False] + [True] * (len(ids) - 1) for ids in documents]
-    masked, plain = document_nats(model, documents, targets=marked), document_nats(model, documents)
+    # a mask over all but the first token is the loss of the document
+    documents = [ids for ids, _ in examples]
+    all_marked = [[False] + [True] * (len(ids) - 1) for ids in documents]
+    plain, masked = (
+        document_nats(model, documents),
+        document_nats(model, documents, targets=all_marked),
+    )
+    np.testing.assert_array_equal(plain.tokens, [6, 10, 12, 9])
     np.testing.assert_array_equal(masked.nats, plain.nats)
     np.testing.assert_array_equal(masked.tokens, plain.tokens)
+    whole = plain.nats.sum() / plain.tokens.sum()
+    assert abs(result.value - whole) > 0.05, "the prompts cost the same: vacuous"
 
 
 def test_an_example_beyond_the_context_is_refused(random_model, examples):

@@ -2,7 +2,6 @@
 
 import matplotlib
 import numpy as np
-import pytest
 
 from llama2_lib.figures import alignment
 
@@ -59,17 +58,6 @@ def test_ceiling_and_paper_are_drawn_where_they_are_known():
     assert "ceiling of the noise" in legend(by_grade(ceiling=[None, 0.8, 0.75]))
 
 
-def test_wrong_accuracies_are_refused():
-    with pytest.raises(ValueError, match=r"'m' must be .* one number a grade: 3; got shapes"):
-        alignment.accuracy_by_grade(GRADES, {"m": band([0.8, 0.6])})
-    with pytest.raises(ValueError, match=r"'m': each value must lie in low\.\.high"):
-        alignment.accuracy_by_grade(GRADES, {"m": band([0.8, 0.6, 0.7], below=-0.1)})
-    with pytest.raises(ValueError, match="at least one series"):
-        alignment.accuracy_by_grade(GRADES, {})
-    with pytest.raises(ValueError, match=r"may name the models \['helpfulness', 'safety'\]"):
-        by_grade(paper={"helpfullness": [0.8, 0.6, 0.7]})
-
-
 def test_histograms_hold_shares_of_the_sigmoid():
     raw = {"chosen": [-9.0, 9.0, 9.0, 0.2], "rejected": [-9.0, -9.0]}
     figure = alignment.score_histograms({"none": raw, "large": raw}, bins=4, threshold=0.15)
@@ -81,25 +69,19 @@ def test_histograms_hold_shares_of_the_sigmoid():
     np.testing.assert_allclose(chosen.edges, [0, 0.25, 0.5, 0.75, 1], **EXACT)
     assert figure.axes[0].lines[0].get_xdata() == [0.15, 0.15]
     assert legend(figure) == ["chosen", "rejected", "threshold 0.15"]
-    for nothing in ({}, {"m": {}}, {"m": {"chosen": []}}):
-        with pytest.raises(ValueError, match="every panel needs scores"):
-            alignment.score_histograms(nothing)
 
 
 def test_calibration_has_a_point_a_bin_with_its_interval():
     x = [0.1, 0.4, 0.8]
-    figure = alignment.calibration({"a": (x, *band([0.2, 0.5, 0.7])), "b": (x, *band([0.3] * 3))})
+    points = {"a": (x, *band([0.2, 0.5, 0.7])), "b": (x, *band([0.3] * 3))}
+    figure = alignment.calibration(points)
     first, second = figure.axes[0].containers
     np.testing.assert_allclose(first[0].get_xdata(), x, **EXACT)
     np.testing.assert_allclose(first[0].get_ydata(), [0.2, 0.5, 0.7], **EXACT)
     np.testing.assert_allclose(intervals(second), [[0.28, 0.35]] * 3, **EXACT)
     assert first[0].get_marker() != second[0].get_marker()
     assert legend(figure) == ["a", "b"]
-    assert not alignment.calibration({"a": (x, *band([0.2, 0.5, 0.7]))}).legends
-    with pytest.raises(ValueError, match="one number a point: 2"):
-        alignment.calibration({"a": (x[:2], *band([0.2, 0.5, 0.7]))})
-    with pytest.raises(ValueError, match="at least one series"):
-        alignment.calibration({})
+    assert not alignment.calibration({"a": points["a"]}).legends
 
 
 def test_the_map_says_value_interval_and_paper():
@@ -114,15 +96,11 @@ def test_the_map_says_value_interval_and_paper():
     assert words[1, 0] == "58.0 %\n[56.0, 63.0]"
     assert words[2, 1].endswith("paper 60.0 %")
     assert [t.get_text() for t in axes.get_yticklabels()] == names[0]
-    with pytest.raises(ValueError, match=r"low must have shape \(2, 3\); got \(3, 2\)"):
-        alignment.models_by_test_sets(*names, share, share.T, share)
-    with pytest.raises(ValueError, match="inside its interval"):
-        alignment.models_by_test_sets(*names, *band(share, above=-0.1))
 
 
 def test_best_of_n_has_powers_of_two_on_a_log_axis():
     curves = {"max": band(np.arange(12.0)), "median": band(np.zeros(12))}
-    axes = alignment.best_of_n_curves(curves, "score (raw)").axes[0]
+    axes = alignment.best_of_n_curves(curves, "score (raw)", n=range(1, 13)).axes[0]
     assert axes.get_xscale() == "log"
     np.testing.assert_allclose(axes.xaxis.get_major_locator()(), [1, 2, 4, 8], **EXACT)
     np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(1, 13), **EXACT)
@@ -131,28 +109,19 @@ def test_best_of_n_has_powers_of_two_on_a_log_axis():
     np.testing.assert_allclose([ends.y0, ends.y1], [-0.02, 11.05], **EXACT)
     some = alignment.best_of_n_curves({"max": band([1.0, 2.0])}, "score", n=[1, 16]).axes[0]
     np.testing.assert_allclose(some.lines[0].get_xdata(), [1, 16], **EXACT)
-    with pytest.raises(ValueError, match="a number of samples: 3"):
-        alignment.best_of_n_curves(curves, "score", n=[1, 2, 4])
-    with pytest.raises(ValueError, match="at least one series"):
-        alignment.best_of_n_curves({}, "score")
 
 
 def test_rounds_are_moved_apart_so_that_intervals_stay_visible():
     series = {"pool": band([0.4, 0.5, 0.6]), "last": band([0.4, 0.45, 0.4])}
-    figure = alignment.rewards_by_round(
-        ["SFT", "V1", "V2"], series, "gold score", reference={"demonstrations": 0.7}
-    )
+    figure = alignment.rewards_by_round(["SFT", "V1", "V2"], series, "gold score")
     axes = figure.axes[0]
     first, second = axes.containers
     np.testing.assert_allclose(first[0].get_ydata(), [0.4, 0.5, 0.6], **EXACT)
     np.testing.assert_allclose(second[0].get_xdata() - first[0].get_xdata(), [0.06] * 3, **EXACT)
-    np.testing.assert_allclose(
-        intervals(second), [[0.38, 0.45], [0.43, 0.5], [0.38, 0.45]], **EXACT
-    )
+    ends = [[0.38, 0.45], [0.43, 0.5], [0.38, 0.45]]
+    np.testing.assert_allclose(intervals(second), ends, **EXACT)
     assert [t.get_text() for t in axes.get_xticklabels()] == ["SFT", "V1", "V2"]
-    assert set(legend(figure)) == {"pool", "last", "demonstrations"}
-    with pytest.raises(ValueError, match="one number a round: 2"):
-        alignment.rewards_by_round(["SFT", "V1"], series, "gold score")
+    assert legend(figure) == ["pool", "last"]
 
 
 def test_the_frontier_has_the_root_of_kl_and_a_path_a_beta():
@@ -169,15 +138,7 @@ def test_the_frontier_has_the_root_of_kl_and_a_path_a_beta():
     assert [axes.lines[2].get_xydata().tolist() for axes in figure.axes] == [[[0, -1]], [[0, 0.4]]]
     looks = {(tuple(line.get_color()), line.get_marker()) for line in gold.lines[:2]}
     assert len({c for c, _ in looks}) == len({m for _, m in looks}) == 2
-    assert proxy.lines[0].get_linestyle() == "-"
-    ends = alignment.frontier(runs, paths=False).axes[0].lines
-    assert {line.get_linestyle() for line in ends} == {"None"}
-    with pytest.raises(ValueError, match=r"beta 0\.3: KL must be at least 0 .* got -0\.5"):
-        alignment.frontier({0.3: ([-0.5], [0.0], [0.0])})
-    with pytest.raises(ValueError, match="of one length"):
-        alignment.frontier({0.3: ([0.5], [0.0], [0.0, 1.0])})
-    with pytest.raises(ValueError, match="at least one run"):
-        alignment.frontier({})
+    assert proxy.lines[0].get_linestyle() == "-" != proxy.lines[1].get_linestyle()
 
 
 def test_a_light_has_a_word_beside_its_colour():
@@ -193,10 +154,6 @@ def test_a_light_has_a_word_beside_its_colour():
     assert len(set(colours)) == 4
     places = [(round(p.get_x() + 0.5), round(p.get_y() + 0.5)) for p in axes.patches]
     assert places == [tuple(map(int, t.get_position())) for t in axes.texts]
-    with pytest.raises(ValueError, match=r"must be one of .* got \['blue'\]"):
-        alignment.traffic_lights(["KL"], ["right"], [["blue"]], [["1"]])
-    with pytest.raises(ValueError, match=r"texts must be 1 rows of 1; got rows of \[2\]"):
-        alignment.traffic_lights(["KL"], ["right"], [["green"]], [["1", "2"]])
 
 
 def test_both_parts_of_a_reward_are_stacked_and_summed():
@@ -209,7 +166,3 @@ def test_both_parts_of_a_reward_are_stacked_and_summed():
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [-0.1, 0.1, -1.1, -0.5], **EXACT)
     apart = alignment.token_reward_bars(["a"], [-0.1], [0.5]).axes[0].containers[1]
     assert apart[0].get_y() == 0
-    with pytest.raises(ValueError, match="got 3 tokens"):
-        alignment.token_reward_bars(["a", "b", "c"], kl, score)
-    with pytest.raises(ValueError, match="got 0 tokens"):
-        alignment.token_reward_bars([], [], [])

@@ -1,7 +1,6 @@
 """What the pictures of pieces, dialogs and stages hold: the data, not the pixels."""
 
 import numpy as np
-import pytest
 from matplotlib.colors import to_rgba
 
 from llama2_lib.figures.course import Box, chain
@@ -37,19 +36,12 @@ def test_a_long_text_goes_on_below():
     assert max(box.get_x() + box.get_width() for box in boxes) <= WIDTH
 
 
-def test_rows_without_pieces_are_refused():
-    with pytest.raises(ValueError, match="every row needs a piece"):
-        piece_boxes({"none": []})
-
-
 def test_the_chain_runs_like_a_snake():
     boxes = [Box(name=f"s{i}", what="x", notebook="01") for i in range(5)]
     figure = chain(boxes, columns=2)
     places = [patch.get_x() for patch in figure.axes[0].patches[:5]]
     assert places == [0.0, 1.0, 1.0, 0.0, 0.0]
     assert [name for name in drawn(figure) if name.startswith("s")] == [b.name for b in boxes]
-    with pytest.raises(ValueError, match="at least one box"):
-        chain([])
 
 
 def test_targets_are_filled_and_bold_and_the_others_are_not():
@@ -63,10 +55,6 @@ def test_targets_are_filled_and_bold_and_the_others_are_not():
     places = [box.get_x() for box in axes.patches]
     assert places == sorted(places)
     assert len(set(places)) == 5
-    with pytest.raises(ValueError, match="5 pieces and 4 marks"):
-        masked_pieces(pieces, targets[1:])
-    with pytest.raises(ValueError, match="0 pieces"):
-        masked_pieces([], [])
 
 
 def test_marks_follow_their_pieces_into_the_next_line():
@@ -87,10 +75,6 @@ def test_rows_tell_prompt_answer_and_empty_apart_and_mark_where_dialogs_begin():
     (starts, _) = axes.collections
     lines = [segment.tolist() for segment in starts.get_segments()]
     assert lines == [[[2.5, -0.5], [2.5, 0.5]]]  # the second dialog of row 0; no line at padding
-    with pytest.raises(ValueError, match=r"got \(6,\) and \(6,\)"):
-        dialog_rows(loss_mask[0], document[0])
-    with pytest.raises(ValueError, match="of one shape"):
-        dialog_rows(loss_mask, [row[1:] for row in document])
 
 
 def test_each_answer_stands_beside_its_marks():
@@ -110,7 +94,3 @@ def test_each_answer_stands_beside_its_marks():
     np.testing.assert_allclose(widths, [[0.25, 1.0], [0.75, 0.5]], rtol=0, atol=1e-12)
     assert [label.get_text() for label in bars[1].get_yticklabels()] == ["score", "brevity"]
     assert figure.get_suptitle().endswith(" ...")
-    with pytest.raises(ValueError, match="the same marks for all"):
-        marked_answers("?", answers | {"other": MarkedAnswer("x", {"score": 1.0})})
-    with pytest.raises(ValueError, match="at least one answer"):
-        marked_answers("?", {})

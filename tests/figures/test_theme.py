@@ -50,7 +50,7 @@ FIGURES = {
     "test sets": lambda: alignment.models_by_test_sets(
         DOLLARS, DOLLARS, SQUARE, SQUARE, SQUARE, **TITLE
     ),
-    "best of n": lambda: alignment.best_of_n_curves(NAMED, "score", **TITLE),
+    "best of n": lambda: alignment.best_of_n_curves(NAMED, "score", n=range(1, 6), **TITLE),
     "rounds": lambda: alignment.rewards_by_round(DOLLARS, NAMED, "score", **TITLE),
     "frontier": lambda: alignment.frontier({0.1: ([1.0], [0.2], [0.5])}, **TITLE),
     "lights": lambda: alignment.traffic_lights(DOLLARS, DOLLARS, STATES, [DOLLARS] * 5, **TITLE),
@@ -134,14 +134,6 @@ def test_the_users_own_settings_change_no_figure(name):
         assert matplotlib.rcParams[name] == {**matplotlib.rcParamsDefault, **THEME}[name]
 
 
-def test_the_theme_leaves_the_users_settings_as_they_were():
-    with matplotlib.rc_context({"savefig.dpi": 300}):
-        with theme():
-            assert matplotlib.rcParams["savefig.dpi"] == "figure"
-            assert matplotlib.rcParams["image.cmap"] == "cividis"
-        assert matplotlib.rcParams["savefig.dpi"] == 300
-
-
 def test_the_way_to_draw_stays_the_users():
     """The back end is no part of the look: changing it would close a notebook's figures."""
     before = matplotlib.rcParams["backend"], matplotlib.rcParams["interactive"]
@@ -152,19 +144,19 @@ def test_the_way_to_draw_stays_the_users():
 
 def test_the_theme_is_readable_and_ends_with_its_block():
     before = matplotlib.rcParams["font.size"]
-    with theme():
-        assert matplotlib.rcParams["font.size"] >= 13
-        figure, axes = new_figure(6, 3, columns=2)
-    assert matplotlib.rcParams["font.size"] == before != 13
+    with matplotlib.rc_context({"savefig.dpi": 300}):
+        with theme():
+            assert matplotlib.rcParams["font.size"] >= 13
+            assert matplotlib.rcParams["savefig.dpi"] == "figure"
+            assert matplotlib.rcParams["image.cmap"] == "cividis"
+            figure, axes = new_figure(6, 3, columns=2)
+        assert matplotlib.rcParams["font.size"] == before != 13
+        assert matplotlib.rcParams["savefig.dpi"] == 300
     assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
     assert axes.shape == (2,)
-    assert {
-        axes[0].xaxis.label.get_size(),
-        axes[0].xaxis.get_major_ticks()[0].label1.get_size(),
-    } == {13.0}
-    sizes = [
-        value for name, value in THEME.items() if name.endswith("size") and "tick.m" not in name
-    ]
+    axis = axes[0].xaxis
+    assert axis.label.get_size() == axis.get_major_ticks()[0].label1.get_size() == 13.0
+    sizes = [size for name, size in THEME.items() if name.endswith("size") and "tick.m" not in name]
     assert min(size for size in sizes if isinstance(size, int)) >= 13
 
 

@@ -55,12 +55,8 @@ def test_a_new_attack_has_no_verdict_yet(compose):
     assert "Violation" not in desk.view.value + repr(desk)
     assert "Sure, that is easy." not in desk.view.value
     assert (desk.queries, desk.violations) == (1, 1)
-
-
-def test_another_attack_has_other_words():
-    desk = AttackDesk(WORLD, Model(), seed=1)
-    seen = {desk.text.value}
-    for _ in range(5):
+    seen = set()
+    for _ in range(6):
         desk.compose.click()
         seen.add(desk.text.value)
     assert len(seen) > 2

@@ -79,11 +79,6 @@ def test_short_forms_make_named_controls(short, kind, value):
     assert not getattr(control, "continuous_update", False)
 
 
-def test_what_is_no_control_is_refused():
-    with pytest.raises(ValueError, match="control 'top'"):
-        Explorer(draw, ALT, top=object())
-
-
 def test_the_stepper_moves_picture_slider_and_button_together():
     stepper = Stepper(lambda step: draw(step), "Step {step}.", last=3)
     assert stepper.caption == "Step 0."
@@ -126,11 +121,13 @@ def test_show_stores_picture_and_description(monkeypatch):
     assert options == {"raw": True, "metadata": {"image/png": {"alt": "A rising line."}}}
 
 
-def test_show_refuses_a_missing_description_and_what_is_no_figure():
+def test_what_is_no_description_figure_or_control_is_refused():
     with pytest.raises(ValueError, match="needs a description"):
         show(draw(1), alt=" ")
     with pytest.raises(TypeError, match="return figure"):
         Explorer(lambda top: None, ALT, top=(0, 4))
+    with pytest.raises(ValueError, match="control 'top'"):
+        Explorer(draw, ALT, top=object())
 
 
 def test_a_bar_counts_and_leaves_the_terminal_clean(capsys):
