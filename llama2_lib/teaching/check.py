@@ -8,6 +8,7 @@ import copy
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,22 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
+def flawed(code: Code, **settings: Mapping[str, Any]) -> Mistakes:
+    """Return mistakes that are one setting of `code` each: `flawed(f, by={sentence: "rows"})`."""
+    return {
+        sentence: partial(code, **{name: value})
+        for name, values in settings.items()
+        for sentence, value in values.items()
+    }
+
+
+def recognise(is_it: Callable[[Code], bool], mistakes: Mistakes, told: str = "") -> None:
+    """Fail with the name of the first mistake that `is_it`, behind the words `told`."""
+    for name, mistake in mistakes.items():
+        if is_it(mistake):
+            raise CheckFailed(f"{told}it looks as if {name}.")
+
+
 def diagnose(
     run: Run,
     candidate: Code,
@@ -155,9 +172,7 @@ def diagnose(
 
     if same(expected):
         return
-    for name, mistake in mistakes.items():
-        if same(run(mistake)):
-            raise CheckFailed(f"the shape is right, the values are not: it looks as if {name}.")
+    recognise(lambda wrong: same(run(wrong)), mistakes, "the shape is right, the values are not: ")
     lost = (~actual.isfinite() & expected.isfinite()).sum().item()
     if lost:
         raise CheckFailed(
@@ -179,9 +194,7 @@ def diagnose_choice(run: Run, candidate: Code, expected: object, mistakes: Mista
     actual = run(candidate)
     if actual == expected:
         return
-    for name, mistake in mistakes.items():
-        if actual == run(mistake):
-            raise CheckFailed(f"the choice is not right: it looks as if {name}.")
+    recognise(lambda wrong: actual == run(wrong), mistakes, "the choice is not right: ")
     raise CheckFailed(f"expected {expected}; got {actual}, like no mistake known here.")
 
 
