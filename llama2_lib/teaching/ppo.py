@@ -80,19 +80,19 @@ def combined_reward(candidate: Code) -> None:
 def _whitened(x: Tensor, mask: Tensor, flaw: str) -> Tensor:
     """Whiten with a flaw; "n - 1" at its end divides the variance by that."""
     mask = ~mask if flaw == "upside down" else mask
-    x = x * mask if flaw == "forgotten" else x
+    x = x * mask if flaw == "lost" else x
     use = mask.to(x.dtype)
-    if flaw in ("pads", "pads, n - 1", "forgotten"):
+    if flaw in ("pads", "pads, n - 1", "lost"):
         use = torch.ones_like(x)
-    summed = torch.ones_like(x) if flaw == "pads in the sum" else use
+    summed = torch.ones_like(x) if flaw == "padded sum" else use
     axes = {"rows": 1, "columns": 0}.get(flaw, (0, 1))
     count = use.sum(axes, keepdim=True)
     mean = (x * summed).sum(axes, keepdim=True) / count
     variance = ((x - mean).square() * summed).sum(axes, keepdim=True)
     variance = variance / (count - int(flaw.endswith("n - 1")))
-    floor = 0.0 if flaw.startswith("0 / 0") else 1e-8
+    floor = 0.0 if flaw.startswith("0/0") else 1e-8
     scale = (variance if flaw == "variance" else variance.sqrt()) + floor
-    white = {"mean back": (x - mean) / scale + mean, "only scaled": x / scale, "shifted": x - mean}
+    white = {"restored": (x - mean) / scale + mean, "only scaled": x / scale, "shifted": x - mean}
     result = white.get(flaw, (x - mean) / scale)
     return result if flaw == "number kept" else result.masked_fill(~mask, 0.0)
 
@@ -102,12 +102,8 @@ WHITEN_MISTAKES = flawed(
     flaw={
         "pads count in mean and variance; use the mask": "pads",
         "pads count in mean and variance, which is divided by n - 1; use the mask": "pads, n - 1",
-        "the values are summed with the pads, then divided by the count without them": (
-            "pads in the sum"
-        ),
-        "the mean is added back, as in libraries that keep it; here the mean must be 0": (
-            "mean back"
-        ),
+        "the values are summed with the pads, then divided by the count without them": "padded sum",
+        "the mean is added back, as in libraries that keep it; here the mean must be 0": "restored",
         "the values are divided by their deviation but not shifted to mean 0": "only scaled",
         "the values are shifted but not divided by their deviation": "shifted",
         "the values are divided by the variance; divide by its root": "variance",
@@ -116,15 +112,11 @@ WHITEN_MISTAKES = flawed(
             "rows"
         ),
         "each column is whitened by itself; use the whole batch": "columns",
-        "equal values give NaN, 0 / 0; they must give zeros": "0 / 0",
-        "equal values give NaN, 0 / 0, and the variance is divided by n - 1, not by n": (
-            "0 / 0, n - 1"
-        ),
+        "equal values give NaN, 0 / 0; they must give zeros": "0/0",
+        "equal values give NaN, 0 / 0, and the variance is divided by n - 1, not by n": "0/0 n - 1",
         "what does not count keeps a number; it must become 0": "number kept",
         "the mask is upside down": "upside down",
-        "the mask is applied and then forgotten: zeros in place of the pads still count": (
-            "forgotten"
-        ),
+        "the mask is applied and then forgotten: zeros in place of the pads still count": "lost",
     },
 )
 
