@@ -13,17 +13,9 @@ from torch import Tensor
 from llama2_lib import rng
 from llama2_lib.objectives import rlhf
 from llama2_lib.objectives.rlhf import SAFETY_LOGIT, SAFETY_THRESHOLD
-from llama2_lib.teaching.check import (
-    CheckFailed,
-    Code,
-    Mistakes,
-    diagnose,
-    flawed,
-    on,
-    value_and_gradient,
-)
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, flawed, on, value_and_gradient
 
-COMBINE_MISTAKES: Mistakes = {
+COMBINE_MISTAKES = {
     "a score exactly at the threshold counts as unsafe; the paper has a strict <": (
         lambda s, h, tagged: torch.where(tagged | (s <= SAFETY_LOGIT), s, h)
     ),
@@ -246,7 +238,7 @@ def _but(number: int, wrong: Code) -> Code:
     )
 
 
-ESTIMATE_MISTAKES: Mistakes = {
+ESTIMATE_MISTAKES = {
     "reference and policy are exchanged: r = log pi - log pi_0 for samples of pi": lambda p, q: (
         _estimates(q - p)
     ),
