@@ -1,5 +1,7 @@
 """Every known mistake is rejected and named, and so is what learners write besides."""
 
+from inspect import isfunction, unwrap
+
 import numpy as np
 import pytest
 import torch
@@ -18,31 +20,25 @@ from llama2_lib.teaching import (
 )
 from llama2_lib.teaching.check import CheckFailed, diagnose, on
 
-TABLES = {  # the checks of each file, and the tables of mistakes that they know
-    tokenizer: "allows ALLOWS, learns LEARN, segments SEGMENT, encodes ENCODE, decodes DECODE",
-    transformer: "rms_norm RMS_NORM, rotary ROTARY, swiglu SWIGLU, hidden_width WIDTH, "
-    "block BLOCK, whole WHOLE",
-    attention: "attention ATTENTION, multi_head ATTENTION, cached DECODE, greedy GREEDY",
-    pretraining: "next_token NEXT_TOKEN, packed_loss PACKED, pack PACK, isolation ISOLATE, "
-    "accumulation GATHER, adamw_step UPDATE, decay_groups GROUP, clipping CLIP, schedule RATE",
-    sft: "loss_mask MASK, masked_loss LOSS, packed_row ROW",
-    reward: "ranking_loss RANKING, margins MARGIN, pair_accuracy ACCURACY, "
-    "last_token_score SCORE, safety_auxiliary_loss SAFETY",
-    rejection: "pick_best PICK, distinct DISTINCT, pool POOL, expected_best EXPECTED, "
-    "kl_of_best_of_n KL",
-    ppo: "combined_reward COMBINE, whiten WHITEN, shaped_rewards SHAPE, kl_estimates ESTIMATE, "
-    "gae GAE, ppo_policy_loss POLICY, ppo_value_loss VALUE",
-    ghost_attention: "teacher_prompt TEACHER, training_example EXAMPLE",
-    safety: "distilled_pairs DISTILL, nested_subset SUBSET, false_refusal REFUSAL, gamma GAMMA",
-}
+MODULES = (
+    tokenizer, transformer, attention, pretraining, sft, reward, rejection, ppo, ghost_attention,
+    safety,
+)  # fmt: skip
+CHECKS = [  # each check, and the table of mistakes that it names
+    (check, module, table)
+    for module in MODULES
+    for check in vars(module).values()
+    if isfunction(check) and check.__module__ == module.__name__
+    for table in unwrap(check).__code__.co_names
+    if table.endswith("_MISTAKES")
+] + [(attention.multi_head, attention, "ATTENTION_MISTAKES")]
 TILED = "query head h reads key/value head h % kv_heads, not h // group (tiled, not repeated)"
 CASES = [
-    pytest.param(getattr(module, check), name, wrong, id=f"{check}: {name}")
-    for module, pairs in TABLES.items()
-    for check, table in (pair.split() for pair in pairs.split(", "))
-    for name, wrong in getattr(module, f"{table}_MISTAKES").items()
+    pytest.param(check, name, wrong, id=f"{check.__name__}: {name}")
+    for check, module, table in CHECKS
+    for name, wrong in getattr(module, table).items()
     # with a key/value head for each query head, to tile and to repeat is the same
-    if (check, name) != ("multi_head", TILED)
+    if (check, name) != (attention.multi_head, TILED)
 ]
 
 
@@ -54,15 +50,10 @@ def test_a_mistake_is_rejected_by_name(check, name, wrong):
 
 
 def test_no_table_is_forgotten_and_no_mistake_lost():
-    tables = {
-        (module, name.removesuffix("_MISTAKES")): len(table)
-        for module in TABLES
-        for name, table in vars(module).items()
-        if name.endswith("_MISTAKES")
-    }
-    tested = {(m, pair.split()[1]) for m, pairs in TABLES.items() for pair in pairs.split(", ")}
-    assert set(tables) == tested
-    assert sum(tables.values()) >= 517
+    names = {(m, name) for m in MODULES for name in vars(m) if name.endswith("_MISTAKES")}
+    assert {(module, table) for _, module, table in CHECKS} == names
+    assert len(CHECKS) == 50
+    assert sum(len(getattr(module, name)) for module, name in names) >= 517
 
 
 def turned(x, positions, theta, join):
