@@ -102,8 +102,11 @@ def expect_failure(*kinds: type[Exception]) -> Iterator[None]:
         raise AssertionError(f"this block must fail with {names}; it did not. Is it still broken?")
 
 
-def on(*given: Any) -> Run:
-    """Return a way to run code: on copies of these values, which it must leave as they are."""
+def on(*given: Any, then: Callable[[Any], Any] = lambda result: result) -> Run:
+    """Return a way to run code: on copies of these values, which it must leave as they are.
+
+    `then` makes of the result what is compared.
+    """
 
     def run(code: Code) -> Any:
         copies = copy.deepcopy(given)
@@ -114,7 +117,7 @@ def on(*given: Any) -> Run:
                     f"your code changed argument {place} in place; compute new values, because "
                     "whoever passed it goes on using it."
                 )
-        return result
+        return then(result)
 
     return run
 

@@ -120,12 +120,14 @@ EXAMPLE_MISTAKES = flawed(
 )
 
 
-def _padded(ids: Ids, mask: Sequence[bool] = ()) -> Tensor:
+def _padded(ids: Ids, mask: Sequence[bool] | None = None) -> Tensor:
     """Both in one vector of fixed length, so that a mistake of another length is named as well."""
     if len(ids) > ROOM:
         raise CheckFailed(f"at most {ROOM} ids were expected; got {len(ids)}.")
+    if mask is not None and len(mask) != len(ids):
+        raise CheckFailed(f"the mask must be as long as the ids; got {len(mask)} and {len(ids)}.")
     rows = torch.full((2, ROOM), -1)
-    for row, values in zip(rows, (ids, mask), strict=True):
+    for row, values in zip(rows, (ids, () if mask is None else mask), strict=True):
         row[: len(values)] = torch.as_tensor(list(values)).long()
     return rows
 
@@ -135,10 +137,7 @@ def teacher_prompt(candidate: Code) -> None:
 
     A turn is a pair of lists of ids, user and plain answer; the last one's is to be sampled.
     """
-
-    def run(prompt: Code) -> Tensor:
-        return _padded(on(TURNS, INSTRUCTION, BOS, EOS)(prompt))
-
+    run = on(TURNS, INSTRUCTION, BOS, EOS, then=_padded)
     diagnose(run, candidate, run(_teacher), TEACHER_MISTAKES, rtol=0, atol=0)
 
 
@@ -147,13 +146,5 @@ def training_example(candidate: Code) -> None:
 
     Earlier answers are the plain ones of `turns` (reading A); the last one is `sampled`.
     """
-
-    def run(example: Code) -> Tensor:
-        ids, mask = on(TURNS, INSTRUCTION, SAMPLED, BOS, EOS)(example)
-        if len(mask) != len(ids):
-            raise CheckFailed(
-                f"the mask must be as long as the ids; got {len(mask)} and {len(ids)}."
-            )
-        return _padded(ids, mask)
-
+    run = on(TURNS, INSTRUCTION, SAMPLED, BOS, EOS, then=lambda example: _padded(*example))
     diagnose(run, candidate, run(_example), EXAMPLE_MISTAKES, rtol=0, atol=0)

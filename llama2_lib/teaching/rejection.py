@@ -76,10 +76,7 @@ def pick_best(candidate: Code) -> None:
     )
     finished = torch.ones_like(scores, dtype=torch.bool)
     finished[0, 5] = finished[1, 1] = finished[2, 0] = finished[2, 1] = finished[3, 1] = False
-
-    def run(pick: Code) -> object:
-        return torch.as_tensor(on(scores, finished)(pick)).tolist()
-
+    run = on(scores, finished, then=lambda places: torch.as_tensor(places).tolist())
     diagnose_choice(run, candidate, run(_best), PICK_MISTAKES)
 
 
@@ -127,10 +124,7 @@ def distinct(candidate: Code) -> None:
         [(5, 6), (5, 6), (7,), (6, 5), (5, 6), (4, 4, 6)],
         [(9, 3, 3), (3, 9), (9, 3, 3), (7,), (9, 3), (8, 1, 4)],
     ]
-
-    def run(keep: Code) -> list[list[int]]:
-        return [[int(place) for place in row] for row in on(answers)(keep)]
-
+    run = on(answers, then=lambda rows: [[int(place) for place in row] for row in rows])
     diagnose_choice(run, candidate, run(_distinct), DISTINCT_MISTAKES)
 
 
@@ -217,11 +211,11 @@ def pool(candidate: Code) -> None:
         **{"k": 0.64, "l": 0.1, "m": 0.55, "n": 0.35, "o": 0.64, "p": 0.2},
         **{"s": 0.7, "t": 0.25, "x": 0.4, "y": 0.1, "g": 0.3, "h": 0.05, "i": 0.6, "j": 0.5},
     }
-
-    def run(choose: Code) -> object:
-        chosen = on(rounds, lambda prompt, answer: now[answer])(choose)
-        return dict(sorted(chosen.items()))
-
+    run = on(
+        rounds,
+        lambda prompt, answer: now[answer],
+        then=lambda chosen: dict(sorted(chosen.items())),
+    )
     diagnose_choice(run, candidate, run(_pooled), POOL_MISTAKES)
 
 

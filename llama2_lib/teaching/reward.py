@@ -187,10 +187,7 @@ def pair_accuracy(candidate: Code) -> None:
     chosen = torch.tensor([2.0, -0.5, 1.0, 0.5, -3.0, 1.5, 0.25, -1.0, 2.5, 0.75, -0.25])
     rejected = torch.tensor([0.5, -1.0, 1.0, 1.5, -4.5, 1.5, 0.0, 0.5, 1.0, 0.75, -2.0])
     margin = torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0, 0.0, 1 / 3, 2.0, 1.0, 0.0, 3.0])
-
-    def run(accuracy: Code) -> Tensor:
-        return torch.as_tensor(on(chosen, rejected, margin)(accuracy))
-
+    run = on(chosen, rejected, margin, then=torch.as_tensor)
     diagnose(run, candidate, _accuracy(chosen, rejected), ACCURACY_MISTAKES)
 
 

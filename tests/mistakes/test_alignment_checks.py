@@ -21,24 +21,13 @@ from llama2_lib.teaching.check import CheckFailed
 
 
 def mean_of(term):
-    """The mean that belongs to a function that gives a sum and a count."""
-
-    def mean(*given):
-        result = term(*given)
-        return result.total / result.count
-
-    return mean
+    return term.total / term.count
 
 
 def by_classes(chosen, rejected, margin):
     """Which of two answers is the better one, as a classification."""
     logits = torch.stack([chosen - margin, rejected], dim=1)
     return F.cross_entropy(logits, torch.zeros(len(chosen), dtype=torch.int64))
-
-
-def by_steps(grades, schedule):
-    step = {"none": 0.0, "small": 1 / 3, "large": 1.0}[schedule]
-    return torch.tensor([step * (3 - reward.GRADES.index(grade)) for grade in grades])
 
 
 def by_signs(chosen, rejected, margin):
@@ -151,13 +140,6 @@ def policy_loss_by_cases(logprobs, old_logprobs, advantages, mask, clip):
     return -(ratio * gain).mean()
 
 
-def value_loss_by_selection(values, old_values, returns, mask, clip):
-    values, old_values, returns = values[mask], old_values[mask], returns[mask]
-    near = torch.max(torch.min(values, old_values + clip), old_values - clip)
-    worse = torch.stack([(values - returns).abs(), (near - returns).abs()]).amax(0)
-    return (worse**2).mean() / 2
-
-
 def unmasked_gae(rewards, values, mask, gamma, lam):
     advantages = library_gae(rewards, values, mask, gamma, lam)[0]
     return advantages, advantages + values
@@ -189,12 +171,12 @@ def by_the_librarys_table(grades, schedule):
 
 
 RIGHT = {
-    reward.ranking_loss: [mean_of(preference.ranking_loss), by_classes],
-    reward.margins: [by_the_librarys_table, by_steps],
+    reward.ranking_loss: [lambda *given: mean_of(preference.ranking_loss(*given)), by_classes],
+    reward.margins: [by_the_librarys_table],
     reward.pair_accuracy: [lambda c, r, m: preference.pairwise_accuracy(c, r), by_signs],
     reward.last_token_score: [by_mask, by_the_library],
     reward.safety_auxiliary_loss: [
-        mean_of(preference.safety_auxiliary_loss),
+        lambda *given: mean_of(preference.safety_auxiliary_loss(*given)),
         lambda scores, is_safe: -F.logsigmoid((2 * is_safe.float() - 1) * scores).mean(),
     ],
     rejection.pick_best: [picked_in_a_loop],
@@ -207,8 +189,11 @@ RIGHT = {
     ppo.shaped_rewards: [shaped_in_a_loop],
     ppo.kl_estimates: [estimates_by_ratio],
     ppo.gae: [gae_by_double_sum],
-    ppo.ppo_policy_loss: [mean_of(rlhf.ppo_policy_loss), policy_loss_by_cases],
-    ppo.ppo_value_loss: [mean_of(rlhf.ppo_value_loss), value_loss_by_selection],
+    ppo.ppo_policy_loss: [
+        lambda *given: mean_of(rlhf.ppo_policy_loss(*given)),
+        policy_loss_by_cases,
+    ],
+    ppo.ppo_value_loss: [lambda *given: mean_of(rlhf.ppo_value_loss(*given))],
     safety.distilled_pairs: [by_the_gate_of_the_library],
     safety.nested_subset: [
         lambda items, share: items[: int(share * len(items) + 0.5)],

@@ -30,13 +30,7 @@ from llama2_lib.training.optim import adamw, warmup_then_cosine
 
 
 def mean_of(term):
-    """The mean that belongs to a function that gives a sum and a count."""
-
-    def mean(*given):
-        result = term(*given)
-        return result.total / result.count
-
-    return mean
+    return term.total / term.count
 
 
 def allowed_by_pattern(piece):
@@ -217,13 +211,6 @@ def torch_clip(gradients, limit):
     return [p.grad for p in parameters], norm
 
 
-def rate_by_hand(index, peak, steps, warmup, floor):
-    if index <= warmup:
-        return peak * (index + 1) / (warmup + 1)
-    angle = math.pi / 2 * (index - warmup) / (steps - 1 - warmup)
-    return peak * (math.cos(angle) ** 2 + floor * math.sin(angle) ** 2)
-
-
 def by_name(model):
     named = dict(model.named_parameters())
     gains = [name for name in named if "norm" in name]
@@ -314,13 +301,6 @@ def by_hand(turns, instruction, sampled, bos, eos):
     return ids + tail, [False] * len(ids) + [True] * len(tail)
 
 
-def teacher_by_hand(turns, instruction, bos, eos):
-    ids = []
-    for user, plain in turns:
-        ids += [bos, *instruction, *user, *plain, eos]
-    return ids[: -1 - len(turns[-1][1])]
-
-
 def library_rate(index, peak, steps, warmup, floor):
     return warmup_then_cosine(peak=peak, steps=steps, warmup=warmup, floor=floor)(index)
 
@@ -349,7 +329,7 @@ RIGHT = {
         # rotary scores depend on distances only, so this is no mistake
         partial(one_by_one_without_a_cache, first=5),
     ],
-    pretraining.next_token: [logsumexp_loss, mean_of(next_token_loss)],
+    pretraining.next_token: [logsumexp_loss, lambda *given: mean_of(next_token_loss(*given))],
     pretraining.packed_loss: [token_by_token],
     pretraining.pack: [pack_by_hand],
     pretraining.isolation: [isolate_by_hand],
@@ -357,11 +337,11 @@ RIGHT = {
     pretraining.adamw_step: [adamw_as_in_the_paper_of_adam],
     pretraining.decay_groups: [by_name, lambda model: adamw(model, weight_decay=0.1).param_groups],
     pretraining.clipping: [torch_clip],
-    pretraining.schedule: [rate_by_hand, library_rate],
+    pretraining.schedule: [library_rate],
     sft.loss_mask: [by_encode_example, by_places],
-    sft.masked_loss: [mean_of(masked_loss), by_ignored_labels],
+    sft.masked_loss: [lambda *given: mean_of(masked_loss(*given)), by_ignored_labels],
     sft.packed_row: [row_by_concatenation, in_given_order],
-    ghost_attention.teacher_prompt: [library_prompt, teacher_by_hand],
+    ghost_attention.teacher_prompt: [library_prompt],
     ghost_attention.training_example: [library_example, by_hand],
 }
 WRONG = [
