@@ -20,7 +20,7 @@ from llama2_lib.teaching import ppo, rejection, reward, safety
 from llama2_lib.teaching.check import CheckFailed
 
 
-def mean_of(term):
+def mean(term):
     return term.total / term.count
 
 
@@ -171,12 +171,12 @@ def by_the_librarys_table(grades, schedule):
 
 
 RIGHT = {
-    reward.ranking_loss: [lambda *given: mean_of(preference.ranking_loss(*given)), by_classes],
+    reward.ranking_loss: [lambda *given: mean(preference.ranking_loss(*given)), by_classes],
     reward.margins: [by_the_librarys_table],
     reward.pair_accuracy: [lambda c, r, m: preference.pairwise_accuracy(c, r), by_signs],
     reward.last_token_score: [by_mask, by_the_library],
     reward.safety_auxiliary_loss: [
-        lambda *given: mean_of(preference.safety_auxiliary_loss(*given)),
+        lambda *given: mean(preference.safety_auxiliary_loss(*given)),
         lambda scores, is_safe: -F.logsigmoid((2 * is_safe.float() - 1) * scores).mean(),
     ],
     rejection.pick_best: [picked_in_a_loop],
@@ -190,10 +190,10 @@ RIGHT = {
     ppo.kl_estimates: [estimates_by_ratio],
     ppo.gae: [gae_by_double_sum],
     ppo.ppo_policy_loss: [
-        lambda *given: mean_of(rlhf.ppo_policy_loss(*given)),
+        lambda *given: mean(rlhf.ppo_policy_loss(*given)),
         policy_loss_by_cases,
     ],
-    ppo.ppo_value_loss: [lambda *given: mean_of(rlhf.ppo_value_loss(*given))],
+    ppo.ppo_value_loss: [lambda *given: mean(rlhf.ppo_value_loss(*given))],
     safety.distilled_pairs: [by_the_gate_of_the_library],
     safety.nested_subset: [
         lambda items, share: items[: int(share * len(items) + 0.5)],

@@ -29,7 +29,7 @@ from llama2_lib.training.batches import PackedDialogs, check_example
 from llama2_lib.training.optim import adamw, warmup_then_cosine
 
 
-def mean_of(term):
+def mean(term):
     return term.total / term.count
 
 
@@ -57,11 +57,6 @@ def learned_as_strings(words, n):
         learned.append(left + right)
         corpus = {w.replace(f"|{left}|{right}|", f"|{left}{right}|"): k for w, k in corpus.items()}
     return learned
-
-
-def decoded_by_the_model(pieces):
-    processor = tokenizer.little_tokenizer().processor
-    return processor.decode_pieces(list(pieces))
 
 
 def rms_norm_through_vector_norm(x, gain, eps):
@@ -292,15 +287,6 @@ def library_example(turns, instruction, sampled, bos, eos, loss_on="last"):
     return ghost_example(student, spelled(sampled), Numbers(), loss_on)
 
 
-def by_hand(turns, instruction, sampled, bos, eos):
-    ids = [bos, *instruction]
-    for user, plain in turns[:-1]:
-        ids += [*user, *plain, eos, bos]
-    ids += [*turns[-1][0]]
-    tail = [*sampled, eos]
-    return ids + tail, [False] * len(ids) + [True] * len(tail)
-
-
 def library_rate(index, peak, steps, warmup, floor):
     return warmup_then_cosine(peak=peak, steps=steps, warmup=warmup, floor=floor)(index)
 
@@ -310,7 +296,7 @@ RIGHT = {
     tokenizer.learns: [learned_as_strings],
     tokenizer.segments: [tokenizer._segment],
     tokenizer.encodes: [lambda text, tok: [tok.bos_id, *tokenizer._ids(text, tok)]],
-    tokenizer.decodes: [decoded_by_the_model, tokenizer._decode],
+    tokenizer.decodes: [lambda p: tokenizer.little_tokenizer().processor.decode_pieces(list(p))],
     transformer.rms_norm: [
         lambda x, gain, eps: F.rms_norm(x, gain.shape, gain, eps),
         rms_norm_through_vector_norm,
@@ -329,7 +315,7 @@ RIGHT = {
         # rotary scores depend on distances only, so this is no mistake
         partial(one_by_one_without_a_cache, first=5),
     ],
-    pretraining.next_token: [logsumexp_loss, lambda *given: mean_of(next_token_loss(*given))],
+    pretraining.next_token: [logsumexp_loss, lambda *given: mean(next_token_loss(*given))],
     pretraining.packed_loss: [token_by_token],
     pretraining.pack: [pack_by_hand],
     pretraining.isolation: [isolate_by_hand],
@@ -339,10 +325,10 @@ RIGHT = {
     pretraining.clipping: [torch_clip],
     pretraining.schedule: [library_rate],
     sft.loss_mask: [by_encode_example, by_places],
-    sft.masked_loss: [lambda *given: mean_of(masked_loss(*given)), by_ignored_labels],
+    sft.masked_loss: [lambda *given: mean(masked_loss(*given)), by_ignored_labels],
     sft.packed_row: [row_by_concatenation, in_given_order],
     ghost_attention.teacher_prompt: [library_prompt],
-    ghost_attention.training_example: [library_example, by_hand],
+    ghost_attention.training_example: [library_example],
 }
 WRONG = [
     (tokenizer.allows, lambda piece: piece != "the", "^wrong about .*the"),
@@ -380,7 +366,7 @@ WRONG = [
         partial(library_example, loss_on="all"),
         "the values .* the loss is on all answers",
     ),
-    (ghost_attention.training_example, partial(library_example, loss_on="everything"), "values"),
+    (ghost_attention.training_example, lambda *g: library_example(*g, "everything"), "the values"),
 ]
 
 
