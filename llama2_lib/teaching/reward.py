@@ -278,25 +278,19 @@ def _nats(scores: Tensor, is_safe: Tensor) -> Tensor:
 
 
 SAFETY_MISTAKES = {
-    "the labels are upside down: a high score must mean safe": lambda s, safe: _nats(
-        s, ~safe
-    ).mean(),
+    "the labels are upside down: a high score must mean safe": lambda s, y: _nats(s, ~y).mean(),
     "the sign is wrong: this is the log-likelihood, and training would lower it": (
         lambda s, safe: -_nats(s, safe).mean()
     ),
     "only unsafe answers count; safe ones must be pushed up too, or all scores sink": (
         lambda s, safe: _nats(s, safe)[~safe].mean()
     ),
-    "only safe answers count; unsafe ones must be pushed down": lambda s, safe: _nats(s, safe)[
-        safe
-    ].mean(),
+    "only safe answers count; unsafe ones must be pushed down": lambda s, y: _nats(s, y)[y].mean(),
     "only the first half of the rows counts, the chosen answers; every answer has a label": (
         lambda s, safe: _nats(s, safe)[: len(s) // 2].mean()
     ),
     "the losses are summed, not averaged over the answers": lambda s, safe: _nats(s, safe).sum(),
-    "the sum is divided by the pairs; divide by the answers": lambda s, safe: (
-        2 * _nats(s, safe).mean()
-    ),
+    "the sum is divided by the pairs; divide by the answers": lambda s, y: 2 * _nats(s, y).mean(),
     "safe and unsafe answers are averaged apart, so those of the rarer kind weigh more": (
         lambda s, safe: 0.5 * (_nats(s, safe)[safe].mean() + _nats(s, safe)[~safe].mean())
     ),

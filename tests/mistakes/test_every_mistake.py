@@ -20,10 +20,8 @@ from llama2_lib.teaching import (
 )
 from llama2_lib.teaching.check import CheckFailed, diagnose, on
 
-MODULES = (
-    tokenizer, transformer, attention, pretraining, sft, reward, rejection, ppo, ghost_attention,
-    safety,
-)  # fmt: skip
+MODULES = [tokenizer, transformer, attention, pretraining, sft]
+MODULES += [reward, rejection, ppo, ghost_attention, safety]
 CHECKS = [  # each check, and the table of mistakes that it names
     (check, module, table)
     for module in MODULES
