@@ -15,28 +15,28 @@ from llama2_lib.model.transformer import (
     Transformer,
     TransformerBlock,
     apply_rotary,
-    grouped_query_attention,
+    masked,
 )
-from llama2_lib.model.transformer import masked as by_mask
+from llama2_lib.model.transformer import grouped_query_attention as right_attention
 from llama2_lib.model.weights import build
-from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, on
+from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, on, recognise
 from llama2_lib.teaching.transformer import random_weights
 
 
 def _scaled(factor: Callable[[Tensor], float]) -> Code:
     """Return right attention whose scores are multiplied by `factor(q)` beforehand."""
-    return lambda q, k, v, visible: grouped_query_attention(q * factor(q), k, v, visible)
+    return lambda q, k, v, visible: right_attention(q * factor(q), k, v, visible)
 
 
 def _seeing(change: Callable[[Tensor], Tensor]) -> Code:
     """Return right attention under another mask."""
-    return lambda q, k, v, visible: grouped_query_attention(q, k, v, change(visible))
+    return lambda q, k, v, visible: right_attention(q, k, v, change(visible))
 
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     group = q.shape[2] // k.shape[2]
     k, v = k.repeat(1, 1, group, 1), v.repeat(1, 1, group, 1)
-    return grouped_query_attention(q, k, v, visible)
+    return right_attention(q, k, v, visible)
 
 
 def _by_hand(
@@ -78,26 +78,22 @@ ATTENTION_MISTAKES: Mistakes = {
 }
 
 
-def attention(candidate: Code) -> None:
+def attention(candidate: Code, *, kv_heads: int = 3) -> None:
     """Check `candidate(q, k, v, visible)` on 6 query heads that share 3 key/value heads.
 
     q is (batch, seq, heads, head_dim), k and v have fewer heads, visible is (batch, seq, seq).
     """
-    _attention(candidate, kv_heads=3)
-
-
-def multi_head(candidate: Code) -> None:
-    """Check `candidate(q, k, v, visible)` where every query head has a key/value head."""
-    _attention(candidate, kv_heads=6)
-
-
-def _attention(candidate: Code, kv_heads: int) -> None:
     generator = rng.generator(0, "check", "attention")
     q = 1.5 * torch.randn(2, 5, 6, 4, generator=generator)
     k, v = torch.randn(2, 2, 5, kv_heads, 4, generator=generator).unbind(0)
     visible = torch.ones(2, 5, 5, dtype=torch.bool).tril()
-    expected = grouped_query_attention(q, k, v, visible)
+    expected = right_attention(q, k, v, visible)
     diagnose(on(q, k, v, visible), candidate, expected, ATTENTION_MISTAKES)
+
+
+def multi_head(candidate: Code) -> None:
+    """Check `candidate(q, k, v, visible)` where every query head has a key/value head."""
+    attention(candidate, kv_heads=6)
 
 
 def _decode(
@@ -106,30 +102,27 @@ def _decode(
     n_prompt: int,
     *,
     position: Callable[[int], int] = lambda start: start,
-    slot: Callable[[int], int] = lambda start: start,
+    slot: int = 0,
     turned: bool = True,
     reads_itself: bool = True,
 ) -> Tensor:
     """Return the logits of a prompt, then of one token at a time, as a flawed cache gives them."""
     caches = KVCache(model.config, 1, ids.shape[1]).layers
+    layers = cast(Sequence[TransformerBlock], model.layers)
     logits = []
     for start in [0, *range(n_prompt, ids.shape[1])]:
-        end = n_prompt if start == 0 else start + 1
+        end = start + 1 if start else n_prompt
         h = model.tok_embeddings(ids[:, start:end])
-        at = position(start) if start else 0
-        rotation = model.rotation(h, start=at)
-        for block, cache in zip(model.layers, caches, strict=True):
-            layer = cast(TransformerBlock, block)
+        rotation = model.rotation(h, start=position(start) if start else 0)
+        visible = torch.ones(1, end - start, ids.shape[1], dtype=torch.bool).tril(start)
+        if start and not reads_itself:
+            visible[:, :, start] = False
+        for layer, cache in zip(layers, caches, strict=True):
             q, k, v = layer.attention.project(layer.attention_norm(h), rotation)
             if not turned:
                 k = apply_rotary(k, rotation.conj())
-            k, v = (t.transpose(1, 2) for t in (k, v))
-            cache.extend(k, v, slot(start) if start else 0)
-            k, v = (t.transpose(1, 2) for t in (cache.k, cache.v))
-            visible = torch.ones(1, end - start, ids.shape[1], dtype=torch.bool).tril(start)
-            if start and not reads_itself:
-                visible[:, :, start] = False
-            mixed = grouped_query_attention(q, k, v, visible)
+            cache.extend(k.transpose(1, 2), v.transpose(1, 2), start + slot if start else 0)
+            mixed = right_attention(q, cache.k.transpose(1, 2), cache.v.transpose(1, 2), visible)
             h = h + layer.attention.wo(mixed.flatten(-2))
             h = h + layer.feed_forward(layer.ffn_norm(h))
         logits.append(model.logits(model.norm(h)))
@@ -141,9 +134,7 @@ DECODE_MISTAKES: Mistakes = {
     "the position of a new token is one too high": partial(
         _decode, position=lambda start: start + 1
     ),
-    "a new key is written one slot too early, over the one before it": partial(
-        _decode, slot=lambda start: start - 1
-    ),
+    "a new key is written one slot too early, over the one before it": partial(_decode, slot=-1),
     "keys enter the cache before they are rotated": partial(_decode, turned=False),
     "a new token reads the cache before its own key is in it": partial(_decode, reads_itself=False),
     "the cache forgets the prompt: a new token sees only itself": lambda model, ids, n: torch.cat(
@@ -164,8 +155,7 @@ def small_model(seed: int = 0) -> Transformer:
 def cached(candidate: Code) -> None:
     """Check `candidate(model, ids, n_prompt)`: the prompt at once, then one token at a time.
 
-    It must return the logits of every position, (1, seq, vocab), as `model(ids)` does, and send
-    every token through the model once.
+    It returns the logits of `model(ids)`, and sends every token through the model once.
     """
     model = small_model()
     ids = torch.randint(53, (1, 11), generator=rng.generator(0, "check", "cached"))
@@ -195,7 +185,7 @@ def _padded_greedy(
     n_new: int,
     *,
     left: bool = True,
-    masked: bool = True,
+    hidden: bool = True,
     new_positions: bool = True,
 ) -> list[list[int]]:
     """Return greedy answers in one padded batch, without a cache, with flaws."""
@@ -211,30 +201,25 @@ def _padded_greedy(
         if not new_positions:
             positions[:, width:] = at[width:]
         visible = torch.ones(len(rows), len(at), len(at), dtype=torch.bool).tril()
-        if masked:
+        if hidden:
             visible &= at >= gap[:, :, None]
         visible |= torch.eye(len(at), dtype=torch.bool)
-        logits = model(ids, positions=positions, attend=by_mask(visible))[:, -1]
+        logits = model(ids, positions=positions, attend=masked(visible))[:, -1]
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
     return ids[:, width:].tolist()
 
 
-def _cut_to_shortest(
-    model: Transformer, prompts: Sequence[Sequence[int]], n_new: int
-) -> list[list[int]]:
-    shortest = min(map(len, prompts))
-    return _padded_greedy(model, [prompt[:shortest] for prompt in prompts], n_new)
-
-
 GREEDY_MISTAKES: Mistakes = {
-    "the padding is not masked, so prompts attend to it": partial(_padded_greedy, masked=False),
+    "the padding is not masked, so prompts attend to it": partial(_padded_greedy, hidden=False),
     "short prompts are padded on the right, so the answer follows the padding": partial(
-        _padded_greedy, left=False, masked=False
+        _padded_greedy, left=False, hidden=False
     ),
     "the prompt's positions leave the padding out, those of new tokens count it": partial(
         _padded_greedy, new_positions=False
     ),
-    "longer prompts are cut to the length of the shortest": _cut_to_shortest,
+    "longer prompts are cut to the length of the shortest": lambda model, prompts, n_new: (
+        _padded_greedy(model, [prompt[: min(map(len, prompts))] for prompt in prompts], n_new)
+    ),
 }
 
 
@@ -251,13 +236,12 @@ def greedy(candidate: Code) -> None:
     actual = [list(map(int, row)) for row in candidate(model, prompts, 8)]
     if actual == done:
         return
-    for mistake, wrong in GREEDY_MISTAKES.items():
-        if actual == [list(row) for row in wrong(model, prompts, 8)]:
-            raise CheckFailed(f"some answers differ: it looks as if {mistake}.")
-    if [len(row) for row in actual] != [8, 8, 8]:
+    words = "some answers differ: "
+    recognise(lambda wrong: actual == wrong(model, prompts, 8), GREEDY_MISTAKES, words)
+    lengths = [len(row) for row in actual]
+    if lengths != [8, 8, 8]:
         raise CheckFailed(
-            f"three answers of 8 ids are wanted, without the prompts; got lengths "
-            f"{[len(row) for row in actual]}."
+            f"three answers of 8 ids are wanted, without the prompts; got lengths {lengths}."
         )
     rows = [row for row, (a, b) in enumerate(zip(actual, done, strict=True)) if a != b]
     raise CheckFailed(f"the answers to prompts {rows} differ, like no mistake known here.")

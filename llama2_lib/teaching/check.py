@@ -8,6 +8,7 @@ import copy
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,11 @@ def expect_failure(*kinds: type[Exception]) -> Iterator[None]:
         raise AssertionError(f"this block must fail with {names}; it did not. Is it still broken?")
 
 
-def on(*given: Any) -> Run:
-    """Return a way to run code: on copies of these values, which it must leave as they are."""
+def on(*given: Any, then: Callable[[Any], Any] = lambda result: result) -> Run:
+    """Return a way to run code: on copies of these values, which it must leave as they are.
+
+    `then` makes of the result what is compared.
+    """
 
     def run(code: Code) -> Any:
         copies = copy.deepcopy(given)
@@ -113,7 +117,7 @@ def on(*given: Any) -> Run:
                     f"your code changed argument {place} in place; compute new values, because "
                     "whoever passed it goes on using it."
                 )
-        return result
+        return then(result)
 
     return run
 
@@ -128,6 +132,22 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
     return a == b
+
+
+def flawed(code: Code, **settings: Mapping[str, Any]) -> Mistakes:
+    """Return mistakes that are one setting of `code` each: `flawed(f, by={sentence: "rows"})`."""
+    return {
+        sentence: partial(code, **{name: value})
+        for name, values in settings.items()
+        for sentence, value in values.items()
+    }
+
+
+def recognise(is_it: Callable[[Code], bool], mistakes: Mistakes, told: str = "") -> None:
+    """Fail with the name of the first mistake that `is_it`, behind the words `told`."""
+    for name, mistake in mistakes.items():
+        if is_it(mistake):
+            raise CheckFailed(f"{told}it looks as if {name}.")
 
 
 def diagnose(
@@ -155,9 +175,7 @@ def diagnose(
 
     if same(expected):
         return
-    for name, mistake in mistakes.items():
-        if same(run(mistake)):
-            raise CheckFailed(f"the shape is right, the values are not: it looks as if {name}.")
+    recognise(lambda wrong: same(run(wrong)), mistakes, "the shape is right, the values are not: ")
     lost = (~actual.isfinite() & expected.isfinite()).sum().item()
     if lost:
         raise CheckFailed(
@@ -179,9 +197,7 @@ def diagnose_choice(run: Run, candidate: Code, expected: object, mistakes: Mista
     actual = run(candidate)
     if actual == expected:
         return
-    for name, mistake in mistakes.items():
-        if actual == run(mistake):
-            raise CheckFailed(f"the choice is not right: it looks as if {name}.")
+    recognise(lambda wrong: actual == run(wrong), mistakes, "the choice is not right: ")
     raise CheckFailed(f"expected {expected}; got {actual}, like no mistake known here.")
 
 

@@ -5,22 +5,17 @@ raw, the models' logits.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llama2_lib import rng
+from llama2_lib.objectives import rlhf
 from llama2_lib.objectives.rlhf import SAFETY_LOGIT, SAFETY_THRESHOLD
-from llama2_lib.objectives.rlhf import combined_reward as right_reward
-from llama2_lib.objectives.rlhf import gae as right_gae
-from llama2_lib.objectives.rlhf import kl_estimates as right_estimates
-from llama2_lib.objectives.rlhf import shaped_rewards as right_shaped
-from llama2_lib.objectives.rlhf import whiten as right_whiten
-from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, on, value_and_gradient
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, flawed, on, value_and_gradient
 
-COMBINE_MISTAKES: Mistakes = {
+COMBINE_MISTAKES = {
     "a score exactly at the threshold counts as unsafe; the paper has a strict <": (
         lambda s, h, tagged: torch.where(tagged | (s <= SAFETY_LOGIT), s, h)
     ),
@@ -54,9 +49,9 @@ COMBINE_MISTAKES: Mistakes = {
     "the scores are added": lambda s, h, tagged: s + h,
     "the scores are averaged": lambda s, h, tagged: (s + h) / 2,
     "sigmoid and logit are both taken, which gives infinity for high scores; keep raw scores": (
-        lambda s, h, tagged: torch.logit(right_reward(s, h, tagged).sigmoid())
+        lambda s, h, tagged: torch.logit(rlhf.combined_reward(s, h, tagged).sigmoid())
     ),
-    "probabilities come back; give raw scores": lambda s, h, tagged: right_reward(
+    "probabilities come back; give raw scores": lambda s, h, tagged: rlhf.combined_reward(
         s, h, tagged
     ).sigmoid(),
 }
@@ -71,75 +66,51 @@ def combined_reward(candidate: Code) -> None:
     helpfulness = torch.tensor([-1.0, 0.5, 1.5, 0.25, -2.5, 0.75, 35.0, -2.0, 2.5, 0.2, 1.75])
     tagged = torch.tensor([place in (0, 1, 7, 8) for place in range(11)])
     run = on(safety, helpfulness, tagged)
-    diagnose(run, candidate, run(right_reward), COMBINE_MISTAKES)
+    diagnose(run, candidate, run(rlhf.combined_reward), COMBINE_MISTAKES)
 
 
-def _whitened(
-    x: Tensor,
-    mask: Tensor,
-    *,
-    counted: Callable[[Tensor], Tensor] = lambda mask: mask,
-    dim: int | None = None,
-    correction: int = 0,
-    root: bool = True,
-    floor: float = 1e-8,
-    kept: bool = False,
-) -> Tensor:
-    """Whiten with the flaws that are asked for; `kept` leaves numbers where the mask is False."""
-    use = counted(mask).to(x.dtype)
-    axes = tuple(range(x.dim())) if dim is None else (dim,)
+def _whitened(x: Tensor, mask: Tensor, flaw: str) -> Tensor:
+    """Whiten with a flaw; "n - 1" at its end divides the variance by that."""
+    mask = ~mask if flaw == "upside down" else mask
+    x = x * mask if flaw == "lost" else x
+    use = mask.to(x.dtype)
+    if flaw in ("pads", "pads, n - 1", "lost"):
+        use = torch.ones_like(x)
+    summed = torch.ones_like(x) if flaw == "padded sum" else use
+    axes = {"rows": 1, "columns": 0}.get(flaw, (0, 1))
     count = use.sum(axes, keepdim=True)
-    mean = (x * use).sum(axes, keepdim=True) / count
-    variance = ((x - mean).square() * use).sum(axes, keepdim=True) / (count - correction)
-    scale = variance.sqrt() + floor if root else variance + floor
-    return ((x - mean) / scale).masked_fill(~(mask | kept), 0.0)
+    mean = (x * summed).sum(axes, keepdim=True) / count
+    variance = ((x - mean).square() * summed).sum(axes, keepdim=True)
+    variance = variance / (count - int(flaw.endswith("n - 1")))
+    floor = 0.0 if flaw.startswith("0/0") else 1e-8
+    scale = (variance if flaw == "variance" else variance.sqrt()) + floor
+    white = {"restored": (x - mean) / scale + mean, "only scaled": x / scale, "shifted": x - mean}
+    result = white.get(flaw, (x - mean) / scale)
+    return result if flaw == "number kept" else result.masked_fill(~mask, 0.0)
 
 
-def _scaled_only(x: Tensor, mask: Tensor, factor: float) -> Tensor:
-    """Divide by the deviation; the mean stays as it was (factor 1) or comes back later."""
-    mean, deviation = x[mask].mean(), x[mask].std(correction=0)
-    return ((x - mean) / (deviation + 1e-8) + factor * mean).masked_fill(~mask, 0.0)
-
-
-def _unmasked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    mean = x.sum() / mask.sum()
-    variance = (x - mean).square().sum() / mask.sum()
-    return ((x - mean) / (variance.sqrt() + 1e-8)).masked_fill(~mask, 0.0)
-
-
-WHITEN_MISTAKES: Mistakes = {
-    "pads count in mean and variance; use the mask": partial(_whitened, counted=torch.ones_like),
-    "pads count in mean and variance, which is divided by n - 1; use the mask": partial(
-        _whitened, counted=torch.ones_like, correction=1
-    ),
-    "the values are summed with the pads, then divided by the count without them": _unmasked_sum,
-    "the mean is added back, as in libraries that keep it; here the mean must be 0": (
-        lambda x, mask: _scaled_only(x, mask, 1.0)
-    ),
-    "the values are divided by their deviation but not shifted to mean 0": lambda x, mask: (
-        x / (x[mask].std(correction=0) + 1e-8)
-    ).masked_fill(~mask, 0.0),
-    "the values are shifted but not divided by their deviation": lambda x, mask: (
-        x - x[mask].mean()
-    ).masked_fill(~mask, 0.0),
-    "the values are divided by the variance; divide by its root": partial(_whitened, root=False),
-    "the variance is divided by n - 1, which fails for one value; divide by n": partial(
-        _whitened, correction=1
-    ),
-    "each row is whitened by itself, so all answers have the same mean; use the whole batch": (
-        partial(_whitened, dim=1)
-    ),
-    "each column is whitened by itself; use the whole batch": partial(_whitened, dim=0),
-    "equal values give NaN, 0 / 0; they must give zeros": partial(_whitened, floor=0.0),
-    "equal values give NaN, 0 / 0, and the variance is divided by n - 1, not by n": partial(
-        _whitened, floor=0.0, correction=1
-    ),
-    "what does not count keeps a number; it must become 0": partial(_whitened, kept=True),
-    "the mask is upside down": lambda x, mask: _whitened(x, ~mask),
-    "the mask is applied and then forgotten: zeros in place of the pads still count": (
-        lambda x, mask: _whitened(x * mask, mask, counted=torch.ones_like)
-    ),
-}
+WHITEN_MISTAKES = flawed(
+    _whitened,
+    flaw={
+        "pads count in mean and variance; use the mask": "pads",
+        "pads count in mean and variance, which is divided by n - 1; use the mask": "pads, n - 1",
+        "the values are summed with the pads, then divided by the count without them": "padded sum",
+        "the mean is added back, as in libraries that keep it; here the mean must be 0": "restored",
+        "the values are divided by their deviation but not shifted to mean 0": "only scaled",
+        "the values are shifted but not divided by their deviation": "shifted",
+        "the values are divided by the variance; divide by its root": "variance",
+        "the variance is divided by n - 1, which fails for one value; divide by n": "n - 1",
+        "each row is whitened by itself, so all answers have the same mean; use the whole batch": (
+            "rows"
+        ),
+        "each column is whitened by itself; use the whole batch": "columns",
+        "equal values give NaN, 0 / 0; they must give zeros": "0/0",
+        "equal values give NaN, 0 / 0, and the variance is divided by n - 1, not by n": "0/0 n - 1",
+        "what does not count keeps a number; it must become 0": "number kept",
+        "the mask is upside down": "upside down",
+        "the mask is applied and then forgotten: zeros in place of the pads still count": "lost",
+    },
+)
 
 
 def whiten(candidate: Code) -> None:
@@ -163,7 +134,7 @@ def whiten(candidate: Code) -> None:
             [w.masked_fill(~keep & w[keep].isnan().any(), 0.0).flatten() for w, keep in parts]
         )
 
-    diagnose(run, candidate, run(right_whiten), WHITEN_MISTAKES)
+    diagnose(run, candidate, run(rlhf.whiten), WHITEN_MISTAKES)
 
 
 def _last(mask: Tensor) -> Tensor:
@@ -187,35 +158,41 @@ def _shaped(
     return rewards
 
 
-SHAPE_MISTAKES: Mistakes = {
-    "the divergence is added, so drifting away is paid for; subtract it": partial(
-        _shaped, penalty=torch.neg
-    ),
-    "pads are punished too; the divergence there must be 0": partial(_shaped, everywhere=True),
-    "the score stands in the last column, which is a pad in shorter answers; put it on the last "
-    "token": partial(_shaped, at=lambda mask: torch.full((len(mask),), mask.shape[1] - 1)),
-    "the score stands one place after the last token, where nothing was chosen": partial(
-        _shaped, at=lambda mask: (_last(mask) + 1).clamp(max=mask.shape[1] - 1)
-    ),
-    "the score stands one place before the last token": partial(
-        _shaped, at=lambda mask: _last(mask) - 1
-    ),
-    "the score stands on the first token of the answer": partial(
-        _shaped, at=lambda mask: mask.int().argmax(1)
-    ),
-    "the score stands at the place `number of tokens - 1`, as if no prompt came before": partial(
-        _shaped, at=lambda mask: mask.sum(1) - 1
-    ),
+SHAPE_MISTAKES = flawed(
+    _shaped,
+    penalty={
+        "the divergence is added, so drifting away is paid for; subtract it": torch.neg,
+        "the size of the log-ratio is taken; its sign belongs to it (k1)": torch.abs,
+        "the ratio is taken, not its logarithm": torch.exp,
+        "k2 is taken, whose mean is not the divergence": lambda r: r.square() / 2,
+        "k3 is taken; equation 4 has the log-ratio itself (k1)": lambda r: torch.expm1(-r) + r,
+    },
+    at={
+        "the score stands in the last column, which is a pad in shorter answers; put it on the "
+        "last token": lambda mask: torch.full((len(mask),), mask.shape[1] - 1),
+        "the score stands one place after the last token, where nothing was chosen": lambda mask: (
+            _last(mask) + 1
+        ).clamp(max=mask.shape[1] - 1),
+        "the score stands one place before the last token": lambda mask: _last(mask) - 1,
+        "the score stands on the first token of the answer": lambda mask: mask.int().argmax(1),
+        "the score stands at the place `number of tokens - 1`, as if no prompt came before": (
+            lambda mask: mask.sum(1) - 1
+        ),
+    },
+    total={
+        "the divergence is summed over the answer and taken off at its end; take it off token by "
+        "token": "sum",
+        "the mean divergence of the answer is taken off at its end, so long answers pay less": (
+            "mean"
+        ),
+    },
+    everywhere={"pads are punished too; the divergence there must be 0": True},
+) | {
     "every token gets the whole score; only the last does": lambda s, p, q, mask, beta: (
         _shaped(0 * s, p, q, mask, beta) + s[:, None] * mask
     ),
     "the score is divided among the tokens; only the last has it": lambda s, p, q, mask, beta: (
         _shaped(0 * s, p, q, mask, beta) + (s / mask.sum(1))[:, None] * mask
-    ),
-    "the divergence is summed over the answer and taken off at its end; take it off token by "
-    "token": partial(_shaped, total="sum"),
-    "the mean divergence of the answer is taken off at its end, so long answers pay less": partial(
-        _shaped, total="mean"
     ),
     "beta is not used": lambda s, p, q, mask, beta: _shaped(s, p, q, mask, 1.0),
     "beta multiplies the score as well": lambda s, p, q, mask, beta: _shaped(
@@ -224,18 +201,8 @@ SHAPE_MISTAKES: Mistakes = {
     "the score is subtracted": lambda s, p, q, mask, beta: _shaped(-s, p, q, mask, beta),
     "the score is left out": lambda s, p, q, mask, beta: _shaped(0 * s, p, q, mask, beta),
     "the divergence is left out": lambda s, p, q, mask, beta: _shaped(s, p, q, mask, 0.0),
-    "the size of the log-ratio is taken; its sign belongs to it (k1)": partial(
-        _shaped, penalty=torch.abs
-    ),
-    "the ratio is taken, not its logarithm": partial(_shaped, penalty=torch.exp),
-    "k2 is taken, whose mean is not the divergence": partial(
-        _shaped, penalty=lambda r: r.square() / 2
-    ),
-    "k3 is taken; equation 4 has the log-ratio itself (k1)": partial(
-        _shaped, penalty=lambda r: torch.expm1(-r) + r
-    ),
     "the rewards are whitened after the divergence is taken off; whiten the scores before": (
-        lambda s, p, q, mask, beta: right_whiten(_shaped(s, p, q, mask, beta), mask)
+        lambda s, p, q, mask, beta: rlhf.whiten(_shaped(s, p, q, mask, beta), mask)
     ),
 }
 
@@ -252,7 +219,7 @@ def shaped_rewards(candidate: Code) -> None:
     places = torch.arange(8)
     mask = (places >= torch.tensor([[2], [1], [3]])) & (places < torch.tensor([[6], [8], [5]]))
     run = on(score, logprobs.requires_grad_(), reference, mask, 0.3)
-    diagnose(run, candidate, run(right_shaped), SHAPE_MISTAKES)
+    diagnose(run, candidate, run(rlhf.shaped_rewards), SHAPE_MISTAKES)
     if run(candidate).requires_grad:
         raise CheckFailed(
             "the values are right, but they carry a gradient; a reward is a number, so detach it. "
@@ -271,7 +238,7 @@ def _but(number: int, wrong: Code) -> Code:
     )
 
 
-ESTIMATE_MISTAKES: Mistakes = {
+ESTIMATE_MISTAKES = {
     "reference and policy are exchanged: r = log pi - log pi_0 for samples of pi": lambda p, q: (
         _estimates(q - p)
     ),
@@ -308,100 +275,70 @@ def kl_estimates(candidate: Code) -> None:
             raise CheckFailed("three tensors must come back, k1, k2 and k3, one number a token.")
         return torch.stack(parts)
 
-    diagnose(run, candidate, run(right_estimates), ESTIMATE_MISTAKES)
+    diagnose(run, candidate, run(rlhf.kl_estimates), ESTIMATE_MISTAKES)
 
 
 def _advantages(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float,
-    *, blind: bool = False, terminal: str = "zero", decay: float | None = None,
-    carry_gamma: bool = True, baseline: float = 1.0, shift: bool = False, forwards: bool = False,
-    ahead: float = 1.0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Generalised advantages with flaws; `blind` walks through pads as if they were tokens."""
-    use = torch.ones_like(mask) if blind else mask
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, flaw: str
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantages with a flaw; "blind" walks through pads as if they were tokens."""
+    gamma, lam = {"gamma": (1.0, lam), "exchanged": (lam, gamma)}.get(flaw, (gamma, lam))
+    use = torch.ones_like(mask) if flaw == "blind" else mask
     of_the_pad = F.pad(values[:, 1:], (0, 1))
     rewards, values = rewards.masked_fill(~use, 0.0), values.masked_fill(~use, 0.0)
-    after = F.pad(values[:, 1:], (0, 1))
     final = mask & ~F.pad(mask[:, 1:], (0, 1))
-    if terminal != "zero":
-        after = torch.where(final, values if terminal == "own" else of_the_pad, after)
-    delta = rewards + ahead * gamma * after - baseline * values
-    if shift:
+    after = F.pad(values[:, 1:], (0, 1))
+    behind = {"pad's": of_the_pad, "own": values}.get(flaw, after)
+    after = torch.zeros_like(after) if flaw == "no next" else torch.where(final, behind, after)
+    delta = rewards + gamma * after - {"added": -1.0, "no baseline": 0.0}.get(flaw, 1.0) * values
+    if flaw == "late":
         delta = rewards + gamma * values - F.pad(values[:, :-1], (1, 0))
-    rate = (gamma if carry_gamma else 1.0) * (lam if decay is None else decay)
+    rate = {"lambda": gamma, "lambda alone": lam, "delta": 0.0}.get(flaw, gamma * lam)
     advantages, carry = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
     steps = range(rewards.shape[1])
-    for t in steps if forwards else reversed(steps):
+    for t in steps if flaw == "forwards" else reversed(steps):
         carry = torch.where(use[:, t], delta[:, t] + rate * carry, 0.0)
         advantages[:, t] = carry
     advantages = advantages.masked_fill(~mask, 0.0)
-    return advantages, (advantages + values).masked_fill(~mask, 0.0)
+    white = rlhf.whiten(advantages, mask) if "white" in flaw else advantages
+    addends = {"no values": 0.0 * values, "values subtracted": -values, "rewards": rewards}
+    returns = white if flaw in ("white returns", "both white") else advantages
+    returns = (returns + addends.get(flaw, values)).masked_fill(~mask, 0.0)
+    if flaw == "pair exchanged":
+        return returns, advantages
+    return white if flaw in ("white advantages", "both white") else advantages, returns
 
 
-def _with_returns(change: Code) -> Code:
-    """Right advantages, then `change(advantages, rewards, values, mask)`."""
-
-    def gae(
-        rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
-    ) -> tuple[Tensor, Tensor]:
-        advantages = _advantages(rewards, values, mask, gamma, lam)[0]
-        advantages, returns = change(advantages, rewards, values, mask)
-        return advantages, returns.masked_fill(~mask, 0.0)
-
-    return gae
-
-
-GAE_MISTAKES: Mistakes = {
-    "the sum is carried through the pads, whose rewards and values count as if they were tokens; "
-    "use the mask inside the recursion": partial(_advantages, blind=True),
-    "the value behind the last token is read, which is a pad's; the answer is over, so it is 0": (
-        partial(_advantages, terminal="pad")
-    ),
-    "the last token's own value stands for the value behind it; the answer is over, so it is 0": (
-        partial(_advantages, terminal="own")
-    ),
-    "values are one place too late: values[t] is that of the state before token t": partial(
-        _advantages, shift=True
-    ),
-    "the value of the next state is left out of delta": partial(_advantages, ahead=0.0),
-    "the own value is added in delta; subtract it": partial(_advantages, baseline=-1.0),
-    "no value is subtracted: there is no baseline": partial(_advantages, baseline=0.0),
-    "lambda is not used (it is 1): this is reward-to-go less the value": partial(
-        _advantages, decay=1.0
-    ),
-    "gamma is not used (it is 1)": lambda r, v, mask, gamma, lam: _advantages(r, v, mask, 1.0, lam),
-    "gamma and lambda are exchanged": lambda r, v, mask, gamma, lam: _advantages(
-        r, v, mask, lam, gamma
-    ),
-    "advantages and returns are exchanged": lambda r, v, mask, gamma, lam: _advantages(
-        r, v, mask, gamma, lam
-    )[::-1],
-    "nothing is carried (lambda is 0): this is delta alone": partial(_advantages, decay=0.0),
-    "the sum decays by lambda alone; it decays by gamma * lambda": partial(
-        _advantages, carry_gamma=False
-    ),
-    "the sum runs forwards; advantages look ahead, so begin at the end": partial(
-        _advantages, forwards=True
-    ),
-    "returns are computed from whitened advantages; take them before": _with_returns(
-        lambda a, r, v, mask: (a, right_whiten(a, mask) + v)
-    ),
-    "advantages come back whitened; the caller whitens them after the returns are computed": (
-        _with_returns(lambda a, r, v, mask: (right_whiten(a, mask), a + v))
-    ),
-    "advantages come back whitened, and the returns are computed from those": _with_returns(
-        lambda a, r, v, mask: (right_whiten(a, mask), right_whiten(a, mask) + v)
-    ),
-    "returns lack the values: returns are advantages + values": _with_returns(
-        lambda a, r, v, mask: (a, a)
-    ),
-    "returns are advantages - values; add the values": _with_returns(
-        lambda a, r, v, mask: (a, a - v)
-    ),
-    "returns are advantages + rewards; add the values": _with_returns(
-        lambda a, r, v, mask: (a, a + r)
-    ),
-}
+GAE_MISTAKES = flawed(
+    _advantages,
+    flaw={
+        "the sum is carried through the pads, whose rewards and values count as if they were "
+        "tokens; use the mask inside the recursion": "blind",
+        "the value behind the last token is read, which is a pad's; the answer is over, so it is "
+        "0": "pad's",
+        "the last token's own value stands for the value behind it; the answer is over, so it is "
+        "0": "own",
+        "values are one place too late: values[t] is that of the state before token t": "late",
+        "the value of the next state is left out of delta": "no next",
+        "the own value is added in delta; subtract it": "added",
+        "no value is subtracted: there is no baseline": "no baseline",
+        "lambda is not used (it is 1): this is reward-to-go less the value": "lambda",
+        "gamma is not used (it is 1)": "gamma",
+        "gamma and lambda are exchanged": "exchanged",
+        "advantages and returns are exchanged": "pair exchanged",
+        "nothing is carried (lambda is 0): this is delta alone": "delta",
+        "the sum decays by lambda alone; it decays by gamma * lambda": "lambda alone",
+        "the sum runs forwards; advantages look ahead, so begin at the end": "forwards",
+        "returns are computed from whitened advantages; take them before": "white returns",
+        "advantages come back whitened; the caller whitens them after the returns are computed": (
+            "white advantages"
+        ),
+        "advantages come back whitened, and the returns are computed from those": "both white",
+        "returns lack the values: returns are advantages + values": "no values",
+        "returns are advantages - values; add the values": "values subtracted",
+        "returns are advantages + rewards; add the values": "rewards",
+    },
+)
 
 
 def gae(candidate: Code) -> None:
@@ -423,7 +360,7 @@ def gae(candidate: Code) -> None:
     def inside(function: Code) -> Tensor:
         return run(function).masked_fill(~mask, 0.0)
 
-    expected = torch.stack(right_gae(rewards, values, mask, gamma=0.9, lam=0.7))
+    expected = torch.stack(rlhf.gae(rewards, values, mask, gamma=0.9, lam=0.7))
     diagnose(inside, candidate, expected, GAE_MISTAKES)
     if not torch.equal(inside(candidate), run(candidate)):
         raise CheckFailed(
@@ -432,95 +369,87 @@ def gae(candidate: Code) -> None:
         )
 
 
-def _mean(loss: Tensor, mask: Tensor, by: str = "tokens") -> Tensor:
+def _mean(loss: Tensor, mask: Tensor, flaw: str) -> Tensor:
     """Average over the counted tokens, or in a wrong way."""
     counted = loss.masked_fill(~mask, 0.0)
-    if by == "rows":
+    if flaw == "rows":
         return (counted.sum(1) / mask.sum(1)).mean()
-    return {
-        "tokens": counted.sum() / mask.sum(),
-        "places": counted.mean(),
-        "all": loss.mean(),
-        "rows only": counted.sum() / len(mask),
-        "none": counted.sum(),
-    }[by]
+    if flaw == "pads":
+        return loss.mean()
+    divisors = {"places": mask.numel(), "answers": len(mask), "none": 1}
+    return counted.sum() / divisors.get(flaw, mask.sum())
+
+
+WRONG_MEANS = {
+    "pads are counted in sum and divisor": "pads",
+    "the sum is divided by all places, pads included; divide by the counted tokens": "places",
+    "each answer is averaged by itself, so a token of a short one weighs more": "rows",
+    "the loss is summed, not averaged over the counted tokens": "none",
+}
 
 
 def _surrogate(
-    new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float,
-    *, ratio: Callable[[Tensor, Tensor], Tensor] = lambda new, old: (new - old).exp(),
-    limit: tuple[float, float] = (1.0, 1.0), by: str = "tokens",
-    choose: Callable[[Tensor, Tensor], Tensor] = torch.minimum,
-) -> Tensor:  # fmt: skip
-    """The clipped surrogate with another ratio, other limits (in clips), choice or mean."""
-    rho = ratio(new, old)
-    near = rho.clamp(1 - limit[0] * clip, 1 + limit[1] * clip)
-    return _mean(-choose(rho * advantages, near * advantages), mask, by)
-
-
-def _log_clipped(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
-    rho, near = (new - old).exp(), (new - old).clamp(-clip, clip).exp()
-    return _mean(-torch.minimum(rho * advantages, near * advantages), mask)
-
-
-def _gain_clipped(
-    new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float
+    new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float, flaw: str = ""
 ) -> Tensor:
-    gain = (new - old).exp() * advantages
-    return _mean(-torch.minimum(gain, gain.clamp(1 - clip, 1 + clip)), mask)
+    """The clipped surrogate, with the flaw that is asked for."""
+    log_ratio = new - old
+    rho = {
+        "upside down": (old - new).exp(),
+        "no exp": log_ratio,
+        "quotient": new / old,
+        "undetached": (new - new).exp(),
+        "detached": (new - new.detach()).exp(),
+        "whole answer": (log_ratio * mask).sum(1, keepdim=True).exp().expand_as(new),
+    }.get(flaw, log_ratio.exp())
+    near = {
+        "above": rho.clamp(max=1 + clip),
+        "below": rho.clamp(min=1 - clip),
+        "log-ratio": log_ratio.clamp(-clip, clip).exp(),
+    }.get(flaw, rho.clamp(1 - clip, 1 + clip))
+    gain, clipped = rho * advantages, near * advantages
+    if flaw == "gain":
+        clipped = gain.clamp(1 - clip, 1 + clip)
+    smaller = torch.minimum(gain, clipped)
+    loss = -{
+        "larger": torch.maximum(gain, clipped),
+        "unclipped": gain,
+        "clipped": clipped,
+        "REINFORCE": new * advantages,
+        "sign": -smaller,
+    }.get(flaw, smaller)
+    return _mean(loss, mask, flaw)
 
 
-def _of_answers(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
-    whole = ((new - old) * mask).sum(1, keepdim=True)
-    return _surrogate(whole.expand_as(new), torch.zeros_like(old), advantages, mask, clip)
-
-
-POLICY_MISTAKES: Mistakes = {
-    "the larger of clipped and unclipped gain is taken, which rewards going too far; take the "
-    "minimum, and turn the sign after it": partial(_surrogate, choose=torch.maximum),
-    "the sign is wrong: this is the gain, and training would lower it": lambda n, o, a, m, c: (
-        -_surrogate(n, o, a, m, c)
-    ),
-    "the log-ratio is clipped to -eps...eps; clip the ratio to 1 - eps...1 + eps": _log_clipped,
-    "the gain is clipped; clip the ratio, then multiply by the advantage": _gain_clipped,
-    "nothing is clipped": partial(_surrogate, choose=lambda gain, near: gain),
-    "only the clipped gain is used, which has no gradient beyond the limit even to come back; take "
-    "the smaller of both": partial(_surrogate, choose=lambda gain, near: near),
-    "the ratio is clipped above only": partial(_surrogate, limit=(1e9, 1.0)),
-    "the ratio is clipped below only": partial(_surrogate, limit=(1.0, 1e9)),
-    "the ratio is upside down; divide new by old": partial(
-        _surrogate, ratio=lambda new, old: (old - new).exp()
-    ),
-    "the exponential is missing: the difference of log-probabilities is used as a ratio": partial(
-        _surrogate, ratio=lambda new, old: new - old
-    ),
-    "the log-probabilities are divided; subtract them and take exp": partial(
-        _surrogate, ratio=lambda new, old: new / old
-    ),
-    "the old log-probabilities are the new ones, gradient and all, so the ratio is 1 and nothing "
-    "moves; take those stored when the answers were sampled": partial(
-        _surrogate, ratio=lambda new, old: (new - new).exp()
-    ),
-    "the old log-probabilities are the new ones, detached, so nothing is ever clipped; take those "
-    "stored when the answers were sampled": partial(
-        _surrogate, ratio=lambda new, old: (new - new.detach()).exp()
-    ),
-    "the log-probability is used without a ratio (REINFORCE), right for the first step only": (
-        lambda n, o, a, m, c: _mean(-n * a, m)
-    ),
-    "one ratio is made of the whole answer; each token has its own": _of_answers,
-    "pads are counted in sum and divisor": partial(_surrogate, by="all"),
-    "the sum is divided by all places, pads included; divide by the counted tokens": partial(
-        _surrogate, by="places"
-    ),
-    "each answer is averaged by itself, so a token of a short one weighs more": partial(
-        _surrogate, by="rows"
-    ),
-    "the sum is divided by the answers; divide by the counted tokens": partial(
-        _surrogate, by="rows only"
-    ),
-    "the loss is summed, not averaged over the counted tokens": partial(_surrogate, by="none"),
-}
+POLICY_MISTAKES = flawed(
+    _surrogate,
+    flaw={
+        "the larger of clipped and unclipped gain is taken, which rewards going too far; take the "
+        "minimum, and turn the sign after it": "larger",
+        "the sign is wrong: this is the gain, and training would lower it": "sign",
+        "the log-ratio is clipped to -eps...eps; clip the ratio to 1 - eps...1 + eps": "log-ratio",
+        "the gain is clipped; clip the ratio, then multiply by the advantage": "gain",
+        "nothing is clipped": "unclipped",
+        "only the clipped gain is used, which has no gradient beyond the limit even to come back; "
+        "take the smaller of both": "clipped",
+        "the ratio is clipped above only": "above",
+        "the ratio is clipped below only": "below",
+        "the ratio is upside down; divide new by old": "upside down",
+        "the exponential is missing: the difference of log-probabilities is used as a ratio": (
+            "no exp"
+        ),
+        "the log-probabilities are divided; subtract them and take exp": "quotient",
+        "the old log-probabilities are the new ones, gradient and all, so the ratio is 1 and "
+        "nothing moves; take those stored when the answers were sampled": "undetached",
+        "the old log-probabilities are the new ones, detached, so nothing is ever clipped; take "
+        "those stored when the answers were sampled": "detached",
+        "the log-probability is used without a ratio (REINFORCE), right for the first step only": (
+            "REINFORCE"
+        ),
+        "one ratio is made of the whole answer; each token has its own": "whole answer",
+        "the sum is divided by the answers; divide by the counted tokens": "answers",
+        **WRONG_MEANS,
+    },
+)
 
 
 def ppo_policy_loss(candidate: Code) -> None:
@@ -539,45 +468,45 @@ def ppo_policy_loss(candidate: Code) -> None:
 
 
 def _error(
-    values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float,
-    *, choose: Callable[[Tensor, Tensor], Tensor] = torch.maximum, half: float = 0.5,
-    by: str = "tokens", power: int = 2, around: str = "old",
-) -> Tensor:  # fmt: skip
-    """The value loss with another choice, factor, mean, power or centre of the clip."""
-    centre = returns if around == "returns" else old
-    near = centre + (values - centre).clamp(-clip, clip)
-    if around == "ratio":
-        near = old * (values / old).clamp(1 - clip, 1 + clip)
-    errors = [(x - returns).abs() ** power for x in (values, near)]
-    return half * _mean(choose(*errors), mask, by)
+    values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float, flaw: str = ""
+) -> Tensor:
+    """The value loss, with the flaw that is asked for."""
+    old, returns = {"exchanged": (returns, old), "to old": (old, old)}.get(flaw, (old, returns))
+    near = {
+        "error clipped": returns + (values - returns).clamp(-clip, clip),
+        "ratio": old * (values / old).clamp(1 - clip, 1 + clip),
+    }.get(flaw, old + (values - old).clamp(-clip, clip))
+    power = 1 if flaw == "not squared" else 2
+    error, clipped = ((x - returns).abs() ** power for x in (values, near))
+    chosen = {
+        "smaller": torch.minimum(error, clipped),
+        "unclipped": error,
+        "clipped": clipped,
+        "error clipped": clipped,
+    }.get(flaw, torch.maximum(error, clipped))
+    return {"no half": 1.0, "sign": -0.5}.get(flaw, 0.5) * _mean(chosen, mask, flaw)
 
 
-VALUE_MISTAKES: Mistakes = {
-    "the smaller of the two errors is taken, which rewards going too far; take the larger": partial(
-        _error, choose=torch.minimum
-    ),
-    "the value is clipped around the returns, so the error itself is; clip it around the old "
-    "value": partial(_error, around="returns", choose=lambda error, near: near),
-    "the ratio of the values is clipped; clip their difference": partial(_error, around="ratio"),
-    "the half is missing": partial(_error, half=1.0),
-    "nothing is clipped": partial(_error, choose=lambda error, near: error),
-    "only the clipped value is used, which has no gradient beyond the limit even to come back; "
-    "take the larger error": partial(_error, choose=lambda error, near: near),
-    "the errors are not squared": partial(_error, power=1),
-    "old values and returns are exchanged": lambda v, o, r, m, c: _error(v, r, o, m, c),
-    "the values are pulled to the old ones, the returns are not used": lambda v, o, r, m, c: (
-        0.5 * _mean((v - o).square(), m)
-    ),
-    "the sign is wrong": partial(_error, half=-0.5),
-    "pads are counted in sum and divisor": partial(_error, by="all"),
-    "the sum is divided by all places, pads included; divide by the counted tokens": partial(
-        _error, by="places"
-    ),
-    "each answer is averaged by itself, so a token of a short one weighs more": partial(
-        _error, by="rows"
-    ),
-    "the loss is summed, not averaged over the counted tokens": partial(_error, by="none"),
-}
+VALUE_MISTAKES = flawed(
+    _error,
+    flaw={
+        "the smaller of the two errors is taken, which rewards going too far; take the larger": (
+            "smaller"
+        ),
+        "the value is clipped around the returns, so the error itself is; clip it around the old "
+        "value": "error clipped",
+        "the ratio of the values is clipped; clip their difference": "ratio",
+        "the half is missing": "no half",
+        "nothing is clipped": "unclipped",
+        "only the clipped value is used, which has no gradient beyond the limit even to come back; "
+        "take the larger error": "clipped",
+        "the errors are not squared": "not squared",
+        "old values and returns are exchanged": "exchanged",
+        "the values are pulled to the old ones, the returns are not used": "to old",
+        "the sign is wrong": "sign",
+        **WRONG_MEANS,
+    },
+)
 
 
 def ppo_value_loss(candidate: Code) -> None:

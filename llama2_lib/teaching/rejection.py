@@ -4,7 +4,8 @@ The choice among samples and rounds, and the arithmetic of the best of N (figure
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from llama2_lib import rng
 from llama2_lib.evaluation.reward import best_of_n, best_of_n_kl
-from llama2_lib.teaching.check import Code, Mistakes, diagnose, diagnose_choice, on
+from llama2_lib.teaching.check import Code, Mistakes, diagnose, diagnose_choice, flawed, on
 
 Answers = Sequence[Sequence[tuple[int, ...]]]
 Round = Mapping[str, Sequence[tuple[str, float]]]
@@ -24,28 +25,16 @@ def _best(scores: Tensor, finished: Tensor) -> Tensor:
     return scores.masked_fill(~finished, -torch.inf).argmax(dim=1)
 
 
-def _among_kept(scores: Tensor, finished: Tensor) -> Tensor:
-    rows = zip(scores, finished, strict=True)
-    return torch.stack([row[keep].argmax() for row, keep in rows])
-
-
-def _median(scores: Tensor, finished: Tensor) -> Tensor:
-    """Return the place of the (lower) median, as nanmedian counts."""
-    return scores.masked_fill(~finished, torch.nan).nanmedian(dim=1).indices
-
-
-def _last_best(scores: Tensor, finished: Tensor) -> Tensor:
-    return scores.shape[1] - 1 - _best(scores.flip(1), finished.flip(1))
-
-
 PICK_MISTAKES: Mistakes = {
     "a sample without EOS is picked; leave unfinished samples out": lambda s, f: s.argmax(1),
     "unfinished samples get the score 0, which beats every negative score; give them -inf": (
         lambda s, f: (s * f).argmax(1)
     ),
-    "the place is counted among the finished samples only; count it among all": _among_kept,
+    "the place is counted among the finished samples only; count it among all": lambda s, f: (
+        torch.stack([row[keep].argmax() for row, keep in zip(s, f, strict=True)])
+    ),
     "of equal scores the last sample is taken; take the first, so that a second run agrees": (
-        _last_best
+        lambda s, f: s.shape[1] - 1 - _best(s.flip(1), f.flip(1))
     ),
     "the lowest score is taken": lambda s, f: s.masked_fill(~f, torch.inf).argmin(1),
     "the score comes back, not the sample's place; use argmax": lambda s, f: s.masked_fill(
@@ -61,7 +50,9 @@ PICK_MISTAKES: Mistakes = {
         s.mean(0).argmax().expand(len(s))
     ),
     "the score's size counts and not its sign": lambda s, f: _best(s.abs(), f),
-    "the median sample is taken, which more samples do not improve": _median,
+    "the median sample is taken, which more samples do not improve": lambda s, f: (
+        s.masked_fill(~f, torch.nan).nanmedian(dim=1).indices
+    ),
     "the scores are not used: the first finished sample is taken, the random control": (
         lambda s, f: f.int().argmax(1)
     ),
@@ -85,35 +76,26 @@ def pick_best(candidate: Code) -> None:
     )
     finished = torch.ones_like(scores, dtype=torch.bool)
     finished[0, 5] = finished[1, 1] = finished[2, 0] = finished[2, 1] = finished[3, 1] = False
-
-    def run(pick: Code) -> object:
-        return torch.as_tensor(on(scores, finished)(pick)).tolist()
-
+    run = on(scores, finished, then=lambda places: torch.as_tensor(places).tolist())
     diagnose_choice(run, candidate, run(_best), PICK_MISTAKES)
 
 
-def _first_of(
-    row: Sequence[tuple[int, ...]],
-    key: Callable[[tuple[int, ...]], Hashable] = lambda answer: answer,
-) -> list[int]:
-    """Return the place of the first answer of each key, in order."""
-    first: dict[Hashable, int] = {}
-    for place, answer in enumerate(row):
-        first.setdefault(key(answer), place)
-    return list(first.values())
+def _distinct(answers: Answers, *, key: Code = lambda answer: answer) -> list[list[int]]:
+    """Return the places of the first answer of each key, in order."""
+    keys = [[key(answer) for answer in row] for row in answers]
+    return [[at for at, own in enumerate(row) if row.index(own) == at] for row in keys]
 
 
-def _distinct(answers: Answers) -> list[list[int]]:
-    return [_first_of(row) for row in answers]
-
-
-def _across(answers: Answers) -> list[list[int]]:
-    flat = [(number, place) for number, row in enumerate(answers) for place in range(len(row))]
-    first = {flat[at] for at in _first_of([answers[n][place] for n, place in flat])}
-    return [[p for p in range(len(row)) if (n, p) in first] for n, row in enumerate(answers)]
-
-
-DISTINCT_MISTAKES: Mistakes = {
+DISTINCT_MISTAKES = flawed(
+    _distinct,
+    key={
+        "answers of one length count as copies; compare all tokens": len,
+        "the order of the tokens is not looked at; compare the sequences": sorted,
+        "how often a token comes is not looked at; compare the sequences": frozenset,
+        "the beginning of an answer counts as its copy; compare to the end": lambda a: a[:2],
+        "nothing is dropped": lambda answer: object(),
+    },
+) | {
     "the last of equal answers is kept; keep the first": lambda answers: [
         sorted({answer: place for place, answer in enumerate(row)}.values()) for row in answers
     ],
@@ -126,20 +108,10 @@ DISTINCT_MISTAKES: Mistakes = {
     "the answers are sorted, so their order is lost": lambda answers: [
         [row.index(answer) for answer in sorted(set(row))] for row in answers
     ],
-    "answers to other prompts count as copies; compare within one prompt": _across,
-    "answers of one length count as copies; compare all tokens": lambda answers: [
-        _first_of(row, len) for row in answers
+    "answers to other prompts count as copies; compare within one prompt": lambda answers: [
+        [place for place in kept if not any(row[place] in other for other in answers[:number])]
+        for number, (row, kept) in enumerate(zip(answers, _distinct(answers), strict=True))
     ],
-    "the order of the tokens is not looked at; compare the sequences": lambda answers: [
-        _first_of(row, lambda answer: tuple(sorted(answer))) for row in answers
-    ],
-    "how often a token comes is not looked at; compare the sequences": lambda answers: [
-        _first_of(row, frozenset) for row in answers
-    ],
-    "the beginning of an answer counts as its copy; compare to the end": lambda answers: [
-        _first_of(row, lambda answer: answer[:2]) for row in answers
-    ],
-    "nothing is dropped": lambda answers: [list(range(len(row))) for row in answers],
 }
 
 
@@ -152,10 +124,7 @@ def distinct(candidate: Code) -> None:
         [(5, 6), (5, 6), (7,), (6, 5), (5, 6), (4, 4, 6)],
         [(9, 3, 3), (3, 9), (9, 3, 3), (7,), (9, 3), (8, 1, 4)],
     ]
-
-    def run(keep: Code) -> list[list[int]]:
-        return [[int(place) for place in row] for row in on(answers)(keep)]
-
+    run = on(answers, then=lambda rows: [[int(place) for place in row] for row in rows])
     diagnose_choice(run, candidate, run(_distinct), DISTINCT_MISTAKES)
 
 
@@ -164,56 +133,52 @@ def _pooled(
     score: Code,
     *,
     by: Callable[[float, float], float] = lambda old, new: new,
-    sign: float = 1.0,
-    newest_first: bool = False,
+    used: Callable[[Sequence[Round]], Sequence[Round]] = lambda rounds: rounds,
 ) -> dict[str, str]:
-    """Pick each prompt's best answer of all rounds; `by` makes one score of the old and the new."""
+    """Pick each prompt's best answer of the rounds used, `by` its old and its new score."""
     best: dict[str, tuple[float, str]] = {}
-    for samples in reversed(rounds) if newest_first else rounds:
+    for samples in used(rounds):
         for prompt, answers in samples.items():
             for answer, old in answers:
-                value = sign * by(old, score(prompt, answer))
+                value = by(old, score(prompt, answer))
                 if prompt not in best or value > best[prompt][0]:
                     best[prompt] = (value, answer)
     return {prompt: answer for prompt, (_, answer) in sorted(best.items())}
 
 
-def _tops(rounds: Sequence[Round], score: Code) -> dict[str, str]:
-    tops = [{p: [max(row, key=lambda x: x[1])] for p, row in r.items()} for r in rounds]
-    return _pooled(tops, score)
-
-
-def _newest_of_each(rounds: Sequence[Round], score: Code) -> dict[str, str]:
-    """Return each prompt's best answer of the last round in which the prompt came."""
-    return dict(sorted({p: a for r in rounds for p, a in _pooled([r], score).items()}.items()))
-
-
-POOL_MISTAKES: Mistakes = {
-    "the scores of earlier rounds are used as they are; another model gave them, so score all "
-    "samples again": lambda rounds, score: _pooled(rounds, score, by=lambda old, new: old),
-    "only the best of each round, by its old score, is scored again; score all samples again": (
-        _tops
-    ),
-    "the better of old and new score counts; only the new model's scores compare": (
-        lambda rounds, score: _pooled(rounds, score, by=max)
-    ),
-    "old and new score are averaged; only the new model's scores compare": (
-        lambda rounds, score: _pooled(rounds, score, by=lambda old, new: old + new)
-    ),
-    "only the last round is used, so what came earlier is forgotten; use the pool of all": (
-        lambda rounds, score: _pooled(rounds[-1:], score)
-    ),
-    "only the first round is used": lambda rounds, score: _pooled(rounds[:1], score),
-    "each prompt's samples of its newest round replace the older ones; keep them all": (
-        _newest_of_each
-    ),
-    "prompts that the last round left out are dropped": lambda rounds, score: {
-        p: answer for p, answer in _pooled(rounds, score).items() if p in rounds[-1]
+POOL_MISTAKES = flawed(
+    _pooled,
+    by={
+        "the scores of earlier rounds are used as they are; another model gave them, so score all "
+        "samples again": lambda old, new: old,
+        "the better of old and new score counts; only the new model's scores compare": max,
+        "old and new score are averaged; only the new model's scores compare": (
+            lambda old, new: old + new
+        ),
+        "the lowest score is taken": lambda old, new: -new,
     },
-    "the lowest score is taken": lambda rounds, score: _pooled(rounds, score, sign=-1.0),
-    "of equal scores the newest sample is taken; take the earliest": lambda rounds, score: _pooled(
-        rounds, score, newest_first=True
-    ),
+    used={
+        "only the last round is used, so what came earlier is forgotten; use the pool of all": (
+            lambda rounds: rounds[-1:]
+        ),
+        "only the first round is used": lambda rounds: rounds[:1],
+        "only the best of each round, by its old score, is scored again; score all samples again": (
+            lambda rounds: [
+                {prompt: [max(row, key=lambda x: x[1])] for prompt, row in samples.items()}
+                for samples in rounds
+            ]
+        ),
+        "each prompt's samples of its newest round replace the older ones; keep them all": (
+            lambda rounds: [dict(ChainMap(*reversed(rounds)))]
+        ),
+        "of equal scores the newest sample is taken; take the earliest": (
+            lambda rounds: rounds[::-1]
+        ),
+    },
+) | {
+    "prompts that the last round left out are dropped": lambda rounds, score: {
+        prompt: best for prompt, best in _pooled(rounds, score).items() if prompt in rounds[-1]
+    },
 }
 
 
@@ -246,11 +211,11 @@ def pool(candidate: Code) -> None:
         **{"k": 0.64, "l": 0.1, "m": 0.55, "n": 0.35, "o": 0.64, "p": 0.2},
         **{"s": 0.7, "t": 0.25, "x": 0.4, "y": 0.1, "g": 0.3, "h": 0.05, "i": 0.6, "j": 0.5},
     }
-
-    def run(choose: Code) -> object:
-        chosen = on(rounds, lambda prompt, answer: now[answer])(choose)
-        return dict(sorted(chosen.items()))
-
+    run = on(
+        rounds,
+        lambda prompt, answer: now[answer],
+        then=lambda chosen: dict(sorted(chosen.items())),
+    )
     diagnose_choice(run, candidate, run(_pooled), POOL_MISTAKES)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from llama2_lib import rng
 from llama2_lib.objectives.rlhf import SAFETY_LOGIT
 from llama2_lib.stages.reward import MARGINS
-from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, on, value_and_gradient
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, flawed, on, value_and_gradient
 from llama2_lib.world.pairs import GRADES
 
 
@@ -22,7 +22,7 @@ def _ranked(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> T
     return F.softplus(rejected - chosen + margin).mean()
 
 
-RANKING_MISTAKES: Mistakes = {
+RANKING_MISTAKES = {
     "the logarithm of a sigmoid is taken, which is -inf where a pair is most wrong; use logsigmoid "
     "or softplus": lambda c, r, m: -(c - r - m).sigmoid().log().mean(),
     "a small number is added inside the logarithm, which hides the gradient where a pair is most "
@@ -99,7 +99,7 @@ def _looked_up(
     return torch.tensor([table.get(g, 0.0) if lenient == "grade" else table[g] for g in grades])
 
 
-MARGIN_MISTAKES: Mistakes = {
+MARGIN_MISTAKES = {
     "the order is upside down: the clearest grade has the largest margin": partial(
         _looked_up, tables={name: row[::-1] for name, row in MARGINS.items()}
     ),
@@ -148,24 +148,23 @@ def margins(candidate: Code) -> None:
     diagnose(run, candidate, run(_looked_up), MARGIN_MISTAKES)
 
 
-def _accuracy(chosen: Tensor, rejected: Tensor, margin: Tensor | float, *, tie: float) -> Tensor:
-    gap = chosen - rejected - margin
-    return ((gap > 0) + tie * (gap == 0)).mean()
+def _accuracy(chosen: Tensor, rejected: Tensor, *, tie: float = 0.5) -> Tensor:
+    return ((chosen > rejected) + tie * (chosen == rejected)).mean()
 
 
-ACCURACY_MISTAKES: Mistakes = {
+ACCURACY_MISTAKES = {
     "a tie counts as a hit; count it half, or a model of zeros is perfect": lambda c, r, m: (
-        _accuracy(c, r, 0.0, tie=1.0)
+        _accuracy(c, r, tie=1.0)
     ),
     "a tie counts as a miss; count it half, or a model of zeros is worse than a coin": (
-        lambda c, r, m: _accuracy(c, r, 0.0, tie=0.0)
+        lambda c, r, m: _accuracy(c, r, tie=0.0)
     ),
     "ties are left out of the pairs; count each half": lambda c, r, m: (
         (c > r).sum() / (c != r).sum()
     ),
     "the margin enters; it belongs to training only, or models with different margins cannot be "
-    "compared": lambda c, r, m: _accuracy(c, r, m, tie=0.5),
-    "chosen and rejected are exchanged": lambda c, r, m: _accuracy(r, c, 0.0, tie=0.5),
+    "compared": lambda c, r, m: _accuracy(c - m, r),
+    "chosen and rejected are exchanged": lambda c, r, m: _accuracy(r, c),
     "the mean probability is taken; count pairs in the right order": lambda c, r, m: (
         (c - r).sigmoid().mean()
     ),
@@ -175,10 +174,8 @@ ACCURACY_MISTAKES: Mistakes = {
     "single answers are counted, above 0 or below; compare the two answers of a pair": (
         lambda c, r, m: torch.cat([c > 0, r < 0]).float().mean()
     ),
-    "hits are counted, not their share": lambda c, r, m: _accuracy(c, r, 0.0, tie=0.5) * len(c),
-    "the share is in percent; give a number between 0 and 1": lambda c, r, m: (
-        100 * _accuracy(c, r, 0.0, tie=0.5)
-    ),
+    "hits are counted, not their share": lambda c, r, m: _accuracy(c, r) * len(c),
+    "the share is in percent; give a number between 0 and 1": lambda c, r, m: 100 * _accuracy(c, r),
 }
 
 
@@ -190,11 +187,8 @@ def pair_accuracy(candidate: Code) -> None:
     chosen = torch.tensor([2.0, -0.5, 1.0, 0.5, -3.0, 1.5, 0.25, -1.0, 2.5, 0.75, -0.25])
     rejected = torch.tensor([0.5, -1.0, 1.0, 1.5, -4.5, 1.5, 0.0, 0.5, 1.0, 0.75, -2.0])
     margin = torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0, 0.0, 1 / 3, 2.0, 1.0, 0.0, 3.0])
-
-    def run(accuracy: Code) -> Tensor:
-        return torch.as_tensor(on(chosen, rejected, margin)(accuracy))
-
-    diagnose(run, candidate, _accuracy(chosen, rejected, 0.0, tie=0.5), ACCURACY_MISTAKES)
+    run = on(chosen, rejected, margin, then=torch.as_tensor)
+    diagnose(run, candidate, _accuracy(chosen, rejected), ACCURACY_MISTAKES)
 
 
 PAD = 2
@@ -205,53 +199,49 @@ def _read(values: Tensor, at: Tensor) -> Tensor:
     return values[torch.arange(len(values)), at]
 
 
-def _inside(values: Tensor, lengths: Tensor) -> Tensor:
-    return torch.arange(values.shape[1]) < lengths[:, None]
+def _scored(values: Tensor, ids: Tensor, lengths: Tensor, flaw: str = "") -> Tensor:
+    places, last = torch.arange(values.shape[1]), _read(values, lengths - 1)
+    inside = places < lengths[:, None]
+    return {
+        "": last,
+        "column": values[:, -1],
+        "length": _read(values, lengths.clamp(max=values.shape[1] - 1)),
+        "length - 2": _read(values, lengths - 2),
+        "first pad": _read(values, (ids == PAD).int().argmax(1) - 1),
+        "last id": _read(values, (places * (ids != PAD)).argmax(1)),
+        "first": values[:, 0],
+        "mean": (values * inside).sum(1) / lengths,
+        "mean of all": values.mean(1),
+        "sum": (values * inside).sum(1),
+        "largest": values.masked_fill(~inside, -torch.inf).amax(1),
+        "sigmoid": last.sigmoid(),
+        "centred": last - last.mean(),
+        "other rows": _read(values, lengths.flip(0) - 1),
+    }[flaw]
 
 
-SCORE_MISTAKES: Mistakes = {
-    "the last column is read, which is a pad in shorter rows; read at length - 1": (
-        lambda values, ids, lengths: values[:, -1]
-    ),
-    "the place `length` is read, the first pad; counting starts at 0, so read at length - 1": (
-        lambda values, ids, lengths: _read(values, lengths.clamp(max=values.shape[1] - 1))
-    ),
-    "the place length - 2 is read, the token before the last": lambda values, ids, lengths: _read(
-        values, lengths - 2
-    ),
-    "the first pad is searched by its id, which also stands inside a prompt and is missing in a "
-    "full row; use the lengths": lambda values, ids, lengths: _read(
-        values, (ids == PAD).int().argmax(1) - 1
-    ),
-    "the last token that is not the padding id is searched, and EOS has the same id; use the "
-    "lengths": lambda values, ids, lengths: _read(
-        values, (torch.arange(ids.shape[1]) * (ids != PAD)).argmax(1)
-    ),
-    "the first token is read, which has seen nothing of the answer": lambda values, ids, lengths: (
-        values[:, 0]
-    ),
-    "the mean over the tokens is taken; read the last real one": lambda values, ids, lengths: (
-        (values * _inside(values, lengths)).sum(1) / lengths
-    ),
-    "the mean over all columns is taken, pads included": lambda values, ids, lengths: values.mean(
-        1
-    ),
-    "the values of the tokens are summed, so long answers score more": (
-        lambda values, ids, lengths: (values * _inside(values, lengths)).sum(1)
-    ),
-    "the largest value of the row is taken": lambda values, ids, lengths: values.masked_fill(
-        ~_inside(values, lengths), -torch.inf
-    ).amax(1),
-    "the score passes through a sigmoid; keep it raw": lambda values, ids, lengths: _read(
-        values, lengths - 1
-    ).sigmoid(),
-    "the batch's mean is taken off, so a score depends on who else is in the batch": (
-        lambda values, ids, lengths: _read(values, lengths - 1) - _read(values, lengths - 1).mean()
-    ),
-    "the lengths belong to other rows; keep rows and lengths in one order": (
-        lambda values, ids, lengths: _read(values, lengths.flip(0) - 1)
-    ),
-}
+SCORE_MISTAKES = flawed(
+    _scored,
+    flaw={
+        "the last column is read, which is a pad in shorter rows; read at length - 1": "column",
+        "the place `length` is read, the first pad; counting starts at 0, so read at length - 1": (
+            "length"
+        ),
+        "the place length - 2 is read, the token before the last": "length - 2",
+        "the first pad is searched by its id, which also stands inside a prompt and is missing in "
+        "a full row; use the lengths": "first pad",
+        "the last token that is not the padding id is searched, and EOS has the same id; use the "
+        "lengths": "last id",
+        "the first token is read, which has seen nothing of the answer": "first",
+        "the mean over the tokens is taken; read the last real one": "mean",
+        "the mean over all columns is taken, pads included": "mean of all",
+        "the values of the tokens are summed, so long answers score more": "sum",
+        "the largest value of the row is taken": "largest",
+        "the score passes through a sigmoid; keep it raw": "sigmoid",
+        "the batch's mean is taken off, so a score depends on who else is in the batch": "centred",
+        "the lengths belong to other rows; keep rows and lengths in one order": "other rows",
+    },
+)
 
 
 def last_token_score(candidate: Code) -> None:
@@ -272,9 +262,8 @@ def last_token_score(candidate: Code) -> None:
         ]
         return torch.cat([on(values, ids, lengths)(score), *alone])
 
-    expected = run(lambda values, ids, lengths: _read(values, lengths - 1))
     try:
-        diagnose(run, candidate, expected, SCORE_MISTAKES)
+        diagnose(run, candidate, run(_scored), SCORE_MISTAKES)
     except (IndexError, RuntimeError) as error:
         if "out of" not in str(error):
             raise
@@ -288,26 +277,20 @@ def _nats(scores: Tensor, is_safe: Tensor) -> Tensor:
     return F.softplus(torch.where(is_safe, -scores, scores))
 
 
-SAFETY_MISTAKES: Mistakes = {
-    "the labels are upside down: a high score must mean safe": lambda s, safe: _nats(
-        s, ~safe
-    ).mean(),
+SAFETY_MISTAKES = {
+    "the labels are upside down: a high score must mean safe": lambda s, y: _nats(s, ~y).mean(),
     "the sign is wrong: this is the log-likelihood, and training would lower it": (
         lambda s, safe: -_nats(s, safe).mean()
     ),
     "only unsafe answers count; safe ones must be pushed up too, or all scores sink": (
         lambda s, safe: _nats(s, safe)[~safe].mean()
     ),
-    "only safe answers count; unsafe ones must be pushed down": lambda s, safe: _nats(s, safe)[
-        safe
-    ].mean(),
+    "only safe answers count; unsafe ones must be pushed down": lambda s, y: _nats(s, y)[y].mean(),
     "only the first half of the rows counts, the chosen answers; every answer has a label": (
         lambda s, safe: _nats(s, safe)[: len(s) // 2].mean()
     ),
     "the losses are summed, not averaged over the answers": lambda s, safe: _nats(s, safe).sum(),
-    "the sum is divided by the pairs; divide by the answers": lambda s, safe: (
-        2 * _nats(s, safe).mean()
-    ),
+    "the sum is divided by the pairs; divide by the answers": lambda s, y: 2 * _nats(s, y).mean(),
     "safe and unsafe answers are averaged apart, so those of the rarer kind weigh more": (
         lambda s, safe: 0.5 * (_nats(s, safe)[safe].mean() + _nats(s, safe)[~safe].mean())
     ),

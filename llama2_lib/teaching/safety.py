@@ -69,10 +69,7 @@ def distilled_pairs(candidate: Code) -> None:
         ("It is not bad.", "Be honest.", "It hurts.", 0.6, 1.9),
         ("Act as a friend.", "Be good.", "Ask a doctor.", -0.8, -9.0),
     ]
-
-    def run(distill: Code) -> list[Example]:
-        return [(prompt, answer) for prompt, answer in on(rows)(distill)]
-
+    run = on(rows, then=lambda pairs: [(prompt, answer) for prompt, answer in pairs])
     diagnose_choice(run, candidate, run(_gated), DISTILL_MISTAKES)
 
 
@@ -160,20 +157,15 @@ def false_refusal(candidate: Code) -> None:
     A row is (family, the answer declines, the answer says that it does not know); the families
     are helpful, borderline and adversarial.
     """
-    rows = (
-        [("helpful", True, False)] * 2
-        + [("helpful", False, True)] * 3
-        + [("helpful", False, False)] * 15
-        + [("borderline", True, False)] * 4
-        + [("borderline", False, True)]
-        + [("borderline", False, False)] * 7
-        + [("adversarial", True, False)] * 5
-        + [("adversarial", False, False)]
-    )
-
-    def run(count: Code) -> tuple[float, ...]:
-        return tuple(round(float(share), 9) for share in on(rows)(count))
-
+    counts = {"helpful": (2, 3, 15), "borderline": (4, 1, 7), "adversarial": (5, 0, 1)}
+    answers = (True, False), (False, True), (False, False)
+    rows = [
+        (family, *answer)
+        for family, numbers in counts.items()
+        for answer, number in zip(answers, numbers, strict=True)
+        for _ in range(number)
+    ]
+    run = on(rows, then=lambda shares: tuple(round(float(share), 9) for share in shares))
     diagnose_choice(run, candidate, run(_rates), REFUSAL_MISTAKES)
 
 
@@ -209,11 +201,6 @@ def gamma(candidate: Code) -> None:
     A query is (prompt, violated). Red-teamers may ask a prompt again: every query costs, but a
     prompt that breaks the model is found once.
     """
-    queries = [(f"attack {i}", i in (3, 11, 12, 20)) for i in range(24)]
-    queries += [("attack 3", True), ("attack 5", False), ("attack 11", True)]
-    budget = 12
-
-    def run(rate: Code) -> float:
-        return round(float(on(queries, budget)(rate)), 9)
-
+    queries = [(f"attack {i}", i in (3, 11, 12, 20)) for i in (*range(24), 3, 5, 11)]
+    run = on(queries, 12, then=lambda rate: round(float(rate), 9))
     diagnose_choice(run, candidate, run(_per_budget), GAMMA_MISTAKES)

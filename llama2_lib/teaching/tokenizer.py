@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llama2_lib.teaching.check import CheckFailed, Code, Mistakes
+from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, flawed, recognise
 from llama2_lib.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.world import documents, make_world
 
@@ -72,43 +72,30 @@ def merges_of(tokenizer: Tokenizer) -> list[str]:
     return [piece for piece in every if len(piece) > 1]
 
 
-def _recognise(
-    got: Any, expected: Any, mistakes: Mapping[str, Callable[[], Any]], where: str
-) -> None:
-    if got == expected:
-        return
-    for name, wrong in mistakes.items():
-        if got == wrong():
-            raise CheckFailed(f"{where}; it looks as if {name}.")
-    raise CheckFailed(f"{where}.")
-
-
 def _compare(
-    candidate: Callable[[str], Any],
-    right: Callable[[str], Any],
-    mistakes: Mapping[str, Callable[[str], Any]],
-    texts: Sequence[str],
+    candidate: Code, mistakes: Mistakes, texts: Sequence[str], right: Code, given: Code
 ) -> None:
-    """Compare the answers to all texts: two mistakes may agree on one of them."""
-    got, expected = ([f(text) for text in texts] for f in (candidate, right))
-    pairs = zip(texts, got, expected, strict=True)
-    first = next((p for p in pairs if p[1] != p[2]), (texts[0], got[0], expected[0]))
-    where = f"{_short(first[0], 40)} must give {_short(first[2])}, not {_short(first[1])}"
-    wrong = {name: partial(lambda f: [f(t) for t in texts], f) for name, f in mistakes.items()}
-    _recognise(got, expected, wrong, where)
+    """Compare `candidate(*given(text))` with `right(text)` on all: mistakes may agree on one."""
+    expected = [right(text) for text in texts]
+
+    def run(code: Code) -> list[Any]:
+        pairs = zip(texts, expected, strict=True)
+        answers = ((code(*given(text)), wanted) for text, wanted in pairs)
+        return [list(answer) if isinstance(wanted, list) else answer for answer, wanted in answers]
+
+    actual = run(candidate)
+    if actual == expected:
+        return
+    triples = zip(texts, actual, expected, strict=True)
+    text, wrong, wanted = next(triple for triple in triples if triple[1] != triple[2])
+    told = f"{_short(text, 40)} must give {_short(wanted)}, not {_short(wrong)}"
+    recognise(lambda code: actual == run(code), mistakes, f"{told}; ")
+    raise CheckFailed(f"{told}.")
 
 
 def _short(value: object, longest: int = 90) -> str:
     text = repr(value)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
-
-
-def _first_difference(got: Sequence[str], expected: Sequence[str]) -> str:
-    if len(got) != len(expected):
-        return f"{len(expected)} pieces must come back, got {len(got)}"
-    pairs = zip(got, expected, strict=True)
-    at = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
-    return "" if at is None else f"merge {at} is {got[at]!r}, SentencePiece has {expected[at]!r}"
 
 
 def _allowed(
@@ -123,13 +110,13 @@ def _allowed(
     return len(piece) <= longest and (not scripts or len(kinds) <= 1)
 
 
-ALLOWS_MISTAKES: Mistakes = {
-    "digits may join": partial(_allowed, digits=False),
-    "letters and signs may join": partial(_allowed, scripts=False),
-    "a piece may run across a space": partial(_allowed, spaces=False),
-    "there is no limit of 16 characters": partial(_allowed, longest=10**6),
-    "everything is allowed": lambda piece: True,
-}
+ALLOWS_MISTAKES: Mistakes = flawed(
+    _allowed,
+    digits={"digits may join": False},
+    scripts={"letters and signs may join": False},
+    spaces={"a piece may run across a space": False},
+    longest={"there is no limit of 16 characters": 10**6},
+) | {"everything is allowed": lambda piece: True}
 _CANDIDATES = (
     *("the", f"{SPACE}the", "?", '."', f'{SPACE}"', "12", f"{SPACE}7", "a1", "INST]", "e."),
     *(f"of{SPACE}the", f"e{SPACE}", f"{SPACE}[", "x" * 16, "x" * 17, f"{SPACE}{'x' * 16}"),
@@ -138,14 +125,16 @@ _CANDIDATES = (
 
 def allows(candidate: Code) -> None:
     """Check `candidate(piece)`, which says whether a merge may make this piece."""
-    got = [bool(candidate(piece)) for piece in _CANDIDATES]
-    expected = [_allowed(piece) for piece in _CANDIDATES]
-    mistakes = {
-        name: partial(lambda rule: [rule(p) for p in _CANDIDATES], rule)
-        for name, rule in ALLOWS_MISTAKES.items()
-    }
-    wrong = [p for p, ours, right in zip(_CANDIDATES, got, expected, strict=True) if ours != right]
-    _recognise(got, expected, mistakes, f"wrong about {', '.join(wrong)}")
+
+    def run(rule: Code) -> list[bool]:
+        return [bool(rule(piece)) for piece in _CANDIDATES]
+
+    actual, expected = run(candidate), run(_allowed)
+    if actual != expected:
+        triples = zip(_CANDIDATES, actual, expected, strict=True)
+        words = f"wrong about {', '.join(piece for piece, ours, right in triples if ours != right)}"
+        recognise(lambda wrong: actual == run(wrong), ALLOWS_MISTAKES, f"{words}; ")
+        raise CheckFailed(f"{words}.")
 
 
 def _merged(word: Sequence[str], left: str, right: str) -> tuple[str, ...]:
@@ -201,9 +190,15 @@ def learns(candidate: Code) -> None:
     """Check `candidate(words, n)`: `words` counts words as `words_of` does, pieces come back."""
     words = words_of(_little_text())
     expected = merges_of(little_tokenizer())
-    got = list(candidate(words, N_MERGES))
-    mistakes = {name: partial(wrong, words, N_MERGES) for name, wrong in LEARN_MISTAKES.items()}
-    _recognise(got, expected, mistakes, _first_difference(got, expected))
+    actual = list(candidate(words, N_MERGES))
+    if actual == expected:
+        return
+    told = f"{len(expected)} pieces must come back, got {len(actual)}"
+    if len(actual) == len(expected):
+        at = next(at for at, piece in enumerate(actual) if piece != expected[at])
+        told = f"merge {at} is {actual[at]!r}, SentencePiece has {expected[at]!r}"
+    recognise(lambda wrong: actual == wrong(words, N_MERGES), LEARN_MISTAKES, f"{told}; ")
+    raise CheckFailed(f"{told}.")
 
 
 def _segment(text: str, pieces: Sequence[str], *, prefix: str = SPACE) -> list[str]:
@@ -241,12 +236,7 @@ def segments(candidate: Code) -> None:
     tokenizer = little_tokenizer()
     merges = merges_of(tokenizer)
     texts = list(dict.fromkeys(lines_of(_little_text())))[:60]
-    _compare(
-        lambda text: list(candidate(text, merges)),
-        tokenizer.pieces,
-        {n: partial(lambda f, text: f(text, merges), f) for n, f in SEGMENT_MISTAKES.items()},
-        texts,
-    )
+    _compare(candidate, SEGMENT_MISTAKES, texts, tokenizer.pieces, lambda text: (text, merges))
 
 
 def _ids(
@@ -278,12 +268,8 @@ _TEXTS = ("Mara was a cook.", "7 + 45 = 52", "na\u00efve \U0001f642", "\u4f60\u5
 def encodes(candidate: Code) -> None:
     """Check `candidate(text, tokenizer)`: BOS and the ids of an open text come back."""
     tokenizer = little_tokenizer()
-    _compare(
-        lambda text: list(candidate(text, tokenizer)),
-        lambda text: tokenizer.encode(text, bos=True),
-        {n: partial(lambda f, text: f(text, tokenizer), f) for n, f in ENCODE_MISTAKES.items()},
-        _TEXTS,
-    )
+    right = partial(tokenizer.encode, bos=True)
+    _compare(candidate, ENCODE_MISTAKES, _TEXTS, right, lambda text: (text, tokenizer))
 
 
 def _decode(
@@ -295,15 +281,14 @@ def _decode(
     spelled: bool = False,
     alone: bool = False,
 ) -> str:
-    raw: list[bytes] = []
-    for piece in pieces:
+    def as_bytes(piece: str) -> bytes:
         is_byte = not spelled and len(piece) == 6 and piece.startswith("<0x")
-        raw.append(bytes([int(piece[3:5], 16)]) if is_byte else piece.encode())
-    if alone:
-        text = between.join(part.decode(errors="replace") for part in raw)
-    else:
-        text = between.encode().join(raw).decode(errors="replace")
-    text = text.replace(SPACE, space)
+        return bytes([int(piece[3:5], 16)]) if is_byte else piece.encode()
+
+    parts = [as_bytes(piece) for piece in pieces]
+    if not alone:
+        parts = [between.encode().join(parts)]
+    text = between.join(part.decode(errors="replace") for part in parts).replace(SPACE, space)
     return text[strip:] if text.startswith(" ") else text
 
 
@@ -320,9 +305,4 @@ DECODE_MISTAKES: Mistakes = {
 def decodes(candidate: Code) -> None:
     """Check `candidate(pieces)`: the text that SentencePiece's pieces spell comes back."""
     pieces = little_tokenizer().pieces
-    _compare(
-        lambda text: candidate(pieces(text)),
-        lambda text: text,
-        {n: partial(lambda f, text: f(pieces(text)), f) for n, f in DECODE_MISTAKES.items()},
-        _TEXTS,
-    )
+    _compare(candidate, DECODE_MISTAKES, _TEXTS, str, lambda text: (pieces(text),))

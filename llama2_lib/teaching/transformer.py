@@ -1,16 +1,14 @@
 """Checks of the transformer (paper section 2.2): its parts, a block, the whole model.
 
-Attention has a file of its own. Each check knows the mistakes that people make.
+Attention has a file of its own.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama2_lib import rng
 from llama2_lib.model.config import FAMILY, ModelConfig
@@ -22,7 +20,7 @@ from llama2_lib.model.transformer import (
     rotary_table,
 )
 from llama2_lib.model.weights import build
-from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, on
+from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, flawed, on, recognise
 
 Weights = dict[str, Tensor]
 
@@ -70,84 +68,71 @@ def rms_norm(candidate: Code) -> None:
     x = torch.randn(2, 5, 6, generator=rng.generator(0, "check", "rms_norm"))
     x = x * torch.tensor([1.0, 0.3, 0.1, 0.05, 3.0])[:, None]
     gain = torch.tensor([0.5, 1.5, 2.0, -1.0, 0.8, 1.1])
-    eps = 0.01
-    expected = F.rms_norm(x, gain.shape, gain, eps)
-    diagnose(on(x, gain, eps), candidate, expected, RMS_NORM_MISTAKES)
+    expected = F.rms_norm(x, gain.shape, gain, 0.01)
+    diagnose(on(x, gain, 0.01), candidate, expected, RMS_NORM_MISTAKES)
 
 
-def _angles(positions: Tensor, theta: float, head_dim: int, step: int = 2) -> Tensor:
-    """Return the angle of each position and pair; `step` 2 is right."""
-    pair = torch.arange(head_dim // 2, dtype=torch.float64)
-    return torch.outer(positions.double(), theta ** (-step * pair / head_dim))
-
-
-def _turned(x: Tensor, angle: Tensor) -> Tensor:
-    return apply_rotary(x, torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[None])
-
-
-def _turned_halves(
-    x: Tensor, positions: Tensor, theta: float, *, read: bool = True, written: bool = True
+def _turned(
+    x: Tensor,
+    positions: Tensor,
+    theta: float,
+    *,
+    exponent: int = -2,
+    counted: Code = lambda positions: positions,
+    halves: str = "",
 ) -> Tensor:
-    """Take the pairs as halves where they are read, where they are written, or both."""
-    pairs = rearrange(x, "b s h (half pair) -> b s h (pair half)", half=2) if read else x
-    turned = _turned(pairs, _angles(positions, theta, x.shape[-1]))
-    if not written:
-        return turned
-    return rearrange(turned, "b s h (pair half) -> b s h (half pair)", half=2)
+    """Turn pairs; `halves` says where they are taken as halves: "read", "written" or both."""
+    pair = torch.arange(x.shape[-1] // 2, dtype=torch.float64)
+    angle = torch.outer(counted(positions).double(), theta ** (exponent * pair / x.shape[-1]))
+    if "read" in halves:
+        x = rearrange(x, "b s h (half pair) -> b s h (pair half)", half=2)
+    x = apply_rotary(x, torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[None])
+    if "written" in halves:
+        x = rearrange(x, "b s h (pair half) -> b s h (half pair)", half=2)
+    return x
 
 
 def _stretched(x: Tensor, positions: Tensor, theta: float, sign: float, repeat: Code) -> Tensor:
     """Turn by real numbers: the sign of the first sine, and how each angle is given to a pair."""
-    angles = repeat(_angles(positions, theta, x.shape[-1]).float())[:, None]
+    speed = theta ** (-torch.arange(0, x.shape[-1], 2).double() / x.shape[-1])
+    angles = repeat(torch.outer(positions.double(), speed).float())[:, None]
     other = torch.stack([sign * x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
     return x * angles.cos() + other * angles.sin()
 
 
-ROTARY_MISTAKES: Mistakes = {
-    "number j is turned together with number j + head_dim/2 (Hugging Face's layout), not with its "
-    "neighbour": _turned_halves,
-    "the sign of the sine is wrong, so it turns backwards": lambda x, positions, theta: _turned(
-        x, -_angles(positions, theta, x.shape[-1])
-    ),
-    "all pairs turn at the speed of the first": lambda x, positions, theta: _turned(
-        x, positions.double()[:, None].expand(-1, x.shape[-1] // 2)
-    ),
-    "the exponent is -j / head_dim instead of -2j / head_dim": lambda x, positions, theta: _turned(
-        x, _angles(positions, theta, x.shape[-1], step=1)
-    ),
-    "positions are counted 0, 1, 2, ... and the given ones are ignored": (
-        lambda x, positions, theta: _turned(
-            x, _angles(torch.arange(len(positions)), theta, x.shape[-1])
-        )
-    ),
-    "positions begin at 1": lambda x, positions, theta: _turned(
-        x, _angles(positions + 1, theta, x.shape[-1])
-    ),
+ROTARY_MISTAKES = flawed(
+    _turned,
+    halves={
+        "number j is turned together with number j + head_dim/2 (Hugging Face's layout), not with "
+        "its neighbour": "read and written",
+        "the two numbers of a pair are written as halves (cat); write them as neighbours (stack, "
+        "then flatten)": "written",
+        "pairs are read as halves (chunk) and written as neighbours": "read",
+    },
+    counted={
+        "the sign of the sine is wrong, so it turns backwards": torch.neg,
+        "positions are counted 0, 1, 2, ... and the given ones are ignored": (
+            lambda positions: torch.arange(len(positions))
+        ),
+        "positions begin at 1": lambda positions: positions + 1,
+    },
+    exponent={
+        "all pairs turn at the speed of the first": 0,
+        "the exponent is -j / head_dim instead of -2j / head_dim": -1,
+        "the minus is missing: the exponent is 2j / head_dim": 2,
+    },
+) | {
     "the angle follows the number of the head, not the position": lambda x, positions, theta: (
-        _turned(x.transpose(1, 2), _angles(torch.arange(x.shape[2]), theta, x.shape[-1])).transpose(
-            1, 2
-        )
+        _turned(x.transpose(1, 2), torch.arange(x.shape[2]), theta).transpose(1, 2)
     ),
     "nothing is turned": lambda x, positions, theta: x,
-    "the two numbers of a pair are written as halves (cat); write them as neighbours (stack, then "
-    "flatten)": partial(_turned_halves, read=False),
-    "pairs are read as halves (chunk) and written as neighbours": partial(
-        _turned_halves, written=False
+    "both sines have one sign, so pairs are stretched, not turned": partial(
+        _stretched, sign=1.0, repeat=lambda angles: angles.repeat_interleave(2, dim=-1)
     ),
-    "both sines have one sign, so pairs are stretched, not turned": lambda x, positions, theta: (
-        _stretched(x, positions, theta, 1.0, lambda a: a.repeat_interleave(2, dim=-1))
+    "the angles stand as for halves (cat); neighbours need each twice (repeat_interleave)": partial(
+        _stretched, sign=-1.0, repeat=lambda angles: torch.cat([angles, angles], dim=-1)
     ),
-    "the angles stand as for halves (cat); neighbours need each twice (repeat_interleave)": (
-        lambda x, positions, theta: _stretched(
-            x, positions, theta, -1.0, lambda a: torch.cat([a, a], dim=-1)
-        )
-    ),
-    "the minus is missing: the exponent is 2j / head_dim": lambda x, positions, theta: _turned(
-        x, _angles(positions, theta, x.shape[-1], step=-2)
-    ),
-    "theta is 10000, whatever is given": lambda x, positions, theta: _turned(
-        x, _angles(positions, 10000.0, x.shape[-1])
-    ),
+    "theta is 10000, whatever is given": lambda x, positions, theta: _turned(x, positions, 1e4),
 }
 
 
@@ -159,27 +144,20 @@ def rotary(candidate: Code) -> None:
     diagnose(on(x, positions, theta), candidate, expected, ROTARY_MISTAKES)
 
 
-SWIGLU_MISTAKES: Mistakes = {
-    "GELU stands in place of SiLU": lambda x, w1, w2, w3: (F.gelu(x @ w1.T) * (x @ w3.T)) @ w2.T,
-    "ReLU stands in place of SiLU": lambda x, w1, w2, w3: (F.relu(x @ w1.T) * (x @ w3.T)) @ w2.T,
-    "the sigmoid stands in place of SiLU": lambda x, w1, w2, w3: (
-        ((x @ w1.T).sigmoid() * (x @ w3.T)) @ w2.T
-    ),
-    "SiLU acts on W3 x instead of W1 x": lambda x, w1, w2, w3: (
-        ((x @ w1.T) * F.silu(x @ w3.T)) @ w2.T
-    ),
-    "SiLU acts on the product of both branches": lambda x, w1, w2, w3: (
-        F.silu((x @ w1.T) * (x @ w3.T)) @ w2.T
-    ),
-    "SiLU acts on both branches": lambda x, w1, w2, w3: (
-        (F.silu(x @ w1.T) * F.silu(x @ w3.T)) @ w2.T
-    ),
-    "there is no SiLU": lambda x, w1, w2, w3: ((x @ w1.T) * (x @ w3.T)) @ w2.T,
-    "the branch of W3 is missing": lambda x, w1, w2, w3: F.silu(x @ w1.T) @ w2.T,
-    "the two branches are added, not multiplied": lambda x, w1, w2, w3: (
-        (F.silu(x @ w1.T) + x @ w3.T) @ w2.T
-    ),
-}
+SWIGLU_MISTAKES = flawed(
+    lambda x, w1, w2, w3, hidden: hidden(x @ w1.T, x @ w3.T) @ w2.T,
+    hidden={
+        "GELU stands in place of SiLU": lambda gate, up: F.gelu(gate) * up,
+        "ReLU stands in place of SiLU": lambda gate, up: F.relu(gate) * up,
+        "the sigmoid stands in place of SiLU": lambda gate, up: gate.sigmoid() * up,
+        "SiLU acts on W3 x instead of W1 x": lambda gate, up: gate * F.silu(up),
+        "SiLU acts on the product of both branches": lambda gate, up: F.silu(gate * up),
+        "SiLU acts on both branches": lambda gate, up: F.silu(gate) * F.silu(up),
+        "there is no SiLU": lambda gate, up: gate * up,
+        "the branch of W3 is missing": lambda gate, up: F.silu(gate),
+        "the two branches are added, not multiplied": lambda gate, up: F.silu(gate) + up,
+    },
+)
 
 
 def swiglu(candidate: Code) -> None:
@@ -226,16 +204,19 @@ def hidden_width(candidate: Code) -> None:
     actual = [candidate(*case) for case in cases]
     if actual == expected:
         return
-    for mistake, wrong in WIDTH_MISTAKES.items():
-        if actual == [wrong(*case) for case in cases]:
-            raise CheckFailed(f"it looks as if {mistake}.")
-    case, right, width = next(
+    recognise(lambda wrong: actual == [wrong(*case) for case in cases], WIDTH_MISTAKES)
+    (dim, multiple_of, multiplier), right, width = next(
         row for row in zip(cases, expected, actual, strict=True) if row[1] != row[2]
     )
     raise CheckFailed(
-        f"dim {case[0]}, multiple_of {case[1]}, multiplier {case[2]:g} must give {right}; "
+        f"dim {dim}, multiple_of {multiple_of}, multiplier {multiplier:g} must give {right}; "
         f"got {width}."
     )
+
+
+def _block(x: Tensor, attend: Code, feed: Code, norm_1: Code, norm_2: Code) -> Tensor:
+    h = x + attend(norm_1(x))
+    return h + feed(norm_2(h))
 
 
 BLOCK_MISTAKES: Mistakes = {
@@ -258,28 +239,24 @@ BLOCK_MISTAKES: Mistakes = {
     "the normed x, not x, goes on along the residual path": lambda x, attend, feed, n1, n2: (
         (h := n1(x) + attend(n1(x))) + feed(n2(h))
     ),
-    "the norms are missing": lambda x, attend, feed, n1, n2: x + attend(x) + feed(x + attend(x)),
-    "the two norms have changed places": lambda x, attend, feed, n1, n2: (
-        (h := x + attend(n2(x))) + feed(n1(h))
-    ),
-    "attention reads x without its norm": lambda x, attend, feed, n1, n2: (
-        (h := x + attend(x)) + feed(n2(h))
-    ),
-    "the feed-forward layer reads without its norm": lambda x, attend, feed, n1, n2: (
-        (h := x + attend(n1(x))) + feed(h)
-    ),
-    "one norm is used twice": lambda x, attend, feed, n1, n2: (
-        (h := x + attend(n1(x))) + feed(n1(h))
-    ),
     "the second residual path starts from x, not from attention's result": (
         lambda x, attend, feed, n1, n2: x + feed(n2(x + attend(n1(x))))
     ),
     "attention is missing": lambda x, attend, feed, n1, n2: x + feed(n2(x)),
     "the feed-forward layer is missing": lambda x, attend, feed, n1, n2: x + attend(n1(x)),
-    "the feed-forward layer comes before attention": lambda x, attend, feed, n1, n2: (
-        (h := x + feed(n2(x))) + attend(n1(h))
+    "the feed-forward layer comes before attention": lambda x, attend, feed, n1, n2: _block(
+        x, feed, attend, n2, n1
     ),
-}
+} | flawed(
+    lambda x, attend, feed, n1, n2, norms: _block(x, attend, feed, *norms(n1, n2)),
+    norms={
+        "the norms are missing": lambda n1, n2: (nn.Identity(), nn.Identity()),
+        "the two norms have changed places": lambda n1, n2: (n2, n1),
+        "attention reads x without its norm": lambda n1, n2: (nn.Identity(), n2),
+        "the feed-forward layer reads without its norm": lambda n1, n2: (n1, nn.Identity()),
+        "one norm is used twice": lambda n1, n2: (n1, n1),
+    },
+)
 
 
 def block(candidate: Code) -> None:
@@ -288,72 +265,52 @@ def block(candidate: Code) -> None:
     x = torch.randn(2, 5, 6, generator=generator)
     mix, up = torch.randn(5, 5, generator=generator), torch.randn(6, 6, generator=generator)
     gains = 1 + 0.3 * torch.randn(2, 6, generator=generator)
-    attend, feed, norm_1, norm_2 = parts = (
+    parts = (
         lambda x: mix @ x,
         lambda x: torch.tanh(x @ up),
         lambda x: F.rms_norm(x, (6,), gains[0], 1e-5),
         lambda x: F.rms_norm(x, (6,), gains[1], 1e-5),
     )
-    h = x + attend(norm_1(x))
-    diagnose(on(x, *parts), candidate, h + feed(norm_2(h)), BLOCK_MISTAKES)
+    diagnose(on(x, *parts), candidate, _block(x, *parts), BLOCK_MISTAKES)
 
 
-def _stack(step: Code) -> Code:
-    """Return a model whose blocks are computed by `step(layer, h, rotation)`."""
-
-    def run(ids: Tensor, weights: Weights, config: ModelConfig) -> Tensor:
-        model = build(config, weights)
-        h = model.tok_embeddings(ids)
-        rotation = model.rotation(h)
-        for layer in model.layers:
-            h = step(cast(TransformerBlock, layer), h, rotation)
-        return model.logits(model.norm(h))
-
-    return run
-
-
-def _with(change: Callable[[str, Tensor, Weights, ModelConfig], Tensor]) -> Code:
-    """Return the right model run on weights that `change(name, weight, ...)` has altered."""
-
-    def run(ids: Tensor, weights: Weights, config: ModelConfig) -> Tensor:
-        changed = {name: change(name, w, weights, config) for name, w in weights.items()}
-        return build(config, changed)(ids)
-
-    return run
+def _assembled(
+    ids: Tensor,
+    weights: Weights,
+    config: ModelConfig,
+    *,
+    block: Code = _block,
+    attend: Code = lambda layer, x, rotation: layer.attention(x, rotation),
+    feed: Code = lambda layer, x: layer.feed_forward(x),
+    norm: Code = lambda model, h: model.norm(h),
+    weight: Code = lambda name, weight, weights, config: weight,
+) -> Tensor:
+    """The model from parts that may be flawed; `block` is what the check of a block wants."""
+    model = build(config, {name: weight(name, w, weights, config) for name, w in weights.items()})
+    h = model.tok_embeddings(ids)
+    rotation = model.rotation(h)
+    for layer in model.layers:
+        parts = partial(attend, layer, rotation=rotation), partial(feed, layer)
+        h = block(h, *parts, layer.attention_norm, layer.ffn_norm)
+    return model.logits(norm(model, h))
 
 
-def _seeing(offset: int) -> Code:
-    """Return the right model in which token i sees the tokens up to i + offset."""
-
-    def run(ids: Tensor, weights: Weights, config: ModelConfig) -> Tensor:
-        visible = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril(offset)
-        return build(config, weights)(ids, attend=masked(visible))
-
-    return run
+def _seeing(last: int, layer: TransformerBlock, x: Tensor, rotation: Tensor) -> Tensor:
+    """Attention in which token i sees the tokens up to i + last."""
+    visible = torch.ones(1, x.shape[1], x.shape[1], dtype=torch.bool).tril(last)
+    return layer.attention(x, rotation, masked(visible))
 
 
-def _post_norm(layer: TransformerBlock, h: Tensor, rotation: Tensor) -> Tensor:
-    h = layer.attention_norm(h + layer.attention(h, rotation))
-    return layer.ffn_norm(h + layer.feed_forward(h))
-
-
-def _no_residual(layer: TransformerBlock, h: Tensor, rotation: Tensor) -> Tensor:
-    return layer.feed_forward(layer.ffn_norm(layer.attention(layer.attention_norm(h), rotation)))
-
-
-def _gelu(layer: TransformerBlock, h: Tensor, rotation: Tensor) -> Tensor:
-    h = h + layer.attention(layer.attention_norm(h), rotation)
-    feed, x = layer.feed_forward, layer.ffn_norm(h)
-    return h + feed.w2(F.gelu(feed.w1(x)) * feed.w3(x))
-
-
-def _turned_values(layer: TransformerBlock, h: Tensor, rotation: Tensor) -> Tensor:
-    attention = layer.attention
-    q, k, v = attention.project(layer.attention_norm(h), rotation)
+def _with_turned_values(layer: TransformerBlock, x: Tensor, rotation: Tensor) -> Tensor:
+    q, k, v = layer.attention.project(x, rotation)
     q, k, v = (t.transpose(1, 2) for t in (q, k, apply_rotary(v, rotation)))
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    h = h + attention.wo(mixed.transpose(1, 2).flatten(-2))
-    return h + layer.feed_forward(layer.ffn_norm(h))
+    return layer.attention.wo(mixed.transpose(1, 2).flatten(-2))
+
+
+def _gelu(layer: TransformerBlock, x: Tensor) -> Tensor:
+    feed = layer.feed_forward
+    return feed.w2(F.gelu(feed.w1(x)) * feed.w3(x))
 
 
 def _halves(name: str, weight: Tensor, weights: Weights, config: ModelConfig) -> Tensor:
@@ -364,39 +321,38 @@ def _halves(name: str, weight: Tensor, weights: Weights, config: ModelConfig) ->
     return rearrange(weight, pattern, half=2, pair=config.head_dim // 2)
 
 
-WHOLE_MISTAKES: Mistakes = {
-    "a token sees the one after it: the mask is off by one": _seeing(1),
-    "a token sees everything: there is no causal mask": _seeing(10**6),
-    "the scores are not divided by sqrt(head_dim)": _with(
-        lambda name, w, weights, config: (
-            w * config.head_dim**0.5 if name.endswith("wq.weight") else w
-        )
-    ),
-    "rotary pairs are j and j + head_dim/2 (Hugging Face's layout), but the weights are laid out "
-    "for neighbours": _with(_halves),
-    "the values are rotated too": _stack(_turned_values),
-    "there are no positions: neither queries nor keys are rotated": (
-        lambda ids, weights, config: build(config, weights)(ids, positions=torch.zeros_like(ids))
-    ),
-    "each norm comes after its sublayer": _stack(_post_norm),
-    "the residual paths are missing": _stack(_no_residual),
-    "GELU stands in place of SiLU": _stack(_gelu),
-    "the gains of the norms are ignored": _with(
-        lambda name, w, weights, config: torch.ones_like(w) if w.dim() == 1 else w
-    ),
-    "the output head uses the embedding table (tied weights)": _with(
-        lambda name, w, weights, config: (
-            weights["tok_embeddings.weight"] if name == "output.weight" else w
-        )
-    ),
-    "the final norm is missing": lambda ids, weights, config: _headless(ids, weights, config),
-}
-
-
-def _headless(ids: Tensor, weights: Weights, config: ModelConfig) -> Tensor:
-    model = build(config, weights)
-    model.norm = torch.nn.Identity()  # pyrefly: ignore[bad-assignment]
-    return model(ids)
+WHOLE_MISTAKES = flawed(
+    _assembled,
+    attend={
+        "a token sees the one after it: the mask is off by one": partial(_seeing, 1),
+        "a token sees everything: there is no causal mask": partial(_seeing, 10**6),
+        "the values are rotated too": _with_turned_values,
+        "there are no positions: neither queries nor keys are rotated": (
+            lambda layer, x, rotation: layer.attention(x, torch.ones_like(rotation))
+        ),
+    },
+    block={
+        "each norm comes after its sublayer": BLOCK_MISTAKES[
+            "each norm comes after its sublayer, on the sum (post-norm)"
+        ],
+        "the residual paths are missing": BLOCK_MISTAKES["both residual paths are missing"],
+    },
+    feed={"GELU stands in place of SiLU": _gelu},
+    norm={"the final norm is missing": lambda model, h: h},
+    weight={
+        "the scores are not divided by sqrt(head_dim)": lambda name, weight, weights, config: (
+            weight * config.head_dim**0.5 if name.endswith("wq.weight") else weight
+        ),
+        "rotary pairs are j and j + head_dim/2 (Hugging Face's layout), but the weights are laid "
+        "out for neighbours": _halves,
+        "the gains of the norms are ignored": lambda name, weight, weights, config: (
+            torch.ones_like(weight) if weight.dim() == 1 else weight
+        ),
+        "the output head uses the embedding table (tied weights)": (
+            lambda name, weight, weights, config: weights[name.replace("output", "tok_embeddings")]
+        ),
+    },
+)
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> Weights:

@@ -10,19 +10,17 @@ import torch.nn.functional as F
 from scipy import integrate
 
 from llama2_lib.evaluation import judged as evaluation
-from llama2_lib.evaluation import reward as library
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.objectives import preference, rlhf
-from llama2_lib.objectives import rlhf as rewards
 from llama2_lib.stages.reward import MARGINS
 from llama2_lib.stages.safety import gate
 from llama2_lib.teaching import ppo, rejection, reward, safety
 from llama2_lib.teaching.check import CheckFailed
 
 
-def mean_of(term):
+def mean(term):
     return term.total / term.count
 
 
@@ -30,15 +28,6 @@ def by_classes(chosen, rejected, margin):
     """Which of two answers is the better one, as a classification."""
     logits = torch.stack([chosen - margin, rejected], dim=1)
     return F.cross_entropy(logits, torch.zeros(len(chosen), dtype=torch.int64))
-
-
-def by_logaddexp(chosen, rejected, margin):
-    return torch.logaddexp(torch.zeros_like(chosen), rejected + margin - chosen).mean()
-
-
-def by_steps(grades, schedule):
-    step = {"none": 0.0, "small": 1 / 3, "large": 1.0}[schedule]
-    return torch.tensor([step * (3 - reward.GRADES.index(grade)) for grade in grades])
 
 
 def by_signs(chosen, rejected, margin):
@@ -58,24 +47,11 @@ def by_the_library(values, ids, lengths):
     return model.score(ids, lengths)
 
 
-def by_signed_scores(scores, is_safe):
-    return -F.logsigmoid((2 * is_safe.float() - 1) * scores).mean()
-
-
 def picked_in_a_loop(scores, finished):
     rows = zip(scores.tolist(), finished.tolist(), strict=True)
     return [
         max((i for i, ok in enumerate(f) if ok), key=lambda i, s=s: (s[i], -i)) for s, f in rows
     ]
-
-
-def picked_by_sorting(scores, finished):
-    kept = torch.where(finished, scores, scores.min() - 1)
-    return kept.sort(dim=1, descending=True, stable=True).indices[:, 0]
-
-
-def distinct_by_index(answers):
-    return [[i for i, answer in enumerate(row) if row.index(answer) == i] for row in answers]
 
 
 def distinct_by_memory(answers):
@@ -92,30 +68,12 @@ def pool_by_gathering(rounds, score):
     return {p: max(row, key=lambda a, p=p: score(p, a)) for p, row in answers.items()}
 
 
-def pool_round_by_round(rounds, score):
-    best = {}
-    for samples in rounds:
-        for prompt, row in samples.items():
-            rivals = [*best.get(prompt, ()), *(answer for answer, _ in row)]
-            best[prompt] = (max(rivals, key=lambda a, p=prompt: score(p, a)),)
-    return {prompt: answer for prompt, (answer,) in best.items()}
-
-
 def by_enumeration(proxy, value, n):
     subsets = list(combinations(range(proxy.shape[1]), n))
     return [
         np.mean([v[max(subset, key=lambda i, p=p: p[i])] for subset in subsets])
         for p, v in zip(proxy, value, strict=True)
     ]
-
-
-def by_hand(proxy, value, n):
-    k = proxy.shape[1]
-    total = np.zeros(len(proxy))
-    for rank, places in enumerate(np.argsort(proxy, axis=1).T, start=1):
-        share = math.comb(rank - 1, n - 1) / math.comb(k, n)
-        total += share * value[np.arange(len(proxy)), places]
-    return torch.from_numpy(total)
 
 
 def by_quadrature(n):
@@ -128,20 +86,10 @@ def by_quadrature(n):
     return integrate.quad(integrand, 0, 1)[0]
 
 
-def best_by_the_library(proxy, value, n):
-    return library.best_of_n(proxy, value)[:, n - 1]
-
-
 def combined_by_probability(safety, helpfulness, is_safety_prompt):
     """The paper's own form decides, the raw scores come back."""
     unsafe = safety.sigmoid() < 0.15
     return safety * (is_safety_prompt | unsafe) + helpfulness * ~(is_safety_prompt | unsafe)
-
-
-def combined_in_a_loop(safety, helpfulness, is_safety_prompt):
-    rows = zip(safety, helpfulness, is_safety_prompt, strict=True)
-    threshold = torch.tensor(0.15).logit()
-    return torch.stack([s if tagged or s < threshold else h for s, h, tagged in rows])
 
 
 def whitened_by_selection(x, mask):
@@ -159,12 +107,6 @@ def shaped_in_a_loop(score, logprobs, reference_logprobs, mask, beta):
             out[row, t] = beta * (reference_logprobs[row, t] - logprobs[row, t]).item()
         out[row, tokens[-1]] += score[row]
     return out
-
-
-def shaped_by_counting(score, logprobs, reference_logprobs, mask, beta):
-    is_last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    penalty = beta * (logprobs.detach() - reference_logprobs)
-    return mask * (is_last * score[:, None] - penalty)
 
 
 def estimates_by_ratio(logprobs, reference_logprobs):
@@ -187,20 +129,6 @@ def gae_by_double_sum(rewards, values, mask, gamma, lam):
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
-def gae_by_lambda_returns(rewards, values, mask, gamma, lam):
-    """Returns first, G_t = r_t + gamma ((1 - lam) V_(t+1) + lam G_(t+1)); advantages from them."""
-    returns = torch.zeros(len(mask), mask.shape[1] + 1)
-    after = torch.cat([values * mask, torch.zeros(len(mask), 1)], dim=1)
-    for t in range(mask.shape[1] - 1, -1, -1):
-        target = (1 - lam) * after[:, t + 1] + lam * returns[:, t + 1]
-        returns[:, t] = mask[:, t] * (rewards[:, t] + gamma * target)
-    return mask * (returns[:, :-1] - values), returns[:, :-1]
-
-
-def library_policy_loss(*given):
-    return mean_of(rlhf.ppo_policy_loss(*given))
-
-
 def policy_loss_by_cases(logprobs, old_logprobs, advantages, mask, clip):
     """Beyond the limit in the direction of the advantage the gain is constant."""
     log_ratio, gain = (logprobs - old_logprobs)[mask], advantages[mask]
@@ -210,28 +138,6 @@ def policy_loss_by_cases(logprobs, old_logprobs, advantages, mask, clip):
     ratio = torch.where(over, torch.tensor(1 + clip), ratio)
     ratio = torch.where(under, torch.tensor(1 - clip), ratio)
     return -(ratio * gain).mean()
-
-
-def policy_loss_by_maximum(logprobs, old_logprobs, advantages, mask, clip):
-    ratio = torch.exp(logprobs - old_logprobs)
-    losses = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
-    return (losses * mask).sum() / mask.sum()
-
-
-def library_value_loss(*given):
-    return mean_of(rlhf.ppo_value_loss(*given))
-
-
-def value_loss_by_selection(values, old_values, returns, mask, clip):
-    values, old_values, returns = values[mask], old_values[mask], returns[mask]
-    near = torch.max(torch.min(values, old_values + clip), old_values - clip)
-    worse = torch.stack([(values - returns).abs(), (near - returns).abs()]).amax(0)
-    return (worse**2).mean() / 2
-
-
-def reward_with_a_gradient(score, logprobs, reference_logprobs, mask, beta):
-    is_last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    return mask * (is_last * score[:, None] - beta * (logprobs - reference_logprobs))
 
 
 def unmasked_gae(rewards, values, mask, gamma, lam):
@@ -265,30 +171,29 @@ def by_the_librarys_table(grades, schedule):
 
 
 RIGHT = {
-    reward.ranking_loss: [
-        lambda *given: mean_of(preference.ranking_loss(*given)),
-        by_classes,
-        by_logaddexp,
-    ],
-    reward.margins: [by_the_librarys_table, by_steps],
+    reward.ranking_loss: [lambda *given: mean(preference.ranking_loss(*given)), by_classes],
+    reward.margins: [by_the_librarys_table],
     reward.pair_accuracy: [lambda c, r, m: preference.pairwise_accuracy(c, r), by_signs],
     reward.last_token_score: [by_mask, by_the_library],
     reward.safety_auxiliary_loss: [
-        lambda *given: mean_of(preference.safety_auxiliary_loss(*given)),
-        by_signed_scores,
+        lambda *given: mean(preference.safety_auxiliary_loss(*given)),
+        lambda scores, is_safe: -F.logsigmoid((2 * is_safe.float() - 1) * scores).mean(),
     ],
-    rejection.pick_best: [picked_in_a_loop, picked_by_sorting],
-    rejection.distinct: [distinct_by_index, distinct_by_memory],
-    rejection.pool: [pool_by_gathering, pool_round_by_round],
-    rejection.expected_best: [best_by_the_library, by_enumeration, by_hand],
-    rejection.kl_of_best_of_n: [library.best_of_n_kl, by_quadrature],
-    ppo.combined_reward: [rewards.combined_reward, combined_by_probability, combined_in_a_loop],
-    ppo.whiten: [rewards.whiten, whitened_by_selection],
-    ppo.shaped_rewards: [rewards.shaped_rewards, shaped_in_a_loop, shaped_by_counting],
-    ppo.kl_estimates: [rlhf.kl_estimates, estimates_by_ratio],
-    ppo.gae: [library_gae, gae_by_double_sum, gae_by_lambda_returns],
-    ppo.ppo_policy_loss: [library_policy_loss, policy_loss_by_cases, policy_loss_by_maximum],
-    ppo.ppo_value_loss: [library_value_loss, value_loss_by_selection],
+    rejection.pick_best: [picked_in_a_loop],
+    rejection.distinct: [distinct_by_memory],
+    rejection.pool: [pool_by_gathering],
+    rejection.expected_best: [by_enumeration],
+    rejection.kl_of_best_of_n: [by_quadrature],
+    ppo.combined_reward: [combined_by_probability],
+    ppo.whiten: [whitened_by_selection],
+    ppo.shaped_rewards: [shaped_in_a_loop],
+    ppo.kl_estimates: [estimates_by_ratio],
+    ppo.gae: [gae_by_double_sum],
+    ppo.ppo_policy_loss: [
+        lambda *given: mean(rlhf.ppo_policy_loss(*given)),
+        policy_loss_by_cases,
+    ],
+    ppo.ppo_value_loss: [lambda *given: mean(rlhf.ppo_value_loss(*given))],
     safety.distilled_pairs: [by_the_gate_of_the_library],
     safety.nested_subset: [
         lambda items, share: items[: int(share * len(items) + 0.5)],
@@ -302,24 +207,20 @@ WRONG = [
     (reward.ranking_loss, lambda c, r, m: F.softplus(r - c + m), r"without axes; got \(5,\)"),
     (reward.ranking_loss, preference.ranking_loss, "without axes; got LossTerm"),
     (reward.ranking_loss, lambda *given: by_classes(*given).detach(), "carries no gradient"),
-    (
-        reward.last_token_score,
-        lambda values, ids, n: values[torch.arange(len(n)), n],
-        "a place beyond a row",
-    ),
+    (reward.last_token_score, lambda v, _, n: v[torch.arange(len(n)), n], "a place beyond a row"),
     (reward.margins, lambda grades, schedule: torch.zeros(3), "6 margins must come back"),
     (rejection.pick_best, lambda *_: [0, 0], r"expected .* got \[0, 0\], like no mistake known"),
     (rejection.pool, lambda rounds, score: {}, r"got \{\}, like no mistake known here"),
     (rejection.kl_of_best_of_n, lambda n: 7.0, "like no mistake known"),
     (rejection.expected_best, lambda *_: 0.5, r"expected shape \(4, 3\); got \(4,\)"),
-    (ppo.ppo_policy_loss, lambda *given: 3 * library_policy_loss(*given), "like no mistake known"),
+    (ppo.ppo_policy_loss, lambda *given: 3 * policy_loss_by_cases(*given), "like no mistake known"),
     (ppo.ppo_value_loss, rlhf.ppo_value_loss, "without axes; got LossTerm"),
     (ppo.kl_estimates, lambda p, q: (p - q, (p - q).square()), "three tensors"),
     (ppo.gae, lambda *given: (library_gae(*given)[0][0], given[1]), "two tensors"),
     (ppo.gae, unmasked_gae, "not 0 where the mask is False"),
     (ppo.gae, blind_gae, "the sum is carried through the pads"),
     (ppo.combined_reward, lambda *given: given, "a tensor must come back; got tuple"),
-    (ppo.shaped_rewards, reward_with_a_gradient, "carry a gradient"),
+    (ppo.shaped_rewards, lambda s, p, *g: shaped_in_a_loop(s, p, *g) + 0 * p, "carry a gradient"),
     (safety.gamma, lambda queries, budget: 0.123, "no mistake known here"),
 ]
 
