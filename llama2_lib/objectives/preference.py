@@ -11,11 +11,7 @@ from llama2_lib.objectives.language import LossTerm
 
 
 def margins(grades: Sequence[str], table: Mapping[str, float]) -> Float[Tensor, " pairs"]:
-    """Return m(r) of equation 2 for each pair: the margin of its grade.
-
-    Raises:
-        ValueError: The table has no margin for a grade.
-    """
+    """Return m(r) of equation 2 for each pair: the margin of its grade."""
     if unknown := sorted(set(grades) - set(table)):
         raise ValueError(f"a grade must be one of {[*table]}; got {unknown}.")
     return torch.tensor([table[grade] for grade in grades])
@@ -28,16 +24,8 @@ def ranking_loss(
 ) -> LossTerm:
     """Binary ranking loss, -log sigmoid(r_chosen - r_rejected - m) (paper equations 1 and 2).
 
-    The margin belongs to training. Evaluate without it, or models trained with different
-    margins cannot be compared.
-
-    Args:
-        chosen: Raw scores of the preferred answers.
-        rejected: Raw scores of the others.
-        margin: m(r) of each pair; 0 if left out.
-
-    Raises:
-        ValueError: There are no pairs.
+    The margin m(r) belongs to training. Evaluate without it, or models trained with different
+    margins cannot be compared. Scores are raw, as the model gives them.
     """
     gap = chosen - rejected
     # logsigmoid and not log(sigmoid): the latter is -inf from a gap of -104 on in fp32.
@@ -52,9 +40,6 @@ def pairwise_accuracy(
     """Return the share of pairs in which the chosen answer scores higher; a tie counts half.
 
     A score that is not a number makes the share none either.
-
-    Raises:
-        ValueError: There are no pairs.
     """
     gap = (chosen - rejected).detach()
     if not len(gap):

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
@@ -49,8 +48,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
     """Learn a BPE vocabulary from `texts` and write it to `path`.
 
     Texts are cut at newlines, as the paper's were, so a newline is always the byte piece
-    `<0x0A>`; lines too long for SentencePiece are cut at spaces. The result depends on nothing
-    but the texts and the settings.
+    `<0x0A>`; lines too long for SentencePiece are cut at spaces.
 
     Raises:
         ValueError: There is no text, it is too little for that many pieces or has too many
@@ -145,9 +143,6 @@ def check_unicode(text: object, where: str = "the text") -> None:
 
     Such halves come from JSON and from bytes that were decoded with `surrogateescape`, as Python
     decodes what is typed.
-
-    Raises:
-        ValueError: naming the place.
     """
     if not isinstance(text, str):
         raise ValueError(
@@ -171,13 +166,8 @@ class Tokenizer:
         self.bos_id: int = processor.bos_id()
         self.eos_id: int = processor.eos_id()
         self.unk_id: int = processor.unk_id()
-        self.n_words: int = processor.vocab_size()
-        """Number of pieces; Meta's name."""
-
-    @property
-    def vocab_size(self) -> int:
+        self.vocab_size: int = processor.vocab_size()
         """Number of pieces."""
-        return self.n_words
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Return the piece ids of `text`, with control ids only where asked for.
@@ -187,24 +177,11 @@ class Tokenizer:
         Raises:
             ValueError: `text` is no string, or no valid Unicode.
         """
-        ids = self._encode(text)
-        return [self.bos_id] * bos + ids + [self.eos_id] * eos
-
-    def _encode(self, text: str, **options: Any) -> list[Any]:
-        if not isinstance(text, str):
-            check_unicode(text)
-        try:
-            return self.processor.encode(text, **options)
-        except RuntimeError:
-            check_unicode(text)
-            raise
+        check_unicode(text)
+        return [self.bos_id] * bos + self.processor.encode(text) + [self.eos_id] * eos
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return `encode` of each text, several times faster than one by one.
-
-        Raises:
-            ValueError: as in `encode`, naming the text by its index; or `texts` is one string.
-        """
+        """Return `encode` of each text, several times faster than one by one."""
         if isinstance(texts, str):
             raise ValueError(
                 f"texts must be a list of strings; got the string {texts[:40]!r}. Use encode."
@@ -219,7 +196,8 @@ class Tokenizer:
 
     def pieces(self, text: str) -> list[str]:
         """Return the pieces of `text` as strings; U+2581 marks a space."""
-        return self._encode(text, out_type=str)
+        check_unicode(text)
+        return self.processor.encode(text, out_type=str)
 
     def piece(self, index: int) -> str:
         """Return one piece by its id."""

@@ -256,11 +256,6 @@ def test_no_letter_is_lost_and_no_part_is_too_long_or_blank(seed):
     assert all(part.strip() and part.strip("\n") == part and len(part) <= longest for part in parts)
 
 
-def test_parts_have_a_length():
-    with pytest.raises(ValueError, match="at least 1 character; got 0"):
-        list(cut("text", 0))
-
-
 def test_a_line_of_json_is_one_document_however_long(tmp_path):
     text = "\n\n".join(paragraphs(50))
     write(tmp_path, a_jsonl=line(text))

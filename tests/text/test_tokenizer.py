@@ -45,7 +45,7 @@ def test_any_text_comes_back(tok, text):
 def test_the_ids_and_sizes_are_metas(tok):
     assert (tok.unk_id, tok.bos_id, tok.eos_id) == (0, 1, 2)
     assert tok.processor.pad_id() == -1
-    assert tok.vocab_size == tok.n_words == 340
+    assert tok.vocab_size == 340
     assert [tok.piece(index) for index in (0, 1, 2, 3, 258)] == [
         "<unk>", "<s>", "</s>", "<0x00>", "<0xFF>",
     ]  # fmt: skip
