@@ -45,13 +45,8 @@ class ScalarModel(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """Return the raw score of each row, read at its last real token.
 
-        Args:
-            ids: Prompts with answers, padded on the right with anything.
-            lengths: Real tokens of each row. They are given and not found by looking for a
-                padding id, which may be a real token too.
-
-        Raises:
-            ValueError: A length is not in 1...seq.
+        Rows are prompts with answers, padded on the right with anything. Their `lengths` are
+        given and not found by looking for a padding id, which may be a real token too.
         """
         if bool(((lengths < 1) | (lengths > ids.shape[1])).any()):
             raise ValueError(
@@ -65,10 +60,8 @@ class ScalarModel(nn.Module):
 def scalar_model(model: Transformer, *, seed: int | None = None) -> ScalarModel:
     """Return a scalar model that starts from a copy of `model`, whose output layer is not used.
 
-    Args:
-        model: A chat checkpoint; it stays as it is.
-        seed: Draws the head from a normal with standard deviation 1 / sqrt(dim + 1), as is
-            common; the paper does not say. Left out, the head is zero, and so is every score.
+    A seed draws the head from a normal with standard deviation 1 / sqrt(dim + 1), as is common;
+    the paper does not say. Without one the head is zero, and so is every score.
     """
     # A copy keeps the flags: that of a frozen reward model would be a value function that never
     # learns, and no error would say so.
@@ -78,8 +71,6 @@ def scalar_model(model: Transformer, *, seed: int | None = None) -> ScalarModel:
         nn.init.zeros_(scalar.head.weight)
         nn.init.zeros_(scalar.head.bias)
         if seed is not None:
-            noise = torch.randn(
-                scalar.head.weight.shape, generator=rng.generator(seed, "scalar head")
-            )
+            noise = torch.randn(1, model.config.dim, generator=rng.generator(seed, "scalar head"))
             scalar.head.weight.copy_(noise * (model.config.dim + 1) ** -0.5)
     return scalar.to(model.tok_embeddings.weight)

@@ -18,8 +18,6 @@ LONGEST_LINE = 4_192
 """Bytes of a line that SentencePiece learns from, as in the released `tokenizer.model`; it leaves
 longer ones out, so they are cut before."""
 _LEFT_OUT = "\u2585"  # SentencePiece's own sign for the unknown: it skips lines that hold it
-
-
 CHARACTER_COVERAGE, LONGEST_PIECE = 0.99995, 16
 """Share of all characters that are pieces, and characters of a piece, as in Meta's file."""
 
@@ -96,20 +94,20 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
     return path
 
 
-def _cause(said: str, vocab_size: int, n_lines: int) -> Exception:
+def _cause(message: str, vocab_size: int, n_lines: int) -> Exception:
     """Return the error that says what SentencePiece means."""
-    if most := re.search(r"set it to a value <= (\d+)", said):
+    if most := re.search(r"set it to a value <= (\d+)", message):
         return ValueError(
             f"the texts must supply {vocab_size} pieces; they supply {most[1]} at most. Give more "
             f"text, or set vocab_size={most[1]} or less in TokenizerConfig."
         )
-    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return ValueError(
             f"vocab_size must be at least {least[1]}, a piece for every different character of the "
             f"texts and for every byte and control id; got {vocab_size}. Raise it in "
             "TokenizerConfig."
         )
-    return RuntimeError(f"no pieces came of {n_lines} lines; SentencePiece said: {said}")
+    return RuntimeError(f"no pieces came of {n_lines} lines; SentencePiece said: {message}")
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -212,8 +210,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         ValueError: The file is no SentencePiece model, or lacks a BOS or EOS id.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "tokenizer.model"
+    path = path / "tokenizer.model" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
             f"a tokenizer must be a SentencePiece .model file; {path} does not exist."

@@ -297,12 +297,6 @@ def test_numbers_of_the_last_positions(random_model):
     assert scalar(IDS).std() > 0.1
 
 
-@pytest.mark.parametrize("since", [-1, SEQ])
-def test_what_is_no_position_is_refused(random_model, since):
-    with pytest.raises(ValueError, match=rf"since must lie in 0\.\.\.10; got {since}"):
-        random_model().hidden(IDS, since=since)
-
-
 def test_padding_sees_itself_and_nothing_else_does(config):
     """A row of a mask that is all False has no softmax; kernels make of it what they like."""
     cache = KVCache(config, 2, 9, padding=torch.tensor([0, 2]))

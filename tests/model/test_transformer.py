@@ -123,11 +123,6 @@ def test_documents_must_fill_the_rows(random_model, lengths):
         random_model()(tokens(2, 18), attend=packed(lengths))
 
 
-def test_packed_documents_are_read_from_their_beginning(random_model):
-    with pytest.raises(ValueError, match="documents are read whole"):
-        random_model().hidden(tokens(1, 5), attend=packed([2, 3]), since=2)
-
-
 @pytest.mark.parametrize("n_layers", [1, 8])
 @torch.no_grad()
 def test_an_untrained_model_knows_nothing(config, n_layers):
