@@ -57,14 +57,13 @@ class PackedCorpus:
 
     def epoch(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of epoch `number`, documents shuffled, and each token's document."""
-        order = np.random.default_rng(rng.seed_from(seed, "epoch", number))
-        shuffled = order.permutation(self.n_documents)
-        lengths = np.diff(self.offsets)[shuffled]
-        document = np.repeat(np.arange(self.n_documents), lengths)
-        ends = lengths.cumsum()
-        within = np.arange(self.n_tokens) - np.repeat(ends - lengths, lengths)
-        source = np.repeat(self.offsets[:-1][shuffled], lengths) + within
-        return self.ids[source], document
+        source = np.random.default_rng(rng.seed_from(seed, "epoch", number))
+        order = source.permutation(self.n_documents)
+        lengths = np.diff(self.offsets)[order]
+        # From where a token stands now to where it stood: the shift of its document.
+        shift = self.offsets[:-1][order] - (lengths.cumsum() - lengths)
+        place = np.arange(self.n_tokens) + np.repeat(shift, lengths)
+        return self.ids[place], np.repeat(np.arange(self.n_documents), lengths)
 
     def batches(
         self, *, seed: int, batch_size: int, seq_len: int, start: int = 0
@@ -96,9 +95,7 @@ def isolate(
 
     With them a document in a pack gets the logits that it would get alone.
     """
-    index = torch.arange(document.shape[1], device=document.device)
-    same = document[:, :, None] == document[:, None, :]
-    return _restarted(document), same & (index[:, None] >= index[None, :])
+    return _restarted(document), (document[:, :, None] == document[:, None, :]).tril()
 
 
 def apart(document: Int[Tensor, "batch seq"]) -> dict[str, Any]:
@@ -239,13 +236,12 @@ class PackedDialogs:
         self.loss_mask = np.zeros((len(rows), width), dtype=bool)
         self.document = np.full((len(rows), width), -1, dtype=np.int64)
         for row, members in enumerate(rows):
-            begin = 0
+            end = 0
             for number, member in enumerate(members):
                 ids, loss_mask = shuffled[member]
-                part = slice(begin, begin + len(ids))
-                self.ids[row, part], self.loss_mask[row, part] = ids, loss_mask
-                self.document[row, part] = number
-                begin += len(ids)
+                begin, end = end, end + len(ids)
+                self.ids[row, begin:end], self.loss_mask[row, begin:end] = ids, loss_mask
+                self.document[row, begin:end] = number
 
     def counts(self) -> dict[str, int]:
         """Return what became of the examples, for the log: nothing is left out silently."""
@@ -265,8 +261,7 @@ class PackedDialogs:
     def batches(self, *, batch_size: int, start: int = 0) -> Iterator[DialogBatch]:
         """Yield batch `start`, `start + 1`, ... without end; every row comes once an epoch.
 
-        The batches of an epoch differ by one row at most, so that no step rests on a few leftover
-        rows.
+        The batches of an epoch differ by one row at most: no step rests on a few leftover rows.
         """
         per_epoch = self.batches_per_epoch(batch_size)
 
@@ -274,8 +269,8 @@ class PackedDialogs:
             source = np.random.default_rng(rng.seed_from(self.seed, "epoch", epoch))
             return np.array_split(source.permutation(self.n_rows), per_epoch)
 
+        columns = (self.ids, self.loss_mask, self.document)
         for parts, place in epochs(divided, per_epoch, start):
-            columns = (self.ids, self.loss_mask, self.document)
             yield DialogBatch(*(torch.from_numpy(column[parts[place]]) for column in columns))
 
 
@@ -346,10 +341,9 @@ class PairedAnswers:
         """Return the pairs of each batch: of similar length, in random order."""
         source = np.random.default_rng(rng.seed_from(self.seed, "pairs", epoch))
         order = source.permutation(len(self.pairs))
-        lengths = np.array([max(len(p.chosen), len(p.rejected)) for p in self.pairs])
-        step = SORTED_TOGETHER * batch_size
-        groups = [order[begin : begin + step] for begin in range(0, len(order), step)]
-        ordered = np.concatenate([group[lengths[group].argsort(kind="stable")] for group in groups])
+        lengths = np.array([max(len(p.chosen), len(p.rejected)) for p in self.pairs])[order]
+        group = np.arange(len(order)) // (SORTED_TOGETHER * batch_size)
+        ordered = order[np.lexsort((lengths, group))]
         parts = np.array_split(ordered, self.batches_per_epoch(batch_size))
         return [parts[index] for index in source.permutation(len(parts))]
 
