@@ -40,16 +40,16 @@ class Completion:
     """Whether a stop id ended it, rather than `max_new_tokens`."""
 
 
+@dataclass(slots=True)
 class Past:
     """What a model has read of one sequence, for when it comes again and longer, as a dialog does.
 
     It changes no result. Where the new ids part from the old ones, reading begins.
     """
 
-    def __init__(self) -> None:
-        self.ids: Sequence[int] = ()
-        self.kv: Tensor | None = None
-        """Keys and values of `ids`, (layers, 2, kv_heads, len(ids), head_dim)."""
+    ids: Sequence[int] = ()
+    kv: Tensor | None = None
+    """Keys and values of `ids`, (layers, 2, kv_heads, len(ids), head_dim)."""
 
     def n_shared(self, ids: Sequence[int]) -> int:
         """Return how many of `ids` need not be read again; the last one always is."""
@@ -224,7 +224,7 @@ def _check_prompts(prompts: Any, vocab: int) -> None:
     def is_list(value: Any) -> bool:
         return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
-    if not is_list(prompts) or not all(is_list(prompt) for prompt in prompts):
+    if not is_list(prompts) or not all(map(is_list, prompts)):
         kind = "one list of ids" if is_list(prompts) else f"a {type(prompts).__name__}"
         raise ValueError(
             f"prompts must be lists of ids, one a prompt; got {kind}. Write [ids] for one prompt, "
@@ -312,8 +312,7 @@ def sample(
     """Return one id a row and its log-probability under the distribution sampled from.
 
     Sampling inverts the cumulative distribution at `uniform`, so a row's draw depends on that
-    row alone. At temperature 0 the largest logit is taken, and its log-probability is the
-    model's own, at temperature 1.
+    row alone. At temperature 0 the largest logit is taken, with the model's own log-probability.
     """
     if temperature == 0.0:
         logprob, best = logits.log_softmax(dim=-1).max(dim=-1)

@@ -17,6 +17,12 @@ from torch import Tensor, nn
 from llama2_lib import rng
 from llama2_lib.model.config import ModelConfig
 
+Ids = Int[Tensor, "batch seq"]
+Stream = Float[Tensor, "batch seq dim"]
+Wanted = Float[Tensor, "batch wanted dim"]
+Rotation = Complex[Tensor, "#batch seq pairs"]
+Keys = Float[Tensor, "batch seq kv_heads head_dim"]
+
 
 class RMSNorm(nn.Module):
     """Divide each vector by its root mean square, then scale it by a learned gain."""
@@ -53,8 +59,7 @@ def rotary_table(
 
 
 def apply_rotary(
-    x: Float[Tensor, "batch seq heads head_dim"],
-    rotation: Complex[Tensor, "#batch seq pairs"],
+    x: Float[Tensor, "batch seq heads head_dim"], rotation: Rotation
 ) -> Float[Tensor, "batch seq heads head_dim"]:
     """Turn each adjacent pair of numbers of a head by its position's angle (RoPE).
 
@@ -280,27 +285,16 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
     def project(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotation: Complex[Tensor, "#batch seq pairs"],
-        since: int = 0,
-    ) -> tuple[
-        Float[Tensor, "batch wanted heads head_dim"],
-        Float[Tensor, "batch seq kv_heads head_dim"],
-        Float[Tensor, "batch seq kv_heads head_dim"],
-    ]:
+        self, x: Stream, rotation: Rotation, since: int = 0
+    ) -> tuple[Float[Tensor, "batch wanted heads head_dim"], Keys, Keys]:
         """Return rotated queries of the positions from `since` on, rotated keys, and values."""
         q = self.wq(x[:, since:]).unflatten(-1, (-1, self.head_dim))
         k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wk, self.wv))
         return apply_rotary(q, rotation[:, since:]), apply_rotary(k, rotation), v
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotation: Complex[Tensor, "#batch seq pairs"],
-        attend: Attend = causal,
-        since: int = 0,
-    ) -> Float[Tensor, "batch wanted dim"]:
+        self, x: Stream, rotation: Rotation, attend: Attend = causal, since: int = 0
+    ) -> Wanted:
         """Return what the positions from `since` on take from those they see."""
         q, k, v = (t.transpose(1, 2) for t in self.project(x, rotation, since))
         return self.wo(attend(q, k, v).transpose(1, 2).flatten(-2))
@@ -317,12 +311,8 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotation: Complex[Tensor, "#batch seq pairs"],
-        attend: Attend = causal,
-        since: int = 0,
-    ) -> Float[Tensor, "batch wanted dim"]:
+        self, x: Stream, rotation: Rotation, attend: Attend = causal, since: int = 0
+    ) -> Wanted:
         """Return h + FFN(norm(h)) with h = x + Attention(norm(x)), from position `since` on."""
         attended = self.attention(self.attention_norm(x), rotation, attend, since)
         h = x[:, since:] + attended  # after it: the order decides how gradients of x add up
@@ -341,11 +331,7 @@ class Transformer(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch seq"],
-        *,
-        positions: Int[Tensor, "batch seq"] | None = None,
-        attend: Attend | KVCache = causal,
+        self, ids: Ids, *, positions: Ids | None = None, attend: Attend | KVCache = causal
     ) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of each next token, in fp32 (fp64 for an fp64 model).
 
@@ -368,12 +354,12 @@ class Transformer(nn.Module):
 
     def hidden(
         self,
-        ids: Int[Tensor, "batch seq"],
+        ids: Ids,
         *,
-        positions: Int[Tensor, "batch seq"] | None = None,
+        positions: Ids | None = None,
         attend: Attend | KVCache = causal,
         since: int = 0,
-    ) -> Float[Tensor, "batch wanted dim"]:
+    ) -> Wanted:
         """Return the hidden states after the final norm: what `logits` and scalar heads read.
 
         Of positions before `since` the last block computes keys and values only, and they are
@@ -406,12 +392,7 @@ class Transformer(nn.Module):
             cache.length += n_new
         return self.norm(h)
 
-    def rotation(
-        self,
-        h: Float[Tensor, "batch seq dim"],
-        positions: Int[Tensor, "batch seq"] | None = None,
-        start: int = 0,
-    ) -> Complex[Tensor, "#batch seq pairs"]:
+    def rotation(self, h: Stream, positions: Ids | None = None, start: int = 0) -> Rotation:
         """Return the rotary factors of the states `h` at `positions`, or at `start` and on."""
         c = self.config
         dtype = torch.complex128 if h.dtype == torch.float64 else torch.complex64

@@ -9,19 +9,17 @@ from torch import Tensor
 
 from llama2_lib.objectives.language import LossTerm
 
+Pairs = Float[Tensor, " pairs"]
 
-def margins(grades: Sequence[str], table: Mapping[str, float]) -> Float[Tensor, " pairs"]:
+
+def margins(grades: Sequence[str], table: Mapping[str, float]) -> Pairs:
     """Return m(r) of equation 2 for each pair: the margin of its grade."""
     if unknown := sorted(set(grades) - set(table)):
         raise ValueError(f"a grade must be one of {[*table]}; got {unknown}.")
     return torch.tensor([table[grade] for grade in grades])
 
 
-def ranking_loss(
-    chosen: Float[Tensor, " pairs"],
-    rejected: Float[Tensor, " pairs"],
-    margin: Float[Tensor, " pairs"] | None = None,
-) -> LossTerm:
+def ranking_loss(chosen: Pairs, rejected: Pairs, margin: Pairs | None = None) -> LossTerm:
     """Binary ranking loss, -log sigmoid(r_chosen - r_rejected - m) (paper equations 1 and 2).
 
     The margin m(r) belongs to training. Evaluate without it, or models trained with different
@@ -34,9 +32,7 @@ def ranking_loss(
     return LossTerm(loss.sum(), loss.new_tensor(len(loss)), metrics)
 
 
-def pairwise_accuracy(
-    chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"]
-) -> Float[Tensor, ""]:
+def pairwise_accuracy(chosen: Pairs, rejected: Pairs) -> Float[Tensor, ""]:
     """Return the share of pairs in which the chosen answer scores higher; a tie counts half.
 
     A score that is not a number makes the share none either.

@@ -18,6 +18,11 @@ from torch import Tensor
 
 from llama2_lib.objectives.language import LossTerm
 
+Scores = Float[Tensor, " answers"]
+Tokens = Float[Tensor, "answers tokens"]
+Mask = Bool[Tensor, "answers tokens"]
+"""True on the tokens that were sampled, the final EOS included."""
+
 SAFETY_THRESHOLD = 0.15
 """Below it an answer is treated as unsafe: precision 0.89, recall 0.55 in the paper."""
 SAFETY_LOGIT = math.log(SAFETY_THRESHOLD / (1 - SAFETY_THRESHOLD))
@@ -66,10 +71,8 @@ def kl_estimates(
 
 
 def combined_reward(
-    safety: Float[Tensor, " answers"],
-    helpfulness: Float[Tensor, " answers"],
-    is_safety_prompt: Bool[Tensor, " answers"],
-) -> Float[Tensor, " answers"]:
+    safety: Scores, helpfulness: Scores, is_safety_prompt: Bool[Tensor, " answers"]
+) -> Scores:
     """Return R_c as a raw score: safety where it matters, helpfulness elsewhere.
 
     R_c = R_s if is_safety(prompt) or R_s < 0.15, else R_h. The function has a hole: where a safe
@@ -87,9 +90,6 @@ def whiten(
 
     What does not count becomes 0 and influences nothing. Values that are all equal give zeros.
     In some libraries whitened values keep their mean. Here they never do.
-
-    Raises:
-        FloatingPointError: A counted value is not finite.
     """
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     count = mask.sum().clamp(min=1)
@@ -117,12 +117,8 @@ def _rounding(x: Tensor) -> Tensor:
 
 
 def shaped_rewards(
-    score: Float[Tensor, " answers"],
-    logprobs: Float[Tensor, "answers tokens"],
-    reference_logprobs: Float[Tensor, "answers tokens"],
-    response_mask: Bool[Tensor, "answers tokens"],
-    beta: float,
-) -> Float[Tensor, "answers tokens"]:
+    score: Scores, logprobs: Tokens, reference_logprobs: Tokens, response_mask: Mask, beta: float
+) -> Tokens:
     """Return the reward of every token: -beta times its log-ratio, and the score at the end.
 
     The sum over a row is score - beta * (log pi(answer) - log pi_0(answer)), one sample of
@@ -133,7 +129,6 @@ def shaped_rewards(
         score: Whitened score of each answer.
         logprobs: Of the sampled tokens, under the policy that sampled them.
         reference_logprobs: Under the frozen reference.
-        response_mask: True on the answer's tokens, the final EOS included.
         beta: Weight of the divergence (paper: 0.01 for 7B and 13B, 0.005 for 34B and 70B).
     """
     if empty := (~response_mask.any(dim=1)).nonzero()[:5, 0].tolist():
@@ -148,13 +143,8 @@ def shaped_rewards(
 
 
 def gae(
-    rewards: Float[Tensor, "batch tokens"],
-    values: Float[Tensor, "batch tokens"],
-    mask: Bool[Tensor, "batch tokens"],
-    *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:
+    rewards: Tokens, values: Tokens, mask: Mask, *, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tokens, Tokens]:
     """Return advantages and returns; both 0 where the mask is False.
 
     A_t = sum over l of (gamma * lam)^l delta_(t+l), delta_t = r_t + gamma V_(t+1) - V_t. The
@@ -174,11 +164,7 @@ def gae(
 
 
 def ppo_policy_loss(
-    logprobs: Float[Tensor, "batch tokens"],
-    old_logprobs: Float[Tensor, "batch tokens"],
-    advantages: Float[Tensor, "batch tokens"],
-    mask: Bool[Tensor, "batch tokens"],
-    clip: float = 0.2,
+    logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Mask, clip: float = 0.2
 ) -> LossTerm:
     """Clipped surrogate, -min(rho A, clip(rho, 1 - eps, 1 + eps) A), summed over tokens.
 
@@ -190,7 +176,7 @@ def ppo_policy_loss(
         logprobs: Of the sampled tokens, under the policy being trained.
         old_logprobs: Under the policy that sampled them.
         advantages: Whitened over the whole batch of rollouts.
-        mask: True on the sampled tokens, of which there must be one.
+        mask: At least one token must count.
         clip: eps [0.2].
     """
     count = _count(mask, "ppo_policy_loss").to(logprobs)
@@ -211,11 +197,7 @@ def ppo_policy_loss(
 
 
 def ppo_value_loss(
-    values: Float[Tensor, "batch tokens"],
-    old_values: Float[Tensor, "batch tokens"],
-    returns: Float[Tensor, "batch tokens"],
-    mask: Bool[Tensor, "batch tokens"],
-    clip: float | None = 0.2,
+    values: Tokens, old_values: Tokens, returns: Tokens, mask: Mask, clip: float | None = 0.2
 ) -> LossTerm:
     """Half the squared error against the returns, the worse of clipped and unclipped values.
 

@@ -56,15 +56,12 @@ class _Turn(NamedTuple):
 
 
 def check_dialog(dialog: Sequence[Message]) -> None:
-    """Refuse a dialog that Meta's format cannot carry, and what is no dialog.
+    """Refuse what Meta's format cannot carry, and what is no dialog, naming the message.
 
     Roles go system? (user assistant)* user?, with at least one user message. User and assistant
     messages hold text; an empty system message is folded as an empty block, as in Meta's code. No
     message may contain a tag of the format: it would be read as a turn border (prompt injection),
     whoever wrote it.
-
-    Raises:
-        ValueError: naming the message by its index.
     """
     if isinstance(dialog, str | bytes | Mapping) or not isinstance(dialog, Sequence):
         one = isinstance(dialog, Mapping)
@@ -193,10 +190,7 @@ def encode_example(
     for the last one only (Ghost Attention, section 3.3).
     """
     if loss_on not in ("all", "last"):
-        raise ValueError(
-            f"loss_on must be 'all' or 'last'; got {loss_on!r}. Use 'last' to learn from the "
-            "last answer only."
-        )
+        raise ValueError(f"loss_on must be 'all' or 'last'; got {loss_on!r}.")
     turns = _turns(dialog)
     if turns[-1].answer is None:
         raise ValueError(

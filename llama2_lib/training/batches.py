@@ -1,7 +1,6 @@
 """Batches of documents, dialogs and preference pairs.
 
-A batch is a pure function of its number, so a run resumes by asking for the next number: there is
-no iterator state to save.
+A batch is a pure function of its number, so a run resumes by asking for the next number.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llama2_lib import rng
-from llama2_lib.model.transformer import masked, packed
+from llama2_lib.model.transformer import Ids, masked, packed
 
 Epoch = TypeVar("Epoch")
 
@@ -88,9 +87,7 @@ class PackedCorpus:
             )
 
 
-def isolate(
-    document: Int[Tensor, "batch seq"],
-) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq seq"]]:
+def isolate(document: Ids) -> tuple[Ids, Bool[Tensor, "batch seq seq"]]:
     """Return rotary positions that restart, and a mask that ends, at document boundaries.
 
     With them a document in a pack gets the logits that it would get alone.
@@ -98,7 +95,7 @@ def isolate(
     return _restarted(document), (document[:, :, None] == document[:, None, :]).tril()
 
 
-def apart(document: Int[Tensor, "batch seq"]) -> dict[str, Any]:
+def apart(document: Ids) -> dict[str, Any]:
     """Return the arguments with which a `Transformer` reads every document as if it were alone.
 
     On a CPU the documents are `packed`, so that attention costs the squares of the documents and
@@ -114,7 +111,7 @@ def apart(document: Int[Tensor, "batch seq"]) -> dict[str, Any]:
     return {"positions": positions, "attend": packed(lengths)}
 
 
-def _restarted(document: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+def _restarted(document: Ids) -> Ids:
     """Return positions that start from 0 in every document; a row begins one."""
     begins = torch.ones_like(document, dtype=torch.bool)
     begins[:, 1:] = document[:, 1:] != document[:, :-1]

@@ -1,7 +1,6 @@
-"""Checkpoints of an unfinished run: weights, optimiser state and the next step's number.
+"""Checkpoints of an unfinished run, sealed as finished artifacts are.
 
-What the batches and the rate need is the step number alone, so this is all there is to save. Each
-is sealed as a finished artifact is.
+Weights, optimiser state and the next step's number, which is all that batches and rate need.
 """
 
 import os
@@ -23,8 +22,6 @@ _NAME = re.compile(r"step-(\d{7})")
 
 def save_checkpoint(root: Path, step: int, model: nn.Module, optimizer: Optimizer) -> Path:
     """Write `root/step-NNNNNNN/` so that a crash leaves all of it or none; drop older ones.
-
-    Steps done are the number of the next one.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
