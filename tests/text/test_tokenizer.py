@@ -118,12 +118,6 @@ def test_runs_of_spaces_are_pieces_and_numbers_keep_to_themselves(tmp_path):
     assert letters == []
 
 
-def test_characters_are_not_normalised(tok):
-    assert tok.encode("\ufb01") != tok.encode("fi")
-    assert tok.encode("\u00e9") != tok.encode("e\u0301")
-    assert tok.encode("a  b") != tok.encode("a b")
-
-
 def test_many_texts_at_once_are_the_same_one_by_one(tok):
     assert tok.encode_batch(TEXTS) == [tok.encode(text) for text in TEXTS]
     assert tok.encode_batch(tuple(TEXTS[:3])) == [tok.encode(text) for text in TEXTS[:3]]

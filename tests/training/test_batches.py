@@ -37,10 +37,6 @@ def take(corpus, n, *, seed=0, start=0):
     return list(islice(corpus.batches(seed=seed, batch_size=BATCH, seq_len=SEQ, start=start), n))
 
 
-def test_the_corpus_knows_its_size(corpus):
-    assert (corpus.n_documents, corpus.n_tokens) == (12, 80)
-
-
 def test_an_epoch_holds_every_document_whole_and_once(corpus):
     ids, document = corpus.epoch(0, 0)
     begins = np.flatnonzero(np.diff(document, prepend=-1))
