@@ -28,6 +28,10 @@ WORTH_COPYING = 0.875
 """Share of the rows that are still written, below which the cache is copied without the others."""
 
 
+PerId = Float[Tensor, "batch vocab"]
+"""Logits or probabilities of every id, for each row."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What was generated after one prompt."""
@@ -285,9 +289,7 @@ def _check_settings(
         )
 
 
-def nucleus(
-    probabilities: Float[Tensor, "batch vocab"], top_p: float
-) -> Float[Tensor, "batch vocab"]:
+def nucleus(probabilities: PerId, top_p: float) -> PerId:
     """Keep the smallest set of tokens whose mass reaches `top_p`, and renormalise.
 
     The token that crosses the threshold stays, so the most probable one always does.
@@ -304,10 +306,7 @@ def nucleus(
 
 
 def sample(
-    logits: Float[Tensor, "batch vocab"],
-    uniform: Float[Tensor, " batch"],
-    temperature: float,
-    top_p: float,
+    logits: PerId, uniform: Float[Tensor, " batch"], temperature: float, top_p: float
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Return one id a row and its log-probability under the distribution sampled from.
 
@@ -324,8 +323,7 @@ def sample(
     cumulative = probabilities.double().cumsum(dim=-1)
     target = uniform.double() * cumulative[:, -1]
     ids = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-    # A uniform draw just below 1 may round up to the full mass: step back to a token that has
-    # some probability.
+    # A draw just below 1 may round up to the full mass: step back to a token that has some.
     last = cumulative.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(dim=-1)
     ids = torch.minimum(ids, last)
     return ids, probabilities.gather(-1, ids[:, None])[:, 0].log()
@@ -364,7 +362,7 @@ class Decoder:
         self.layers = [stacked(block) for block in model.layers]  # type: ignore[arg-type]
         self.output = folded(model.output.weight, model.norm)
 
-    def step(self, token: Int[Tensor, "batch 1"], cache: KVCache) -> Float[Tensor, "batch vocab"]:
+    def step(self, token: Int[Tensor, "batch 1"], cache: KVCache) -> PerId:
         """Return the logits after `token`, the newest of each row, which joins the cache."""
         c, slot, batch = self.config, cache.length, token.shape[0]
         heads = c.n_heads + c.n_kv_heads

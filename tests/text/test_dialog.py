@@ -247,8 +247,5 @@ def test_a_prompt_must_be_open_and_an_example_finished():
         encode_prompt([user("Hi"), assistant("Hello.")], Letters())
     with pytest.raises(ValueError, match=r"must end with an answer.*encode_prompt"):
         encode_example([user("Hi")], Letters())
-
-
-def test_loss_on_takes_two_words():
     with pytest.raises(ValueError, match="'all' or 'last'; got 'first'"):
         encode_example([user("Hi"), assistant("Hello.")], Letters(), loss_on="first")

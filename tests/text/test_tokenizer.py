@@ -296,18 +296,12 @@ def test_a_file_that_is_no_tokenizer_is_refused(path, tmp_path):
             load_tokenizer(tmp_path / name)
 
 
-def test_a_tokenizer_without_control_ids_is_refused(tmp_path):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts()), model_prefix=str(tmp_path / "t"), vocab_size=60,
-        model_type="bpe", bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+def test_a_tokenizer_has_control_ids_of_which_one_may_be_zero(tmp_path):
+    for name, ids in [("none", {"bos_id": -1}), ("zero", {"bos_id": 0, "eos_id": 1, "unk_id": 2})]:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts()), model_prefix=str(tmp_path / name), vocab_size=60,
+            model_type="bpe", minloglevel=2, **ids,
+        )  # fmt: skip
     with pytest.raises(ValueError, match="must define BOS and EOS ids; got -1 and "):
-        load_tokenizer(tmp_path / "t.model")
-
-
-def test_a_control_id_may_be_zero(tmp_path):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts()), model_prefix=str(tmp_path / "t"), vocab_size=60,
-        model_type="bpe", bos_id=0, eos_id=1, unk_id=2, minloglevel=2,
-    )  # fmt: skip
-    assert load_tokenizer(tmp_path / "t.model").bos_id == 0
+        load_tokenizer(tmp_path / "none.model")
+    assert load_tokenizer(tmp_path / "zero.model").bos_id == 0

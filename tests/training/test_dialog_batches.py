@@ -201,12 +201,15 @@ def nats_of(model, ids, mask):
     return masked_loss(model(ids[:, :-1]), ids, mask)
 
 
+def logits(model, batch, isolated):
+    if not isolated:
+        return model(batch.ids[:, :-1])
+    positions, visible = isolate(batch.document[:, :-1])
+    return model(batch.ids[:, :-1], positions=positions, attend=masked(visible))
+
+
 def packed_nats(model, batch, isolated=True):
-    seen = {}
-    if isolated:
-        positions, visible = isolate(batch.document[:, :-1])
-        seen = {"positions": positions, "attend": masked(visible)}
-    return masked_loss(model(batch.ids[:, :-1], **seen), batch.ids, batch.loss_mask)
+    return masked_loss(logits(model, batch, isolated), batch.ids, batch.loss_mask)
 
 
 def gradients(model, loss):
@@ -231,13 +234,6 @@ def test_the_packed_loss_is_the_token_weighted_mean_of_the_dialogs(random_model,
     assert abs(naive - packed) > 0.01
     plain = packed_nats(model, whole_batch(PackedDialogs(examples, seq_len=SEQ)), isolated=False)
     assert abs(plain.total - term.total) > 0.1
-
-
-def logits(model, batch, isolated):
-    if not isolated:
-        return model(batch.ids[:, :-1])
-    positions, visible = isolate(batch.document[:, :-1])
-    return model(batch.ids[:, :-1], positions=positions, attend=masked(visible))
 
 
 def test_another_dialog_in_the_row_changes_nothing_when_isolated(random_model, examples):
