@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch.nn.utils.rnn import pad_sequence
 
 from llama2_lib import rng
 from llama2_lib.model.config import ModelConfig
@@ -26,8 +27,8 @@ class Reply:
     """What a model said after a dialog."""
 
     text: str
-    """What a person reads: without the control tokens, the space before EOS, and the format's
-    tags, which a model may write as anyone may, and no message may hold."""
+    """What a person reads: without control tokens, the space before EOS, and the format's tags,
+    which a model may write and no message may hold."""
     ids: list[int]
     """As they were sampled; EOS is the last one if it ended."""
     ended: bool
@@ -48,18 +49,8 @@ def reply(
     """Return the model's reply to each dialog, in order.
 
     A reply depends on its dialog and its number, not on the dialogs answered beside it. A
-    dialog that leaves less room in the context than `max_new_tokens` gets what there is.
-
-    Args:
-        model: The policy.
-        tokenizer: The one it was trained with.
-        dialogs: Each ends with a message of the user.
-        max_new_tokens: At most this many ids, EOS included.
-        temperature: 0 for greedy replies.
-        top_p: Mass of the nucleus.
-        seed: One seed, from which every dialog's is derived.
-        pasts: What was read of every dialog before, see `generate`: one that grows by a turn is
-            not read from its start.
+    dialog that leaves less room in the context than `max_new_tokens`, EOS included, gets what
+    there is. By default replies are greedy; settings are those of `generate`.
 
     Raises:
         ValueError: A dialog is malformed, or fills the whole context.
@@ -126,14 +117,8 @@ def scored_row(
     """Return the ids of a prompt with its answer, as reward models read them.
 
     A reply counts as it was sampled, so one that did not end has no EOS. A text is encoded as a
-    finished answer, see `carried`.
-
-    Args:
-        dialog: The prompt, ending with the user.
-        answer: A reply, or the text of an answer where nothing else is known of it.
-        tok: The policy's.
-        longest: Tokens at which a text is cut. It may take more pieces when it is read than when
-            it was written, as odd spellings do.
+    finished answer, see `carried`, and cut at `longest` tokens: it may take more pieces when it is
+    read than when it was written, as odd spellings do.
     """
     if isinstance(answer, Reply):
         return [*encode_prompt(dialog, tok), *answer.ids]
@@ -145,11 +130,8 @@ def scored_row(
 def scores(judge: ScalarModel, rows: Sequence[Sequence[int]]) -> Float[np.ndarray, " rows"]:
     """Return the raw score of each row, in the order given.
 
-    Rows of similar length are scored together; a score does not depend on its companions.
-
-    Args:
-        judge: A reward model.
-        rows: Ids of dialogs that end with an answer, see `scored_row`.
+    Rows of similar length are scored together; a score does not depend on its companions. For
+    the rows of a reward model see `scored_row`.
 
     Raises:
         ValueError: A row is empty or longer than the context, an id is none of the model's
@@ -172,16 +154,13 @@ def scores(judge: ScalarModel, rows: Sequence[Sequence[int]]) -> Float[np.ndarra
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for begin in range(0, len(order), SCORED_TOGETHER):
         part = order[begin : begin + SCORED_TOGETHER]
-        ids = torch.zeros(len(part), len(rows[part[-1]]), dtype=torch.int64)
-        for place, index in enumerate(part):
-            ids[place, : len(rows[index])] = torch.tensor(rows[index])
+        ids = pad_sequence([torch.tensor(rows[index]) for index in part], batch_first=True)
         lengths = torch.tensor([len(rows[index]) for index in part])
         values[part] = judge.score(ids.to(device), lengths.to(device)).cpu().numpy()
     judge.train(was_training)
-    if not np.isfinite(values).all():
-        index = int(np.flatnonzero(~np.isfinite(values))[0])
+    if bad := np.flatnonzero(~np.isfinite(values)).tolist():
         raise ValueError(
-            f"scores must be finite; row {index} has {values[index]}. Did the reward model "
+            f"scores must be finite; row {bad[0]} has {values[bad[0]]}. Did the reward model "
             "diverge? Look at its metrics, and train it with a lower rate."
         )
     return values

@@ -83,18 +83,11 @@ class ModelConfig:
         matmul_weights = self.n_parameters - self.vocab_size * self.dim
         return 6.0 * matmul_weights + 12.0 * self.n_layers * self.dim * seq_len
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON document; `ModelConfig(**document)` restores it."""
-        return dataclasses.asdict(self)
-
 
 def _llama2(dim: int, n_layers: int, n_heads: int, n_kv_heads: int, **rest: Any) -> ModelConfig:
     """Return one member of the family of table 1: vocabulary 32,000, context 4,096."""
-    rest = {"multiple_of": 256, **rest}
-    return ModelConfig(
-        vocab_size=32_000, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
-        max_seq_len=4096, **rest,
-    )  # fmt: skip
+    rest = {"vocab_size": 32_000, "multiple_of": 256, "max_seq_len": 4096, **rest}
+    return ModelConfig(dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, **rest)
 
 
 LLAMA2_7B = _llama2(4096, 32, 32, 32)

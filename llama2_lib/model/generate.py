@@ -1,12 +1,12 @@
 """Generation: the next token from logits, and batches of answers to ragged prompts."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llama2_lib import rng
-from llama2_lib.model.transformer import KVCache, Transformer, TransformerBlock, apply_rotary
+from llama2_lib.model.transformer import (
+    KVCache,
+    RMSNorm,
+    Transformer,
+    TransformerBlock,
+    apply_rotary,
+)
 
 STACK_LIMIT = 200_000_000
 """Models with more weights decode through `Transformer`: a stacked copy would not pay there."""
 WORTH_COPYING = 0.875
 """Share of the rows that are still written, below which the cache is copied without the others."""
+
+
+PerId = Float[Tensor, "batch vocab"]
+"""Logits or probabilities of every id, for each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +44,16 @@ class Completion:
     """Whether a stop id ended it, rather than `max_new_tokens`."""
 
 
+@dataclass(slots=True)
 class Past:
     """What a model has read of one sequence, for when it comes again and longer, as a dialog does.
 
     It changes no result. Where the new ids part from the old ones, reading begins.
     """
 
-    def __init__(self) -> None:
-        self.ids: Sequence[int] = ()
-        self.kv: Tensor | None = None
-        """Keys and values of `ids`, (layers, 2, kv_heads, len(ids), head_dim)."""
+    ids: Sequence[int] = ()
+    kv: Tensor | None = None
+    """Keys and values of `ids`, (layers, 2, kv_heads, len(ids), head_dim)."""
 
     def n_shared(self, ids: Sequence[int]) -> int:
         """Return how many of `ids` need not be read again; the last one always is."""
@@ -94,81 +104,70 @@ def generate(
         FloatingPointError: The model's logits are not numbers.
     """
     _check_prompts(prompts, model.config.vocab_size)
-    batch, weight = len(prompts), model.tok_embeddings.weight
+    batch = len(prompts)
     limits = [max_new_tokens] * batch if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    _check(model, prompts, limits, temperature, top_p, pasts)
-    longest, device, vocab = max(limits), weight.device, model.config.vocab_size
-    number, limit = torch.arange(batch, device=device), torch.tensor(limits, device=device)
-    stops = _stop_table(stop_ids, batch, vocab).to(device)
-    draws = _uniforms(seed, batch, longest if temperature else 1).to(device)
-    rows = every_row = _Rows(number, torch.ones_like(number, dtype=torch.bool), limit, stops, draws)
-    answers = _Answers(batch, longest, weight)
-    logits, cache = _prefill(model, prompts, longest, pasts)
+    if isinstance(seed, int):
+        seed = [rng.seed_from(seed, "generate", row) for row in range(batch)]
+    stops: list[Any] = list(stop_ids)
+    if not stops or isinstance(stops[0], int):
+        stops = [stops] * batch
+    _check_per_row(batch, max_new_tokens=limits, seed=seed, stop_ids=stops, pasts=pasts)
+    _check_settings(model, prompts, limits, temperature, top_p, stops)
+    limit, is_stop = torch.tensor(limits), torch.zeros(batch, model.config.vocab_size).bool()
+    for row, ids in enumerate(stops):
+        is_stop[row, list(ids)] = True
+    n_draws = max(limits) if temperature else 1
+    draws = [torch.rand(n_draws, generator=rng.generator(each, "tokens")) for each in seed]
+    logits, cache = _prefill(model, prompts, max(limits), pasts)
+    tables = (table.to(logits.device) for table in (limit, is_stop, torch.stack(draws)))
+    written = list(_decode(model, logits, cache, temperature, top_p, *tables))
+    return _completions(written, limit, is_stop)
+
+
+def _decode(
+    model: Transformer,
+    logits: Tensor,
+    cache: KVCache,
+    temperature: float,
+    top_p: float,
+    limit: Tensor,
+    is_stop: Tensor,
+    draws: Tensor,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield at every step rows, their tokens, and log-probabilities; rows that are done leave."""
     fast = model.config.n_parameters <= STACK_LIMIT
-    decode = Decoder(model).step if fast else partial(_read, model)
-    ask_every = 1 if device.type == "cpu" else 8  # asking makes the CPU wait for a GPU
+    read = Decoder(model).step if fast else partial(_read, model)
+    ask_every = 1 if logits.device.type == "cpu" else 8  # asking makes the CPU wait for a GPU
+    rows = torch.arange(len(limit), device=logits.device)
+    alive = torch.ones_like(rows, dtype=torch.bool)  # False: done, and waits to leave with others
+    longest = int(limit.max())
     for step in range(longest):
-        draw = rows.draws[:, step if temperature else 0]
-        token, logprob = sample(logits, draw, temperature, top_p)
-        answers.append(token, logprob)
+        token, logprob = sample(logits, draws[rows, step % draws.shape[1]], temperature, top_p)
+        yield rows, token, logprob
         if step + 1 == longest:
-            break
-        goes_on = ~rows.stops.gather(1, token[:, None])[:, 0] & (rows.limit > step + 1)
-        rows = rows._replace(alive=rows.alive & goes_on)
-        n_alive = int(rows.alive.sum()) if (step + 1) % ask_every == 0 else len(rows.number)
+            return
+        alive = alive & ~is_stop[rows, token] & (limit[rows] > step + 1)
+        n_alive = int(alive.sum()) if (step + 1) % ask_every == 0 else len(rows)
         if n_alive == 0:
-            break
-        if n_alive <= WORTH_COPYING * len(rows.number):  # copying the cache must pay for itself
-            answers.flush(rows.number)
-            keep = rows.alive.nonzero()[:, 0]
-            rows, token = _Rows(*(values[keep] for values in rows)), token[keep]
+            return
+        if n_alive <= WORTH_COPYING * len(rows):  # copying the cache must pay for itself
+            keep = alive.nonzero()[:, 0]
+            rows, alive, token = rows[keep], alive[keep], token[keep]
             cache.keep_rows(keep)
-        logits = decode(token[:, None], cache)
-    return _completions(answers, rows.number, every_row)
+        logits = read(token[:, None], cache)
 
 
-class _Rows(NamedTuple):
-    """The rows that are still being written."""
-
-    number: Tensor
-    """Which prompts they answer."""
-    alive: Tensor
-    """False for a row that is done and waits for others, to leave with them."""
-    limit: Tensor
-    stops: Tensor
-    """(rows, vocab), True where an id ends a row."""
-    draws: Tensor
-    """(rows, steps), uniform."""
-
-
-class _Answers:
-    """Ids and log-probabilities of all rows, written in blocks of steps with the same rows."""
-
-    def __init__(self, batch: int, steps: int, weight: Tensor):
-        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.ids = torch.zeros(batch, steps, dtype=torch.int64, device=weight.device)
-        self.logprobs = torch.zeros(batch, steps, dtype=exact, device=weight.device)
-        self.begin = 0
-        self.block: list[tuple[Tensor, Tensor]] = []
-
-    def append(self, token: Tensor, logprob: Tensor) -> None:
-        self.block.append((token, logprob))
-
-    def flush(self, rows: Tensor) -> None:
-        end = self.begin + len(self.block)
-        tokens, logprobs = zip(*self.block, strict=True)
-        self.ids[rows, self.begin : end] = torch.stack(tokens, dim=1)
-        self.logprobs[rows, self.begin : end] = torch.stack(logprobs, dim=1).to(self.logprobs.dtype)
-        self.begin, self.block = end, []
-
-
-def _completions(answers: _Answers, unwritten: Tensor, rows: _Rows) -> list[Completion]:
-    """Cut every row after its first stop id, or at its limit."""
-    answers.flush(unwritten)
-    ids, logprobs = answers.ids.cpu(), answers.logprobs.cpu()
-    stops, limit = rows.stops.cpu(), rows.limit.cpu()
-    step = torch.arange(ids.shape[1])
-    hit = stops.gather(1, ids) & (step < limit[:, None])
+def _completions(
+    written: Sequence[tuple[Tensor, Tensor, Tensor]], limit: Tensor, is_stop: Tensor
+) -> list[Completion]:
+    """Lay out what was written at every step; cut rows after the first stop id, or the limit."""
+    rows, tokens, nats = (torch.cat(column).cpu() for column in zip(*written, strict=True))
+    step = torch.arange(len(written))
+    at = step.repeat_interleave(torch.tensor([len(token) for _, token, _ in written]))
+    ids = tokens.new_zeros(len(limit), len(written))
+    logprobs = nats.new_zeros(ids.shape)
+    ids[rows, at], logprobs[rows, at] = tokens, nats
+    hit = is_stop.gather(1, ids) & (step < limit[:, None])
     finished = hit.any(dim=1)
     length = torch.where(finished, hit.int().argmax(dim=1) + 1, limit)
     if bool((~logprobs.isfinite() & (step < length[:, None])).any()):
@@ -193,33 +192,26 @@ def _prefill(
     Copies of a prompt, as best-of-N asks for, are read once.
     """
     weight = model.tok_embeddings.weight
-    device = weight.device
+    device, dtype = weight.device, weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
     first: dict[tuple[int, ...], int] = {}
     for row, prompt in enumerate(prompts):
         first.setdefault(tuple(prompt), row)
-    longest = max(map(len, first))
-    n_new = longest
-    if pasts is not None:
-        n_new = max(len(prompt) - pasts[row].n_shared(prompt) for prompt, row in first.items())
+    longest = n_new = max(map(len, first))
     padding = torch.tensor([longest - len(prompt) for prompt in first], device=device)
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in first], device=device)
-    mixed = torch.is_autocast_enabled(device.type)
-    cache = KVCache(
-        model.config,
-        len(first),
-        longest + max_new_tokens,
-        device,
-        torch.get_autocast_dtype(device.type) if mixed else weight.dtype,
-        padding if bool(padding.any()) else None,
-    )
-    cache.length = longest - n_new
+    seen = padding if bool(padding.any()) else None
+    cache = KVCache(model.config, len(first), longest + max_new_tokens, device, dtype, seen)
     if pasts is not None:
+        n_new = max(len(prompt) - pasts[row].n_shared(prompt) for prompt, row in first.items())
+        cache.length = longest - n_new
         for at, (prompt, row) in enumerate(first.items()):
             pasts[row].recall(cache, at, len(prompt) - n_new)
-    logits = _read(model, ids[:, cache.length :], cache)
+    logits = _read(model, ids[:, -n_new:], cache)
     if len(first) < len(prompts):
-        row_of = {prompt: at for at, prompt in enumerate(first)}
-        rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+        place = {prompt: at for at, prompt in enumerate(first)}
+        rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
         logits = logits[rows]
         cache.keep_rows(rows)
     for row, past in enumerate(pasts or ()):
@@ -232,41 +224,11 @@ def _read(model: Transformer, ids: Tensor, cache: KVCache) -> Tensor:
     return model.logits(model.hidden(ids, attend=cache)[:, -1])
 
 
-def _uniforms(seed: int | Sequence[int], batch: int, steps: int) -> Tensor:
-    """Return (batch, steps) draws from [0, 1), every row from a generator of its own."""
-    if isinstance(seed, int):
-        seeds: Sequence[int] = [rng.seed_from(seed, "generate", row) for row in range(batch)]
-    else:
-        seeds = seed
-    if len(seeds) != batch:
-        raise ValueError(f"seed must be one number or one a prompt; got {len(seeds)} for {batch}.")
-    return torch.stack([torch.rand(steps, generator=rng.generator(s, "tokens")) for s in seeds])
-
-
-def _stop_table(
-    stop_ids: Collection[int] | Sequence[Collection[int]], batch: int, vocab: int
-) -> Tensor:
-    """Return (batch, vocab), True where an id ends a row."""
-    given: list[Any] = list(stop_ids)
-    per_row = given if given and not isinstance(given[0], int) else [given] * batch
-    if len(per_row) != batch:
-        raise ValueError(
-            f"stop_ids must be one collection or one a prompt; got {len(per_row)} for {batch}."
-        )
-    table = torch.zeros(batch, vocab, dtype=torch.bool)
-    for row, ids in enumerate(per_row):
-        bad = [index for index in ids if not 0 <= index < vocab]
-        if bad:
-            raise ValueError(f"stop_ids must lie in 0...{vocab - 1}; got {bad[0]}.")
-        table[row].index_fill_(0, torch.tensor(list(ids), dtype=torch.int64), True)
-    return table
-
-
 def _check_prompts(prompts: Any, vocab: int) -> None:
     def is_list(value: Any) -> bool:
         return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
-    if not is_list(prompts) or not all(is_list(prompt) for prompt in prompts):
+    if not is_list(prompts) or not all(map(is_list, prompts)):
         kind = "one list of ids" if is_list(prompts) else f"a {type(prompts).__name__}"
         raise ValueError(
             f"prompts must be lists of ids, one a prompt; got {kind}. Write [ids] for one prompt, "
@@ -290,41 +252,44 @@ def _check_prompts(prompts: Any, vocab: int) -> None:
             )
 
 
-def _check(
+def _check_per_row(batch: int, **given: Sequence[Any] | None) -> None:
+    one = {"stop_ids": "one collection or ", "pasts": ""}
+    for name, values in given.items():
+        if values is not None and len(values) != batch:
+            kinds = f"{one.get(name, 'one number or ')}one a prompt"
+            raise ValueError(f"{name} must be {kinds}; got {len(values)} for {batch}.")
+
+
+def _check_settings(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     temperature: float,
     top_p: float,
-    pasts: Sequence[Past] | None,
+    stops: Sequence[Collection[int]],
 ) -> None:
-    for name, given in (("pasts", pasts), ("max_new_tokens", limits)):
-        if given is not None and len(given) != len(prompts):
-            either = "one number or " if name == "max_new_tokens" else ""
-            raise ValueError(
-                f"{name} must be {either}one a prompt; got {len(given)} for {len(prompts)}."
-            )
+    vocab, context = model.config.vocab_size, model.config.max_seq_len
     if min(limits) < 1:
         raise ValueError(f"max_new_tokens must be at least 1; got {min(limits)}.")
-    if not 0.0 <= temperature < float("inf"):
+    if not 0.0 <= temperature < math.inf:
         raise ValueError(
             f"temperature must be 0 (greedy) or positive and finite; got {temperature}."
         )
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p must lie in (0, 1]; got {top_p}.")
+    if bad := [index for ids in stops for index in ids if not 0 <= index < vocab]:
+        raise ValueError(f"stop_ids must lie in 0...{vocab - 1}; got {bad[0]}.")
     # Rows share one cache, in which shorter prompts are padded to the longest.
-    room = model.config.max_seq_len - max(map(len, prompts))
+    room = context - max(map(len, prompts))
     if max(limits) > room:
         raise ValueError(
-            f"prompt and answer must fit {model.config.max_seq_len} tokens; the longest "
-            f"prompt leaves {max(room, 0)} of the {max(limits)} asked for. "
-            "Shorten the dialog or lower max_new_tokens."
+            f"prompt and answer must fit {context} tokens; the longest prompt leaves "
+            f"{max(room, 0)} of the {max(limits)} asked for. Shorten the dialog or lower "
+            "max_new_tokens."
         )
 
 
-def nucleus(
-    probabilities: Float[Tensor, "batch vocab"], top_p: float
-) -> Float[Tensor, "batch vocab"]:
+def nucleus(probabilities: PerId, top_p: float) -> PerId:
     """Keep the smallest set of tokens whose mass reaches `top_p`, and renormalise.
 
     The token that crosses the threshold stays, so the most probable one always does.
@@ -341,16 +306,12 @@ def nucleus(
 
 
 def sample(
-    logits: Float[Tensor, "batch vocab"],
-    uniform: Float[Tensor, " batch"],
-    temperature: float,
-    top_p: float,
+    logits: PerId, uniform: Float[Tensor, " batch"], temperature: float, top_p: float
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Return one id a row and its log-probability under the distribution sampled from.
 
     Sampling inverts the cumulative distribution at `uniform`, so a row's draw depends on that
-    row alone. At temperature 0 the largest logit is taken, and its log-probability is the
-    model's own, at temperature 1.
+    row alone. At temperature 0 the largest logit is taken, with the model's own log-probability.
     """
     if temperature == 0.0:
         logprob, best = logits.log_softmax(dim=-1).max(dim=-1)
@@ -362,8 +323,7 @@ def sample(
     cumulative = probabilities.double().cumsum(dim=-1)
     target = uniform.double() * cumulative[:, -1]
     ids = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-    # A uniform draw just below 1 may round up to the full mass: step back to a token that has
-    # some probability.
+    # A draw just below 1 may round up to the full mass: step back to a token that has some.
     last = cumulative.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(dim=-1)
     ids = torch.minimum(ids, last)
     return ids, probabilities.gather(-1, ids[:, None])[:, 0].log()
@@ -372,25 +332,37 @@ def sample(
 class Decoder:
     """A frozen copy of a model's weights that extends sequences by one token.
 
-    The same computation as `Transformer`, laid out for small steps. A step of a small model is
-    mostly the cost of calling kernels, so there are fewer of them: projections that read the same
-    vector are stacked into one matrix, gains of norms are folded into the matrix that follows, and
-    queries and keys are rotated together. A norm is three kernels:
-    g * h / sqrt(|h|^2 / d + eps) = (sqrt(d) g) * h / hypot(|h|, sqrt(d eps)), where PyTorch's own
-    takes six. A test holds the two implementations together.
+    The same computation as `Transformer`, to which a test holds it, in fewer kernels: calling them
+    is most of a small model's step. Projections that read the same vector are stacked, gains of
+    norms are folded into the matrix that follows, and queries and keys are rotated together. A
+    norm is three kernels, where PyTorch's own takes six:
+    g * h / sqrt(|h|^2 / d + eps) = (sqrt(d) g) * h / hypot(|h|, sqrt(d eps)).
     """
 
     def __init__(self, model: Transformer):
         self.model, self.config = model, model.config
-        weight = model.tok_embeddings.weight
-        root = math.sqrt(self.config.dim)
-        self.layers = [_Stacked(block, root) for block in model.layers]  # type: ignore[arg-type]
-        self.output = _folded(model.output.weight, root * model.norm.weight)
-        self.floor = torch.tensor(root * math.sqrt(self.config.norm_eps), dtype=weight.dtype).to(
-            weight.device
-        )
+        weight, root = model.tok_embeddings.weight, math.sqrt(model.config.dim)
+        floor = root * math.sqrt(model.config.norm_eps)
+        self.floor = torch.tensor(floor, dtype=weight.dtype).to(weight.device)
 
-    def step(self, token: Int[Tensor, "batch 1"], cache: KVCache) -> Float[Tensor, "batch vocab"]:
+        def folded(matrix: Tensor, norm: RMSNorm) -> Tensor:
+            return (matrix * (root * norm.weight)).to(matrix.dtype)
+
+        def stacked(block: TransformerBlock) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            attention, ffn = block.attention, block.feed_forward
+            wqkv = torch.cat([attention.wq.weight, attention.wk.weight, attention.wv.weight])
+            w13 = torch.cat([ffn.w1.weight, ffn.w3.weight])
+            return (
+                folded(wqkv, block.attention_norm),
+                attention.wo.weight,
+                folded(w13, block.ffn_norm),
+                ffn.w2.weight,
+            )
+
+        self.layers = [stacked(block) for block in model.layers]  # type: ignore[arg-type]
+        self.output = folded(model.output.weight, model.norm)
+
+    def step(self, token: Int[Tensor, "batch 1"], cache: KVCache) -> PerId:
         """Return the logits after `token`, the newest of each row, which joins the cache."""
         c, slot, batch = self.config, cache.length, token.shape[0]
         heads = c.n_heads + c.n_kv_heads
@@ -398,8 +370,8 @@ class Decoder:
         mask = None if visible is None else visible[:, None]
         h = F.embedding(token[:, 0], self.model.tok_embeddings.weight)
         rotation = self.model.rotation(h[:, None], cache.positions(1), slot)
-        for layer, kept in zip(self.layers, cache.layers, strict=True):
-            qkv = F.linear(self.unit(h), layer.wqkv)
+        for (wqkv, wo, w13, w2), kept in zip(self.layers, cache.layers, strict=True):
+            qkv = F.linear(self.unit(h), wqkv)
             qkv = qkv.view(batch, 1, heads + c.n_kv_heads, c.head_dim)
             turned = apply_rotary(qkv[:, :, :heads], rotation)[:, 0]
             kept.k.select(2, slot).copy_(turned[:, c.n_heads :])
@@ -411,9 +383,9 @@ class Decoder:
                 kept.v[:, :, : slot + 1],
                 attn_mask=mask,
             )
-            h = h + F.linear(mixed.reshape(batch, -1), layer.wo)
-            gate, up = F.linear(self.unit(h), layer.w13).chunk(2, dim=-1)
-            h = h + F.linear(F.silu(gate) * up, layer.w2)
+            h = h + F.linear(mixed.reshape(batch, -1), wo)
+            gate, up = F.linear(self.unit(h), w13).chunk(2, dim=-1)
+            h = h + F.linear(F.silu(gate) * up, w2)
         cache.length = slot + 1
         logits = F.linear(self.unit(h), self.output)
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -421,21 +393,3 @@ class Decoder:
     def unit(self, h: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Return what `RMSNorm` makes of `h`, without gain and over the root of its width."""
         return h / torch.hypot(torch.linalg.vector_norm(h, dim=-1, keepdim=True), self.floor)
-
-
-class _Stacked:
-    """The weights of one block, stacked."""
-
-    def __init__(self, block: TransformerBlock, root: float):
-        attention, feed_forward = block.attention, block.feed_forward
-        wqkv = torch.cat([attention.wq.weight, attention.wk.weight, attention.wv.weight])
-        self.wqkv = _folded(wqkv, root * block.attention_norm.weight)
-        self.wo = attention.wo.weight
-        w13 = torch.cat([feed_forward.w1.weight, feed_forward.w3.weight])
-        self.w13 = _folded(w13, root * block.ffn_norm.weight)
-        self.w2 = feed_forward.w2.weight
-
-
-def _folded(matrix: Tensor, gain: Tensor) -> Tensor:
-    """Return a matrix that applies the gain of the norm before it, in the matrix's precision."""
-    return (matrix * gain).to(matrix.dtype)

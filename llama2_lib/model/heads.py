@@ -11,14 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llama2_lib import rng
-from llama2_lib.model.transformer import Attend, Transformer, causal
+from llama2_lib.model.transformer import Attend, Ids, Transformer, causal
 
 
 class ScalarModel(nn.Module):
     """A transformer that gives one number for every position.
 
-    As a reward model it is read at the last token of an answer (`score`), as a value function
-    at every token (`forward`).
+    A reward model is read at the last token of an answer (`score`), a value function at all.
     """
 
     def __init__(self, backbone: Transformer):
@@ -29,9 +28,9 @@ class ScalarModel(nn.Module):
 
     def forward(
         self,
-        ids: Int[Tensor, "batch seq"],
+        ids: Ids,
         *,
-        positions: Int[Tensor, "batch seq"] | None = None,
+        positions: Ids | None = None,
         attend: Attend = causal,
         since: int = 0,
     ) -> Float[Tensor, "batch wanted"]:
@@ -40,24 +39,14 @@ class ScalarModel(nn.Module):
         numbers = self.head(hidden)[..., 0]
         return numbers if numbers.dtype == torch.float64 else numbers.float()
 
-    def score(
-        self, ids: Int[Tensor, "batch seq"], lengths: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def score(self, ids: Ids, lengths: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the raw score of each row, read at its last real token.
 
-        Args:
-            ids: Prompts with answers, padded on the right with anything.
-            lengths: Real tokens of each row. They are given and not found by looking for a
-                padding id, which may be a real token too.
-
-        Raises:
-            ValueError: A length is not in 1...seq.
+        Rows are prompts with answers, padded on the right with anything. Their `lengths` are
+        given and not found by looking for a padding id, which may be a real token too.
         """
-        if bool(((lengths < 1) | (lengths > ids.shape[1])).any()):
-            raise ValueError(
-                f"lengths must lie in 1...{ids.shape[1]}; got {lengths.min().item()} to "
-                f"{lengths.max().item()}. Is a row empty, or was the batch cut?"
-            )
+        fitting = (lengths >= 1) & (lengths <= ids.shape[1])
+        assert fitting.all(), f"lengths must lie in 1...{ids.shape[1]}: is a row empty, or cut?"
         # Padding stands on the right, where causal attention never looks.
         return self(ids).gather(1, lengths[:, None] - 1)[:, 0]
 
@@ -65,10 +54,8 @@ class ScalarModel(nn.Module):
 def scalar_model(model: Transformer, *, seed: int | None = None) -> ScalarModel:
     """Return a scalar model that starts from a copy of `model`, whose output layer is not used.
 
-    Args:
-        model: A chat checkpoint; it stays as it is.
-        seed: Draws the head from a normal with standard deviation 1 / sqrt(dim + 1), as is
-            common; the paper does not say. Left out, the head is zero, and so is every score.
+    A seed draws the head from a normal with standard deviation 1 / sqrt(dim + 1), as is common;
+    the paper does not say. Without one the head is zero, and so is every score.
     """
     # A copy keeps the flags: that of a frozen reward model would be a value function that never
     # learns, and no error would say so.
@@ -78,8 +65,6 @@ def scalar_model(model: Transformer, *, seed: int | None = None) -> ScalarModel:
         nn.init.zeros_(scalar.head.weight)
         nn.init.zeros_(scalar.head.bias)
         if seed is not None:
-            noise = torch.randn(
-                scalar.head.weight.shape, generator=rng.generator(seed, "scalar head")
-            )
+            noise = torch.randn(1, model.config.dim, generator=rng.generator(seed, "scalar head"))
             scalar.head.weight.copy_(noise * (model.config.dim + 1) ** -0.5)
     return scalar.to(model.tok_embeddings.weight)

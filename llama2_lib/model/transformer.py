@@ -17,6 +17,12 @@ from torch import Tensor, nn
 from llama2_lib import rng
 from llama2_lib.model.config import ModelConfig
 
+Ids = Int[Tensor, "batch seq"]
+Stream = Float[Tensor, "batch seq dim"]
+Wanted = Float[Tensor, "batch wanted dim"]
+Rotation = Complex[Tensor, "#batch seq pairs"]
+Keys = Float[Tensor, "batch seq kv_heads head_dim"]
+
 
 class RMSNorm(nn.Module):
     """Divide each vector by its root mean square, then scale it by a learned gain."""
@@ -44,8 +50,7 @@ def rotary_table(
     Not a buffer of the model: `model.to(torch.bfloat16)` would round it, or drop its
     imaginary part.
     """
-    # A table first made while generating serves training later, so it must not be an inference
-    # tensor, which autograd refuses.
+    # Made while generating, it serves training later: autograd refuses inference tensors.
     with torch.inference_mode(False):
         pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
         speed = theta ** (-pair / head_dim)
@@ -54,8 +59,7 @@ def rotary_table(
 
 
 def apply_rotary(
-    x: Float[Tensor, "batch seq heads head_dim"],
-    rotation: Complex[Tensor, "#batch seq pairs"],
+    x: Float[Tensor, "batch seq heads head_dim"], rotation: Rotation
 ) -> Float[Tensor, "batch seq heads head_dim"]:
     """Turn each adjacent pair of numbers of a head by its position's angle (RoPE).
 
@@ -88,12 +92,8 @@ def attention_weights(
 ) -> Float[Tensor, "batch heads q_len kv_len"]:
     """Return how much each query head takes from each position; every row sums to 1.
 
-    Query head `h` reads key/value head `h // (heads // kv_heads)`, as in Meta's `repeat_kv`.
-
-    Args:
-        q: Queries, already projected and rotated.
-        k: Keys, likewise.
-        visible: True where the query (row) may look at the key (column); no row all False.
+    Query head `h` reads key/value head `h // (heads // kv_heads)`, as in Meta's `repeat_kv`. A
+    query (row) may look at a key (column) where `visible` is True; no row may be all False.
     """
     kv_heads, head_dim = k.shape[2:]
     q = rearrange(q, "b q (kv group) d -> b kv group q d", kv=kv_heads)
@@ -151,16 +151,12 @@ def packed(lengths: Sequence[int]) -> Attend:
 
     Costs the square of each document's length. A mask over the rows gives the same and costs the
     square of a row's.
-
-    Raises:
-        ValueError: when called, if the documents do not fill the rows.
     """
     ends = list(accumulate(lengths))
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, seq = q.shape[0], k.shape[2]
-        if q.shape[2] < seq:
-            raise ValueError("packed documents are read whole; give no `since` beside them.")
+        assert q.shape[2] == seq, "packed documents are read whole: no `since` beside them"
         rows = {seq * row for row in range(1, batch + 1)}
         if min(lengths, default=0) < 1 or not rows <= {*ends} or ends[-1] != batch * seq:
             raise ValueError(
@@ -195,11 +191,10 @@ def _fused(
 
 
 class LayerCache:
-    """Keys and values of one layer, preallocated up to `max_len` tokens."""
+    """Keys and values of one layer, each (batch, kv_heads, max_len, head_dim)."""
 
     def __init__(self, k: Tensor, v: Tensor):
         self.k, self.v = k, v
-        """Each (batch, kv_heads, max_len, head_dim)."""
 
     def extend(
         self,
@@ -217,8 +212,7 @@ class LayerCache:
 class KVCache:
     """Keys and values of the tokens read so far, so that none is computed twice.
 
-    Given as `attend` to a `Transformer`, it lets new tokens see themselves, each other's past and
-    all that is in the cache, and takes them in.
+    Given as `attend` to a `Transformer`, it takes new tokens in and lets each see all before it.
     """
 
     def __init__(
@@ -231,33 +225,24 @@ class KVCache:
         padding: Int[Tensor, " batch"] | None = None,
     ):
         shape = (batch, config.n_kv_heads, max_len, config.head_dim)
-        self.layers = [
-            LayerCache(
-                torch.zeros(shape, device=device, dtype=dtype),
-                torch.zeros(shape, device=device, dtype=dtype),
-            )
-            for _ in range(config.n_layers)
-        ]
+        zeros = partial(torch.zeros, shape, device=device, dtype=dtype)
+        self.layers = [LayerCache(zeros(), zeros()) for _ in range(config.n_layers)]
         self.length = 0
         """Slots filled in every layer."""
         self.padding = padding
         """How many of the first slots of a row hold padding, which no token sees; None: none do."""
         self.slots = torch.arange(max_len, device=device)
-
-    @property
-    def max_len(self) -> int:
-        """Slots there are."""
-        return len(self.slots)
+        self.max_len = max_len
 
     def attends(self, n_new: int) -> list[Attend]:
         """Return for each layer how the next `n_new` tokens attend, after they have joined it."""
-        visible = self.visible(n_new)
+        visible, start = self.visible(n_new), self.length
         attend = causal if visible is None else masked(visible)
 
-        def join(layer: LayerCache, start: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def join(layer: LayerCache, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend(q, *layer.extend(k, v, start))
 
-        return [partial(join, layer, self.length) for layer in self.layers]
+        return [partial(join, layer) for layer in self.layers]
 
     def visible(self, n_new: int) -> Bool[Tensor, "batch n_new keys"] | None:
         """Return where the next `n_new` tokens may look; None if that is all before them."""
@@ -285,9 +270,7 @@ class KVCache:
 
     def n_bytes(self) -> int:
         """Return the memory held, in bytes."""
-        return sum(
-            x.numel() * x.element_size() for layer in self.layers for x in (layer.k, layer.v)
-        )
+        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers)
 
 
 class Attention(nn.Module):
@@ -302,27 +285,16 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
     def project(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotation: Complex[Tensor, "#batch seq pairs"],
-        since: int = 0,
-    ) -> tuple[
-        Float[Tensor, "batch wanted heads head_dim"],
-        Float[Tensor, "batch seq kv_heads head_dim"],
-        Float[Tensor, "batch seq kv_heads head_dim"],
-    ]:
+        self, x: Stream, rotation: Rotation, since: int = 0
+    ) -> tuple[Float[Tensor, "batch wanted heads head_dim"], Keys, Keys]:
         """Return rotated queries of the positions from `since` on, rotated keys, and values."""
         q = self.wq(x[:, since:]).unflatten(-1, (-1, self.head_dim))
         k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wk, self.wv))
         return apply_rotary(q, rotation[:, since:]), apply_rotary(k, rotation), v
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotation: Complex[Tensor, "#batch seq pairs"],
-        attend: Attend = causal,
-        since: int = 0,
-    ) -> Float[Tensor, "batch wanted dim"]:
+        self, x: Stream, rotation: Rotation, attend: Attend = causal, since: int = 0
+    ) -> Wanted:
         """Return what the positions from `since` on take from those they see."""
         q, k, v = (t.transpose(1, 2) for t in self.project(x, rotation, since))
         return self.wo(attend(q, k, v).transpose(1, 2).flatten(-2))
@@ -339,12 +311,8 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotation: Complex[Tensor, "#batch seq pairs"],
-        attend: Attend = causal,
-        since: int = 0,
-    ) -> Float[Tensor, "batch wanted dim"]:
+        self, x: Stream, rotation: Rotation, attend: Attend = causal, since: int = 0
+    ) -> Wanted:
         """Return h + FFN(norm(h)) with h = x + Attention(norm(x)), from position `since` on."""
         attended = self.attention(self.attention_norm(x), rotation, attend, since)
         h = x[:, since:] + attended  # after it: the order decides how gradients of x add up
@@ -363,11 +331,7 @@ class Transformer(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch seq"],
-        *,
-        positions: Int[Tensor, "batch seq"] | None = None,
-        attend: Attend | KVCache = causal,
+        self, ids: Ids, *, positions: Ids | None = None, attend: Attend | KVCache = causal
     ) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of each next token, in fp32 (fp64 for an fp64 model).
 
@@ -378,8 +342,8 @@ class Transformer(nn.Module):
                 which holds the tokens before these and is extended in place.
 
         Raises:
-            ValueError: The sequence does not fit `max_seq_len`, or the cache; an id is none of the
-                vocabulary; or packed documents do not fill the rows.
+            ValueError: The sequence does not fit `max_seq_len` or the cache, an id is none of the
+                vocabulary, or packed documents do not fill the rows.
         """
         return self.logits(self.hidden(ids, positions=positions, attend=attend))
 
@@ -390,25 +354,20 @@ class Transformer(nn.Module):
 
     def hidden(
         self,
-        ids: Int[Tensor, "batch seq"],
+        ids: Ids,
         *,
-        positions: Int[Tensor, "batch seq"] | None = None,
+        positions: Ids | None = None,
         attend: Attend | KVCache = causal,
         since: int = 0,
-    ) -> Float[Tensor, "batch wanted dim"]:
+    ) -> Wanted:
         """Return the hidden states after the final norm: what `logits` and scalar heads read.
 
         Of positions before `since` the last block computes keys and values only, and they are
         left out of what is returned; see `forward` for the other arguments.
-
-        Raises:
-            ValueError: as in `forward`, or `since` is no position.
         """
-        n_new = ids.shape[1]
-        if not 0 <= since < n_new:
-            raise ValueError(f"since must lie in 0...{n_new - 1}; got {since}.")
+        n_new, start, limit = ids.shape[1], 0, self.config.max_seq_len
+        assert 0 <= since < n_new, f"since must lie in 0...{n_new - 1}; got {since}"
         cache = attend if isinstance(attend, KVCache) else None
-        start, limit = 0, self.config.max_seq_len
         if cache is not None:
             start, limit = cache.length, min(limit, cache.max_len)
             positions = cache.positions(n_new) if positions is None else positions
@@ -433,21 +392,11 @@ class Transformer(nn.Module):
             cache.length += n_new
         return self.norm(h)
 
-    def rotation(
-        self,
-        h: Float[Tensor, "batch seq dim"],
-        positions: Int[Tensor, "batch seq"] | None = None,
-        start: int = 0,
-    ) -> Complex[Tensor, "#batch seq pairs"]:
-        """Return the rotary factors of `positions`, or of `start, start + 1, ...`.
-
-        Length, precision and device are those of the hidden states `h`.
-        """
-        config = self.config
+    def rotation(self, h: Stream, positions: Ids | None = None, start: int = 0) -> Rotation:
+        """Return the rotary factors of the states `h` at `positions`, or at `start` and on."""
+        c = self.config
         dtype = torch.complex128 if h.dtype == torch.float64 else torch.complex64
-        table = rotary_table(
-            config.head_dim, config.max_seq_len, config.rope_theta, dtype, h.device
-        )
+        table = rotary_table(c.head_dim, c.max_seq_len, c.rope_theta, dtype, h.device)
         if positions is not None:
             return table[positions]
         return table[start : start + h.shape[1]].unsqueeze(0)
@@ -457,6 +406,7 @@ INITIAL_STD = 0.02
 """Standard deviation of random weights, as is common [not stated]."""
 
 
+@torch.no_grad()
 def initialise(model: Transformer, seed: int) -> Transformer:
     """Fill `model` with random weights that depend on `seed` and each parameter's name only.
 
@@ -465,14 +415,11 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     paper states no initialisation.
     """
     depth = (2 * model.config.n_layers) ** -0.5
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(1.0)
-                continue
-            scale = depth if name.endswith(("wo.weight", "w2.weight")) else 1.0
-            noise = torch.empty(parameter.shape).normal_(
-                0.0, INITIAL_STD * scale, generator=rng.generator(seed, "initialise", name)
-            )
-            parameter.copy_(noise)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+            continue
+        std = INITIAL_STD * (depth if name.endswith(("wo.weight", "w2.weight")) else 1.0)
+        source = rng.generator(seed, "initialise", name)
+        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=source))
     return model

@@ -47,13 +47,13 @@ def save_model(model: Transformer | ScalarModel, folder: Path) -> None:
         OSError: The disk is full or the folder cannot be written.
     """
     weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    path = folder / "model.safetensors"
     try:
-        save_file(weights, folder / "model.safetensors")
+        save_file(weights, path)
     except SafetensorError as error:
-        raise OSError(
-            f"{folder / 'model.safetensors'} could not be written: {error}. Free some disk space."
-        ) from None
-    (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
+        raise OSError(f"{path} could not be written: {error}. Free some disk space.") from None
+    document = dataclasses.asdict(model.config)
+    (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 def load_model(
@@ -61,46 +61,29 @@ def load_model(
 ) -> tuple[Transformer, ModelConfig]:
     """Load a model and its configuration from a folder.
 
-    Args:
-        path: A finished artifact of this course, or a Hugging Face folder of a Llama model.
-        device: Where the weights go.
+    The folder is a finished artifact of this course, or a Hugging Face folder of a Llama model.
 
     Raises:
         FileNotFoundError: The folder, its `config.json` or its weights are missing.
         ValueError: The configuration is no Llama 2, or the weights do not fit it, are of mixed or
             integer precision, or not finite.
     """
-    folder = Path(path)
-    document = _read_document(folder)
-    config = _config(document, folder / "config.json")
-    weights = _read_weights(folder)
-    if "model_type" in document:
-        weights = from_hugging_face(weights, config)
-    return build(config, _checked(weights, folder), device), config
+    config, weights = _read(Path(path))
+    return build(config, weights, device), config
 
 
 def load_scalar_model(path: Path | str, device: torch.device | str = "cpu") -> ScalarModel:
-    """Load a reward model or value function from a finished artifact of this course.
-
-    Raises:
-        FileNotFoundError: The folder, its `config.json` or its weights are missing.
-        ValueError: The weights are not those of a scalar model of that configuration.
-    """
-    folder = Path(path)
-    config = _config(_read_document(folder), folder / "config.json")
+    """Load a reward model or value function from a finished artifact; refusals: `load_model`."""
+    config, weights = _read(Path(path))
     with torch.device("meta"):
         model = ScalarModel(Transformer(config))
-    return _filled(model, _checked(_read_weights(folder), folder), device)
+    return _filled(model, weights, device)
 
 
 def build(
     config: ModelConfig, weights: dict[str, Tensor], device: torch.device | str = "cpu"
 ) -> Transformer:
-    """Return a model in evaluation mode that holds exactly `weights`.
-
-    Raises:
-        ValueError: Names or shapes differ from what `config` asks for.
-    """
+    """Return a model in evaluation mode that holds exactly `weights`."""
     with torch.device("meta"):
         model = Transformer(config)
     return _filled(model, weights, device)
@@ -119,15 +102,34 @@ def _filled(model: Model, weights: dict[str, Tensor], device: torch.device | str
     return model.eval()
 
 
-def _checked(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Read our own folder, or translate Hugging Face's."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} must hold a config.json.{_what_is_it(folder)}")
+    document = _read_json(path)
+    try:
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds no fields but {str(document)[:60]!r}.")
+        foreign = "model_type" in document
+        config = (_from_hugging_faces if foreign else _from_ours)(document)
+    except ValueError as error:
+        raise ValueError(f"{path} must describe a Llama 2; {error}") from None
+    weights = _read_weights(folder)
+    if foreign:
+        weights = from_hugging_face(weights, config)
+    _check_numbers(weights, folder)
+    return config, weights
+
+
+def _check_numbers(weights: dict[str, Tensor], folder: Path) -> None:
     """Refuse numbers that no model computes with. Norms may be in fp32 beside half precision."""
-    matrices = {name: t.dtype for name, t in weights.items() if "norm" not in name}
-    kinds = [*dict.fromkeys(matrices.values())]
-    norms = {t.dtype for name, t in weights.items() if name not in matrices}
-    if len(kinds) != 1 or kinds[0] not in PRECISIONS or norms - {kinds[0], torch.float32}:
+    norms = {t.dtype for name, t in weights.items() if "norm" in name}
+    matrices = {t.dtype for name, t in weights.items() if "norm" not in name}
+    if len(matrices) != 1 or matrices - {*PRECISIONS} or norms - matrices - {torch.float32}:
         raise ValueError(
             f"{folder} must hold matrices of one precision, fp64, fp32, fp16 or bf16, and norms "
-            f"of that one or fp32; it holds {', '.join(sorted(map(str, {*kinds, *norms})))}. "
+            f"of that one or fp32; it holds {', '.join(sorted(map(str, matrices | norms)))}. "
             "Quantised weights cannot be read."
         )
     for name, tensor in weights.items():
@@ -136,7 +138,6 @@ def _checked(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
                 f"{folder} must hold finite weights; {name} does not. The run that left it has "
                 "diverged, or the file is damaged."
             )
-    return weights
 
 
 def from_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -151,7 +152,7 @@ def from_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[s
             continue
         layer, stem = _split(name)
         meta_name = HF_NAMES.get(stem)
-        if meta_name is None or not name.endswith(".weight"):
+        if meta_name is None:
             raise ValueError(f"{name} is not a weight of a Llama 2 without biases; cannot load it.")
         if meta_name in ROTATED:
             if tensor.dim() != 2 or len(tensor) % config.head_dim:
@@ -179,10 +180,9 @@ def to_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[str
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Return "layers.3." or nothing, and the rest of a weight's name."""
-    stem = re.sub(r"^model\.layers\.", "layers.", name).removesuffix(".weight")
-    layer = "".join(re.findall(r"^layers\.\d+\.", stem))
-    return layer, stem.removeprefix(layer)
+    """Return "layers.3." or nothing, and the rest of a weight's name; nothing of other names."""
+    match = re.fullmatch(r"(?:model\.(?=layers\.))?(layers\.\d+\.)?(.*)\.weight", name)
+    return (match[1] or "", match[2]) if match else ("", "")
 
 
 def _read_json(path: Path) -> Any:
@@ -190,26 +190,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON; it cannot be read: {error}") from None
-
-
-def _read_document(folder: Path) -> dict[str, Any]:
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise FileNotFoundError(f"{folder} must hold a config.json.{_what_is_it(folder)}")
-    document = _read_json(config_path)
-    if not isinstance(document, dict):
-        raise ValueError(
-            f"{config_path} must describe a Llama 2; it holds no fields but {str(document)[:60]!r}."
-        )
-    return document
-
-
-def _config(document: dict[str, Any], path: Path) -> ModelConfig:
-    """Read our own config, or translate Hugging Face's."""
-    try:
-        return (_from_hugging_faces if "model_type" in document else _from_ours)(document)
-    except ValueError as error:
-        raise ValueError(f"{path} must describe a Llama 2; {error}") from None
 
 
 def _from_ours(document: dict[str, Any]) -> ModelConfig:
@@ -226,16 +206,16 @@ def _from_ours(document: dict[str, Any]) -> ModelConfig:
 def _from_hugging_faces(document: dict[str, Any]) -> ModelConfig:
     if document["model_type"] != "llama":
         raise ValueError(f"model_type must be llama; got {document['model_type']!r}.")
-    needed = (
+    sizes = (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "max_position_embeddings", "rms_norm_eps",
+        "num_attention_heads", "max_position_embeddings",
     )  # fmt: skip
-    if lacking := [name for name in needed if document.get(name) is None]:
+    if lacking := [name for name in (*sizes, "rms_norm_eps") if document.get(name) is None]:
         raise ValueError(f"it lacks {', '.join(lacking)}.")
-    for name in needed[:-1]:
+    for name in sizes:
         if type(document[name]) is not int or document[name] < 1:
             raise ValueError(f"{name} must be a whole number from 1 on; got {document[name]!r}.")
-    dim, hidden, n_heads = (document[name] for name in (*needed[1:3], "num_attention_heads"))
+    vocab_size, dim, hidden, n_layers, n_heads, context = (document[name] for name in sizes)
     if (head_dim := document.get("head_dim")) not in (None, dim // n_heads):
         raise ValueError(f"head_dim must be {dim} / {n_heads}, as in Llama 2; got {head_dim!r}.")
     if document.get("quantization_config"):
@@ -255,15 +235,15 @@ def _from_hugging_faces(document: dict[str, Any]) -> ModelConfig:
         theta = rope.get("rope_theta", theta)
     kv_heads = document.get("num_key_value_heads")
     return ModelConfig(
-        vocab_size=document["vocab_size"],
+        vocab_size=vocab_size,
         dim=dim,
-        n_layers=document["num_hidden_layers"],
+        n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_heads if kv_heads is None else kv_heads,
         # The stored width replaces Meta's rule: rounding "up to a multiple of itself".
         multiple_of=hidden,
         ffn_dim_multiplier=min(1.0, hidden / int(2 * 4 * dim / 3)),
-        max_seq_len=document["max_position_embeddings"],
+        max_seq_len=context,
         rope_theta=10_000.0 if theta is None else theta,
         norm_eps=document["rms_norm_eps"],
     )
@@ -322,22 +302,21 @@ def _what_is_wrong(path: Path) -> str:
     """Say what a file looks like that is no safetensors file."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(200)
-        file.seek(8)
-        length = int.from_bytes(start[:8], "little")
-        header = file.read(min(length, 100_000_000))
+        start = file.read(100_000_000)  # no header is longer
     if start.startswith(b"version https://git-lfs"):
         return "It is a pointer of git-LFS: fetch the file itself with `git lfs pull`."
-    if start.lstrip()[:1] == b"<":
+    if start[:200].lstrip()[:1] == b"<":
         return "It is a web page, sent in place of the file: fetch it again."
+    length = 8 + int.from_bytes(start[:8], "little")
     try:
-        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        header = json.loads(start[8:length])
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         length += max(entry["data_offsets"][1] for entry in tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     else:
-        if size > 8 + length:
-            return f"It has {size - 8 - length} bytes too many: fetch or build it again."
-    if size < 9 or (header[:1] == b"{" and size < 8 + length):
+        if size > length:
+            return f"It has {size - length} bytes too many: fetch or build it again."
+    if size < 9 or (start[8:9] == b"{" and size < length):
         return "It was cut off: fetch or build it again."
     return "It is damaged: fetch or build it again."

@@ -27,10 +27,6 @@ def next_token_loss(
     """Negative log-likelihood of each token given those before it, in nats.
 
     The shift happens here and nowhere else: `logits[:, t]` is scored against `ids[:, t + 1]`.
-
-    Args:
-        logits: Of every position but the last.
-        ids: The sequence, one longer than the logits.
     """
     total = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
     return LossTerm(total, total.new_tensor(ids[:, 1:].numel()), {})
@@ -41,13 +37,7 @@ def masked_loss(
     ids: Int[Tensor, "batch seq+1"],
     loss_mask: Bool[Tensor, "batch seq+1"],
 ) -> LossTerm:
-    """Negative log-likelihood of the marked tokens only, in nats.
-
-    Args:
-        logits: Of every position but the last.
-        ids: The sequence, one longer than the logits.
-        loss_mask: True where a token is a TARGET. The first token of a row never is one that
-            can be scored, so it must be False.
+    """Negative log-likelihood of the tokens that `loss_mask` marks as TARGETS, in nats.
 
     Raises:
         ValueError: No token is marked, or the first of a row is.

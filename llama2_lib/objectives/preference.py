@@ -9,35 +9,21 @@ from torch import Tensor
 
 from llama2_lib.objectives.language import LossTerm
 
+Pairs = Float[Tensor, " pairs"]
 
-def margins(grades: Sequence[str], table: Mapping[str, float]) -> Float[Tensor, " pairs"]:
-    """Return m(r) of equation 2 for each pair: the margin of its grade.
 
-    Raises:
-        ValueError: The table has no margin for a grade.
-    """
+def margins(grades: Sequence[str], table: Mapping[str, float]) -> Pairs:
+    """Return m(r) of equation 2 for each pair: the margin of its grade."""
     if unknown := sorted(set(grades) - set(table)):
         raise ValueError(f"a grade must be one of {[*table]}; got {unknown}.")
     return torch.tensor([table[grade] for grade in grades])
 
 
-def ranking_loss(
-    chosen: Float[Tensor, " pairs"],
-    rejected: Float[Tensor, " pairs"],
-    margin: Float[Tensor, " pairs"] | None = None,
-) -> LossTerm:
+def ranking_loss(chosen: Pairs, rejected: Pairs, margin: Pairs | None = None) -> LossTerm:
     """Binary ranking loss, -log sigmoid(r_chosen - r_rejected - m) (paper equations 1 and 2).
 
-    The margin belongs to training. Evaluate without it, or models trained with different
-    margins cannot be compared.
-
-    Args:
-        chosen: Raw scores of the preferred answers.
-        rejected: Raw scores of the others.
-        margin: m(r) of each pair; 0 if left out.
-
-    Raises:
-        ValueError: There are no pairs.
+    The margin m(r) belongs to training. Evaluate without it, or models trained with different
+    margins cannot be compared. Scores are raw, as the model gives them.
     """
     gap = chosen - rejected
     # logsigmoid and not log(sigmoid): the latter is -inf from a gap of -104 on in fp32.
@@ -46,15 +32,10 @@ def ranking_loss(
     return LossTerm(loss.sum(), loss.new_tensor(len(loss)), metrics)
 
 
-def pairwise_accuracy(
-    chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"]
-) -> Float[Tensor, ""]:
+def pairwise_accuracy(chosen: Pairs, rejected: Pairs) -> Float[Tensor, ""]:
     """Return the share of pairs in which the chosen answer scores higher; a tie counts half.
 
     A score that is not a number makes the share none either.
-
-    Raises:
-        ValueError: There are no pairs.
     """
     gap = (chosen - rejected).detach()
     if not len(gap):

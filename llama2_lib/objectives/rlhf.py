@@ -18,6 +18,11 @@ from torch import Tensor
 
 from llama2_lib.objectives.language import LossTerm
 
+Scores = Float[Tensor, " answers"]
+Tokens = Float[Tensor, "answers tokens"]
+Mask = Bool[Tensor, "answers tokens"]
+"""True on the tokens that were sampled, the final EOS included."""
+
 SAFETY_THRESHOLD = 0.15
 """Below it an answer is treated as unsafe: precision 0.89, recall 0.55 in the paper."""
 SAFETY_LOGIT = math.log(SAFETY_THRESHOLD / (1 - SAFETY_THRESHOLD))
@@ -30,10 +35,7 @@ def token_logprobs(
 ) -> Float[Tensor, "batch seq"]:
     """Return the log-probability of each next token under `softmax(logits / temperature)`.
 
-    For policy gradients the temperature must be the one that was sampled with.
-
-    Raises:
-        ValueError: The temperature is not positive: greedy choices have no distribution.
+    For policy gradients the temperature must be the one that was sampled with, so it is positive.
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite; got {temperature}.")
@@ -50,10 +52,7 @@ def exact_kl(
 
 
 class KLEstimates(NamedTuple):
-    """Three estimates of KL(policy || reference) from samples of the policy.
-
-    Their means: k1 and k3 are unbiased, k2 is biased. k1 has negative samples, the others none.
-    """
+    """Three estimates of KL(policy || reference): k2 is biased, k1 alone has negative samples."""
 
     k1: Tensor
     k2: Tensor
@@ -63,29 +62,22 @@ class KLEstimates(NamedTuple):
 def kl_estimates(
     logprobs: Float[Tensor, "*shape"], reference_logprobs: Float[Tensor, "*shape"]
 ) -> KLEstimates:
-    """Return the estimates for tokens sampled from the policy, r = log pi - log pi_0.
+    """Return k1 = r, k2 = r^2 / 2, k3 = e^-r - 1 + r of sampled tokens, r = log pi - log pi_0.
 
-    k1 = r, k2 = r^2 / 2, k3 = e^-r - 1 + r. With the sign of r turned, k3 estimates something
-    else (the chi-squared divergence minus the KL).
+    With the sign of r turned, k3 estimates the chi-squared divergence minus the KL.
     """
     r = logprobs - reference_logprobs
     return KLEstimates(r, 0.5 * r.square(), torch.expm1(-r) + r)
 
 
 def combined_reward(
-    safety: Float[Tensor, " answers"],
-    helpfulness: Float[Tensor, " answers"],
-    is_safety_prompt: Bool[Tensor, " answers"],
-) -> Float[Tensor, " answers"]:
+    safety: Scores, helpfulness: Scores, is_safety_prompt: Bool[Tensor, " answers"]
+) -> Scores:
     """Return R_c as a raw score: safety where it matters, helpfulness elsewhere.
 
     R_c = R_s if is_safety(prompt) or R_s < 0.15, else R_h. The function has a hole: where a safe
     answer is less helpful than 0.15, making it slightly unsafe raises R_c, from R_h up to 0.15.
-
-    Args:
-        safety: Raw score of the safety reward model.
-        helpfulness: Raw score of the helpfulness reward model.
-        is_safety_prompt: True for prompts tagged in advance as apt to elicit unsafe answers.
+    Prompts apt to elicit unsafe answers are tagged in advance: `is_safety_prompt`.
     """
     # "not at least" and not "below": a score that is no number must not pass for a safe one.
     return torch.where(is_safety_prompt | ~(safety >= SAFETY_LOGIT), safety, helpfulness)
@@ -97,33 +89,36 @@ def whiten(
     """Shift and scale the counted values to mean 0 and (population) variance 1.
 
     What does not count becomes 0 and influences nothing. Values that are all equal give zeros.
-    Note that libraries differ: in some, whitened values keep their mean. Here they never do.
-
-    Raises:
-        FloatingPointError: A counted value is not finite.
+    In some libraries whitened values keep their mean. Here they never do.
     """
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     count = mask.sum().clamp(min=1)
-    kept = x.masked_fill(~mask, 0.0)
-    if not bool(kept.isfinite().all()):
+    counted = x.masked_fill(~mask, 0.0)
+    if n_bad := int((~counted.isfinite()).sum()):
         raise FloatingPointError(
-            f"values to whiten must be finite; {int((~kept.isfinite()).sum())} of {int(count)} are "
-            "not. Have the policy, its value function or a reward model diverged?"
+            f"values to whiten must be finite; {n_bad} of {int(count)} are not. Have the policy, "
+            "its value function or a reward model diverged?"
         )
-    centred = (kept - kept.sum() / count).masked_fill(~mask, 0.0)
+    centred = _centred(counted, mask, count)
     variance = centred.square().sum() / count
     # Equal values leave a variance of rounding errors, which must not be blown up to 1.
-    tiny = (torch.finfo(x.dtype).eps * kept.abs().max()).square()
-    return torch.where(variance > 4 * tiny, centred * variance.clamp(min=1e-30).rsqrt(), 0.0)
+    scaled = centred * variance.clamp(min=1e-30).rsqrt()
+    return torch.where(variance > _rounding(counted), scaled, 0.0)
+
+
+def _centred(x: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Shift the counted values of `x`, whose others are 0, to mean 0."""
+    return (x - x.sum() / count).masked_fill(~mask, 0.0)
+
+
+def _rounding(x: Tensor) -> Tensor:
+    """Return the variance that rounding errors alone can have among equal values like these."""
+    return 4 * (torch.finfo(x.dtype).eps * x.abs().max()).square()
 
 
 def shaped_rewards(
-    score: Float[Tensor, " answers"],
-    logprobs: Float[Tensor, "answers tokens"],
-    reference_logprobs: Float[Tensor, "answers tokens"],
-    response_mask: Bool[Tensor, "answers tokens"],
-    beta: float,
-) -> Float[Tensor, "answers tokens"]:
+    score: Scores, logprobs: Tokens, reference_logprobs: Tokens, response_mask: Mask, beta: float
+) -> Tokens:
     """Return the reward of every token: -beta times its log-ratio, and the score at the end.
 
     The sum over a row is score - beta * (log pi(answer) - log pi_0(answer)), one sample of
@@ -133,17 +128,12 @@ def shaped_rewards(
     Args:
         score: Whitened score of each answer.
         logprobs: Of the sampled tokens, under the policy that sampled them.
-        reference_logprobs: Of the same tokens, under the frozen reference.
-        response_mask: True on the answer's tokens, the final EOS included.
+        reference_logprobs: Under the frozen reference.
         beta: Weight of the divergence (paper: 0.01 for 7B and 13B, 0.005 for 34B and 70B).
-
-    Raises:
-        ValueError: An answer has no token.
     """
-    if not bool(response_mask.any(dim=1).all()):
-        rows = (~response_mask.any(dim=1)).nonzero()[:5, 0].tolist()
+    if empty := (~response_mask.any(dim=1)).nonzero()[:5, 0].tolist():
         raise ValueError(
-            f"every answer needs at least one token for its score to stand on; rows {rows} have "
+            f"every answer needs at least one token for its score to stand on; rows {empty} have "
             "none. Drop them before rewards are assigned, and count them."
         )
     rewards = (-beta * (logprobs - reference_logprobs)).masked_fill(~response_mask, 0.0)
@@ -153,25 +143,14 @@ def shaped_rewards(
 
 
 def gae(
-    rewards: Float[Tensor, "batch tokens"],
-    values: Float[Tensor, "batch tokens"],
-    mask: Bool[Tensor, "batch tokens"],
-    *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:
+    rewards: Tokens, values: Tokens, mask: Mask, *, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tokens, Tokens]:
     """Return advantages and returns; both 0 where the mask is False.
 
     A_t = sum over l of (gamma * lam)^l delta_(t+l), delta_t = r_t + gamma V_(t+1) - V_t. The
     next counted token is the successor, the value after the last one is 0. Nothing at masked
     tokens is read. Returns are advantages + values: what the value function should have said.
-
-    Args:
-        rewards: See `shaped_rewards`.
-        values: Of the state before each token.
-        mask: True on the tokens that were sampled.
-        gamma: Discount; 1 for answers, which are short and end.
-        lam: 0 trusts the values, 1 the rewards alone.
+    A lambda of 0 trusts the values (of the state before each token), 1 the rewards alone.
     """
     advantages = torch.zeros_like(rewards)
     ahead, next_value = torch.zeros_like(rewards[:, 0]), torch.zeros_like(values[:, 0])
@@ -185,11 +164,7 @@ def gae(
 
 
 def ppo_policy_loss(
-    logprobs: Float[Tensor, "batch tokens"],
-    old_logprobs: Float[Tensor, "batch tokens"],
-    advantages: Float[Tensor, "batch tokens"],
-    mask: Bool[Tensor, "batch tokens"],
-    clip: float = 0.2,
+    logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Mask, clip: float = 0.2
 ) -> LossTerm:
     """Clipped surrogate, -min(rho A, clip(rho, 1 - eps, 1 + eps) A), summed over tokens.
 
@@ -199,13 +174,10 @@ def ppo_policy_loss(
 
     Args:
         logprobs: Of the sampled tokens, under the policy being trained.
-        old_logprobs: Of the same tokens, under the policy that sampled them.
+        old_logprobs: Under the policy that sampled them.
         advantages: Whitened over the whole batch of rollouts.
-        mask: True on the tokens that were sampled.
+        mask: At least one token must count.
         clip: eps [0.2].
-
-    Raises:
-        ValueError: No token counts.
     """
     count = _count(mask, "ppo_policy_loss").to(logprobs)
     # Masked first: a pad may hold any number, and inf - inf would poison the gradient.
@@ -225,24 +197,12 @@ def ppo_policy_loss(
 
 
 def ppo_value_loss(
-    values: Float[Tensor, "batch tokens"],
-    old_values: Float[Tensor, "batch tokens"],
-    returns: Float[Tensor, "batch tokens"],
-    mask: Bool[Tensor, "batch tokens"],
-    clip: float | None = 0.2,
+    values: Tokens, old_values: Tokens, returns: Tokens, mask: Mask, clip: float | None = 0.2
 ) -> LossTerm:
     """Half the squared error against the returns, the worse of clipped and unclipped values.
 
-    Args:
-        values: Of the value function being trained.
-        old_values: What it said when the rollouts were made.
-        returns: See `gae`.
-        mask: True on the tokens that were sampled.
-        clip: How far a value may move from the old one and still gain; None: any distance. It
-            must fit the scale of the returns.
-
-    Raises:
-        ValueError: No token counts.
+    `old_values` are those of the time when the rollouts were made. `clip` is how far a value may
+    move from them and still gain (None: any distance); it must fit the scale of the returns.
     """
     count = _count(mask, "ppo_value_loss").to(values)
     values, old_values, returns = (x.masked_fill(~mask, 0.0) for x in (values, old_values, returns))
@@ -251,22 +211,19 @@ def ppo_value_loss(
         near = old_values + (values - old_values).clamp(-clip, clip)
         error = torch.maximum(error, (near - returns).square())
     with torch.no_grad():
-        spread = (returns - returns.sum() / count).masked_fill(~mask, 0.0).square().sum()
-        residual = returns - values
-        missed = (residual - residual.sum() / count).masked_fill(~mask, 0.0).square().sum()
-        # Equal returns leave a spread of rounding errors, of which nothing can be explained.
-        tiny = (torch.finfo(returns.dtype).eps * returns.abs().max()).square()
-        explained = torch.where(
-            spread > 4 * count * tiny, 1 - missed / spread.clamp(min=1e-30), 0.0
+        spread, missed = (
+            _centred(x, mask, count).square().sum() for x in (returns, returns - values)
         )
+        # Equal returns leave a spread of rounding errors, of which nothing can be explained.
+        explained = 1 - missed / spread.clamp(min=1e-30)
+        explained = torch.where(spread > count * _rounding(returns), explained, 0.0)
     return LossTerm(0.5 * error.sum(), count, {"explained_variance": explained})
 
 
 def _count(mask: Tensor, name: str) -> Tensor:
-    count = mask.sum()
-    if count == 0:
+    if not mask.any():
         raise ValueError(
             f"{name} needs at least one counted token; the mask marks none of {mask.numel()}. "
             "Were all answers empty?"
         )
-    return count
+    return mask.sum()

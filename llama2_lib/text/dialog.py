@@ -3,12 +3,12 @@
 The format is that of `chat_completion` in Meta's `generation.py`. A system message is folded into
 the first user message. Every finished turn is encoded on its own, as one string between its own
 BOS and EOS, `[INST] user [/INST] answer `; the open last turn is `[INST] user [/INST]` after a
-BOS. The tags are ordinary text: only BOS and EOS are control tokens.
+BOS. The tags are ordinary text: only BOS and EOS are control tokens. What the format cannot carry
+is refused by every function, see `check_dialog`.
 
-The ids of a prompt are a prefix of the ids of the same dialog with its answer. This holds because
-a SentencePiece piece never runs from a letter into a following space (`split_by_whitespace`), so
-the space after `[/INST]` always begins the answer's first piece. `encode_example` checks it, since
-a tokenizer trained otherwise would put part of the answer into the prompt.
+The ids of a prompt are a prefix of the ids of the same dialog with its answer, because a
+SentencePiece piece never runs from a letter into a following space (`split_by_whitespace`): the
+space after `[/INST]` begins the answer's first piece. `encode_example` checks it.
 
 The ids are Meta's. Two dialogs that Meta's code encodes are refused here, because in data they are
 mistakes more often than meant: a user's or an assistant's message without text (`[INST]  [/INST]`),
@@ -18,6 +18,7 @@ it in any message. Clean what a model sampled with `sanitised`.
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from llama2_lib.text.tokenizer import check_unicode
@@ -55,15 +56,12 @@ class _Turn(NamedTuple):
 
 
 def check_dialog(dialog: Sequence[Message]) -> None:
-    """Refuse a dialog that Meta's format cannot carry, and what is no dialog.
+    """Refuse what Meta's format cannot carry, and what is no dialog, naming the message.
 
     Roles go system? (user assistant)* user?, with at least one user message. User and assistant
-    messages hold text. An empty system message passes, as it does in Meta's code, and is folded
-    as an empty block; leave it out to have none. No message may contain a tag of the format: it
-    would be read as a turn border (prompt injection), whoever wrote it.
-
-    Raises:
-        ValueError: naming the message by its index.
+    messages hold text; an empty system message is folded as an empty block, as in Meta's code. No
+    message may contain a tag of the format: it would be read as a turn border (prompt injection),
+    whoever wrote it.
     """
     if isinstance(dialog, str | bytes | Mapping) or not isinstance(dialog, Sequence):
         one = isinstance(dialog, Mapping)
@@ -127,11 +125,10 @@ def _excerpt(given: object) -> str:
 
 
 def sanitised(text: str) -> str:
-    """Return what a model said without what no message may hold.
+    """Return what a model said without what no message may hold; perhaps nothing is left.
 
-    A model can sample the tags of the format, whole or so that taking one out makes another; they
-    are taken out until none is left, in one pass. Half a character becomes U+FFFD. Other text
-    stays as it is. The rest may be empty: then there is no answer.
+    Tags of the format, whole or so that taking one out makes another, are taken out until none is
+    left, in one pass. Half a character becomes U+FFFD.
     """
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)
     if not _TAG.search(text):
@@ -153,10 +150,8 @@ def _turns(dialog: Sequence[Message]) -> list[_Turn]:
         # As in Meta's code the fold comes before the strip, so spaces inside it stay.
         folded[:2] = [B_SYS + folded[0] + E_SYS + folded[1]]
     prompts = [f"{B_INST} {text.strip()} {E_INST}" for text in folded[0::2]]
-    answers: list[str | None] = [text.strip() for text in folded[1::2]]
-    if len(answers) < len(prompts):
-        answers.append(None)
-    return [_Turn(*turn) for turn in zip(prompts, answers, strict=True)]
+    answers = [text.strip() for text in folded[1::2]]
+    return [_Turn(*turn) for turn in zip_longest(prompts, answers)]
 
 
 def render(dialog: Sequence[Message]) -> str:
@@ -164,9 +159,6 @@ def render(dialog: Sequence[Message]) -> str:
 
     `<s>` and `</s>` stand for the control tokens. Do not encode this text: they would come out as
     letters.
-
-    Raises:
-        ValueError: as in `check_dialog`.
     """
     return "".join(
         f"<s>{turn.prompt}" if turn.answer is None else f"<s>{turn.closed}</s>"
@@ -175,11 +167,7 @@ def render(dialog: Sequence[Message]) -> str:
 
 
 def encode_prompt(dialog: Sequence[Message], tok: Encoder) -> list[int]:
-    """Return the ids that ask for the next answer, exactly as Meta's `chat_completion` does.
-
-    Raises:
-        ValueError: as in `check_dialog`, or the last message is not the user's.
-    """
+    """Return the ids that ask for the next answer, exactly as Meta's `chat_completion` does."""
     turns = _turns(dialog)
     if turns[-1].answer is not None:
         raise ValueError(
@@ -198,23 +186,11 @@ def encode_example(
     Targets are the pieces of the answers, the piece of Meta's trailing space, and EOS; never BOS,
     tags, system or user text (paper section 3.1). The trailing space is a target because it stands
     between the answer and EOS: a model that never learned to write it would never get to the place
-    where it learned to stop.
-
-    Args:
-        dialog: ends with a message of the assistant.
-        tok: the tokenizer.
-        loss_on: "all" for every answer (supervised fine-tuning), "last" for the last one only
-            (Ghost Attention, section 3.3).
-
-    Raises:
-        ValueError: as in `check_dialog`; the dialog is open; `loss_on` is neither word; or the
-            tokenizer merges across the border between prompt and answer.
+    where it learned to stop. `loss_on` is "all" for every answer (supervised fine-tuning), "last"
+    for the last one only (Ghost Attention, section 3.3).
     """
     if loss_on not in ("all", "last"):
-        raise ValueError(
-            f"loss_on must be 'all' or 'last'; got {loss_on!r}. Use 'last' to learn from the "
-            "last answer only."
-        )
+        raise ValueError(f"loss_on must be 'all' or 'last'; got {loss_on!r}.")
     turns = _turns(dialog)
     if turns[-1].answer is None:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Documents from files: the door through which other text than the world's enters."""
 
+import io
 import json
 import re
 from collections import Counter
@@ -33,8 +34,8 @@ class Survey:
     def __str__(self) -> str:
         text = f"{self.n_documents:,} documents in {self.n_files:,} file{'s' * (self.n_files != 1)}"
         if self.n_cut:
-            plural, was = ("s", "were") if self.n_cut > 1 else ("", "was")
-            text += f" ({self.n_cut:,} long text{plural} {was} cut into several)"
+            texts = "text was" if self.n_cut == 1 else "texts were"
+            text += f" ({self.n_cut:,} long {texts} cut into several)"
         if self.left_out:
             counts = [f"{n:,} {ending}" for ending, n in self.left_out.items()]
             text += f"; left out: {', '.join(counts)}"
@@ -42,9 +43,7 @@ class Survey:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that hold documents, in order of name.
-
-    They end in `.txt` or `.jsonl`, in small or capital letters. Hidden ones are left out.
+    """Return the `.txt` and `.jsonl` files of a folder, in order of name, but for hidden ones.
 
     Raises:
         FileNotFoundError: The folder has no such files.
@@ -54,8 +53,7 @@ def text_files(folder: Path) -> list[Path]:
         raise ValueError(f"the documents must be a folder; {folder} is a file. Name its folder.")
     paths = [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES]
     for path in paths:
-        # Reading a pipe waits for a writer, perhaps for ever.
-        if not path.is_file():
+        if not path.is_file():  # reading a pipe waits for a writer, perhaps for ever
             raise ValueError(
                 f"{path} must be an ordinary file; it is a pipe, a device or a broken link. "
                 "Remove it."
@@ -71,10 +69,10 @@ def _visible(folder: Path) -> list[Path]:
     return [p for p in paths if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
 
 
-def read_documents(folder: Path, longest: int = LONGEST_TEXT) -> Iterator[str]:
+def read_documents(folder: Path) -> Iterator[str]:
     """Yield the documents of a folder, files in order of name.
 
-    A `.txt` file is one document; one of more than `longest` characters becomes several, see
+    A `.txt` file is one document; one of more than `LONGEST_TEXT` characters becomes several, see
     `cut`. A line of a `.jsonl` file is an object with a `text`, which is one document however
     long. Both are UTF-8, whatever the machine's own encoding. A byte order mark at the head of a
     file and blank lines at its end are no text.
@@ -84,23 +82,17 @@ def read_documents(folder: Path, longest: int = LONGEST_TEXT) -> Iterator[str]:
         ValueError: A line cannot be read, a file is not UTF-8, or a document is empty.
     """
     for path in text_files(folder):
-        yield from _documents(path, longest)
+        yield from _documents(path)
 
 
-def survey(folder: Path, longest: int = LONGEST_TEXT) -> Survey:
-    """Read all documents of a folder and count them, and the files that hold none.
-
-    Raises:
-        FileNotFoundError: as in `read_documents`.
-        ValueError: as in `read_documents`.
-    """
+def survey(folder: Path) -> Survey:
+    """Read all documents of a folder, see `read_documents`; count them and what holds none."""
     paths = text_files(folder)
-    others = [path for path in _visible(folder) if path.suffix.lower() not in SUFFIXES]
-    endings = Counter(path.suffix.lower() or "without ending" for path in others)
-    left_out = dict(sorted(endings.items(), key=lambda item: (-item[1], item[0])))
-    counts = Survey(n_files=len(paths), left_out=left_out)
+    endings = Counter(path.suffix.lower() or "without ending" for path in _visible(folder))
+    left_out = sorted((-n, ending) for ending, n in endings.items() if ending not in SUFFIXES)
+    counts = Survey(n_files=len(paths), left_out={ending: -n for n, ending in left_out})
     for path in paths:
-        lengths = [len(document) for document in _documents(path, longest)]
+        lengths = [len(document) for document in _documents(path)]
         counts.n_documents += len(lengths)
         counts.n_characters += sum(lengths)
         counts.n_cut += path.suffix.lower() == ".txt" and len(lengths) > 1
@@ -114,8 +106,6 @@ def cut(text: str, longest: int) -> Iterator[str]:
     can; only where it would have no end at all, it ends within a word. The blank lines, the line
     end or the space between two parts are dropped.
     """
-    if longest < 1:
-        raise ValueError(f"longest must be at least 1 character; got {longest}.")
     start = 0
     while start < len(text):
         end = _end(text, start, start + longest)
@@ -138,34 +128,24 @@ def _end(text: str, start: int, most: int) -> int:
     return most
 
 
-def _documents(path: Path, longest: int) -> Iterator[str]:
+def _documents(path: Path) -> Iterator[str]:
     try:
-        if path.suffix.lower() == ".jsonl":
-            yield from _lines(path)
-        else:
-            text = path.read_text(encoding="utf-8-sig")
-            yield from cut(_checked(re.sub(r"\n\s*\Z", "", text), str(path)), longest)
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8; {error}. Convert it first.") from None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    blank = 0  # the first of the blank lines, which are harmless at the end alone
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                blank = blank or number
-                continue
-            where, shown = f"{path} line {blank or number}", "\n" if blank else line[:60]
-            try:
-                if blank:
-                    raise ValueError
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(
-                    f'{where} must be an object with a "text"; got {shown!r}.'
-                ) from None
-            yield _checked(text, where)
+    if path.suffix.lower() == ".txt":
+        text = _checked(re.sub(r"\n\s*\Z", "", content), str(path))
+        yield from cut(text, LONGEST_TEXT)
+        return
+    for number, line in enumerate(io.StringIO(content.rstrip()), start=1):
+        where = f"{path} line {number}"
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(
+                f'{where} must be an object with a "text"; got {line[:60]!r}.'
+            ) from None
+        yield _checked(text, where)
 
 
 def _checked(text: object, where: str) -> str:

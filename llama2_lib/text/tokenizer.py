@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
@@ -19,8 +18,6 @@ LONGEST_LINE = 4_192
 """Bytes of a line that SentencePiece learns from, as in the released `tokenizer.model`; it leaves
 longer ones out, so they are cut before."""
 _LEFT_OUT = "\u2585"  # SentencePiece's own sign for the unknown: it skips lines that hold it
-
-
 CHARACTER_COVERAGE, LONGEST_PIECE = 0.99995, 16
 """Share of all characters that are pieces, and characters of a piece, as in Meta's file."""
 
@@ -49,8 +46,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
     """Learn a BPE vocabulary from `texts` and write it to `path`.
 
     Texts are cut at newlines, as the paper's were, so a newline is always the byte piece
-    `<0x0A>`; lines too long for SentencePiece are cut at spaces. The result depends on nothing
-    but the texts and the settings.
+    `<0x0A>`; lines too long for SentencePiece are cut at spaces.
 
     Raises:
         ValueError: There is no text, it is too little for that many pieces or has too many
@@ -98,20 +94,20 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
     return path
 
 
-def _cause(said: str, vocab_size: int, n_lines: int) -> Exception:
+def _cause(message: str, vocab_size: int, n_lines: int) -> Exception:
     """Return the error that says what SentencePiece means."""
-    if most := re.search(r"set it to a value <= (\d+)", said):
+    if most := re.search(r"set it to a value <= (\d+)", message):
         return ValueError(
             f"the texts must supply {vocab_size} pieces; they supply {most[1]} at most. Give more "
             f"text, or set vocab_size={most[1]} or less in TokenizerConfig."
         )
-    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return ValueError(
             f"vocab_size must be at least {least[1]}, a piece for every different character of the "
             f"texts and for every byte and control id; got {vocab_size}. Raise it in "
             "TokenizerConfig."
         )
-    return RuntimeError(f"no pieces came of {n_lines} lines; SentencePiece said: {said}")
+    return RuntimeError(f"no pieces came of {n_lines} lines; SentencePiece said: {message}")
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -145,9 +141,6 @@ def check_unicode(text: object, where: str = "the text") -> None:
 
     Such halves come from JSON and from bytes that were decoded with `surrogateescape`, as Python
     decodes what is typed.
-
-    Raises:
-        ValueError: naming the place.
     """
     if not isinstance(text, str):
         raise ValueError(
@@ -171,13 +164,8 @@ class Tokenizer:
         self.bos_id: int = processor.bos_id()
         self.eos_id: int = processor.eos_id()
         self.unk_id: int = processor.unk_id()
-        self.n_words: int = processor.vocab_size()
-        """Number of pieces; Meta's name."""
-
-    @property
-    def vocab_size(self) -> int:
+        self.vocab_size: int = processor.vocab_size()
         """Number of pieces."""
-        return self.n_words
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Return the piece ids of `text`, with control ids only where asked for.
@@ -187,24 +175,11 @@ class Tokenizer:
         Raises:
             ValueError: `text` is no string, or no valid Unicode.
         """
-        ids = self._encode(text)
-        return [self.bos_id] * bos + ids + [self.eos_id] * eos
-
-    def _encode(self, text: str, **options: Any) -> list[Any]:
-        if not isinstance(text, str):
-            check_unicode(text)
-        try:
-            return self.processor.encode(text, **options)
-        except RuntimeError:
-            check_unicode(text)
-            raise
+        check_unicode(text)
+        return [self.bos_id] * bos + self.processor.encode(text) + [self.eos_id] * eos
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return `encode` of each text, several times faster than one by one.
-
-        Raises:
-            ValueError: as in `encode`, naming the text by its index; or `texts` is one string.
-        """
+        """Return `encode` of each text, several times faster than one by one."""
         if isinstance(texts, str):
             raise ValueError(
                 f"texts must be a list of strings; got the string {texts[:40]!r}. Use encode."
@@ -219,7 +194,8 @@ class Tokenizer:
 
     def pieces(self, text: str) -> list[str]:
         """Return the pieces of `text` as strings; U+2581 marks a space."""
-        return self._encode(text, out_type=str)
+        check_unicode(text)
+        return self.processor.encode(text, out_type=str)
 
     def piece(self, index: int) -> str:
         """Return one piece by its id."""
@@ -234,8 +210,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         ValueError: The file is no SentencePiece model, or lacks a BOS or EOS id.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "tokenizer.model"
+    path = path / "tokenizer.model" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
             f"a tokenizer must be a SentencePiece .model file; {path} does not exist."

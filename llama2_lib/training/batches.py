@@ -1,21 +1,20 @@
 """Batches of documents, dialogs and preference pairs.
 
-A batch is a pure function of its number, so a run resumes by asking for the next number: there is
-no iterator state to save.
+A batch is a pure function of its number, so a run resumes by asking for the next number.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from llama2_lib import rng
-from llama2_lib.model.transformer import masked, packed
+from llama2_lib.model.transformer import Ids, masked, packed
 
 Epoch = TypeVar("Epoch")
 
@@ -27,11 +26,11 @@ def epochs(
 
     An epoch is prepared once, when its first batch is asked for.
     """
-    current, epoch = start // batches_per_epoch, prepare(start // batches_per_epoch)
-    for number in count(start):
-        if number // batches_per_epoch != current:
-            current, epoch = number // batches_per_epoch, prepare(number // batches_per_epoch)
-        yield epoch, number % batches_per_epoch
+    number, place = divmod(start, batches_per_epoch)
+    while True:
+        epoch = prepare(number)
+        yield from ((epoch, later) for later in range(place, batches_per_epoch))
+        number, place = number + 1, 0
 
 
 # Documents, laid end to end and cut into rows of one length (paper section 2.2)
@@ -49,33 +48,21 @@ class PackedCorpus:
     """Documents as one array of ids and the offsets at which each begins."""
 
     def __init__(self, ids: np.ndarray, offsets: np.ndarray):
-        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(ids):
-            raise ValueError(
-                f"offsets must run from 0 to {len(ids)}, one more than there are documents; got "
-                f"{len(offsets)} of them."
-            )
+        assert offsets[0] == 0 < offsets[-1] == len(ids), "documents must fill the array"
         self.ids, self.offsets = ids, offsets
-
-    @property
-    def n_documents(self) -> int:
-        """Number of documents."""
-        return len(self.offsets) - 1
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens, BOS and EOS of each document included."""
-        return len(self.ids)
+        self.n_documents = len(offsets) - 1
+        self.n_tokens = len(ids)
+        """BOS and EOS of each document included."""
 
     def epoch(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of epoch `number`, documents shuffled, and each token's document."""
-        order = np.random.default_rng(rng.seed_from(seed, "epoch", number))
-        shuffled = order.permutation(self.n_documents)
-        lengths = np.diff(self.offsets)[shuffled]
-        document = np.repeat(np.arange(self.n_documents), lengths)
-        ends = lengths.cumsum()
-        within = np.arange(self.n_tokens) - np.repeat(ends - lengths, lengths)
-        source = np.repeat(self.offsets[:-1][shuffled], lengths) + within
-        return self.ids[source], document
+        source = np.random.default_rng(rng.seed_from(seed, "epoch", number))
+        order = source.permutation(self.n_documents)
+        lengths = np.diff(self.offsets)[order]
+        # From where a token stands now to where it stood: the shift of its document.
+        shift = self.offsets[:-1][order] - (lengths.cumsum() - lengths)
+        place = np.arange(self.n_tokens) + np.repeat(shift, lengths)
+        return self.ids[place], np.repeat(np.arange(self.n_documents), lengths)
 
     def batches(
         self, *, seed: int, batch_size: int, seq_len: int, start: int = 0
@@ -83,11 +70,7 @@ class PackedCorpus:
         """Yield batch `start`, `start + 1`, ... without end, reshuffling every epoch.
 
         A row begins with the last token of the row before it, so that every token is a target
-        once an epoch. The few tokens that do not fill a last batch wait for the next epoch's
-        shuffle.
-
-        Raises:
-            ValueError: The corpus is smaller than one batch.
+        once an epoch. The few tokens that do not fill a last batch wait for the next shuffle.
         """
         per_epoch = (self.n_tokens - 1) // (batch_size * seq_len)
         if per_epoch == 0:
@@ -104,19 +87,15 @@ class PackedCorpus:
             )
 
 
-def isolate(
-    document: Int[Tensor, "batch seq"],
-) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq seq"]]:
+def isolate(document: Ids) -> tuple[Ids, Bool[Tensor, "batch seq seq"]]:
     """Return rotary positions that restart, and a mask that ends, at document boundaries.
 
     With them a document in a pack gets the logits that it would get alone.
     """
-    index = torch.arange(document.shape[1], device=document.device)
-    same = document[:, :, None] == document[:, None, :]
-    return _restarted(document), same & (index[:, None] >= index[None, :])
+    return _restarted(document), (document[:, :, None] == document[:, None, :]).tril()
 
 
-def apart(document: Int[Tensor, "batch seq"]) -> dict[str, Any]:
+def apart(document: Ids) -> dict[str, Any]:
     """Return the arguments with which a `Transformer` reads every document as if it were alone.
 
     On a CPU the documents are `packed`, so that attention costs the squares of the documents and
@@ -132,7 +111,7 @@ def apart(document: Int[Tensor, "batch seq"]) -> dict[str, Any]:
     return {"positions": positions, "attend": packed(lengths)}
 
 
-def _restarted(document: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+def _restarted(document: Ids) -> Ids:
     """Return positions that start from 0 in every document; a row begins one."""
     begins = torch.ones_like(document, dtype=torch.bool)
     begins[:, 1:] = document[:, 1:] != document[:, :-1]
@@ -159,11 +138,7 @@ class DialogBatch(NamedTuple):
 
 
 def check_example(example: Example, index: int = 0) -> None:
-    """Refuse an example that teaches nothing, or whose mask marks what nothing comes before.
-
-    Raises:
-        ValueError: naming the example by its index.
-    """
+    """Refuse, by its index, an example that teaches nothing, or to predict from nothing."""
     ids, loss_mask = example
     if len(ids) != len(loss_mask):
         raise ValueError(
@@ -190,8 +165,7 @@ def check_example(example: Example, index: int = 0) -> None:
 def shorten(example: Example, longest: int) -> Example | None:
     """Cut an example after the last answer that ends within `longest` tokens; None: none does.
 
-    No answer is ever cut inside, and no token is overwritten: an answer that was cut would teach
-    to stop in the middle, or never to stop.
+    An answer that was cut inside would teach to stop in the middle, or never to stop.
     """
     ids, loss_mask = example
     if len(ids) <= longest:
@@ -209,11 +183,7 @@ class Shortened(NamedTuple):
 
 
 def shorten_all(examples: Sequence[Example], longest: int) -> Shortened:
-    """Check and `shorten` every example; those of which nothing is left are counted.
-
-    Raises:
-        ValueError: as in `check_example`.
-    """
+    """Check and `shorten` every example; those of which nothing is left are counted."""
     for index, example in enumerate(examples):
         check_example(example, index)
     cut = [shorten(example, longest) for example in examples]
@@ -223,13 +193,8 @@ def shorten_all(examples: Sequence[Example], longest: int) -> Shortened:
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Return rows of indices: each item goes into the first row that still has room for it.
-
-    Raises:
-        ValueError: An item is longer than a row.
-    """
-    if max(lengths, default=0) > capacity:
-        raise ValueError(f"items must fit {capacity}; the longest has {max(lengths)}.")
+    """Return rows of indices: each item goes into the first row that still has room for it."""
+    assert max(lengths, default=0) <= capacity, f"an item is longer than a row of {capacity}"
     rows: list[list[int]] = []
     room = np.full(len(lengths), capacity)
     for index, length in enumerate(lengths):
@@ -245,10 +210,9 @@ class PackedDialogs:
     """Examples laid whole into rows of `seq_len + 1` ids; the last of a row is a target only.
 
     Pretraining cuts documents wherever a row ends. Here an example stays in one piece, since an
-    answer without its question teaches nothing: what is left of a row is padding. Padding stands
-    at the end, where causal attention never looks, and is never a target, so its id does not
-    matter. An example longer than a row is cut after the last answer that fits whole. One whose
-    first answer does not fit is left out. Both are counted, see `counts`.
+    answer without its question teaches nothing. What is left of a row is padding: at the end,
+    where causal attention never looks, and never a target, so its id does not matter. Examples
+    longer than a row are shortened, or left out, and counted.
     """
 
     def __init__(self, examples: Sequence[Example], *, seq_len: int, seed: int = 0):
@@ -264,27 +228,17 @@ class PackedDialogs:
         order = np.random.default_rng(rng.seed_from(seed, "pack")).permutation(len(fitting))
         shuffled = [fitting[index] for index in order]
         rows = first_fit([len(ids) for ids, _ in shuffled], width)
+        self.n_rows = len(rows)
         self.ids = np.full((len(rows), width), PAD_ID, dtype=np.int64)
         self.loss_mask = np.zeros((len(rows), width), dtype=bool)
         self.document = np.full((len(rows), width), -1, dtype=np.int64)
         for row, members in enumerate(rows):
-            begin = 0
+            end = 0
             for number, member in enumerate(members):
                 ids, loss_mask = shuffled[member]
-                part = slice(begin, begin + len(ids))
-                self.ids[row, part], self.loss_mask[row, part] = ids, loss_mask
-                self.document[row, part] = number
-                begin += len(ids)
-
-    @property
-    def n_rows(self) -> int:
-        """Number of rows."""
-        return len(self.ids)
-
-    @property
-    def n_targets(self) -> int:
-        """Number of tokens that are learned from."""
-        return int(self.loss_mask.sum())
+                begin, end = end, end + len(ids)
+                self.ids[row, begin:end], self.loss_mask[row, begin:end] = ids, loss_mask
+                self.document[row, begin:end] = number
 
     def counts(self) -> dict[str, int]:
         """Return what became of the examples, for the log: nothing is left out silently."""
@@ -293,7 +247,7 @@ class PackedDialogs:
             "shortened": self.n_shortened,
             "dropped": self.n_dropped,
             "rows": self.n_rows,
-            "targets": self.n_targets,
+            "targets": int(self.loss_mask.sum()),
             "padding": int((self.document < 0).sum()),
         }
 
@@ -302,10 +256,9 @@ class PackedDialogs:
         return -(-self.n_rows // batch_size)
 
     def batches(self, *, batch_size: int, start: int = 0) -> Iterator[DialogBatch]:
-        """Yield batch `start`, `start + 1`, ... without end, reshuffling the rows every epoch.
+        """Yield batch `start`, `start + 1`, ... without end; every row comes once an epoch.
 
-        Every row comes once an epoch. The batches of an epoch differ by one row at most, so
-        that no step rests on a few leftover rows.
+        The batches of an epoch differ by one row at most: no step rests on a few leftover rows.
         """
         per_epoch = self.batches_per_epoch(batch_size)
 
@@ -313,8 +266,8 @@ class PackedDialogs:
             source = np.random.default_rng(rng.seed_from(self.seed, "epoch", epoch))
             return np.array_split(source.permutation(self.n_rows), per_epoch)
 
+        columns = (self.ids, self.loss_mask, self.document)
         for parts, place in epochs(divided, per_epoch, start):
-            columns = (self.ids, self.loss_mask, self.document)
             yield DialogBatch(*(torch.from_numpy(column[parts[place]]) for column in columns))
 
 
@@ -347,7 +300,7 @@ class PairBatch(NamedTuple):
 
 
 class PairedAnswers:
-    """Pairs that fit, and batches of them; what does not fit is left out and counted.
+    """Batches of pairs; two kinds are left out and counted.
 
     A pair whose answers have the same ids has a loss of ln 2 and no gradient. One that is too
     long cannot be cut: the score stands on the last token.
@@ -368,11 +321,8 @@ class PairedAnswers:
 
     def counts(self) -> dict[str, int]:
         """Return what became of the pairs, for the log."""
-        return {
-            "pairs": len(self.pairs),
-            "identical": self.n_identical,
-            "too_long": self.n_too_long,
-        }
+        kept = len(self.pairs)
+        return {"pairs": kept, "identical": self.n_identical, "too_long": self.n_too_long}
 
     def batches_per_epoch(self, batch_size: int) -> int:
         """Return into how many batches of at most `batch_size` pairs an epoch is divided."""
@@ -388,10 +338,9 @@ class PairedAnswers:
         """Return the pairs of each batch: of similar length, in random order."""
         source = np.random.default_rng(rng.seed_from(self.seed, "pairs", epoch))
         order = source.permutation(len(self.pairs))
-        lengths = np.array([max(len(p.chosen), len(p.rejected)) for p in self.pairs])
-        step = SORTED_TOGETHER * batch_size
-        groups = [order[begin : begin + step] for begin in range(0, len(order), step)]
-        ordered = np.concatenate([group[lengths[group].argsort(kind="stable")] for group in groups])
+        lengths = np.array([max(len(p.chosen), len(p.rejected)) for p in self.pairs])[order]
+        group = np.arange(len(order)) // (SORTED_TOGETHER * batch_size)
+        ordered = order[np.lexsort((lengths, group))]
         parts = np.array_split(ordered, self.batches_per_epoch(batch_size))
         return [parts[index] for index in source.permutation(len(parts))]
 
@@ -399,14 +348,10 @@ class PairedAnswers:
 def collate(pairs: Sequence[EncodedPair]) -> PairBatch:
     """Lay pairs into one batch, padded on the right to the longest answer."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
     labels = [pair.safe[side] if pair.safe else None for side in (0, 1) for pair in pairs]
     return PairBatch(
-        ids,
-        lengths,
+        pad_sequence([torch.tensor(row) for row in rows], batch_first=True),
+        torch.tensor([len(row) for row in rows]),
         torch.tensor([pair.margin for pair in pairs]),
         torch.tensor([bool(label) for label in labels]),
         torch.tensor([label is not None for label in labels]),

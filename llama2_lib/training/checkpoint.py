@@ -1,7 +1,6 @@
-"""Checkpoints of an unfinished run: weights, optimiser state and the next step's number.
+"""Checkpoints of an unfinished run, sealed as finished artifacts are.
 
-What the batches and the rate need is the step number alone, so this is all there is to save. Each
-is sealed as a finished artifact is.
+Weights, optimiser state and the next step's number, which is all that batches and rate need.
 """
 
 import os
@@ -24,12 +23,6 @@ _NAME = re.compile(r"step-(\d{7})")
 def save_checkpoint(root: Path, step: int, model: nn.Module, optimizer: Optimizer) -> Path:
     """Write `root/step-NNNNNNN/` so that a crash leaves all of it or none; drop older ones.
 
-    Args:
-        root: The run's folder.
-        step: Steps done, which is the number of the next one.
-        model: Its `state_dict` is written as safetensors.
-        optimizer: Its state is written by `torch.save`.
-
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
@@ -41,9 +34,8 @@ def save_checkpoint(root: Path, step: int, model: nn.Module, optimizer: Optimize
     try:
         save_file(weights, staging / "model.safetensors")
         torch.save(optimizer.state_dict(), staging / "optimizer.pt")
-        storage.seal(
-            staging, {"stage": "checkpoint", "fingerprint": _fingerprint(model, optimizer)}
-        )
+        mark = _fingerprint(model, optimizer)
+        storage.seal(staging, {"stage": "checkpoint", "fingerprint": mark})
         for path in staging.iterdir():  # or a power cut could leave empty files with good names
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -61,9 +53,7 @@ def save_checkpoint(root: Path, step: int, model: nn.Module, optimizer: Optimize
 
 def checkpoints(root: Path) -> list[Path]:
     """Return the complete checkpoints in `root`, oldest first."""
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name))
+    return sorted(path for path in root.glob("*") if _NAME.fullmatch(path.name))
 
 
 def load_checkpoint(root: Path, model: nn.Module, optimizer: Optimizer) -> int:

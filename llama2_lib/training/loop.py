@@ -46,7 +46,7 @@ def optimize(
 
     Each step sums the gradients of `accumulate` micro-batches and divides once by what they
     counted, so how the data is split into micro-batches changes nothing but memory. It ends
-    early when the batches run out; a partial step is not taken.
+    early when the batches run out.
 
     Raises:
         FloatingPointError: The loss or gradient is not finite; the weights are untouched.
@@ -63,9 +63,9 @@ def optimize(
             terms.append(LossTerm(term.total.detach(), term.count, term.metrics))
 
         count = torch.stack([term.count for term in terms]).sum()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        for gradient in gradients:
-            gradient.div_(count.item())
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(count.item())
         loss = (torch.stack([term.total for term in terms]).sum() / count).item()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
         if not (abs(loss) < float("inf") and grad_norm < float("inf")):

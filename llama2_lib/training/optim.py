@@ -19,29 +19,20 @@ def adamw(
 
     Matrices decay, gains of norms do not: a choice of ours, the paper does not say. The rate
     is set by the loop at every step. The fused kernel updates all weights in one call.
-
-    Args:
-        model: Its parameters are optimised.
-        weight_decay: Of matrices.
-        rates: Learns weights whose name begins so at a multiple of the loop's rate; of several
-            that fit, the longest counts.
-
-    Raises:
-        ValueError: No weight has such a name.
+    `rates` lets weights whose name begins so learn at a multiple of the loop's rate; of several
+    beginnings that fit, the longest counts.
     """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    found: set[str] = set()
-    for name, parameter in model.named_parameters():
-        matching = [prefix for prefix in rates if name.startswith(prefix)]
-        found.update(matching)
-        prefix = max(matching, key=len, default=None)
-        key = (parameter.dim() >= 2, rates[prefix] if prefix is not None else 1.0)
-        groups.setdefault(key, []).append(parameter)
-    if unknown := sorted(set(rates) - found):
+    names = [name for name, _ in model.named_parameters()]
+    if unknown := [prefix for prefix in rates if not any(n.startswith(prefix) for n in names)]:
         raise ValueError(
             f"rates must name weights of the model; none begins with {unknown[0]!r}. The first is "
-            f"{next(name for name, _ in model.named_parameters())!r}."
+            f"{names[0]!r}."
         )
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        prefix = max((each for each in rates if name.startswith(each)), key=len, default="")
+        key = (parameter.dim() >= 2, rates.get(prefix, 1.0))
+        groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": params, "weight_decay": weight_decay if decays else 0.0, "rate": rate}
@@ -59,14 +50,8 @@ def warmup_then_cosine(
 ) -> Callable[[int], float]:
     """Return the rate at each step: linear up to `peak`, then a cosine down to `floor * peak`.
 
-    Args:
-        peak: Highest rate, reached at step `warmup`.
-        steps: Length of the run; the last step has exactly `floor * peak`.
-        warmup: Steps before the peak; 0 starts there.
-        floor: Final rate as a fraction of the peak; the paper uses 0.1.
-
-    Raises:
-        ValueError: The warm-up is longer than the run, or a number is out of range.
+    The peak is reached at step `warmup` (0 starts there); the last of `steps` has exactly
+    `floor * peak`, in the paper a tenth of it.
     """
     if not 0 <= warmup < steps:
         raise ValueError(f"warmup must lie in 0...steps - 1; got {warmup} of {steps} steps.")

@@ -73,7 +73,7 @@ def test_logits_of_packed_documents_agree(pair, device):
 
 def test_one_training_step_agrees(pair, device):
     ids = tokens(4, 21)
-    steps = []
+    steps, before = [], pair[0].output.weight.detach().clone()
     for model in pair:
         weight = model.norm.weight
         (step,) = optimize(
@@ -91,20 +91,11 @@ def test_one_training_step_agrees(pair, device):
     assert abs(cpu.grad_norm - gpu.grad_norm) < 1e-3 * cpu.grad_norm
     assert cpu.grad_norm > 0.5, "nothing was clipped"
     assert cpu.count == gpu.count == 80
+    assert (pair[1].output.weight.cpu() - before).abs().max() > 10 * ATOL
     for name, weight in pair[0].named_parameters():
         torch.testing.assert_close(
             pair[1].get_parameter(name).detach().cpu(), weight.detach(), rtol=0, atol=ATOL
         )
-
-
-def test_a_training_step_moves_the_weights_by_more_than_the_tolerance(pair):
-    model = pair[1]
-    before = model.output.weight.detach().clone()
-    ids = tokens(4, 21).to(before.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = lambda model, ids: next_token_loss(model(ids[:, :-1]), ids)  # noqa: E731
-    list(optimize(model, optimizer, iter([ids]), loss, lambda index: 0.1, steps=range(1)))
-    assert (model.output.weight - before).abs().max() > 10 * ATOL
 
 
 def test_greedy_tokens_agree(pair):

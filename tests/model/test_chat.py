@@ -29,7 +29,7 @@ class Letters(Tokenizer):
     """One id per character, to be read in tests; BOS 1, EOS 2."""
 
     def __init__(self):
-        self.n_words, self.bos_id, self.eos_id = 200, BOS, EOS
+        self.vocab_size, self.bos_id, self.eos_id = 200, BOS, EOS
 
     def encode(self, text, bos=False, eos=False):
         return [BOS] * bos + [ord(letter) for letter in text] + [EOS] * eos

@@ -1,7 +1,6 @@
 """Shapes of the family against the paper and Meta's code, and every refusal."""
 
 import dataclasses
-import json
 import re
 
 import pytest
@@ -29,11 +28,6 @@ def test_the_family_has_metas_sizes(size):
     )  # fmt: skip
 
 
-def test_the_family_is_named_once_each():
-    assert set(FAMILY) == set(PUBLISHED)
-    assert (FAMILY["7B"], FAMILY["70B"]) == (LLAMA2_7B, LLAMA2_70B)
-
-
 @pytest.mark.parametrize(
     ("dim", "multiple_of", "multiplier", "hidden"),
     [
@@ -52,18 +46,12 @@ def test_the_feed_forward_width_follows_metas_rule(dim, multiple_of, multiplier,
     assert c.hidden_dim == hidden
 
 
-@pytest.mark.parametrize("change", [{}, {"n_kv_heads": 6}, {"n_layers": 1}, {"multiple_of": 7}])
-def test_the_parameter_count_is_the_actual_one(config, change):
-    config = dataclasses.replace(config, **change)
-    model = Transformer(config)
-    assert config.n_parameters == sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize("size", FAMILY)
-def test_the_parameter_count_of_the_family_is_the_actual_one(size):
-    with torch.device("meta"):
-        model = Transformer(FAMILY[size])
-    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[size][-1]
+def test_the_parameter_count_is_the_actual_one(config):
+    changes = ({}, {"n_kv_heads": 6}, {"n_layers": 1}, {"multiple_of": 7})
+    for each in (*FAMILY.values(), *(dataclasses.replace(config, **change) for change in changes)):
+        with torch.device("meta"):
+            model = Transformer(each)
+        assert each.n_parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_the_cache_size_is_that_of_a_cache(config):
@@ -78,13 +66,6 @@ def test_the_operations_per_token_are_those_counted_by_hand(config):
     weights = 3 * (attention + 3 * 48 * 140 + 2 * 48) + 48 + 48 * 53
     assert config.flops_per_token(7) == 6 * weights + 12 * 3 * 48 * 7
     assert config.flops_per_token(8) - config.flops_per_token(7) == 12 * 3 * 48
-
-
-def test_the_fields_survive_json(config):
-    document = json.loads(json.dumps(config.to_json()))
-    assert ModelConfig(**document) == config
-    assert document["dim"] == 48
-    assert "hidden_dim" not in document, "a derived number must not be stored"
 
 
 @pytest.mark.parametrize(
@@ -118,8 +99,3 @@ def test_a_number_of_another_kind_is_refused(config, unchecked, name, bad):
     kind = "positive and finite" if name == "rope_theta" else "a whole number"
     with pytest.raises(ValueError, match=re.escape(f"{name} must be {kind}; got {bad!r}.")):
         dataclasses.replace(config, **{name: bad})
-
-
-def test_a_config_does_not_change(config):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.dim = 96

@@ -67,14 +67,6 @@ def test_greedy_tokens_of_a_ragged_batch_are_those_of_the_definition(random_mode
     assert not any(c.finished for c in found)
 
 
-def test_greedy_ignores_seed_and_nucleus(model):
-    runs = [
-        generate(model, PROMPTS, max_new_tokens=6, temperature=0, top_p=p, seed=seed)
-        for p, seed in [(1.0, 0), (0.3, 1)]
-    ]
-    assert runs[0] == runs[1]
-
-
 def test_the_same_seed_gives_the_same_tokens(model):
     first, again, other = (
         generate(model, PROMPTS, max_new_tokens=9, seed=seed) for seed in (5, 5, 6)
@@ -104,18 +96,6 @@ def test_a_row_does_not_depend_on_its_companions(model):
         model, PROMPTS[::-1], max_new_tokens=limits[::-1], top_p=0.95, seed=seeds[::-1]
     )
     assert [c.ids for c in shuffled] == [c.ids for c in together[::-1]]
-
-
-def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
-    found = generate(model, [PROMPTS[0]] * 40, max_new_tokens=2)
-    firsts = [c.ids[0] for c in found]
-    # By construction: no token has so much mass that 40 equal draws could happen.
-    with torch.no_grad():
-        largest = model(torch.tensor([PROMPTS[0]]))[0, -1].softmax(-1).max().item()
-    assert largest**39 < 1e-6
-    assert len(set(firsts)) > 3
-    # One draw for all rows would copy the second token too.
-    assert len({c.ids[1] - c.ids[0] for c in found}) > 3
 
 
 def test_nothing_follows_a_stop_id(model):
@@ -164,25 +144,18 @@ def test_rows_have_limits_and_stop_ids_of_their_own(model):
     assert [c.finished for c in found] == [False, True, False, True]
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+@pytest.mark.parametrize("temperature", [0, 0.7, 1.0, 1.6])
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
 def test_returned_log_probabilities_are_true(random_model, dtype, atol, temperature):
+    """Those of greedy ids are the model's own, at temperature 1."""
     model = random_model(dtype=dtype)
     found = generate(model, PROMPTS, max_new_tokens=[9, 12, 5, 20], temperature=temperature)
     for prompt, completion in zip(PROMPTS, found, strict=True):
-        wanted = teacher_forced(model, prompt, completion.ids, temperature)
+        wanted = teacher_forced(model, prompt, completion.ids, temperature or 1.0)
         returned = torch.tensor(completion.logprobs, dtype=dtype)
         torch.testing.assert_close(returned, wanted, rtol=0, atol=atol)
-        elsewhere = teacher_forced(model, prompt, completion.ids, 1.1 * temperature)
+        elsewhere = teacher_forced(model, prompt, completion.ids, 1.1 * (temperature or 1.0))
         assert (returned - elsewhere).abs().max() > 1e-2, "temperature has no effect: vacuous test"
-
-
-def test_greedy_log_probabilities_are_those_of_temperature_1(model):
-    for prompt, found in zip(
-        PROMPTS, generate(model, PROMPTS, max_new_tokens=5, temperature=0), strict=True
-    ):
-        wanted = teacher_forced(model, prompt, found.ids, 1.0)
-        torch.testing.assert_close(torch.tensor(found.logprobs), wanted, rtol=0, atol=1e-4)
 
 
 def test_log_probabilities_in_the_nucleus_are_renormalised(model):
@@ -289,18 +262,8 @@ def test_prompts_of_one_length_go_on_from_what_was_read(model):
     assert [done.ids for done in found] == [greedy(model, prompt, 6) for prompt in grown]
 
 
-def test_few_finished_rows_wait_for_more(model, decoded):
-    """Copying the cache must pay for itself: one of nine rows is not enough."""
-    prompts = [[1, token] for token in range(10, 19)]
-    limits = [2, *[6] * 8]
-    found = generate(model, prompts, max_new_tokens=limits, temperature=0)
-    assert [rows for rows, _ in decoded] == [9] * 6
-    assert [c.ids for c in found] == [
-        greedy(model, p, n) for p, n in zip(prompts, limits, strict=True)
-    ]
-
-
 def test_a_row_that_waits_stays_finished_and_is_not_read_beyond_its_end(model, decoded):
+    """Copying the cache must pay for itself: one of nine rows waits for another."""
     prompts = [[1, token] for token in range(10, 19)]
     free = [greedy(model, prompt, 6) for prompt in prompts]
     first, second = free[:2]

@@ -107,10 +107,10 @@ class ManyPieces(Tokenizer):
     """A tokenizer with more pieces than 16 bits can count."""
 
     def __init__(self, n_words):
-        self.n_words, self.bos_id, self.eos_id = n_words, 1, 2
+        self.vocab_size, self.bos_id, self.eos_id = n_words, 1, 2
 
     def encode_batch(self, texts):
-        return [[self.n_words - 1, 5, self.n_words - 1 - len(text)] for text in texts]
+        return [[self.vocab_size - 1, 5, self.vocab_size - 1 - len(text)] for text in texts]
 
 
 @pytest.mark.parametrize(("n_words", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])

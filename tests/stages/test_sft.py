@@ -95,7 +95,7 @@ def test_the_log_holds_every_step_and_what_became_of_the_dialogs(run, data):
     assert [row["step"] for row in steps] == list(range(1, 2 * per_epoch + 1))
     for epoch in range(2):
         seen = sum(row["tokens"] for row in steps[epoch * per_epoch :][:per_epoch])
-        assert seen == packed.n_targets, "every answer token is learned from once an epoch"
+        assert seen == packed.counts()["targets"], "every answer token is a target once an epoch"
     probe = shorten_all(data[1], 129)
     assert rows[0].items() >= ({"step": 0} | packed.counts()).items()
     assert rows[0]["validation_dropped"] == probe.n_dropped == 12 - len(probe.examples)

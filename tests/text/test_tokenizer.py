@@ -45,7 +45,7 @@ def test_any_text_comes_back(tok, text):
 def test_the_ids_and_sizes_are_metas(tok):
     assert (tok.unk_id, tok.bos_id, tok.eos_id) == (0, 1, 2)
     assert tok.processor.pad_id() == -1
-    assert tok.vocab_size == tok.n_words == 340
+    assert tok.vocab_size == 340
     assert [tok.piece(index) for index in (0, 1, 2, 3, 258)] == [
         "<unk>", "<s>", "</s>", "<0x00>", "<0xFF>",
     ]  # fmt: skip
@@ -81,24 +81,17 @@ def test_without_bytes_they_become_unknown(tmp_path):
 
 def test_every_digit_is_a_piece_of_its_own(tok):
     assert [p.lstrip("\u2581") for p in tok.pieces("2024") if p != "\u2581"] == list("2024")
-    for index in range(tok.vocab_size):
-        piece = tok.piece(index)
-        if index >= 259:
-            assert not (any(c.isdigit() for c in piece) and len(piece) > 1), piece
+    learned = [tok.piece(index) for index in range(259, tok.vocab_size)]
+    for piece in learned:
+        assert not (any(c.isdigit() for c in piece) and len(piece) > 1), piece
+        assert "\n" not in piece
+    assert "\u2581the" in learned
 
 
 def test_without_splitting_a_year_is_one_piece(tmp_path):
     config = TokenizerConfig(vocab_size=340, split_digits=False)
     whole = load_tokenizer(train_tokenizer(texts(), config, tmp_path / "t.model"))
     assert whole.pieces("2024") == ["\u25812024"]
-
-
-def test_pieces_stay_within_words_and_scripts(tok):
-    learned = [tok.piece(index) for index in range(259, tok.vocab_size)]
-    assert all("\u2581" not in piece.lstrip("\u2581") for piece in learned)
-    assert max(map(len, learned)) <= 16
-    assert "\u2581the" in learned
-    assert not any("\n" in piece for piece in learned)
 
 
 def test_pieces_stay_apart_even_where_joining_would_pay(tmp_path):
@@ -123,12 +116,6 @@ def test_runs_of_spaces_are_pieces_and_numbers_keep_to_themselves(tmp_path):
     assert "87" in learned
     letters = [p for p in learned if any(c.isdigit() for c in p) and any(c.isalpha() for c in p)]
     assert letters == []
-
-
-def test_characters_are_not_normalised(tok):
-    assert tok.encode("\ufb01") != tok.encode("fi")
-    assert tok.encode("\u00e9") != tok.encode("e\u0301")
-    assert tok.encode("a  b") != tok.encode("a b")
 
 
 def test_many_texts_at_once_are_the_same_one_by_one(tok):
@@ -159,14 +146,6 @@ def test_the_file_states_metas_limits(path):
     content = path.read_bytes()
     assert b"\x90\x01" + bytes([0x80 | 4192 % 128, 4192 // 128]) in content
     assert b"\xa0\x01" + bytes([16]) in content
-
-
-def test_a_larger_vocabulary_writes_shorter(tok, tmp_path):
-    small = load_tokenizer(
-        train_tokenizer(texts(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
-    )
-    sample = " ".join(WORDS)
-    assert len(tok.encode(sample)) < len(small.encode(sample)) < len(sample)
 
 
 def test_a_file_and_its_folder_load_alike(path, tok):
@@ -306,31 +285,23 @@ def test_a_missing_tokenizer_is_named(tmp_path):
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(path, tmp_path):
-    whole = path.read_bytes()
-    for name, content in {"text": b"not a model", "cut": whole[: len(whole) // 2]}.items():
+    whole, unread = path.read_bytes(), "be a SentencePiece model; it cannot"
+    for name, content, reason in [
+        ("text", b"not a model", unread),
+        ("cut", whole[: len(whole) // 2], unread),
+        ("empty", b"", "(be a SentencePiece|define BOS)"),
+    ]:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} must be a SentencePiece model; it cannot"):
+        with pytest.raises(ValueError, match=f"{name} must {reason}"):
             load_tokenizer(tmp_path / name)
 
 
-def test_an_empty_file_is_refused(tmp_path):
-    (tmp_path / "t.model").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"t\.model must (be a SentencePiece|define BOS)"):
-        load_tokenizer(tmp_path / "t.model")
-
-
-def test_a_tokenizer_without_control_ids_is_refused(tmp_path):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts()), model_prefix=str(tmp_path / "t"), vocab_size=60,
-        model_type="bpe", bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+def test_a_tokenizer_has_control_ids_of_which_one_may_be_zero(tmp_path):
+    for name, ids in [("none", {"bos_id": -1}), ("zero", {"bos_id": 0, "eos_id": 1, "unk_id": 2})]:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts()), model_prefix=str(tmp_path / name), vocab_size=60,
+            model_type="bpe", minloglevel=2, **ids,
+        )  # fmt: skip
     with pytest.raises(ValueError, match="must define BOS and EOS ids; got -1 and "):
-        load_tokenizer(tmp_path / "t.model")
-
-
-def test_a_control_id_may_be_zero(tmp_path):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts()), model_prefix=str(tmp_path / "t"), vocab_size=60,
-        model_type="bpe", bos_id=0, eos_id=1, unk_id=2, minloglevel=2,
-    )  # fmt: skip
-    assert load_tokenizer(tmp_path / "t.model").bos_id == 0
+        load_tokenizer(tmp_path / "none.model")
+    assert load_tokenizer(tmp_path / "zero.model").bos_id == 0

@@ -37,17 +37,6 @@ def take(corpus, n, *, seed=0, start=0):
     return list(islice(corpus.batches(seed=seed, batch_size=BATCH, seq_len=SEQ, start=start), n))
 
 
-def test_the_corpus_knows_its_size(corpus):
-    assert (corpus.n_documents, corpus.n_tokens) == (12, 80)
-
-
-@pytest.mark.parametrize("offsets", [[0], [0, 4], [1, 5], [0, 2, 6]])
-def test_offsets_that_do_not_fit_are_refused(offsets):
-    PackedCorpus(np.arange(5), np.array([0, 2, 5]))
-    with pytest.raises(ValueError, match=f"offsets must run from 0 to 5.*got {len(offsets)}"):
-        PackedCorpus(np.arange(5), np.array(offsets))
-
-
 def test_an_epoch_holds_every_document_whole_and_once(corpus):
     ids, document = corpus.epoch(0, 0)
     begins = np.flatnonzero(np.diff(document, prepend=-1))

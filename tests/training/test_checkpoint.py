@@ -40,23 +40,15 @@ def trained(random_model):
     return make
 
 
+def state(model, optimizer):
+    moments = optimizer.state_dict()["state"]
+    kept = {(index, name): t for index, values in moments.items() for name, t in values.items()}
+    return model.state_dict() | kept
+
+
 def same(a, b):
-    (model_a, optimizer_a), (model_b, optimizer_b) = a, b
-    state_a, state_b = optimizer_a.state_dict()["state"], optimizer_b.state_dict()["state"]
-    return (
-        all(
-            torch.equal(x, y)
-            for x, y in zip(
-                model_a.state_dict().values(), model_b.state_dict().values(), strict=True
-            )
-        )
-        and state_a.keys() == state_b.keys()
-        and all(
-            torch.equal(value, state_b[index][name])
-            for index, values in state_a.items()
-            for name, value in values.items()
-        )
-    )
+    one, other = state(*a), state(*b)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_weights_and_optimiser_come_back_bit_for_bit(tmp_path, trained):

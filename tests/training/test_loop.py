@@ -68,6 +68,12 @@ def train(model, batches, *, steps=1, accumulate=1, clip_norm=1e9, lr=0.1, loss=
     return done, weights(model)
 
 
+def still(model, batches, *, loss=squares, steps=2, **options):
+    """Return a loop over steps that move nothing."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    return optimize(model, optimizer, batches, loss, lambda _: 0.0, steps=range(steps), **options)
+
+
 def mean_of_means(model, batch):
     term = squares(model, batch)
     return LossTerm(term.total / term.count, term.count.new_tensor(1.0), {})
@@ -153,15 +159,6 @@ def test_gradients_of_one_step_do_not_reach_the_next(module, rows):
     assert done[1].loss < done[0].loss
 
 
-def test_after_a_step_no_gradient_is_left(module, rows):
-    loop = optimize(
-        module, torch.optim.SGD(module.parameters(), lr=0.0), iter([rows]), squares,
-        lambda _: 0.1, steps=range(1),
-    )  # fmt: skip
-    next(loop)
-    assert all(p.grad is None for p in module.parameters())
-
-
 def poisoned(model, batch):
     """The loss is finite; its gradient is not: the slope of a square root at zero."""
     term = squares(model, batch)
@@ -211,10 +208,7 @@ def test_it_ends_early_without_a_partial_step(module, rows):
 
 def test_no_batch_is_taken_before_it_is_needed(module, rows):
     batches = iter([rows] * 6)
-    loop = optimize(
-        module, torch.optim.SGD(module.parameters(), lr=0.0), batches, squares, lambda _: 0.1,
-        steps=range(2), accumulate=2,
-    )  # fmt: skip
+    loop = still(module, batches, accumulate=2)
     next(loop)
     assert len(list(copy.copy(batches))) == 4
     list(loop)
@@ -228,9 +222,6 @@ def test_the_model_is_in_training_mode_at_every_step(module, rows):
         modes.append(model.training)
         return squares(model, batch)
 
-    for _ in optimize(
-        module, torch.optim.SGD(module.parameters(), lr=0.0), iter([rows] * 2), look,
-        lambda _: 0.1, steps=range(2),
-    ):  # fmt: skip
+    for _ in still(module, iter([rows] * 2), loss=look):
         module.eval()  # as an evaluation between two steps does
     assert modes == [True, True]
