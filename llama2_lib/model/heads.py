@@ -44,9 +44,15 @@ class ScalarModel(nn.Module):
 
         Rows are prompts with answers, padded on the right with anything. Their `lengths` are
         given and not found by looking for a padding id, which may be a real token too.
+
+        Raises:
+            ValueError: A length is not in 1...seq.
         """
-        fitting = (lengths >= 1) & (lengths <= ids.shape[1])
-        assert fitting.all(), f"lengths must lie in 1...{ids.shape[1]}: is a row empty, or cut?"
+        if not ((lengths >= 1) & (lengths <= ids.shape[1])).all():
+            raise ValueError(
+                f"lengths must lie in 1...{ids.shape[1]}; got {lengths.tolist()}. Is a row empty, "
+                "or was the batch cut?"
+            )
         # Padding stands on the right, where causal attention never looks.
         return self(ids).gather(1, lengths[:, None] - 1)[:, 0]
 

@@ -106,6 +106,8 @@ def cut(text: str, longest: int) -> Iterator[str]:
     can; only where it would have no end at all, it ends within a word. The blank lines, the line
     end or the space between two parts are dropped.
     """
+    if longest < 1:
+        raise ValueError(f"longest must be at least 1 character; got {longest}.")
     start = 0
     while start < len(text):
         end = _end(text, start, start + longest)

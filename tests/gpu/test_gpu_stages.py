@@ -56,6 +56,14 @@ def test_the_gpu_is_chosen_when_there_is_one():
     assert choose_device("cpu").type == "cpu"
 
 
+def test_logits_are_the_same(batch):
+    logits = [
+        model(batch.ids[:, :-1].to(d)).cpu() for model, d in zip(twins(), DEVICES, strict=True)
+    ]
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+    assert logits[0].std() > 0.1
+
+
 @pytest.mark.parametrize("isolate_documents", [False, True])
 def test_one_training_step_is_the_same(batch, isolate_documents):
     steps, weights = [], []

@@ -73,6 +73,29 @@ def test_weights_sum_to_1_and_nothing_comes_from_what_is_hidden():
     assert (weights[~hidden] > 0).all()
 
 
+def test_a_later_token_never_changes_an_earlier_output():
+    q, k, v, visible = inputs(q_len=7)
+    before = grouped_query_attention(q, k, v, visible)
+    k[:, 5:], v[:, 5:] = 7.0, -7.0  # rewrite the future of position 4
+    after = grouped_query_attention(q, k, v, visible)
+
+    torch.testing.assert_close(after[:, :5], before[:, :5], rtol=0, atol=0)
+    assert not torch.isclose(after[:, 5:], before[:, 5:], rtol=0, atol=1e-3).any(), (
+        "the edit did nothing: vacuous test"
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])
+def test_grouped_heads_are_full_heads_with_repeated_keys(kv_heads):
+    q, k, v, visible = inputs(kv_heads=kv_heads)
+    grouped = grouped_query_attention(q, k, v, visible)
+    repeat = {"repeats": 6 // kv_heads, "dim": 2}
+    full = grouped_query_attention(
+        q, k.repeat_interleave(**repeat), v.repeat_interleave(**repeat), visible
+    )
+    torch.testing.assert_close(grouped, full, rtol=0, atol=1e-14)
+
+
 def test_a_grouped_layer_is_a_full_layer_with_repeated_weights(config, layer, rotation):
     full = Attention(dataclasses.replace(config, n_kv_heads=6)).double().requires_grad_(False)
     full.wq.weight.copy_(layer.wq.weight)

@@ -28,6 +28,11 @@ def test_the_family_has_metas_sizes(size):
     )  # fmt: skip
 
 
+def test_the_family_is_named_once_each():
+    assert set(FAMILY) == set(PUBLISHED)
+    assert (FAMILY["7B"], FAMILY["70B"]) == (LLAMA2_7B, LLAMA2_70B)
+
+
 @pytest.mark.parametrize(
     ("dim", "multiple_of", "multiplier", "hidden"),
     [
@@ -52,6 +57,13 @@ def test_the_parameter_count_is_the_actual_one(config):
         with torch.device("meta"):
             model = Transformer(each)
         assert each.n_parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", FAMILY)
+def test_the_parameter_count_of_the_family_is_the_actual_one(size):
+    with torch.device("meta"):
+        model = Transformer(FAMILY[size])
+    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[size][-1]
 
 
 def test_the_cache_size_is_that_of_a_cache(config):

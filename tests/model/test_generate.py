@@ -67,6 +67,14 @@ def test_greedy_tokens_of_a_ragged_batch_are_those_of_the_definition(random_mode
     assert not any(c.finished for c in found)
 
 
+def test_greedy_ignores_seed_and_nucleus(model):
+    runs = [
+        generate(model, PROMPTS, max_new_tokens=6, temperature=0, top_p=p, seed=seed)
+        for p, seed in [(1.0, 0), (0.3, 1)]
+    ]
+    assert runs[0] == runs[1]
+
+
 def test_the_same_seed_gives_the_same_tokens(model):
     first, again, other = (
         generate(model, PROMPTS, max_new_tokens=9, seed=seed) for seed in (5, 5, 6)
@@ -96,6 +104,18 @@ def test_a_row_does_not_depend_on_its_companions(model):
         model, PROMPTS[::-1], max_new_tokens=limits[::-1], top_p=0.95, seed=seeds[::-1]
     )
     assert [c.ids for c in shuffled] == [c.ids for c in together[::-1]]
+
+
+def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
+    found = generate(model, [PROMPTS[0]] * 40, max_new_tokens=2)
+    firsts = [c.ids[0] for c in found]
+    # By construction: no token has so much mass that 40 equal draws could happen.
+    with torch.no_grad():
+        largest = model(torch.tensor([PROMPTS[0]]))[0, -1].softmax(-1).max().item()
+    assert largest**39 < 1e-6
+    assert len(set(firsts)) > 3
+    # One draw for all rows would copy the second token too.
+    assert len({c.ids[1] - c.ids[0] for c in found}) > 3
 
 
 def test_nothing_follows_a_stop_id(model):

@@ -83,6 +83,11 @@ def test_a_copy_of_a_frozen_model_learns_all_but_the_output_layer(model):
     assert not any(weight.requires_grad for weight in frozen.parameters())
 
 
+def test_two_passes_in_training_mode_agree(model, ids):
+    scalar = scalar_model(model, seed=1).train()
+    assert torch.equal(scalar(ids), scalar(ids))
+
+
 def test_the_head_depends_on_the_seed(model):
     one, same, other = (scalar_model(model, seed=s).head.weight for s in (1, 1, 2))
     assert torch.equal(one, same)
@@ -102,7 +107,7 @@ def test_the_head_has_the_stated_spread(model):
 
 @pytest.mark.parametrize("lengths", [[4, 0, 1], [4, 8, 1]])
 def test_lengths_that_fit_no_row_are_refused(model, ids, lengths):
-    with pytest.raises(AssertionError, match=r"lengths must lie in 1\.\.\.7"):
+    with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.\.7"):
         scalar_model(model).score(ids, torch.tensor(lengths))
 
 

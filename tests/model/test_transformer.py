@@ -38,6 +38,13 @@ def test_every_earlier_token_changes_the_last_logits(random_model):
 
 
 @torch.no_grad()
+def test_the_order_of_earlier_tokens_matters(random_model):
+    model = random_model()
+    first, second = model(torch.tensor([[3, 5, 7]])), model(torch.tensor([[5, 3, 7]]))
+    assert (first[:, -1] - second[:, -1]).abs().max() > 1e-2
+
+
+@torch.no_grad()
 def test_a_shift_of_all_positions_changes_nothing(random_model):
     model, ids = random_model(), tokens(2, 9)
     positions = torch.arange(9).expand(2, 9)
@@ -46,6 +53,34 @@ def test_a_shift_of_all_positions_changes_nothing(random_model):
     torch.testing.assert_close(model(ids, positions=positions + 20), base, rtol=0, atol=1e-10)
     stretched = model(ids, positions=3 * positions)
     assert (stretched - base).abs().max() > 1e-2, "positions are ignored: vacuous test"
+
+
+@torch.no_grad()
+def test_a_packed_document_gets_the_logits_that_it_gets_alone(random_model):
+    model, lengths = random_model(), (5, 1, 8, 4)
+    documents = [tokens(1, n, seed=n) for n in lengths]
+    pack = torch.cat(documents, dim=1)
+    number = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
+    positions, visible = isolate(number)
+    packed = model(pack, positions=positions, attend=masked(visible)).split(lengths, dim=1)
+    for document, logits in zip(documents, packed, strict=True):
+        torch.testing.assert_close(logits, model(document), rtol=0, atol=1e-10)
+    open_pack = model(pack).split(lengths, dim=1)
+    assert (open_pack[2] - packed[2]).abs().max() > 1e-2, "isolation changed nothing: vacuous test"
+
+
+@torch.no_grad()
+def test_documents_in_one_pack_do_not_see_each_other(random_model):
+    model, pack = random_model(), tokens(2, 18)
+    number = torch.tensor([[0] * 5 + [1] * 6 + [2] * 7, [4] * 9 + [7] * 9])
+    positions, visible = isolate(number)
+    before = model(pack, positions=positions, attend=masked(visible))
+    pack[0, 5:11] = (pack[0, 5:11] + 1) % 53  # document 1 of the first row
+    after = model(pack, positions=positions, attend=masked(visible))
+    changed = (after - before).abs().amax(-1) > 0
+    wanted = torch.zeros_like(changed)
+    wanted[0, 5:11] = True
+    assert torch.equal(changed, wanted)
 
 
 PACKS = [[5, 6, 7], [9, 9]]

@@ -62,6 +62,12 @@ def test_all_tokens_marked_is_the_plain_loss():
     assert masked.count == plain.count
 
 
+def test_equal_logits_cost_the_logarithm_of_the_vocabulary():
+    _, ids = logits_and_ids()
+    term = next_token_loss(torch.zeros(BATCH, SEQ, VOCAB, dtype=torch.float64), ids)
+    assert abs((term.total / term.count).item() - math.log(VOCAB)) < 1e-14
+
+
 def test_the_target_is_the_next_token_and_not_the_same_one():
     _, ids = logits_and_ids()
     sure = 50.0 * torch.nn.functional.one_hot(ids[:, 1:], VOCAB).double()

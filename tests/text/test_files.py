@@ -35,6 +35,12 @@ def test_files_come_in_order_of_name_and_lines_in_order(tmp_path):
     assert list(read_documents(tmp_path)) == wanted
 
 
+def test_the_order_in_which_files_were_written_does_not_matter(tmp_path):
+    names = [f"{chr(97 + 7 * number % 26)}_txt" for number in range(26)]
+    write(tmp_path, **{name: name for name in names})
+    assert list(read_documents(tmp_path)) == sorted(names) != names
+
+
 TEXT = " gr\u00fc\u00dfe \u4f60\u597d \U0001f98a \u2028 \ufb01 "
 
 
@@ -245,6 +251,11 @@ def test_no_letter_is_lost_and_no_part_is_too_long_or_blank(seed):
     parts = list(cut(text, longest))
     assert "".join("".join(parts).split()) == "".join(text.split())
     assert all(part.strip() and part.strip("\n") == part and len(part) <= longest for part in parts)
+
+
+def test_parts_have_a_length():
+    with pytest.raises(ValueError, match="at least 1 character; got 0"):
+        list(cut("text", 0))
 
 
 def test_a_line_of_json_is_one_document_however_long(tmp_path):

@@ -94,6 +94,14 @@ def test_without_splitting_a_year_is_one_piece(tmp_path):
     assert whole.pieces("2024") == ["\u25812024"]
 
 
+def test_pieces_stay_within_words_and_scripts(tok):
+    learned = [tok.piece(index) for index in range(259, tok.vocab_size)]
+    assert all("\u2581" not in piece.lstrip("\u2581") for piece in learned)
+    assert max(map(len, learned)) <= 16
+    assert "\u2581the" in learned
+    assert not any("\n" in piece for piece in learned)
+
+
 def test_pieces_stay_apart_even_where_joining_would_pay(tmp_path):
     """A text of one line over and over: nothing but the rules keeps its parts from merging."""
     line = "so it goes \u0434\u0430yes donaudampfschifffahrtsgesellschaft"
@@ -116,6 +124,12 @@ def test_runs_of_spaces_are_pieces_and_numbers_keep_to_themselves(tmp_path):
     assert "87" in learned
     letters = [p for p in learned if any(c.isdigit() for c in p) and any(c.isalpha() for c in p)]
     assert letters == []
+
+
+def test_characters_are_not_normalised(tok):
+    assert tok.encode("\ufb01") != tok.encode("fi")
+    assert tok.encode("\u00e9") != tok.encode("e\u0301")
+    assert tok.encode("a  b") != tok.encode("a b")
 
 
 def test_many_texts_at_once_are_the_same_one_by_one(tok):

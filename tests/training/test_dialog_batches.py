@@ -236,6 +236,14 @@ def test_the_packed_loss_is_the_token_weighted_mean_of_the_dialogs(random_model,
     assert abs(plain.total - term.total) > 0.1
 
 
+def test_single_precision_is_near_enough(random_model, examples):
+    batch = whole_batch(PackedDialogs(examples, seq_len=SEQ))
+    exact, single = (
+        packed_nats(random_model(dtype=t), batch) for t in (torch.float64, torch.float32)
+    )
+    torch.testing.assert_close(single.total.double(), exact.total, rtol=1e-5, atol=0)
+
+
 def test_another_dialog_in_the_row_changes_nothing_when_isolated(random_model, examples):
     """Invariants 12 and 13: logits are those of the dialog alone, whatever stands before it."""
     model = random_model()
@@ -266,3 +274,27 @@ def test_padding_and_labels_that_are_no_targets_change_nothing(random_model, exa
         user = (~batch.loss_mask) & (batch.ids > EOS)
         asked = batch._replace(ids=torch.where(user, 3 + (batch.ids + 7) % 50, batch.ids))
         assert abs(packed_nats(model, asked, isolated).total - before.total) > 0.1
+
+
+def test_padding_gets_no_gradient(random_model, examples):
+    model = random_model()
+    batch = whole_batch(PackedDialogs(examples, seq_len=SEQ))
+    batch = batch._replace(ids=batch.ids.masked_fill(batch.document < 0, 0))
+    assert not (batch.ids[batch.document >= 0] == 0).any()
+    packed_nats(model, batch).total.backward()
+    assert (model.tok_embeddings.weight.grad[0] == 0).all()
+    assert (model.tok_embeddings.weight.grad[BOS] != 0).any()
+
+
+def test_how_rows_are_split_into_micro_batches_changes_nothing(random_model, examples):
+    """Invariant 14, on rows with unequal numbers of targets."""
+    model = random_model()
+    whole = whole_batch(PackedDialogs(examples, seq_len=SEQ))
+    counts = whole.loss_mask.sum(dim=1)
+    assert counts.unique().numel() > 1
+    parts = [DialogBatch(*(t[rows] for t in whole)) for rows in (slice(0, 1), slice(1, None))]
+    term, split = packed_nats(model, whole), [packed_nats(model, part) for part in parts]
+    together = sum(part.total for part in split) / sum(part.count for part in split)
+    torch.testing.assert_close(together, term.total / term.count, rtol=1e-10, atol=0)
+    naive = sum(part.total / part.count for part in split) / 2
+    assert abs(naive - together) > 1e-3

@@ -159,6 +159,15 @@ def test_gradients_of_one_step_do_not_reach_the_next(module, rows):
     assert done[1].loss < done[0].loss
 
 
+def test_after_a_step_no_gradient_is_left(module, rows):
+    loop = optimize(
+        module, torch.optim.SGD(module.parameters(), lr=0.0), iter([rows]), squares,
+        lambda _: 0.1, steps=range(1),
+    )  # fmt: skip
+    next(loop)
+    assert all(p.grad is None for p in module.parameters())
+
+
 def poisoned(model, batch):
     """The loss is finite; its gradient is not: the slope of a square root at zero."""
     term = squares(model, batch)

@@ -124,3 +124,9 @@ def test_what_stands_at_pads_does_not_matter(pad):
     parts, masks = parts_and_masks()
     parts[1][2, 3] += 1  # counted
     assert not torch.equal(whiten_together(parts, masks)[0], clean[0])
+
+
+def test_equal_values_give_zeros():
+    _, masks = parts_and_masks()
+    for part in whiten_together([torch.full(mask.shape, 7.5) for mask in masks], masks):
+        assert part.abs().max() == 0
