@@ -79,7 +79,7 @@ def test_an_excess_is_over_the_median_of_the_twenty_before():
     assert excess[0] == pytest.approx(-0.105, abs=1e-9)
     assert excess[60 - 20] == pytest.approx(9.0 - (3.4 + 0.105), abs=1e-9)
     assert excess[61 - 20] < 0  # one spike does not lift the median of the next
-    with pytest.raises(ValueError, match="longer than 20 steps; got 20"):
+    with pytest.raises(AssertionError, match="longer than 20 steps; got 20"):
         excess_over_median(loss[:20])
 
 
