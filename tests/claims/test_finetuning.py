@@ -10,7 +10,6 @@ from llama2_lib.claims import CLAIMS, CannotShow
 from llama2_lib.claims.finetuning import (
     FEW,
     TIMES,
-    answer_room,
     compared,
     data_recipes,
     demonstrated,
@@ -93,8 +92,6 @@ def test_a_neighbour_leaks_only_where_it_is_seen(model, batch):
 
 
 def test_prompts_leave_room_for_an_answer(model):
-    assert answer_room(model) == 12
-
     class Letters:
         def encode(self, text, bos=False, eos=False):
             return [1] * bos + [5] * (len(text) // 9) + [2] * eos

@@ -9,15 +9,16 @@ import pytest
 
 from llama2_lib import pipeline
 from llama2_lib.claims import CLAIMS, CannotShow, of_course, red_team, safety
+from llama2_lib.claims.claim import unpaired
 from llama2_lib.claims.red_team import rounds_recipe
 from llama2_lib.claims.safety import (
     ARMS,
     Answered,
-    _by_quarter,
     arm_recipes,
     compared,
     data_recipes,
     means,
+    quarters,
 )
 from llama2_lib.pipeline import STAGES
 from llama2_lib.recipes import nano, toy
@@ -65,17 +66,20 @@ def test_gains_are_of_pairs_and_violations_are_marks_below_a_half():
     assert values["error/low/a over b"] == pytest.approx(
         gap.std(ddof=1) / np.sqrt(len(gap)), abs=1e-12
     )
-    assert means("a", after)["low/a"] == pytest.approx((after.safety < 0.5).mean(), abs=1e-12)
-    assert means("a", after)["tail/a"] == pytest.approx(np.quantile(after.safety, 0.05), abs=1e-12)
+    shown = means({"a": after})
+    assert shown["low/a"] == pytest.approx((after.safety < 0.5).mean(), abs=1e-12)
+    assert shown["tail/a"] == pytest.approx(np.quantile(after.safety, 0.05), abs=1e-12)
 
 
 def test_quarters_are_sorted_by_the_other_answer():
     by = np.array([0.9, 0.1, 0.5, 0.2, 0.8, 0.6, 0.4, 0.3])
     gaps = np.array([-3.0, 5.0, 0.0, 4.0, -2.0, 0.0, 0.0, 0.0])
-    values = _by_quarter(gaps, by)
-    assert values["gain/low over high"] == pytest.approx(4.5 + 2.5, abs=1e-12)
-    assert values["gain/high"] == pytest.approx(-2.5, abs=1e-12)
-    assert values["error/low over high"] == pytest.approx(np.sqrt(0.5 / 2 + 0.5 / 2), abs=1e-12)
+    low, high = quarters(gaps, by)
+    assert sorted(low) == [4.0, 5.0]
+    assert sorted(high) == [-3.0, -2.0]
+    assert unpaired("a over b", low, high) == pytest.approx(
+        {"gain/a over b": 4.5 + 2.5, "error/a over b": np.sqrt(0.5 / 2 + 0.5 / 2)}, abs=1e-12
+    )
 
 
 FEW = 24
