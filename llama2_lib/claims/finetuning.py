@@ -232,9 +232,12 @@ def _waste_to_longest(lengths: Sequence[int], batch_size: int, seed: int) -> flo
     return 1 - sum(shuffled) / sum(max(batch) * len(batch) for batch in batches)
 
 
-def _nonzero(what: str, key: str, measurements: claim.Measurements) -> list[claim.Check]:
-    smallest = min(claim.column(measurements, key))
-    return [claim.Check(text=f"{what}: {smallest:.3g}, must not be 0", holds=smallest > 0.0)]
+def _nonzero(says: str, what: str, key: str) -> Fact:
+    def judge(measurements: claim.Measurements) -> list[claim.Check]:
+        smallest = min(claim.column(measurements, key))
+        return [claim.Check(text=f"{what}: {smallest:.3g}, must not be 0", holds=smallest > 0.0)]
+
+    return Fact(says, judge)
 
 
 def _packing(measurements: claim.Measurements) -> list[claim.Check]:
@@ -369,13 +372,11 @@ CLAIMS = (
                 "gradient/prompt",
                 be="be 0 exactly",
             ),
-            Fact(
-                "that at answers is not",
-                partial(_nonzero, "smallest gradient at answers", "gradient/answer"),
-            ),
-            Fact(
+            _nonzero("that at answers is not", "smallest gradient at answers", "gradient/answer"),
+            _nonzero(
                 "nor is the first without the mask",
-                partial(_nonzero, "at prompts without the mask", "gradient/unmasked"),
+                "at prompts without the mask",
+                "gradient/unmasked",
             ),
             Fact(
                 f"less than {PACKED:g} of packed rows is empty, and more than {SAVED:g} less than "

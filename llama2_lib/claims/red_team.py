@@ -13,10 +13,9 @@ from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
 from llama2_lib.claims.claim import Claim, Trust, gains, of_stage, paired, unpaired
 from llama2_lib.claims.finetuning import fitting
-from llama2_lib.claims.safety import FAMILIES
+from llama2_lib.claims.safety import FAMILIES, marked
 from llama2_lib.config import RED_TEAM_ROUNDS, Recipe
-from llama2_lib.evaluation.judged import marks_of, violations_by
-from llama2_lib.model.chat import answer_room
+from llama2_lib.evaluation.judged import violations_by
 from llama2_lib.stages.red_team import round_summary
 from llama2_lib.stages.safety import generic_preprompt, longest_prompt, with_preprompt
 from llama2_lib.world import make_world
@@ -126,9 +125,7 @@ def measure_attacks(recipe: Recipe, seed: int) -> dict[str, float]:
             )
         broken: dict[str, np.ndarray] = {}
         for form, prompts in (("single", single), ("multi", multi)):
-            safety = marks_of(
-                *model, world, prompts, seed=seed, max_new_tokens=_room(recipe)
-            ).safety
+            safety = marked(model, recipe, prompts, seed).safety
             broken[form] = (safety < SAFE).astype(float)
             values[f"violations/{version}/{form}"] = float(broken[form].mean())
             values[f"mark/{version}/{form}"] = float(safety.mean())
@@ -170,22 +167,14 @@ def measure_default(recipe: Recipe, seed: int) -> dict[str, float]:
             replace(prompt, dialog=with_preprompt(prompt.dialog, generic_preprompt(source)))
             for prompt in bare
         ]
-        without, with_it = (
-            marks_of(*model, world, prompts, seed=seed, max_new_tokens=_room(recipe))
-            for prompts in (bare, behind)
-        )
-        declined = with_it.refuses.astype(float), without.refuses.astype(float)
-        values |= {f"without/{family}": float(without.refuses.mean())}
-        values |= {f"with/{family}": float(with_it.refuses.mean())}
+        alone, with_it = (marked(model, recipe, prompts, seed) for prompts in (bare, behind))
+        old, new = (marks.refuses.astype(float) for marks in (alone, with_it))
+        values |= {f"without/{family}": float(old.mean()), f"with/{family}": float(new.mean())}
         if family == "adversarial":
-            values |= paired("safety", with_it.safety - without.safety)
+            values |= paired("safety", with_it.safety - alone.safety)
         else:
-            values |= paired(family, declined[0] - declined[1])
+            values |= paired(family, new - old)
     return values
-
-
-def _room(recipe: Recipe) -> int:
-    return answer_room(recipe.model, recipe.distillation.max_new_tokens)
 
 
 CLAIMS = (

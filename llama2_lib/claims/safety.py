@@ -22,7 +22,7 @@ from llama2_lib.claims.claim import Claim, Trust, gains, of_stage, paired, unpai
 from llama2_lib.claims.finetuning import Model, fitting
 from llama2_lib.claims.rejection import NEWEST, tuned
 from llama2_lib.config import Recipe, SafetyData
-from llama2_lib.evaluation.judged import low_tail, marks_of
+from llama2_lib.evaluation.judged import Marks, low_tail, marks_of
 from llama2_lib.model.chat import answer_room
 from llama2_lib.stages.rejection import Sample, best
 from llama2_lib.stages.safety import FRACTIONS, Distilled, distilled_rows
@@ -84,6 +84,12 @@ class Answered(NamedTuple):
         return (self.safety < SAFE).astype(float)
 
 
+def marked(model: Model, recipe: Recipe, some: Sequence[prompts.Prompt], seed: int) -> Marks:
+    """Let the gold judges mark one answer to each prompt."""
+    world, most = make_world(recipe.corpus.world_seed), recipe.distillation.max_new_tokens
+    return marks_of(*model, world, some, seed=seed, max_new_tokens=answer_room(model[0], most))
+
+
 def answers_of(
     models: Iterable[tuple[str, Model]], recipe: Recipe, seed: int
 ) -> dict[str, Answered]:
@@ -99,11 +105,7 @@ def answers_of(
             family: fitting(model, draw(world, seed, split="held out"), N_PROMPTS)
             for family, draw in FAMILIES.items()
         }
-        room = answer_room(model[0], recipe.distillation.max_new_tokens)
-        marks = {
-            family: marks_of(*model, world, some, seed=seed, max_new_tokens=room)
-            for family, some in asked.items()
-        }
+        marks = {family: marked(model, recipe, some, seed) for family, some in asked.items()}
         answered[name] = Answered(
             marks["adversarial"].safety,
             marks["helpful"].helpfulness,

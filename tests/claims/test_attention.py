@@ -88,7 +88,10 @@ class Repeating(KVCache):
 
 
 def test_claim_6_is_refuted_by_a_cache_that_repeats_its_heads(monkeypatch):
-    monkeypatch.setattr(attention, "_filled_bytes", lambda config, seed: 384.0)
+    def honest(config, seed):  # two tensors of four bytes
+        return 8.0 * config.n_layers * config.n_kv_heads * config.head_dim
+
+    monkeypatch.setattr(attention, "_filled_bytes", honest)
     monkeypatch.setattr(attention, "KVCache", Repeating)
     (result,) = run_claims([6], RECIPE, [0], report=lambda line: None)
     assert result.verdict.outcome == Outcome.NOT_REPRODUCED

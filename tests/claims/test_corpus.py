@@ -26,8 +26,7 @@ def test_the_two_arms_differ_in_one_setting():
     assert dataclasses.replace(joined, tokenizer=tokenizer) == split
     assert split.pretrain.seed == 2 != sums_recipes(nano(), 1)["split"].pretrain.seed
     assert {d.kind for d in training_documents(sums_recipes(toy(), 0)["split"].corpus)} == {"sums"}
-    requests = CLAIMS[3].requests(nano(), range(3))
-    assert len(set(requests)) == 6
+    assert len(set(CLAIMS[3].requests(nano(), range(3)))) == 6
 
 
 def test_no_sum_of_the_test_stands_in_the_training_text():
@@ -115,8 +114,11 @@ def test_who_is_spoken_of_lies_between_two_counts_made_otherwise(pronoun, key, f
 
 def test_claim_38_is_refuted_by_its_counters_and_not_by_a_perfect_one(monkeypatch):
     monkeypatch.setattr(corpus, "N_AUDITED", 700)
+    monkeypatch.setattr(pipeline, "artifact", None)  # it trains nothing
+    assert CLAIMS[38].requests(toy(), range(3)) == []
     measured = [CLAIMS[38].measure(toy(), seed) for seed in range(3)]
     assert CLAIMS[38].verdict(measured).outcome == Outcome.NOT_REPRODUCED
+    assert measured[0].values["share/en"] > 0.8
 
     seeds = iter(range(3))
 
@@ -134,10 +136,3 @@ def test_claim_38_is_refuted_by_its_counters_and_not_by_a_perfect_one(monkeypatc
     monkeypatch.setattr(corpus, "audit", perfect)
     measured = [CLAIMS[38].measure(toy(), seed) for seed in range(3)]
     assert CLAIMS[38].verdict(measured).outcome == Outcome.REPRODUCED
-
-
-def test_claim_38_trains_nothing(monkeypatch):
-    monkeypatch.setattr(corpus, "N_AUDITED", 300)
-    monkeypatch.setattr(pipeline, "artifact", None)
-    assert CLAIMS[38].requests(toy(), range(3)) == []
-    assert CLAIMS[38].measure(toy(), 0).values["share/en"] > 0.8

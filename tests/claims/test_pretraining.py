@@ -75,7 +75,8 @@ def test_an_excess_is_over_the_median_of_the_twenty_before():
 @pytest.mark.slow
 def test_claims_1_and_2_on_trained_models(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path))
-    size = CLAIMS[1].measure(toy(), 1).values
+    measured = {claim: CLAIMS[claim].measure(toy(), 1) for claim in (1, 2)}
+    size, arms = (one.values for one in measured.values())
     assert {key.split("/")[1] for key in size} == {"8", "16", "32"}
     assert size["parameters/8"] < size["parameters/16"] < size["parameters/32"]
     losses = [size[f"loss/{width}"] for width in (8, 16, 32)]
@@ -83,14 +84,12 @@ def test_claims_1_and_2_on_trained_models(tmp_path, monkeypatch):
     assert max(losses) < 6.3  # ln 512 = 6.24
     assert all(size[f"slope/{width}"] < 0 for width in (8, 16, 32))
 
-    arms = CLAIMS[2].measure(toy(), 1).values
     assert arms["final_rate/with"] == pytest.approx(0.1, abs=1e-9)
     assert arms["peak_norm/with"] != arms["peak_norm/without"]
     assert arms["end/with"] != arms["end/without"]
     assert arms["spikes/with"] == 0.0
-    for claim in (1, 2):  # the judge finds every key it needs
-        measurement = CLAIMS[claim].measure(toy(), 1)
-        CLAIMS[claim].verdict([measurement, replace(measurement, seed=2)] * 2)
+    for claim, one in measured.items():  # the judge finds every key it needs
+        CLAIMS[claim].verdict([one, replace(one, seed=2)] * 2)
 
 
 MODEL = Transformer(toy().model)
@@ -165,8 +164,7 @@ def test_the_window_hides_what_lies_before_it(oracle, tokenizer):
 def test_claim_4_on_trained_models(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path))
     values = CLAIMS[4].measure(toy(), 1).values
-    assert {f"{t}/{m}" for t in ("near", "far", "short_task") for m in ("short", "long")} < set(
-        values
-    )
+    tasks = {f"{t}/{m}" for t in ("near", "far", "short_task") for m in ("short", "long")}
+    assert tasks < set(values)
     assert values["short_task/short"] != values["short_task/long"]  # two models, not one
     assert max(values["short_task/short"], values["short_task/long"]) < 6.2  # ln 512 = 6.24
