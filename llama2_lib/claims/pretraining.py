@@ -9,17 +9,7 @@ import numpy as np
 from llama2_lib import pipeline
 from llama2_lib.claims import claim
 from llama2_lib.claims.attention import quality_recipes, validation_loss
-from llama2_lib.claims.claim import (
-    Claim,
-    Fact,
-    Must,
-    Proviso,
-    Trust,
-    differs,
-    mean,
-    minus,
-    of_stage,
-)
+from llama2_lib.claims.claim import Claim, Fact, Must, Proviso, Trust, differs, mean, of_stage
 from llama2_lib.config import CorpusConfig, Recipe
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.config import ModelConfig
@@ -88,7 +78,9 @@ def _steps_in_width(measurements: claim.Measurements) -> dict[str, Estimate]:
     steps = list(pairwise(_widths(measurements)))
     assert steps, "claim 1 compares two widths or more"
     return {
-        f"loss at width {a} minus {b}": claim.average(measurements, minus(f"loss/{a}", f"loss/{b}"))
+        f"loss at width {a} minus {b}": claim.average(
+            measurements, claim.minus(f"loss/{a}", f"loss/{b}")
+        )
         for a, b in steps
     }
 
@@ -264,7 +256,7 @@ def answered(
 
 
 def _far_less_near(measurement: claim.Measurement) -> float:
-    far, near = (minus(f"{task}/long", f"{task}/short") for task in ("far", "near"))
+    far, near = (claim.minus(f"{task}/long", f"{task}/short") for task in ("far", "near"))
     return far(measurement) - near(measurement)
 
 
