@@ -3,27 +3,22 @@
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from llama2_lib import pipeline, rng
+from llama2_lib.claims import claim
 from llama2_lib.claims.claim import (
-    Check,
     Claim,
     Fact,
-    Measurement,
-    Measurements,
     Must,
-    Outcome,
     Proviso,
     Trust,
-    average,
-    column,
-    keys_under,
+    differs,
     mean,
-    minus,
+    named,
     of_stage,
-    within,
 )
 from llama2_lib.config import Recipe
 from llama2_lib.device import choose_device, synchronize
@@ -35,6 +30,8 @@ from llama2_lib.recipes import grid
 from llama2_lib.stages.corpus import load_corpus
 
 VARIANTS = ("mha", "gqa", "mqa")
+SHAPES = ("recipe", "70B")
+"""Of claim 6."""
 MHA_FITS = 16
 """The memory budget of claim 7, in sequences of multi-head attention."""
 WARM_UP, STEPS, ROUNDS = 2, 8, 7
@@ -59,10 +56,14 @@ def at_equal_size(config: ModelConfig, n_kv_heads: int) -> ModelConfig:
     return replace(config, n_kv_heads=n_kv_heads, multiple_of=1, ffn_dim_multiplier=multiplier)
 
 
+def kv_heads(config: ModelConfig) -> dict[str, int]:
+    """Return the key/value heads of each variant."""
+    return dict(zip(VARIANTS, (config.n_heads, config.n_kv_heads, 1), strict=True))
+
+
 def variants(config: ModelConfig) -> dict[str, ModelConfig]:
     """Return multi-head, grouped-query and multi-query models of one size; GQA is `config`."""
-    heads = {"mha": config.n_heads, "gqa": config.n_kv_heads, "mqa": 1}
-    return {name: at_equal_size(config, n) for name, n in heads.items()}
+    return {name: at_equal_size(config, n) for name, n in kv_heads(config).items()}
 
 
 def quality_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
@@ -110,13 +111,13 @@ def measure_quality(recipe: Recipe, seed: int) -> dict[str, float]:
     return values
 
 
-def _sizes_differ(measurements: Measurements, _: object) -> tuple[Outcome, str] | None:
-    sizes = [max(column(measurements, f"parameters/{variant}")) for variant in VARIANTS]
+def _sizes_differ(measurements: claim.Measurements, _: object) -> tuple[claim.Outcome, str] | None:
+    sizes = [max(claim.column(measurements, f"parameters/{variant}")) for variant in VARIANTS]
     mismatch = max(sizes) / min(sizes) - 1
     if mismatch <= MISMATCH:
         return None
     reason = f"sizes differ by {mismatch:.2%}, so a difference in loss says nothing"
-    return Outcome.INCONCLUSIVE, reason
+    return claim.Outcome.INCONCLUSIVE, reason
 
 
 def measure_cache(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -128,27 +129,23 @@ def measure_cache(recipe: Recipe, seed: int) -> dict[str, float]:
     `ratio/<shape>`, measured bytes of mha over gqa; `heads/<shape>`, n_heads over n_kv_heads.
     """
     values: dict[str, float] = {}
-    for shape, config, dtype in (
-        ("recipe", recipe.model, torch.float32),
-        ("70B", LLAMA2_70B, torch.float16),
-    ):
-        kv_heads = {"mha": config.n_heads, "gqa": config.n_kv_heads, "mqa": 1}
-        for variant, n in kv_heads.items():
-            varied = replace(config, n_kv_heads=n)
-            held = _filled_bytes(varied, seed) if shape == "recipe" else _bytes(varied, dtype)
-            values[f"measured/{shape} {variant}"] = held
+    models = {"recipe": (recipe.model, _filled_bytes, 4), "70B": (LLAMA2_70B, _allocated_bytes, 2)}
+    for shape, (config, held, bytes_per_number) in models.items():
+        for variant, n in kv_heads(config).items():
+            measured = held(replace(config, n_kv_heads=n), seed)
+            values[f"measured/{shape} {variant}"] = measured
             # 2 * layers * kv_heads * head_dim * bytes: one key and one value a layer and head
             numbers = 2 * config.n_layers * n * (config.dim // config.n_heads)
-            values[f"formula/{shape} {variant}"] = float(numbers * dtype.itemsize)
+            values[f"formula/{shape} {variant}"] = float(numbers * bytes_per_number)
         mha, gqa = (values[f"measured/{shape} {variant}"] for variant in ("mha", "gqa"))
         values[f"ratio/{shape}"] = mha / gqa
         values[f"heads/{shape}"] = config.n_heads / config.n_kv_heads
     return values
 
 
-def _bytes(config: ModelConfig, dtype: torch.dtype, batch: int = 3, max_len: int = 5) -> float:
-    """Return the memory of an allocated cache, in bytes per token."""
-    return _storage(KVCache(config, batch, max_len, dtype=dtype)) / (batch * max_len)
+def _allocated_bytes(config: ModelConfig, seed: int, batch: int = 3, max_len: int = 5) -> float:
+    """Return the memory of an allocated cache of 16 bits, in bytes per token."""
+    return _storage(KVCache(config, batch, max_len, dtype=torch.float16)) / (batch * max_len)
 
 
 @torch.no_grad()
@@ -166,35 +163,24 @@ def _storage(cache: KVCache) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-def _as_the_formula(measurements: Measurements) -> list[Check]:
+def _equal(one: str, other: str, text: str, measurements: claim.Measurements) -> list[claim.Check]:
+    """Check that two kinds of numbers agree, under every name and on every seed."""
     checks = []
-    for variant in keys_under(measurements, "measured"):
-        measured, formula = (
-            column(measurements, f"{kind}/{variant}") for kind in ("measured", "formula")
-        )
-        text = f"bytes per token of {variant}: {measured[0]:g}, formula {formula[0]:g}"
-        checks.append(Check(text=text, holds=measured == formula))
+    for name in claim.keys_under(measurements, one):
+        numbers, wanted = (claim.column(measurements, f"{kind}/{name}") for kind in (one, other))
+        told = text.format(name, numbers[0], wanted[0])
+        checks.append(claim.Check(text=told, holds=numbers == wanted))
     return checks
 
 
-def _as_the_heads(measurements: Measurements) -> list[Check]:
-    checks = []
-    for name in keys_under(measurements, "ratio"):
-        ratio, heads = (column(measurements, f"{kind}/{name}") for kind in ("ratio", "heads"))
-        text = f"mha over gqa of {name}: {ratio[0]:g}, heads over key/value heads {heads[0]:g}"
-        checks.append(Check(text=text, holds=ratio == heads))
-    ratios = column(measurements, "ratio/70B")
-    text = f"mha over gqa of 70B: {ratios[0]:g}, paper {RATIO_70B:g}"
-    return [*checks, Check(text=text, holds=set(ratios) == {RATIO_70B})]
-
-
-def _bytes_shown(measurements: Measurements) -> dict[str, Estimate]:
-    names = {"measured/": "bytes per token, ", "ratio/": "ratio, "}
-    return {
-        new + key: average(measurements, old + key)
-        for old, new in names.items()
-        for key in keys_under(measurements, old.rstrip("/"))
-    }
+def _as_the_heads(measurements: claim.Measurements) -> list[claim.Check]:
+    text = "mha over gqa of {}: {:g}, heads over key/value heads {:g}"
+    ratios = claim.column(measurements, "ratio/70B")
+    paper = claim.Check(
+        text=f"mha over gqa of 70B: {ratios[0]:g}, paper {RATIO_70B:g}",
+        holds=set(ratios) == {RATIO_70B},
+    )
+    return [*_equal("ratio", "heads", text, measurements), paper]
 
 
 def measure_throughput(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -254,48 +240,43 @@ def _decode(model: Transformer, cache: KVCache, batch: int, context: int, seed: 
     return time.perf_counter() - begin
 
 
-def _more_fits(measurements: Measurements) -> list[Check]:
-    mha, gqa = (column(measurements, f"max_batch/{variant}") for variant in ("mha", "gqa"))
+def _more_fits(measurements: claim.Measurements) -> list[claim.Check]:
+    mha, gqa = (claim.column(measurements, f"max_batch/{variant}") for variant in ("mha", "gqa"))
     further = all(more > less for more, less in zip(gqa, mha, strict=True))
-    return [Check(text=f"largest batch: gqa {gqa[0]:g}, mha {mha[0]:g}", holds=further)]
+    return [claim.Check(text=f"largest batch: gqa {gqa[0]:g}, mha {mha[0]:g}", holds=further)]
 
 
-def _peak(measurement: Measurement, variant: str) -> float:
-    prefix = f"tokens_per_s/{variant}/"
-    rates = [rate for key, rate in measurement.values.items() if key.startswith(prefix)]
-    if not rates:
-        raise ValueError(
-            f"claim 7 needs {prefix}<batch>; seed {measurement.seed} has none. "
-            "Measure at least one batch of each variant."
-        )
-    return max(rates)
+def _peak(measurement: claim.Measurement, variant: str) -> float:
+    batches = claim.keys_under([measurement], f"tokens_per_s/{variant}")
+    return max(measurement[f"tokens_per_s/{variant}/{batch}"] for batch in batches)
 
 
-def _peak_ratio(measurements: Measurements) -> Estimate:
-    logs = average(measurements, lambda m: math.log(_peak(m, "gqa")) - math.log(_peak(m, "mha")))
+def _peak_ratio(measurements: claim.Measurements) -> Estimate:
+    logs = claim.average(
+        measurements, lambda m: math.log(_peak(m, "gqa")) - math.log(_peak(m, "mha"))
+    )
     return _exp(logs)
 
 
-def _smallest_batch(measurements: Measurements) -> tuple[int, Estimate]:
+def _smallest_batch(measurements: claim.Measurements) -> tuple[int, Estimate]:
     """Return the batch, and the mean of log(gqa over mha) with its 90 % interval."""
-    batch = min(int(key.split("/")[1]) for key in keys_under(measurements, "tokens_per_s"))
+    batch = min(int(key.split("/")[1]) for key in claim.keys_under(measurements, "tokens_per_s"))
     gqa, mha = (f"tokens_per_s/{variant}/{batch}" for variant in ("gqa", "mha"))
-    return batch, average(measurements, lambda m: math.log(m[gqa]) - math.log(m[mha]), 0.9)
+    return batch, claim.average(measurements, lambda m: math.log(m[gqa]) - math.log(m[mha]), 0.9)
 
 
-def _alike(measurements: Measurements) -> list[Check]:
+def _alike(measurements: claim.Measurements) -> list[claim.Check]:
     batch, log_ratio = _smallest_batch(measurements)
     text = f"log throughput at batch {batch}, gqa over mha"
-    return [within(text, log_ratio, math.log1p(SMALL))]
+    return [claim.within(text, log_ratio, math.log1p(SMALL))]
 
 
-def _throughput_shown(measurements: Measurements) -> dict[str, Estimate]:
+def _throughput_shown(measurements: claim.Measurements) -> dict[str, Estimate]:
     batch, log_ratio = _smallest_batch(measurements)
-    return {
-        "max batch, mha": average(measurements, "max_batch/mha"),
-        "max batch, gqa": average(measurements, "max_batch/gqa"),
-        f"batch {batch}, gqa over mha": _exp(log_ratio),
+    largest = {
+        f"max batch, {v}": claim.average(measurements, f"max_batch/{v}") for v in ("mha", "gqa")
     }
+    return largest | {f"batch {batch}, gqa over mha": _exp(log_ratio)}
 
 
 def _exp(estimate: Estimate) -> Estimate:
@@ -314,16 +295,19 @@ CLAIMS = (
         prediction="The loss of GQA equals that of MHA within the margin, and MQA's is higher.",
         where="Validation loss in nats",
         tests=(
-            Must(
+            differs(
                 "gqa minus mha, nats",
-                mean(minus("gqa", "mha"), 0.9),
+                "gqa",
+                "mha",
+                0.9,
                 within=0.03,
                 named="gqa - mha",
                 says="GQA minus MHA (two one-sided tests at 5 %)",
             ),
-            Must(
+            differs(
                 "mqa minus gqa, nats",
-                mean(minus("mqa", "gqa")),
+                "mqa",
+                "gqa",
                 above=0,
                 named="mqa - gqa",
                 says="MQA minus GQA",
@@ -346,7 +330,7 @@ CLAIMS = (
         tests=(
             Fact(
                 "measured bytes equal the formula exactly, for every shape and variant",
-                _as_the_formula,
+                partial(_equal, "measured", "formula", "bytes per token of {}: {:g}, formula {:g}"),
             ),
             Fact(
                 f"MHA over GQA equals n_heads over n_kv_heads exactly, and {RATIO_70B:g} for 70B",
@@ -354,7 +338,16 @@ CLAIMS = (
             ),
         ),
         intervals="",
-        shown=(_bytes_shown,),
+        shown=(
+            named(
+                {
+                    f"bytes per token, {s} {v}": mean(f"measured/{s} {v}")
+                    for s in SHAPES
+                    for v in VARIANTS
+                }
+            ),
+            named({f"ratio, {shape}": mean(f"ratio/{shape}") for shape in SHAPES}),
+        ),
         recorded=False,
         measured_by=measure_cache,
         min_seeds=1,
@@ -371,12 +364,7 @@ CLAIMS = (
         where="Under one memory budget",
         tests=(
             Fact("GQA's largest batch exceeds MHA's on every seed", _more_fits),
-            Must(
-                "peak throughput, gqa over mha",
-                _peak_ratio,
-                above=1.0,
-                named="peak, gqa over mha",
-            ),
+            Must("peak throughput, gqa over mha", _peak_ratio, above=1, named="peak, gqa over mha"),
             Fact(
                 "at the smallest batch they lie within a factor of "
                 f"1 + {SMALL:g} (two one-sided tests at 5 %)",

@@ -442,3 +442,26 @@ class Claim:
         if other is not None:
             return Verdict(outcome=other[0], reason=other[1], estimates=estimates)
         return decide(checks, estimates)
+
+
+# ------------------------------------------------------------- what claims of several sections say
+
+
+def differs(text: str, more: str, less: str, confidence: float = 0.95, **bound: Any) -> Must:
+    """Return an inequality on one number less another of the same seed."""
+    return Must(text, mean(minus(more, less), confidence), **bound)
+
+
+def zero(says: str, what: str, key: str, be: str = "be 0") -> Fact:
+    """Return the fact that a number, which is never negative, is 0 on every seed."""
+
+    def judge(measurements: Measurements) -> list[Check]:
+        largest = max(column(measurements, key))
+        return [Check(text=f"{what}: {largest:.3g}, must {be}", holds=largest == 0)]
+
+    return Fact(says, judge)
+
+
+def named(quantities: Mapping[str, Quantity]) -> Callable[[Measurements], dict[str, Any]]:
+    """Return what shows numbers of all seeds under the names given."""
+    return lambda measurements: {name: of(measurements) for name, of in quantities.items()}

@@ -1,24 +1,11 @@
 """Claims on the tokenizer and the corpus (paper sections 2.2 and 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from llama2_lib import pipeline, recipes
-from llama2_lib.claims.claim import (
-    Check,
-    Claim,
-    Fact,
-    Measurements,
-    Must,
-    Outcome,
-    Proviso,
-    Trust,
-    column,
-    mean,
-    minus,
-    of_stage,
-)
+from llama2_lib.claims import claim
+from llama2_lib.claims.claim import Claim, Must, Proviso, Trust, differs, mean, of_stage, zero
 from llama2_lib.config import CorpusConfig, Recipe
 from llama2_lib.evaluation.language import document_nats
 from llama2_lib.model.generate import generate
@@ -27,7 +14,7 @@ from llama2_lib.rng import random_source
 from llama2_lib.stages.corpus import training_documents
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import World, documents, make_world
-from llama2_lib.world.audit import Audit, audit
+from llama2_lib.world.audit import audit
 from llama2_lib.world.documents import Document
 
 # ------------------------------------------------------------- claim 3: digits and bytes
@@ -48,8 +35,8 @@ UNSEEN_TEXTS = (
 """What the world's text never holds: emoji, other scripts, accents, signs."""
 
 
-def sums_recipe(recipe: Recipe, seed: int, arm: str) -> Recipe:
-    """Return the small model of one arm of claim 3: sums only, digits split or joined.
+def sums_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
+    """Return the two small models of claim 3: sums only, digits split or joined.
 
     With other texts beside the sums, or at the grid's own size, no arm learned to add. Of the
     settings tried with another seed at about 13 core-seconds a run, this one, with many small
@@ -70,13 +57,11 @@ def sums_recipe(recipe: Recipe, seed: int, arm: str) -> Recipe:
         n_validation=min(200, base.corpus.n_validation),
         shares=(("sums", 1.0),),
     )
-    tokenizer = replace(base.tokenizer, split_digits=ARMS[arm])
-    return replace(base, corpus=corpus, tokenizer=tokenizer, model=model, pretrain=pretrain)
-
-
-def sums_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
-    """Return what claim 3 trains for one seed, by arm."""
-    return {arm: sums_recipe(recipe, seed, arm) for arm in ARMS}
+    own = replace(base, corpus=corpus, model=model, pretrain=pretrain)
+    return {
+        arm: replace(own, tokenizer=replace(base.tokenizer, split_digits=split))
+        for arm, split in ARMS.items()
+    }
 
 
 def measure_tokenizer(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -99,13 +84,13 @@ def measure_tokenizer(recipe: Recipe, seed: int) -> dict[str, float]:
         values[f"sums/{arm}"] = nats_per_character(model, tokenizer, sums)
         values[f"right/{arm}"] = _share_right(model, tokenizer, sums)
         pieces = [tokenizer.piece(index) for index in range(259, tokenizer.vocab_size)]
-        digits = [sum(character.isdigit() for character in piece) for piece in pieces]
-        values[f"long_numbers/{arm}"] = float(sum(n >= 2 for n in digits))
+        long = [piece for piece in pieces if sum(map(str.isdigit, piece)) >= 2]
+        values[f"long_numbers/{arm}"] = float(len(long))
         if arm == "split":
-            values |= {"unk": _n_unknown(tokenizer)}
-            came_back = [tokenizer.decode(tokenizer.encode(text)) for text in UNSEEN_TEXTS]
-            failures = sum(a != b for a, b in zip(came_back, UNSEEN_TEXTS, strict=True))
-            values |= {"round_trip_failures": float(failures)}
+            values["unk"] = _n_unknown(tokenizer)
+            back = [tokenizer.decode(tokenizer.encode(text)) for text in UNSEEN_TEXTS]
+            failures = sum(a != b for a, b in zip(back, UNSEEN_TEXTS, strict=True))
+            values["round_trip_failures"] = float(failures)
     bare = replace(runs["split"], tokenizer=replace(runs["split"].tokenizer, byte_fallback=False))
     folder = pipeline.artifact("tokenizer", bare, bar=False)
     return values | {"unk_without_bytes": _n_unknown(load_tokenizer(folder))}
@@ -149,28 +134,21 @@ def _share_right(
     model: Transformer, tokenizer: Tokenizer, sums: Sequence[tuple[str, str]]
 ) -> float:
     prompts = [tokenizer.encode(question, bos=True) for question, _ in sums]
-    done = generate(
-        model, prompts, max_new_tokens=6, temperature=0.0, stop_ids=tokenizer.encode("\n")[-1:]
-    )
-    found = [tokenizer.decode(completion.ids).strip() for completion in done]
-    return sum(text == answer.strip() for text, (_, answer) in zip(found, sums, strict=True)) / len(
-        sums
-    )
-
-
-def _none(key: str, text: str, measurements: Measurements) -> list[Check]:
-    worst = max(column(measurements, key))
-    return [Check(text=f"{text}: {worst:g}, must be 0", holds=worst == 0)]
+    line_end = tokenizer.encode("\n")[-1:]
+    done = generate(model, prompts, max_new_tokens=6, temperature=0.0, stop_ids=line_end)
+    texts = [tokenizer.decode(completion.ids).strip() for completion in done]
+    right = [text == answer.strip() for text, (_, answer) in zip(texts, sums, strict=True)]
+    return sum(right) / len(right)
 
 
 def _same_tokenizer(
-    measurements: Measurements, checks: Sequence[Check]
-) -> tuple[Outcome, str] | None:
-    differ = min(column(measurements, "long_numbers/joined")) != 0
+    measurements: claim.Measurements, checks: Sequence[claim.Check]
+) -> tuple[claim.Outcome, str] | None:
+    differ = min(claim.column(measurements, "long_numbers/joined")) != 0
     if differ or not all(check.holds for check in checks[:3]):
         return None
     reason = "without digit splitting no piece of several digits was learned: same tokenizer"
-    return Outcome.CANNOT_SHOW, reason
+    return claim.Outcome.CANNOT_SHOW, reason
 
 
 # ------------------------------------------------------------- claim 38: counters
@@ -198,21 +176,18 @@ def measure_audit(recipe: Recipe, seed: int) -> dict[str, float]:
     world = make_world(seed)
     texts = list(documents(world, seed, N_AUDITED))
     counted, true = audit(texts, world.lexicon), true_shares(world, seed, texts)
-    errors = {
-        "pronouns": _largest_gap(counted.pronouns, true["pronouns"]),
-        "identities": _largest_gap(counted.identities, true["identities"]),
-        "languages": _largest_gap(counted.languages, counted.true_languages),
-        "toxicity": abs(counted.rude_by_mean - counted.true_rude),
+    return {
+        "error/pronouns": _largest_gap(counted.pronouns, true["pronouns"]),
+        "error/identities": _largest_gap(counted.identities, true["identities"]),
+        "error/languages": _largest_gap(counted.languages, counted.true_languages),
+        "error/toxicity": abs(counted.rude_by_mean - counted.true_rude),
+        **{f"share/{name}": counted.pronouns[name] for name in ("she", "he", "unspecified")},
+        "share/en": counted.languages["en"],
+        "share/toxic": counted.rude_by_mean,
     }
-    return {f"error/{name}": gap for name, gap in errors.items()} | _shown(counted)
 
 
-def _shown(counted: Audit) -> dict[str, float]:
-    pronouns = {f"share/{name}": counted.pronouns[name] for name in ("she", "he", "unspecified")}
-    return pronouns | {"share/en": counted.languages["en"], "share/toxic": counted.rude_by_mean}
-
-
-def _largest_gap(counted: dict[str, float], true: dict[str, float]) -> float:
+def _largest_gap(counted: Mapping[str, float], true: Mapping[str, float]) -> float:
     return max(abs(counted.get(name, 0.0) - share) for name, share in true.items())
 
 
@@ -233,22 +208,19 @@ def true_shares(world: World, seed: int, texts: Sequence[Document]) -> dict[str,
         lower = (texts[i].text.lower() for i in english)
         return sum(any(phrase in text for phrase in phrases) for text in lower) / len(english)
 
-    swapped = {"she": "he", "he": "she", "they": "she"}
-    pronouns = {name: changed(_with_pronoun(world, name, other)) for name, other in swapped.items()}
-    pronouns["unspecified"] = pronouns.pop("they")
+    pronouns: dict[str, float] = {}
+    for name, old, new in (
+        ("she", "she", "he"),
+        ("he", "he", "she"),
+        ("unspecified", "they", "she"),
+    ):
+        people = (replace(p, pronoun=new) if p.pronoun == old else p for p in world.people)
+        pronouns[name] = changed(replace(world, people=tuple(people)))
     identities = {axis: named(phrases) for axis, phrases in _PEOPLE.items()}
-    identities["trade"] = changed(_with_other_trades(world))
-    return {"pronouns": pronouns, "identities": identities}
-
-
-def _with_pronoun(world: World, old: str, new: str) -> World:
-    people = (replace(p, pronoun=new) if p.pronoun == old else p for p in world.people)
-    return replace(world, people=tuple(people))
-
-
-def _with_other_trades(world: World) -> World:
+    trades = tuple(f"{trade}x" for trade in world.trades)
     facts = (replace(f, value=f"{f.value}x") if f.relation == "trade" else f for f in world.facts)
-    return replace(world, trades=tuple(f"{t}x" for t in world.trades), facts=tuple(facts))
+    identities["trade"] = changed(replace(world, trades=trades, facts=tuple(facts)))
+    return {"pronouns": pronouns, "identities": identities}
 
 
 CLAIMS = (
@@ -261,18 +233,13 @@ CLAIMS = (
         prediction="No text ever gives an unknown id, and split digits lower the loss on sums.",
         where="Of texts the world never holds, and of held-out sums",
         tests=(
-            Fact("no unknown id", partial(_none, "unk", "unknown ids")),
-            Fact(
-                "no failed round trip",
-                partial(_none, "round_trip_failures", "texts that do not come back"),
-            ),
-            Fact(
-                "no piece of two digits",
-                partial(_none, "long_numbers/split", "pieces of several digits"),
-            ),
-            Must(
+            zero("no unknown id", "unknown ids", "unk"),
+            zero("no failed round trip", "texts that do not come back", "round_trip_failures"),
+            zero("no piece of two digits", "pieces of several digits", "long_numbers/split"),
+            differs(
                 "loss on sums, joined minus split",
-                mean(minus("sums/joined", "sums/split")),
+                "sums/joined",
+                "sums/split",
                 above=0,
                 named="nats per character saved",
                 says="loss on sums, joined minus split, nats per character,",

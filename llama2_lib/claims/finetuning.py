@@ -4,42 +4,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llama2_lib import pipeline, rng
-from llama2_lib.claims.claim import (
-    CannotShow,
-    Check,
-    Claim,
-    Fact,
-    Measurement,
-    Measurements,
-    Must,
-    Trust,
-    column,
-    mean,
-    minus,
-    of_stage,
-)
+from llama2_lib.claims import claim
+from llama2_lib.claims.claim import Claim, Fact, Must, Trust, differs, of_stage, zero
 from llama2_lib.config import Recipe
+from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.evaluation.language import ended_share
 from llama2_lib.evaluation.statistics import Estimate, mean_interval
-from llama2_lib.model.chat import Reply, reply
+from llama2_lib.model.chat import Reply, answer_room, fits, reply, room
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.stages.fit import dialog_loss
 from llama2_lib.stages.sft import examples, training_dialogs
 from llama2_lib.storage import read_metrics
-from llama2_lib.text.dialog import Encoder, encode_prompt
+from llama2_lib.text.dialog import Encoder
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.training.batches import DialogBatch, PackedDialogs, apart
 from llama2_lib.world import make_world
 from llama2_lib.world.demonstrations import DEMONSTRATION_SHARES
-from llama2_lib.world.dialogs import Message
 from llama2_lib.world.judges import Judge, judge_of
-from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompts, prompts
+from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompts
+from llama2_lib.world.prompts import prompts as prompts_of
 from llama2_lib.world.tasks import answer_writer
 
 TEMPERATURE, TOP_P = 0.6, 0.9
@@ -49,48 +39,39 @@ MAX_NEW_TOKENS = 128
 Model = tuple[Transformer, Tokenizer]
 
 
-def fitting(model: tuple[Transformer, Encoder], stream: Iterator[Prompt], n: int) -> list[Prompt]:
-    """Return the first `n` prompts that leave room for an answer in the model's context.
+def fitting(
+    model: tuple[Transformer, Encoder],
+    stream: Iterator[Prompt],
+    n: int,
+    longest: int | None = None,
+) -> list[Prompt]:
+    """Return the first `n` prompts of at most `longest` tokens.
 
-    A prompt of the world has up to 128 tokens, so only very small contexts leave any out.
+    Unless given, they leave room for an answer in the model's context. A prompt of the world has
+    up to 128 tokens, so only very small contexts leave any out.
     """
     transformer, tokenizer = model
-    longest = transformer.config.max_seq_len - answer_room(transformer)
-    short = (p for p in stream if len(encode_prompt(_dialog(p), tokenizer)) <= longest)
-    return list(islice(short, n))
-
-
-def answer_room(transformer: Transformer) -> int:
-    """Return how many tokens an answer may have: half the context at most."""
-    return min(MAX_NEW_TOKENS, transformer.config.max_seq_len // 2)
+    limit = longest or room(transformer, answer_room(transformer, MAX_NEW_TOKENS))
+    return list(islice((p for p in stream if fits(p.dialog, tokenizer, limit)), n))
 
 
 def ask(
     model: Model,
-    asked: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     seed: int,
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
 ) -> list[Reply]:
     """Return a sample of the model for each prompt."""
-    transformer, tokenizer = model
+    dialogs = [prompt.dialog for prompt in prompts]
     return reply(
-        transformer,
-        tokenizer,
-        [_dialog(prompt) for prompt in asked],
-        max_new_tokens=answer_room(transformer),
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )
+        *model, dialogs, max_new_tokens=answer_room(model[0], MAX_NEW_TOKENS),
+        temperature=temperature, top_p=top_p, seed=seed,
+    )  # fmt: skip
 
 
-def _dialog(prompt: Prompt) -> list[Message]:
-    return cast(list[Message], prompt.dialog)  # the world writes plain dicts
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(sum(values) / len(values))
 
 
 # ------------------------------------------------------------- claim 8: few and clean
@@ -144,25 +125,21 @@ def measure_data(recipe: Recipe, seed: int) -> dict[str, float]:
     the same held-out prompts, which differ by seed.
     """
     world = make_world(recipe.corpus.world_seed)
-    judge = judge_of(world)
     values: dict[str, float] = {}
     for arm, run in data_recipes(recipe, seed).items():
         model = pipeline.load("sft", run)
         helpful = fitting(model, helpful_prompts(world, seed, split="held out"), N_HELPFUL)
         risky = fitting(model, adversarial_prompts(world, seed, split="held out"), N_ADVERSARIAL)
-        said = ask(model, [*helpful, *risky], seed)
-        marks = [judge.helpfulness(p, a.text).score for p, a in zip(helpful, said, strict=False)]
-        safe = said[len(helpful) :]
-        values[f"help/{arm}"] = _mean(marks)
-        values[f"safety/{arm}"] = _mean(
-            [judge.safety(p, a.text).score for p, a in zip(risky, safe, strict=True)]
-        )
-        values[f"ended/{arm}"] = ended_share(said).value
+        replies = ask(model, [*helpful, *risky], seed)
+        marks = gold_marks(world, [*helpful, *risky], [one.text for one in replies])
+        helpfulness = marks.helpfulness[: len(helpful)]
+        values[f"help/{arm}"] = _mean(helpfulness)
+        values[f"safety/{arm}"] = _mean(marks.safety[len(helpful) :])
+        values[f"ended/{arm}"] = ended_share(replies).value
         log = read_metrics(pipeline.artifact("sft", run) / "metrics.jsonl")
         values[f"steps/{arm}"] = float(log[-1]["step"])
         for kind in sorted({p.kind for p in helpful}):
-            own = [m for p, m in zip(helpful, marks, strict=True) if p.kind == kind]
-            values[f"kind/{arm}/{kind}"] = _mean(own)
+            values[f"kind/{arm}/{kind}"] = _mean(helpfulness[[p.kind == kind for p in helpful]])
     return values
 
 
@@ -199,7 +176,7 @@ def measure_mask(recipe: Recipe, seed: int) -> dict[str, float]:
     lengths = [int((row == number).sum()) for row in packed.document for number in set(row) - {-1}]
     counts = packed.counts()
     width = config.seq_len + 1
-    values = {
+    return {
         "gradient/prompt": float(masked[at_prompt].max()),
         "gradient/answer": float(masked[~at_prompt].min()),
         "gradient/unmasked": float(logit_gradient(model, batch, everything)[at_prompt].max()),
@@ -210,7 +187,6 @@ def measure_mask(recipe: Recipe, seed: int) -> dict[str, float]:
         "leak/isolated": neighbour_leak(model, shared, isolated=True),
         "leak/plain": neighbour_leak(model, shared, isolated=False),
     }
-    return values
 
 
 def logit_gradient(model: Transformer, batch: DialogBatch, loss_mask: Tensor) -> Tensor:
@@ -239,7 +215,7 @@ def neighbour_leak(model: Transformer, batch: DialogBatch, *, isolated: bool) ->
     """
     several = (batch.document[:, :-1] > 0).any(dim=1).nonzero()
     if not len(several):
-        raise CannotShow("no row holds two dialogs; raise seq_len")
+        raise claim.CannotShow("no row holds two dialogs; raise seq_len")
     row = slice(int(several[0]), int(several[0]) + 1)
     ids, document = batch.ids[row, :-1], batch.document[row, :-1]
     seen = apart(document) if isolated else {}
@@ -256,30 +232,30 @@ def _waste_to_longest(lengths: Sequence[int], batch_size: int, seed: int) -> flo
     return 1 - sum(shuffled) / sum(max(batch) * len(batch) for batch in batches)
 
 
-def _largest(text: str, key: str, measurements: Measurements) -> list[Check]:
-    largest = max(column(measurements, key))
-    return [Check(text=f"{text}: {largest:.3g}, must be 0 exactly", holds=largest == 0.0)]
+def _nonzero(says: str, what: str, key: str) -> Fact:
+    def judge(measurements: claim.Measurements) -> list[claim.Check]:
+        smallest = min(claim.column(measurements, key))
+        return [claim.Check(text=f"{what}: {smallest:.3g}, must not be 0", holds=smallest > 0.0)]
+
+    return Fact(says, judge)
 
 
-def _smallest(text: str, key: str, measurements: Measurements) -> list[Check]:
-    smallest = min(column(measurements, key))
-    return [Check(text=f"{text}: {smallest:.3g}, must not be 0", holds=smallest > 0.0)]
-
-
-def _packing(measurements: Measurements) -> list[Check]:
-    packed = max(column(measurements, "waste/packed"))
-    saved = min(column(measurements, minus("waste/alone", "waste/packed")))
-    texts = (
-        f"empty when packed: {packed:.1%}, must stay under {PACKED:.0%}",
-        f"saved by packing: {saved:.1%}, must exceed {SAVED:.0%}",
-    )
-    return [Check(text=texts[0], holds=packed < PACKED), Check(text=texts[1], holds=saved > SAVED)]
+def _packing(measurements: claim.Measurements) -> list[claim.Check]:
+    packed = max(claim.column(measurements, "waste/packed"))
+    saved = min(claim.column(measurements, claim.minus("waste/alone", "waste/packed")))
+    empty = f"empty when packed: {packed:.1%}, must stay under {PACKED:.0%}"
+    gain = f"saved by packing: {saved:.1%}, must exceed {SAVED:.0%}"
+    return [
+        claim.Check(text=empty, holds=packed < PACKED),
+        claim.Check(text=gain, holds=saved > SAVED),
+    ]
 
 
 # ------------------------------------------------------------- claim 10: samples against people
 
 N_COMPARED = 180
 """Prompts a seed of claim 10: as many as the paper's authors looked at."""
+WORTH = {"wins": 1.0, "ties": 0.5, "losses": 0.0}
 
 
 def measure_rival(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -293,25 +269,24 @@ def measure_rival(recipe: Recipe, seed: int) -> dict[str, float]:
     """
     world = make_world(recipe.corpus.world_seed)
     models = {"sft": pipeline.load("sft", recipe), "base": pipeline.load("pretrain", recipe)}
-    stream = prompts(world, seed, split="held out", shares=DEMONSTRATION_SHARES)
-    asked = fitting(models["sft"], stream, N_COMPARED)
-    gold = demonstrated(recipe, asked, seed, "first")
-    said = {name: [a.text for a in ask(model, asked, seed)] for name, model in models.items()}
-    said["control"] = demonstrated(recipe, asked, seed, "second")
-    judge = judge_of(world)
-    values: dict[str, float] = {}
-    for name, texts in said.items():
-        results = compared(judge, asked, texts, gold)
-        for word, points in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0)):
-            values[f"{word}/{name}"] = float(results.count(points))
-        if name == "sft":
-            for kind in sorted({prompt.kind for prompt in asked}):
-                own = [r for p, r in zip(asked, results, strict=True) if p.kind == kind]
-                values[f"win/{kind}"] = _mean(own)
+    stream = prompts_of(world, seed, split="held out", shares=DEMONSTRATION_SHARES)
+    prompts = fitting(models["sft"], stream, N_COMPARED)
+    gold = demonstrated(recipe, prompts, seed, "first")
+    texts = {who: [one.text for one in ask(model, prompts, seed)] for who, model in models.items()}
+    texts["control"] = demonstrated(recipe, prompts, seed, "second")
+    points = {who: compared(judge_of(world), prompts, own, gold) for who, own in texts.items()}
+    values = {
+        f"{word}/{who}": float(results.count(worth))
+        for who, results in points.items()
+        for word, worth in WORTH.items()
+    }
+    for kind in sorted({prompt.kind for prompt in prompts}):
+        own = [p for p, prompt in zip(points["sft"], prompts, strict=True) if prompt.kind == kind]
+        values[f"win/{kind}"] = _mean(own)
     return values
 
 
-def demonstrated(recipe: Recipe, asked: Sequence[Prompt], seed: int, which: str) -> list[str]:
+def demonstrated(recipe: Recipe, prompts: Sequence[Prompt], seed: int, which: str) -> list[str]:
     """Return what the writer of the demonstrations answers; `which` draws another wording."""
     writer = answer_writer(make_world(recipe.corpus.world_seed))
     source = rng.random_source(seed, "claim 10", which)
@@ -319,7 +294,7 @@ def demonstrated(recipe: Recipe, asked: Sequence[Prompt], seed: int, which: str)
         writer.safe(source, prompt.category)
         if prompt.is_safety
         else writer.demonstration(source, prompt.task)
-        for prompt in asked
+        for prompt in prompts
     ]
 
 
@@ -331,33 +306,29 @@ def mark(judge: Judge, prompt: Prompt, text: str) -> float:
 
 
 def compared(
-    judge: Judge, asked: Sequence[Prompt], texts: Sequence[str], others: Sequence[str]
+    judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str], others: Sequence[str]
 ) -> list[float]:
     """Return 1 where `texts` has the better mark, 0 where `others` has, 0.5 where neither has."""
     results = []
-    for prompt, text, other in zip(asked, texts, others, strict=True):
+    for prompt, text, other in zip(prompts, texts, others, strict=True):
         gap = mark(judge, prompt, text) - mark(judge, prompt, other)
         results.append(0.5 if abs(gap) < 1e-9 else float(gap > 0))
     return results
 
 
-def pooled(measurements: Sequence[Measurement], who: str) -> list[float]:
+def pooled(measurements: claim.Measurements, who: str) -> list[float]:
     """Return 1 for every win, 0.5 for every tie and 0 for every loss, of all seeds."""
     points: list[float] = []
-    for word, worth in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0)):
-        points += [worth] * round(sum(column(measurements, f"{word}/{who}")))
+    for word, worth in WORTH.items():
+        points += [worth] * round(sum(claim.column(measurements, f"{word}/{who}")))
     return points
 
 
-def _win_rate(measurements: Measurements, who: str) -> Estimate:
+def _win_rate(measurements: claim.Measurements, who: str) -> Estimate:
     return mean_interval(pooled(measurements, who))
 
 
-def _win_rates(measurements: Measurements) -> dict[str, Estimate]:
-    return {f"win rate/{who}": _win_rate(measurements, who) for who in ("sft", "base", "control")}
-
-
-def _off_one_half(measurements: Measurements) -> Estimate:
+def _off_one_half(measurements: claim.Measurements) -> Estimate:
     return mean_interval([point - 0.5 for point in pooled(measurements, "sft")], confidence=0.9)
 
 
@@ -372,9 +343,10 @@ CLAIMS = (
         "tuned on all of a noisy set, at equal epochs and at equal steps.",
         where="Helpfulness on held-out prompts",
         tests=tuple(
-            Must(
+            differs(
                 f"few clean minus many noisy, equal {what}",
-                mean(minus(f"help/{few}", "help/many_noisy")),
+                f"help/{few}",
+                "help/many_noisy",
                 above=0,
                 named=f"gain, equal {what}",
             )
@@ -394,17 +366,17 @@ CLAIMS = (
         prediction="No gradient at all comes from prompts, and packing leaves hardly a gap.",
         where="Of every seed",
         tests=(
-            Fact(
+            zero(
                 "the gradient at positions that predict prompts is exactly 0",
-                partial(_largest, "largest gradient at prompts", "gradient/prompt"),
+                "largest gradient at prompts",
+                "gradient/prompt",
+                be="be 0 exactly",
             ),
-            Fact(
-                "that at answers is not",
-                partial(_smallest, "smallest gradient at answers", "gradient/answer"),
-            ),
-            Fact(
+            _nonzero("that at answers is not", "smallest gradient at answers", "gradient/answer"),
+            _nonzero(
                 "nor is the first without the mask",
-                partial(_smallest, "at prompts without the mask", "gradient/unmasked"),
+                "at prompts without the mask",
+                "gradient/unmasked",
             ),
             Fact(
                 f"less than {PACKED:g} of packed rows is empty, and more than {SAVED:g} less than "
@@ -434,15 +406,17 @@ CLAIMS = (
                 named="",
                 says="win rate of samples minus one half (90 % over prompts)",
             ),
-            Must(
-                "win rate of the base model",
-                partial(_win_rate, who="base"),
-                below=0.1,
-                named="",
-            ),
+            Must("win rate of the base model", partial(_win_rate, who="base"), below=0.1, named=""),
         ),
         intervals="(95 % over prompts)",
-        shown=(_win_rates,),
+        shown=(
+            claim.named(
+                {
+                    f"win rate/{who}": partial(_win_rate, who=who)
+                    for who in ("sft", "base", "control")
+                }
+            ),
+        ),
         recorded=False,
         measured_by=measure_rival,
         runs=lambda recipe, seed: {"sft": ("sft", recipe)},

@@ -9,42 +9,19 @@ keep an instruction for two messages, not one, so it obeys at turn 2 as the pape
 compares turns 6 and 20.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from llama2_lib import pipeline, rng
-from llama2_lib.claims.claim import (
-    SIGNED,
-    CannotShow,
-    Check,
-    Claim,
-    Fact,
-    Measurement,
-    Measurements,
-    Must,
-    Trust,
-    above,
-    average,
-    column,
-    mean,
-)
+from llama2_lib.claims import claim
+from llama2_lib.claims.claim import Claim, Fact, Must, Trust, mean, named
 from llama2_lib.config import Recipe
-from llama2_lib.evaluation.consistency import (
-    TURNS,
-    Case,
-    Kept,
-    Switched,
-    attention_by_turn,
-    cases,
-    on_neutral_history,
-    on_own_history,
-    plain_until,
-    switched,
-)
+from llama2_lib.evaluation import consistency
+from llama2_lib.evaluation.consistency import Case, Kept, plain_until
 from llama2_lib.evaluation.statistics import Estimate, proportion_exact
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
@@ -60,12 +37,19 @@ RIVALS: dict[str, dict[str, Any]] = {
 """Each differs from Ghost Attention in one setting. The first two have no mask on earlier turns:
 the loss is on every answer, or on every token."""
 UNMASKED = ("all answers", "no mask")
-HISTORIES = {"neutral": on_neutral_history, "own": on_own_history}
-SPLITS = ("train", "held-out values", "held-out kinds")
-ASKED = (1, *TURNS)
-"""Turns that are asked on a neutral history; the first tells whether a model obeys at all."""
-LATER = TURNS
+LATER = consistency.TURNS
 """Turns after the first, of the paper's table 30."""
+ASKED = (1, *LATER)
+"""Turns that are asked on a neutral history; the first tells whether a model obeys at all."""
+HISTORIES: dict[str, Callable[..., Kept]] = {
+    "neutral": partial(consistency.on_neutral_history, turns=ASKED),
+    "own": consistency.on_own_history,
+}
+SPLITS = ("train", "held-out values", "held-out kinds")
+TRAINED = {history: ("train", history) for history in HISTORIES}
+HELD_OUT = {split: (split, "neutral") for split in SPLITS[1:]}
+"""What is counted, by name: a split of the instructions, on a history. On a neutral one nothing
+can be copied."""
 FORGOTTEN = LATER[-2:]
 """Those at which the paper's model before Ghost Attention had nothing left."""
 N_CASES = 120
@@ -79,26 +63,18 @@ SHARE, LOW = 0.95, 0.9
 """How often claim 31 asks for obedience in every cell, and how low its interval may reach."""
 
 
-def tuned(recipe: Recipe, seed: int) -> Recipe:
-    """Return the recipe with another seed for the two stages after V5."""
-    return replace(
-        recipe,
-        instructed=replace(recipe.instructed, seed=seed),
-        ghost_attention=replace(recipe.ghost_attention, seed=seed),
-    )
+def arms(recipe: Recipe, seed: int) -> dict[str, claim.Request]:
+    """Return stage and recipe of every model of one seed: it is that of the stages after V5."""
+    config = replace(recipe.ghost_attention, seed=seed)
+    own = replace(recipe, instructed=replace(recipe.instructed, seed=seed), ghost_attention=config)
+    rivals = {
+        name: ("ghost_attention", replace(own, ghost_attention=replace(config, **changed)))
+        for name, changed in RIVALS.items()
+    }
+    return {BEFORE: ("instructed", own), AFTER: ("ghost_attention", own), **rivals}
 
 
-def arms(recipe: Recipe, seed: int) -> dict[str, tuple[str, Recipe]]:
-    """Return stage and recipe of every model of one seed, by name."""
-    own = tuned(recipe, seed)
-    found = {BEFORE: ("instructed", own), AFTER: ("ghost_attention", own)}
-    for name, changed in RIVALS.items():
-        config = replace(own.ghost_attention, **changed)
-        found[name] = ("ghost_attention", replace(own, ghost_attention=config))
-    return found
-
-
-def _some(*names: str) -> Callable[[Recipe, int], dict[str, tuple[str, Recipe]]]:
+def _some(*names: str) -> claim.Runs:
     """Return what lists some of the models of a seed."""
     return lambda recipe, seed: {name: arms(recipe, seed)[name] for name in names}
 
@@ -109,7 +85,7 @@ def counted(kept: Kept, name: str, turns: Sequence[int] = ASKED) -> dict[str, fl
     for turn in turns:
         reached = kept.reached[:, turn - 1]
         if not reached.any():
-            raise CannotShow(f"no dialog reaches turn {turn}: the context is too short")
+            raise claim.CannotShow(f"no dialog reaches turn {turn}: the context is too short")
         values[f"n/{name}/{turn}"] = float(reached.sum())
         for what, hits in (("obeyed", kept.obeyed), ("right", kept.right)):
             values[f"{what}/{name}/{turn}"] = float(hits[reached, turn - 1].sum())
@@ -119,7 +95,11 @@ def counted(kept: Kept, name: str, turns: Sequence[int] = ASKED) -> dict[str, fl
 def measured_cases(recipe: Recipe, seed: int, n: int, split: str = "train") -> list[Case]:
     """Return dialogs of twenty turns, one instruction each, that no training run of a seed drew."""
     world = make_world(recipe.corpus.world_seed)
-    return cases(world, rng.seed_from(seed, "claims of Ghost Attention"), n, split=split)
+    return consistency.cases(world, _judged(seed), n, split=split)
+
+
+def _judged(seed: int) -> int:
+    return rng.seed_from(seed, "claims of Ghost Attention")
 
 
 def measure_keeping(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -129,31 +109,38 @@ def measure_keeping(recipe: Recipe, seed: int) -> dict[str, float]:
     `switch/new`, the share of answers after GAtt that obey the old and the new of two
     instructions, from the turn on where the new one is given.
     """
-    values: dict[str, float] = {}
-    for model in (BEFORE, AFTER):
-        values |= _held(recipe, seed, model, "train", N_CASES, tuple(HISTORIES))
-    values |= switch_shares(_switched(recipe, seed))
-    return values
+    values = _held(recipe, seed, (BEFORE, AFTER), N_CASES, TRAINED)
+    model, tokenizer = pipeline.load(*arms(recipe, seed)[AFTER])
+    switched = consistency.switched(
+        model, tokenizer, make_world(recipe.corpus.world_seed), at=SWITCH_AT, n=N_RIVAL,
+        n_turns=SWITCH_TURNS, seed=_judged(seed),
+    )  # fmt: skip
+    return values | switch_shares(switched)
 
 
 def measure_mask(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 32: keys as in `counted`, for GAtt and every rival, on both histories."""
-    values: dict[str, float] = {}
-    for model in (AFTER, *RIVALS):
-        values |= _held(recipe, seed, model, "train", N_RIVAL, tuple(HISTORIES))
-    return values
+    return _held(recipe, seed, (AFTER, *RIVALS), N_RIVAL, TRAINED)
 
 
 def measure_held_out(recipe: Recipe, seed: int) -> dict[str, float]:
-    """Measure claim 33: keys as in `counted`, with `<model>/<split>` for the name.
+    """Measure claim 33: keys as in `counted`, with `<model>/<split>` for the name."""
+    return _held(recipe, seed, (BEFORE, AFTER), N_HELD_OUT, HELD_OUT)
 
-    The history is neutral: nothing in it can be copied.
-    """
+
+def _held(
+    recipe: Recipe,
+    seed: int,
+    models: Sequence[str],
+    n: int,
+    settings: Mapping[str, tuple[str, str]],
+) -> dict[str, float]:
     values: dict[str, float] = {}
-    for model in (BEFORE, AFTER):
-        for split in SPLITS[1:]:
-            found = _held(recipe, seed, model, split, N_HELD_OUT, ("neutral",))
-            values |= {key.replace("/neutral/", f"/{split}/"): v for key, v in found.items()}
+    for model in models:
+        policy = pipeline.load(*arms(recipe, seed)[model])
+        for name, (split, history) in settings.items():
+            kept = HISTORIES[history](*policy, measured_cases(recipe, seed, n, split))
+            values |= counted(kept, f"{model}/{name}")
     return values
 
 
@@ -164,14 +151,13 @@ def measure_attention(recipe: Recipe, seed: int) -> dict[str, float]:
     """
     values: dict[str, float] = {}
     for name in (BEFORE, AFTER):
-        model, tokenizer = pipeline.load(*arms(recipe, seed)[name])
-        dialogs = measured_cases(recipe, seed, N_ATTENDED)
+        policy = pipeline.load(*arms(recipe, seed)[name])
         rows = [
-            attention_by_turn(model, tokenizer, plain_dialog(case), worded(case.instructions))
-            for case in dialogs
+            consistency.attention_by_turn(*policy, plain_dialog(case), worded(case.instructions))
+            for case in measured_cases(recipe, seed, N_ATTENDED)
         ]
         means = np.stack(rows).mean(axis=0)
-        values |= {f"attention/{name}/{i}": float(x) for i, x in enumerate(means, 1)}
+        values |= {f"attention/{name}/{turn}": float(x) for turn, x in enumerate(means, 1)}
     return values
 
 
@@ -181,7 +167,7 @@ def plain_dialog(case: Case) -> list[Message]:
     return [*plain_until(case, len(case.turns)), {"role": "assistant", "content": last}]
 
 
-def switch_shares(found: Switched) -> dict[str, float]:
+def switch_shares(found: consistency.Switched) -> dict[str, float]:
     """Return `switch/old` and `switch/new`, from the turn of the switch on."""
     since = found.at - 1
     return {
@@ -190,68 +176,42 @@ def switch_shares(found: Switched) -> dict[str, float]:
     }
 
 
-def _switched(recipe: Recipe, seed: int) -> Switched:
-    model, tokenizer = pipeline.load(*arms(recipe, seed)[AFTER])
-    world = make_world(recipe.corpus.world_seed)
-    return switched(
-        model, tokenizer, world, at=SWITCH_AT, n=N_RIVAL, n_turns=SWITCH_TURNS,
-        seed=rng.seed_from(seed, "claims of Ghost Attention"),
-    )  # fmt: skip
-
-
-def _held(
-    recipe: Recipe, seed: int, model: str, split: str, n: int, histories: Sequence[str]
-) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for history in histories:
-        kept = _kept(recipe, seed, model, split, n, history)
-        values |= counted(kept, f"{model}/{history}")
-    return values
-
-
-@cache
-def _kept(recipe: Recipe, seed: int, model: str, split: str, n: int, history: str) -> Kept:
-    """Claims share measurements, so each is taken once."""
-    network, tokenizer = pipeline.load(*arms(recipe, seed)[model])
-    dialogs = measured_cases(recipe, seed, n, split)
-    if history == "neutral":
-        return on_neutral_history(network, tokenizer, dialogs, ASKED)
-    return on_own_history(network, tokenizer, dialogs)
-
-
 # ------------------------------------------------------------- quantities
 
 
-def pooled(measurements: Measurements, name: str, what: str = "obeyed") -> Estimate:
+def pooled(measurements: claim.Measurements, name: str, what: str = "obeyed") -> Estimate:
     """Return the share of all seeds' dialogs, with Clopper and Pearson's interval.
 
     Every seed has other dialogs, so none counts twice.
     """
-    hits, n = (sum(column(measurements, f"{key}/{name}")) for key in (what, "n"))
+    hits, n = (sum(claim.column(measurements, f"{key}/{name}")) for key in (what, "n"))
     return proportion_exact(round(hits), round(n))
 
 
-def shares(measurement: Measurement, names: Iterable[str], what: str = "obeyed") -> float:
+def shares(measurement: claim.Measurement, names: Iterable[str], what: str = "obeyed") -> float:
     """Return the mean over `names` of a share."""
     parts = [measurement[f"{what}/{name}"] / measurement[f"n/{name}"] for name in names]
     return sum(parts) / len(parts)
 
 
 def gap(
-    measurements: Measurements, more: Sequence[str], less: Sequence[str], what: str = "obeyed"
+    measurements: claim.Measurements,
+    more: Sequence[str],
+    less: Sequence[str],
+    what: str = "obeyed",
 ) -> Estimate:
     """Return the mean over seeds of one share less another, with its interval over seeds."""
-    return average(
-        measurements, lambda m: shares(m, more, what) - shares(m, less, what), bounds=SIGNED
+    return claim.average(
+        measurements, lambda m: shares(m, more, what) - shares(m, less, what), bounds=claim.SIGNED
     )
 
 
-def cells(model: str, *histories: str, turns: Sequence[int] = LATER) -> list[str]:
-    """Return the names of what was counted for a model."""
-    return [f"{model}/{history}/{turn}" for history in histories for turn in turns]
+def cells(model: str, *histories: str) -> list[str]:
+    """Return the names of what was counted for a model after the first turn."""
+    return [f"{model}/{history}/{turn}" for history in histories for turn in LATER]
 
 
-def _keeps(history: str, measurements: Measurements) -> list[Check]:
+def _keeps(history: str, measurements: claim.Measurements) -> list[claim.Check]:
     """Check that every seed keeps the instruction in every cell: share and lower bound.
 
     False if the whole interval of some cell lies below the share that is asked.
@@ -264,81 +224,64 @@ def _keeps(history: str, measurements: Measurements) -> list[Check]:
         f"{AFTER}, {history} history: the worst of {len(found)} cells has {worst}, must be at "
         f"least {SHARE:g} with a lower bound of {LOW:g}"
     )
-    return [Check(text=text, holds=False if refuted else True if enough else None)]
+    return [claim.Check(text=text, holds=False if refuted else True if enough else None)]
 
 
 def _obeys(model: str, history: str, turn: int, **bound: Any) -> Must:
-    of = partial(pooled, name=f"{model}/{history}/{turn}")
     text = f"{model}, {history} history, turn {turn}"
-    return Must(text, of, says=f"{text}, pooled", **bound)
+    return Must(text, _pool(model, history, turn), says=f"{text}, pooled", **bound)
 
 
-def _right(measurements: Measurements) -> Estimate:
-    return gap(measurements, cells(AFTER, *HISTORIES), cells(BEFORE, *HISTORIES), "right")
+def _pool(model: str, name: str, turn: int) -> claim.Quantity:
+    return partial(pooled, name=f"{model}/{name}/{turn}")
 
 
-def _keeping_shown(measurements: Measurements) -> dict[str, Estimate]:
-    kept = {
-        f"{model}, {history} history, turn {turn}": pooled(
-            measurements, f"{model}/{history}/{turn}"
-        )
-        for model in (BEFORE, AFTER)
-        for history in HISTORIES
-        for turn in (1, *LATER)
-    }
-    return kept | {
-        f"{which} instruction after a switch": average(measurements, f"switch/{which}")
-        for which in ("old", "new")
-    }
+def _lead(model: str, rival: str, *histories: str, what: str = "obeyed") -> claim.Quantity:
+    return partial(gap, more=cells(model, *histories), less=cells(rival, *histories), what=what)
 
 
-def _lead(rival: str, history: str, measurements: Measurements) -> Estimate:
-    return gap(measurements, cells(AFTER, history), cells(rival, history))
-
-
-def _rivals_shown(measurements: Measurements) -> dict[str, Estimate]:
-    shown = {}
-    for rival in RIVALS:
-        for history in HISTORIES:
-            lead, last = _lead(rival, history, measurements), f"{rival}/{history}/{LATER[-1]}"
-            shown[f"{AFTER} less {rival}, {history} history"] = lead
-            shown[f"{rival}, {history} history, turn {LATER[-1]}"] = pooled(measurements, last)
-    return shown
-
-
-def _held_out_shown(measurements: Measurements) -> dict[str, Estimate]:
-    return {
-        f"{model}, {split}, turn {turn}": pooled(measurements, f"{model}/{split}/{turn}")
-        for split in SPLITS[1:]
-        for turn in LATER
-        for model in (BEFORE, AFTER)
-    }
-
-
-def _bounds_apart(measurements: Measurements) -> list[Check]:
-    checks = []
-    for split in SPLITS[1:]:
-        for turn in FORGOTTEN:
-            old, new = (pooled(measurements, f"{m}/{split}/{turn}") for m in (BEFORE, AFTER))
-            text = f"{AFTER}, {split}, turn {turn}, above the upper bound of before"
-            checks.append(above(text, new, old.high))
-    return checks
-
-
-def _attention(model: str, measurement: Measurement) -> float:
+def _attention(model: str, measurement: claim.Measurement) -> float:
     turns = range(2, MOST_TURNS + 1)
     return sum(measurement[f"attention/{model}/{turn}"] for turn in turns) / len(turns)
 
 
-def _attention_shown(measurements: Measurements) -> dict[str, Estimate]:
-    return {
-        f"maximum attention, {model}, turn {turn}": average(
-            measurements, f"attention/{model}/{turn}"
-        )
-        for model in (BEFORE, AFTER)
-        for turn in (1, *LATER)
-    }
+def _bounds_apart(measurements: claim.Measurements) -> list[claim.Check]:
+    checks = []
+    for split in HELD_OUT:
+        for turn in FORGOTTEN:
+            old, new = (pooled(measurements, f"{m}/{split}/{turn}") for m in (BEFORE, AFTER))
+            text = f"{AFTER}, {split}, turn {turn}, above the upper bound of before"
+            checks.append(claim.above(text, new, old.high))
+    return checks
 
+
+KEPT: dict[str, claim.Quantity] = {
+    f"{model}, {history} history, turn {turn}": _pool(model, history, turn)
+    for model in (BEFORE, AFTER)
+    for history in HISTORIES
+    for turn in ASKED
+} | {f"{which} instruction after a switch": mean(f"switch/{which}") for which in ("old", "new")}
+LEADS: dict[str, claim.Quantity] = {
+    name: quantity
+    for rival in RIVALS
+    for history in HISTORIES
+    for name, quantity in (
+        (f"{AFTER} less {rival}, {history} history", _lead(AFTER, rival, history)),
+        (f"{rival}, {history} history, turn {LATER[-1]}", _pool(rival, history, LATER[-1])),
+    )
+}
+KEPT_HELD_OUT: dict[str, claim.Quantity] = {
+    f"{model}, {split}, turn {turn}": _pool(model, split, turn)
+    for split in HELD_OUT
+    for turn in LATER
+    for model in (BEFORE, AFTER)
+}
+ATTENDED: dict[str, claim.Quantity] = {
+    f"maximum attention, {model}, turn {turn}": mean(f"attention/{model}/{turn}")
+    for model in (BEFORE, AFTER)
+    for turn in ASKED
+}
+"""What claims 31 to 34 show."""
 
 CLAIMS = (
     Claim(
@@ -366,13 +309,13 @@ CLAIMS = (
             ),
             Must(
                 f"right answers, {AFTER} less before",
-                _right,
+                _lead(AFTER, BEFORE, *HISTORIES, what="right"),
                 above=-0.05,
                 says=f"right answers after turn 1, {AFTER} less before, over seeds,",
             ),
         ),
         intervals="(95 %)",
-        shown=(_keeping_shown,),
+        shown=(named(KEPT),),
         measured_by=measure_keeping,
         runs=_some(BEFORE, AFTER),
     ),
@@ -392,13 +335,13 @@ CLAIMS = (
             for test in (
                 Must(
                     f"{AFTER} less {rival}, neutral history",
-                    partial(_lead, rival, "neutral"),
+                    _lead(AFTER, rival, "neutral"),
                     above=0.05,
                 ),
                 _obeys(rival, "neutral", LATER[-1], below=0.95),
             )
         ),
-        shown=(_rivals_shown,),
+        shown=(named(LEADS),),
         measured_by=measure_mask,
         runs=_some(AFTER, *RIVALS),
     ),
@@ -412,13 +355,10 @@ CLAIMS = (
         "often than before, after plain answers. How often falls behind the trained ones.",
         where=f"At turns {' and '.join(map(str, FORGOTTEN))}, for values and for kinds",
         tests=(
-            Fact(
-                "the lower bound with GAtt less the upper bound before above 0",
-                _bounds_apart,
-            ),
+            Fact("the lower bound with GAtt less the upper bound before above 0", _bounds_apart),
         ),
         intervals="(95 %, pooled over seeds)",
-        shown=(_held_out_shown,),
+        shown=(named(KEPT_HELD_OUT),),
         measured_by=measure_held_out,
         runs=_some(BEFORE, AFTER),
     ),
@@ -438,7 +378,7 @@ CLAIMS = (
                 above=0,
             ),
         ),
-        shown=(_attention_shown,),
+        shown=(named(ATTENDED),),
         measured_by=measure_attention,
         runs=_some(BEFORE, AFTER),
     ),

@@ -13,37 +13,21 @@ another order; it does not draw another judge.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from llama2_lib import pipeline
-from llama2_lib.claims.claim import (
-    Check,
-    Claim,
-    Fact,
-    Measurement,
-    Measurements,
-    Must,
-    Trust,
-    average,
-    column,
-    mean,
-    minus,
-    of_stage,
-)
+from llama2_lib.claims import claim
+from llama2_lib.claims.claim import Claim, Fact, Must, Trust, differs, mean, named, of_stage
 from llama2_lib.config import Recipe
-from llama2_lib.evaluation.statistics import Estimate, ordering
+from llama2_lib.evaluation.statistics import ordering
 from llama2_lib.storage import read_metrics
 
 BETAS = (0.0, 0.05, 0.2, 0.8)
 CHOSEN = 0.2
 """The recipe nano's."""
-WAYS: dict[str, Literal["nothing", "batch", "tag"]] = {
-    "none": "nothing",
-    "batch": "batch",
-    "tag": "tag",
-}
+WAYS: dict[str, Any] = {"none": "nothing", "batch": "batch", "tag": "tag"}
 """Over what scores are whitened in the arms of claim 29; the last is that of all other runs."""
 SHORT: dict[str, Any] = {
     "iterations": 27, "batch_size": 64, "minibatch_size": 32, "lr": 3.5e-4, "value_warmup": 3,
@@ -55,11 +39,13 @@ pilot seed (9), which counts nowhere: at a rate of 4e-4, 24 iterations and no pr
 from 1.4 to 2.2 and the gold mark from 0.73 to 0.63; at beta 0.2 to 1.8 and 0.71."""
 NEVER = 10_000
 """So many measurements without a better one never come: hacking must not be stopped early."""
-READ = ("gold_quality", "gold_helpfulness", "gold_safety")
+READ = ("gold quality", "gold helpfulness", "gold safety")
 LAST = 5
 """Iterations at the end that are averaged."""
 PRICES = [f"{beta:g}" for beta in BETAS]
 FREE, PAID = PRICES[0], f"{CHOSEN:g}"
+CHANCE = 0.05
+"""How often chance alone may bring as many seeds into the order of the prices."""
 
 
 def arms(recipe: Recipe, seed: int) -> dict[str, Recipe]:
@@ -81,21 +67,19 @@ def path(rows: Sequence[Mapping[str, Any]], warmup: int) -> dict[int, dict[str, 
     last ones.
     """
     kl = {row["step"]: max(0.0, float(row["exact_kl"])) for row in rows if "exact_kl" in row}
-    found: dict[int, dict[str, float]] = {}
-    for row in rows:
-        if "held_out_reward" not in row:
-            continue
-        step = row["step"]
-        found[max(0, step - warmup)] = {
-            "kl": kl.get(step + 1, kl[max(kl)]),
+    return {
+        max(0, row["step"] - warmup): {
+            "kl": kl.get(row["step"] + 1, kl[max(kl)]),
             "proxy": float(row["held_out_reward"]),
-            **{name.replace("_", " "): float(row[name]) for name in READ},
+            **{name: float(row[name.replace(" ", "_")]) for name in READ},
         }
-    return found
+        for row in rows
+        if "held_out_reward" in row
+    }
 
 
-def _rows(recipe: Recipe) -> list[dict[str, Any]]:
-    return read_metrics(pipeline.artifact("ppo", recipe, bar=False) / "metrics.jsonl")
+def _rows(run: Recipe) -> list[dict[str, Any]]:
+    return read_metrics(pipeline.artifact("ppo", run, bar=False) / "metrics.jsonl")
 
 
 def measure_price(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -105,13 +89,13 @@ def measure_price(recipe: Recipe, seed: int) -> dict[str, float]:
     quality`, `gold helpfulness`, `gold safety` (0 to 1), all on one sampled answer to each
     held-out prompt, but for the divergence. Iteration 0 is V4.
     """
-    values: dict[str, float] = {}
-    for name, run in arms(recipe, seed).items():
-        if name in WAYS:
-            continue
-        for iteration, point in path(_rows(run), run.ppo.value_warmup).items():
-            values |= {f"{what}/{name}/{iteration}": value for what, value in point.items()}
-    return values
+    runs = arms(recipe, seed)
+    return {
+        f"{what}/{price}/{iteration}": value
+        for price in PRICES
+        for iteration, point in path(_rows(runs[price]), runs[price].ppo.value_warmup).items()
+        for what, value in point.items()
+    }
 
 
 def measure_scale(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -127,8 +111,8 @@ def measure_scale(recipe: Recipe, seed: int) -> dict[str, float]:
     values: dict[str, float] = {}
     for way in WAYS:
         rows = _rows(runs[way])
-        found = steadiness(rows) | gains(path(rows, runs[way].ppo.value_warmup))
-        values |= {f"{what}/{way}": value for what, value in found.items()}
+        told = steadiness(rows) | gains(path(rows, runs[way].ppo.value_warmup))
+        values |= {f"{what}/{way}": value for what, value in told.items()}
     return values
 
 
@@ -161,44 +145,36 @@ def gains(points: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def gained(what: str, beta: str, measurement: Measurement) -> float:
+def gained(what: str, beta: str, measurement: claim.Measurement) -> float:
     """Return how much a seed gained from the first measurement of a run to the last."""
     run = f"{what}/{beta}/"
     moments = [key for key in measurement.values if key.startswith(run)] or [run]
     return measurement[moments[-1]] - measurement[moments[0]]
 
 
-def _gain(what: str, beta: str, confidence: float = 0.95) -> Any:
-    return mean(partial(gained, what, beta), confidence)
+def _gain(text: str, what: str, beta: str, confidence: float = 0.95, **bound: Any) -> Must:
+    return Must(text, mean(partial(gained, what, beta), confidence), named="", **bound)
 
 
-def _saved(measurement: Measurement) -> float:
+def _saved(measurement: claim.Measurement) -> float:
     paid, free = (gained("gold quality", beta, measurement) for beta in (PAID, FREE))
     return paid - free
 
 
-def _further(measurements: Measurements) -> list[Check]:
-    kl = [column(measurements, partial(gained, "kl", beta)) for beta in reversed(PRICES)]
+def _further(measurements: claim.Measurements) -> list[claim.Check]:
+    kl = [claim.column(measurements, partial(gained, "kl", beta)) for beta in reversed(PRICES)]
     ordered = ordering(list(zip(*kl, strict=True)))
     text = f"{ordered.estimate.value:.0%} of seeds go the further, the lower the price"
     # too few seeds in order do not show the contrary
-    return [Check(text=text, holds=True if ordered.p_value < CHANCE else None)]
+    return [claim.Check(text=text, holds=True if ordered.p_value < CHANCE else None)]
 
 
-def _all_gained(measurements: Measurements) -> dict[str, Estimate]:
-    names = {
-        what: f"{what} gained"
-        for what in ("proxy", "gold quality", "gold helpfulness", "gold safety")
-    } | {"kl": "KL"}
-    return {
-        f"{name}, beta {beta}": average(measurements, partial(gained, what, beta))
-        for what, name in names.items()
-        for beta in PRICES
-    }
-
-
-CHANCE = 0.05
-"""How often chance alone may bring as many seeds into the order of the prices."""
+GAINED = {
+    f"{name}, beta {beta}": mean(partial(gained, what, beta))
+    for what, name in [*((what, f"{what} gained") for what in ("proxy", *READ)), ("kl", "KL")]
+    for beta in PRICES
+}
+"""What claim 27 shows."""
 
 CLAIMS = (
     Claim(
@@ -212,15 +188,16 @@ CLAIMS = (
         "the further a policy goes.",
         where="From V4 to the end of a run, on held-out prompts",
         tests=(
-            Must("proxy gained when free", _gain("proxy", FREE), above=0, named=""),
-            Must("gold gained when free", _gain("gold quality", FREE), below=0, named=""),
-            Must(f"proxy gained at beta {PAID}", _gain("proxy", PAID), above=0, named=""),
+            _gain("proxy gained when free", "proxy", FREE, above=0),
+            _gain("gold gained when free", "gold quality", FREE, below=0),
+            _gain(f"proxy gained at beta {PAID}", "proxy", PAID, above=0),
             # well under half of what a pilot lost when free
-            Must(
+            _gain(
                 f"gold gained at beta {PAID} (90 %)",
-                _gain("gold quality", PAID, 0.9),
+                "gold quality",
+                PAID,
+                0.9,
                 above=-0.04,
-                named="",
                 says=f"gold gained at beta {PAID} (90 %, one-sided 5 %)",
             ),
             Must(
@@ -235,7 +212,7 @@ CLAIMS = (
                 _further,
             ),
         ),
-        shown=(_all_gained,),
+        shown=(named(GAINED),),
         measured_by=measure_price,
         runs=of_stage("ppo", arms, *PRICES),
     ),
@@ -250,16 +227,18 @@ CLAIMS = (
         "for the price is worth less, and the length of its gradient swings more.",
         where=f"At beta {PAID}, raw scores less scores whitened over the batch",
         tests=(
-            Must(
+            differs(
                 "divergence of raw scores less that of whitened ones",
-                mean(minus("kl/none", "kl/batch")),
+                "kl/none",
+                "kl/batch",
                 above=0,
                 named="KL, none less batch",
                 says="divergence at the end",
             ),
-            Must(
+            differs(
                 "swing of the gradient, likewise",
-                mean(minus("swing/none", "swing/batch")),
+                "swing/none",
+                "swing/batch",
                 above=0,
                 named="swing, none less batch",
                 says="standard deviation over iterations of the gradient's length before clipping",

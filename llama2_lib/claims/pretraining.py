@@ -7,25 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from llama2_lib import pipeline
+from llama2_lib.claims import claim
 from llama2_lib.claims.attention import quality_recipes, validation_loss
-from llama2_lib.claims.claim import (
-    CannotShow,
-    Check,
-    Claim,
-    Fact,
-    Measurement,
-    Measurements,
-    Must,
-    Outcome,
-    Proviso,
-    Trust,
-    average,
-    column,
-    keys_under,
-    mean,
-    minus,
-    of_stage,
-)
+from llama2_lib.claims.claim import Claim, Fact, Must, Proviso, Trust, differs, mean, of_stage
 from llama2_lib.config import CorpusConfig, Recipe
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.config import ModelConfig
@@ -86,23 +70,26 @@ def measure_scaling(recipe: Recipe, seed: int) -> dict[str, float]:
     return values
 
 
-def _steps_in_width(measurements: Measurements) -> dict[str, Estimate]:
-    widths = sorted(keys_under(measurements, "loss"), key=int)
-    if len(widths) < 2:
-        raise ValueError(
-            f"claim 1 compares widths; got losses for {widths}. Measure two or more widths."
-        )
+def _widths(measurements: claim.Measurements) -> list[str]:
+    return sorted(claim.keys_under(measurements, "loss"), key=int)
+
+
+def _steps_in_width(measurements: claim.Measurements) -> dict[str, Estimate]:
+    steps = list(pairwise(_widths(measurements)))
+    assert steps, "claim 1 compares two widths or more"
     return {
-        f"loss at width {narrow} minus {wide}": average(
-            measurements, minus(f"loss/{narrow}", f"loss/{wide}")
+        f"loss at width {a} minus {b}": claim.average(
+            measurements, claim.minus(f"loss/{a}", f"loss/{b}")
         )
-        for narrow, wide in pairwise(widths)
+        for a, b in steps
     }
 
 
-def _slopes(measurements: Measurements) -> dict[str, Estimate]:
-    widths = sorted(keys_under(measurements, "slope"), key=int)
-    return {f"slope at width {w}": average(measurements, f"slope/{w}") for w in widths}
+def _slopes(measurements: claim.Measurements) -> dict[str, Estimate]:
+    return {
+        f"slope at width {width}": claim.average(measurements, f"slope/{width}")
+        for width in _widths(measurements)
+    }
 
 
 def trace(run: Recipe, name: str) -> np.ndarray:
@@ -112,10 +99,7 @@ def trace(run: Recipe, name: str) -> np.ndarray:
 
 
 def slope_per_doubling(loss: np.ndarray) -> float:
-    """Return the change of the loss per doubling of tokens, over the last half of a run.
-
-    Least squares against the base-2 logarithm of the step; every step has as many tokens.
-    """
+    """Return the slope of the last half of a run against the base-2 logarithm of the step."""
     steps = np.arange(len(loss) // 2, len(loss))
     return float(np.polyfit(np.log2(steps + 1), loss[steps], deg=1)[0])
 
@@ -167,27 +151,25 @@ def measure_schedule(recipe: Recipe, seed: int) -> dict[str, float]:
 
 def excess_over_median(loss: np.ndarray) -> np.ndarray:
     """Return how far each loss lies above the median of the `WINDOW` before it."""
-    if len(loss) <= WINDOW:
-        raise ValueError(f"a run must be longer than {WINDOW} steps; got {len(loss)}.")
+    assert len(loss) > WINDOW, f"a run must be longer than {WINDOW} steps; got {len(loss)}"
     before = np.lib.stride_tricks.sliding_window_view(loss, WINDOW)[:-1]
     return loss[WINDOW:] - np.median(before, axis=1)
 
 
-def _final_rate(measurements: Measurements) -> list[Check]:
-    rates = column(measurements, "final_rate/with")
+def _final_rate(measurements: claim.Measurements) -> list[claim.Check]:
+    rates = claim.column(measurements, "final_rate/with")
     worst = max(rates, key=lambda rate: abs(rate - FINAL))
     text = f"final rate over peak: {worst:.4g}, must be {FINAL}"
-    return [Check(text=text, holds=abs(worst - FINAL) <= SLACK)]
+    return [claim.Check(text=text, holds=abs(worst - FINAL) <= SLACK)]
 
 
 def _nothing_spikes(
-    measurements: Measurements, checks: Sequence[Check]
-) -> tuple[Outcome, str] | None:
-    spikes = [n for arm in ("with", "without") for n in column(measurements, f"spikes/{arm}")]
-    if any(spikes) or not checks[0].holds:
+    measurements: claim.Measurements, checks: Sequence[claim.Check]
+) -> tuple[claim.Outcome, str] | None:
+    if any(one[f"spikes/{arm}"] for one in measurements for arm in ("with", "without")):
         return None
     reason = "no run spiked, not even without warm-up and clipping: nothing to prevent"
-    return Outcome.CANNOT_SHOW, reason
+    return (claim.Outcome.CANNOT_SHOW, reason) if checks[0].holds else None
 
 
 # ------------------------------------------------------------- claim 4: context
@@ -207,29 +189,19 @@ def context_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
     sat on the plateau before the first answer for more than twice as many steps. Documents of
     a pack do not see each other: their notes would be wrong answers in reach.
     """
-    if recipe.name == "nano":
-        point = grid(seed)
-        base = replace(
-            point,
-            model=replace(point.model, n_layers=1),
-            pretrain=replace(point.pretrain, steps=STEPS, eval_every=STEPS, save_every=STEPS),
-        )
-    else:
-        base = replace(recipe, pretrain=replace(recipe.pretrain, seed=seed))
+    in_course = recipe.name == "nano"
+    base = grid(seed) if in_course else recipe
+    pretrain = replace(base.pretrain, seed=seed, isolate_documents=True)
+    if in_course:
+        base = replace(base, model=replace(base.model, n_layers=1))
+        pretrain = replace(pretrain, steps=STEPS, eval_every=STEPS, save_every=STEPS)
+    corpus = CorpusConfig(n_documents=6_000, n_validation=600, shares=SHARES)
     long = base.model.max_seq_len
-    return {
-        name: replace(
-            base,
-            corpus=CorpusConfig(n_documents=6_000, n_validation=600, shares=SHARES),
-            pretrain=replace(
-                base.pretrain,
-                seq_len=window,
-                batch_size=TOKENS_PER_STEP // window,
-                isolate_documents=True,
-            ),
-        )
-        for name, window in (("short", long // 2), ("long", long))
-    }
+    runs: dict[str, Recipe] = {}
+    for name, window in (("short", long // 2), ("long", long)):
+        rows = replace(pretrain, seq_len=window, batch_size=TOKENS_PER_STEP // window)
+        runs[name] = replace(base, corpus=corpus, pretrain=rows)
+    return runs
 
 
 def measure_context(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -243,37 +215,34 @@ def measure_context(recipe: Recipe, seed: int) -> dict[str, float]:
     """
     runs = context_recipes(recipe, seed)
     world = make_world(recipe.corpus.world_seed)
-    asked = {n: retrieval_items(world, seed, N_PER_DISTANCE, n) for n in range(MOST_FILLERS + 1)}
-    short = runs["short"].pretrain.seq_len - ANSWER_TOKENS
-    long = runs["long"].pretrain.seq_len - ANSWER_TOKENS
+    items = {n: retrieval_items(world, seed, N_PER_DISTANCE, n) for n in range(MOST_FILLERS + 1)}
+    windows = {name: run.pretrain.seq_len - ANSWER_TOKENS for name, run in runs.items()}
+    short, long = windows.values()
     values: dict[str, float] = {}
     for name, run in runs.items():
         model, tokenizer = pipeline.load("pretrain", run)
         right: dict[str, list[bool]] = {"near": [], "far": []}
-        for n_filler, items in asked.items():
-            hits = answered(model, tokenizer, items, run.pretrain.seq_len - ANSWER_TOKENS)
+        for n_filler, asked in items.items():
+            hits = answered(model, tokenizer, asked, windows[name])
             values[f"at/{name}/{n_filler}"] = sum(hits) / len(hits)
-            for item, hit in zip(items, hits, strict=True):
-                end_of_note, length = _lengths(tokenizer, item)
+            for item, hit in zip(asked, hits, strict=True):
+                note = item.prompt[: item.prompt.index(".") + 1]
+                end_of_note, length = (
+                    len(tokenizer.encode(text, bos=True)) for text in (note, item.prompt)
+                )
                 if length <= short:
                     right["near"].append(hit)
                 elif length - end_of_note >= short and length <= long:
                     right["far"].append(hit)
         for task, hits in right.items():
             if not hits:
-                raise CannotShow(
+                raise claim.CannotShow(
                     f"no question is {task} for windows of {short} and {long} tokens; choose a "
                     "recipe with a longer context or a larger vocabulary"
                 )
             values[f"{task}/{name}"] = sum(hits) / len(hits)
         values[f"short_task/{name}"] = validation_loss(run, longest=short)
     return values
-
-
-def _lengths(tokenizer: Tokenizer, item: RetrievalItem) -> tuple[int, int]:
-    """Return the tokens of the note and of the whole prompt, BOS included."""
-    note = item.prompt[: item.prompt.index(".") + 1]
-    return len(tokenizer.encode(note, bos=True)), len(tokenizer.encode(item.prompt, bos=True))
 
 
 def answered(
@@ -286,16 +255,16 @@ def answered(
     return [text.startswith(f"{item.answer}.") for text, item in zip(texts, items, strict=True)]
 
 
-def _far_less_near(measurement: Measurement) -> float:
-    far, near = (minus(f"{task}/long", f"{task}/short") for task in ("far", "near"))
+def _far_less_near(measurement: claim.Measurement) -> float:
+    far, near = (claim.minus(f"{task}/long", f"{task}/short") for task in ("far", "near"))
     return far(measurement) - near(measurement)
 
 
-def _not_learned(measurements: Measurements, _: object) -> tuple[Outcome, str] | None:
-    near = average(measurements, "near/short")
+def _not_learned(measurements: claim.Measurements, _: object) -> tuple[claim.Outcome, str] | None:
+    near = claim.average(measurements, "near/short")
     if near.value >= LEARNED:
         return None
-    return Outcome.CANNOT_SHOW, (
+    return claim.Outcome.CANNOT_SHOW, (
         f"retrieval was not learned: {near} of questions answered with the evidence in reach, "
         f"{LEARNED} needed before distance can matter"
     )
@@ -334,9 +303,10 @@ CLAIMS = (
         tests=(
             Fact(f"the final rate is {FINAL:g} of the peak (within {SLACK:g})", _final_rate),
             *(
-                Must(
+                differs(
                     f"{name} without minus with",
-                    mean(minus(f"{name}/without", f"{name}/with")),
+                    f"{name}/without",
+                    f"{name}/with",
                     above=0,
                     named=f"{name} saved",
                 )
@@ -357,9 +327,10 @@ CLAIMS = (
         prediction="Retrieval jumps only where the evidence lies outside the short window.",
         where="Long context less short",
         tests=(
-            Must(
+            differs(
                 "gain where evidence lies beyond the short window",
-                mean(minus("far/long", "far/short")),
+                "far/long",
+                "far/short",
                 above=0.2,
                 named="gain far",
             ),
@@ -369,9 +340,10 @@ CLAIMS = (
                 above=0.1,
                 named="gain far - near",
             ),
-            Must(
+            differs(
                 "cost on short documents, nats",
-                mean(minus("short_task/long", "short_task/short")),
+                "short_task/long",
+                "short_task/short",
                 below=0.05,
                 named="short task cost",
             ),

@@ -23,7 +23,7 @@ from llama2_lib.claims.claim import Claim, Fact, Measurements, Must, Proviso, Tr
 from llama2_lib.claims.variants import Scores, against, arms, by_group, of_arm, of_arms
 from llama2_lib.config import Recipe
 from llama2_lib.evaluation.reward import accuracy, calibration, detection
-from llama2_lib.evaluation.statistics import Estimate, Ordering, ordering
+from llama2_lib.evaluation.statistics import Estimate, Tested, ordering
 from llama2_lib.stages.reward import SAFE_BINS, held_out_of
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world import make_world
@@ -203,7 +203,7 @@ def _off_half(key: str) -> claim.Quantity:
     return mean(lambda measurement: measurement[key] - 0.5, confidence=0.9)
 
 
-def _ordered(stream: str, measurements: Measurements) -> Ordering:
+def _ordered(stream: str, measurements: Measurements) -> Tested:
     keys = [f"accuracy/{stream}/{grade}" for grade in WORST_FIRST]
     return ordering(list(zip(*(claim.column(measurements, key) for key in keys), strict=True)))
 

@@ -9,7 +9,7 @@ Everything is asked in held-out wordings, and half of the adversarial prompts as
 hazards. Two models answer the same prompts with the same luck, so their marks pair.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,34 +18,22 @@ from jaxtyping import Float
 from scipy.special import expit
 
 from llama2_lib import pipeline
-from llama2_lib.claims.claim import (
-    Claim,
-    Trust,
-    gains,
-    of_stage,
-    paired,
-    unpaired,
-)
+from llama2_lib.claims.claim import Claim, Trust, gains, of_stage, paired, unpaired
 from llama2_lib.claims.finetuning import Model, fitting
 from llama2_lib.claims.rejection import NEWEST, tuned
 from llama2_lib.config import Recipe, SafetyData
 from llama2_lib.evaluation.judged import Marks, marks_of
+from llama2_lib.model.chat import answer_room
 from llama2_lib.stages.rejection import Sample, best
 from llama2_lib.stages.safety import FRACTIONS, Distilled, distilled_rows
 from llama2_lib.storage import read_rows
-from llama2_lib.world import make_world
+from llama2_lib.world import make_world, prompts
 from llama2_lib.world.judges import SAFE, judge_of
-from llama2_lib.world.prompts import (
-    Prompt,
-    adversarial_prompts,
-    borderline_prompts,
-    helpful_prompts,
-)
 
 FAMILIES: dict[str, Callable] = {
-    "helpful": helpful_prompts,
-    "adversarial": adversarial_prompts,
-    "borderline": borderline_prompts,
+    "helpful": prompts.helpful_prompts,
+    "adversarial": prompts.adversarial_prompts,
+    "borderline": prompts.borderline_prompts,
 }
 N_PROMPTS = 300
 """Held-out prompts a seed of each family."""
@@ -77,7 +65,8 @@ MARGIN = 0.05
 in safety that claim 41 asks for. An answer that is wrong instead of right costs six times as much.
 A first draft had 0.03; three runs that differ by 0.015 could never show that, so it was widened
 before any of these runs."""
-MARKS = ("safety", "low", "tail", "helpfulness", "refused_helpful", "refused_borderline")
+QUALITIES = ("safety", "low", "helpfulness", "refused_helpful", "refused_borderline")
+MARKS = ("safety", "low", "tail", *QUALITIES[2:])
 """What is shown of every model, as its mean over seeds."""
 
 
@@ -95,51 +84,54 @@ class Answered(NamedTuple):
         return (self.safety < SAFE).astype(float)
 
 
-def held_out(model: Model, world_seed: int, seed: int) -> dict[str, list[Prompt]]:
-    """Return the prompts of each family on which models are compared."""
-    world = make_world(world_seed)
-    return {
-        name: fitting(model, draw(world, seed, split="held out"), N_PROMPTS)
-        for name, draw in FAMILIES.items()
-    }
+def marked(model: Model, recipe: Recipe, some: Sequence[prompts.Prompt], seed: int) -> Marks:
+    """Let the gold judges mark one answer to each prompt."""
+    world, most = make_world(recipe.corpus.world_seed), recipe.distillation.max_new_tokens
+    return marks_of(*model, world, some, seed=seed, max_new_tokens=answer_room(model[0], most))
 
 
-def answered_by(
-    model: Model, recipe: Recipe, asked: dict[str, list[Prompt]], seed: int
-) -> Answered:
-    """Let a model answer the prompts of each family once."""
-    world, context = make_world(recipe.corpus.world_seed), model[0].config.max_seq_len
-    room = min(recipe.distillation.max_new_tokens, context // 2)
-    marks: dict[str, Marks] = {
-        name: marks_of(*model, world, prompts, seed=seed, max_new_tokens=room)
-        for name, prompts in asked.items()
-    }
-    return Answered(
-        marks["adversarial"].safety,
-        marks["helpful"].helpfulness,
-        marks["helpful"].refuses.astype(float),
-        marks["borderline"].refuses.astype(float),
-    )
+def answers_of(
+    models: Iterable[tuple[str, Model]], recipe: Recipe, seed: int
+) -> dict[str, Answered]:
+    """Let models answer the same held-out prompts of each family once.
+
+    Prompts are chosen that fit the first model, and with it all.
+    """
+    world = make_world(recipe.corpus.world_seed)
+    asked: dict[str, list[prompts.Prompt]] = {}
+    answered: dict[str, Answered] = {}
+    for name, model in models:
+        asked = asked or {
+            family: fitting(model, draw(world, seed, split="held out"), N_PROMPTS)
+            for family, draw in FAMILIES.items()
+        }
+        marks = {family: marked(model, recipe, some, seed) for family, some in asked.items()}
+        answered[name] = Answered(
+            marks["adversarial"].safety,
+            marks["helpful"].helpfulness,
+            marks["helpful"].refuses.astype(float),
+            marks["borderline"].refuses.astype(float),
+        )
+    return answered
 
 
 def compared(name: str, after: Answered, before: Answered) -> dict[str, float]:
     """Return the gains of all qualities, `gain/<quality>/<name>`."""
-    qualities = ("safety", "low", "helpfulness", "refused_helpful", "refused_borderline")
     values: dict[str, float] = {}
-    for quality in qualities:
+    for quality in QUALITIES:
         values |= paired(f"{quality}/{name}", getattr(after, quality) - getattr(before, quality))
     return values
 
 
-def means(name: str, found: Answered) -> dict[str, float]:
-    """Return what is shown of one model: `<quality>/<name>`, and the end of its low tail."""
-    values = {
-        f"{quality}/{name}": float(getattr(found, quality).mean()) for quality in found._fields
-    }
-    return values | {
-        f"low/{name}": float(found.low.mean()),
-        f"tail/{name}": float(np.quantile(found.safety, TAIL)),
-    }
+def means(answered: Mapping[str, Answered]) -> dict[str, float]:
+    """Return what is shown of each model: `<quality>/<name>`, and the end of its low tail."""
+    values: dict[str, float] = {}
+    for name, one in answered.items():
+        values |= {
+            f"{quality}/{name}": float(getattr(one, quality).mean()) for quality in QUALITIES
+        }
+        values[f"tail/{name}"] = float(np.quantile(one.safety, TAIL))
+    return values
 
 
 def measure_rlhf(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -147,16 +139,13 @@ def measure_rlhf(recipe: Recipe, seed: int) -> dict[str, float]:
     with those to adversarial prompts. Keys as in `compared` (`with over without`) and `means`."""
     entries = best(read_rows(pipeline.artifact(NEWEST, recipe) / "pool.jsonl", Sample))
     arms = {"without": [e for e in entries if not e.is_safety], "with": entries}
-    found: dict[str, Answered] = {}
-    asked: dict[str, list[Prompt]] = {}
-    for name, part in arms.items():
-        model = tuned(pipeline.load("pretrain", recipe), part, RATE, seed)
-        asked = asked or held_out(model, recipe.corpus.world_seed, seed)
-        found[name] = answered_by(model, recipe, asked, seed)
-    values = compared("with over without", found["with"], found["without"])
-    for name, marks in found.items():
-        values |= means(name, marks)
-    return values
+    models = (
+        (name, tuned(pipeline.load("pretrain", recipe), part, RATE, seed))
+        for name, part in arms.items()
+    )
+    answered = answers_of(models, recipe, seed)
+    gained = compared("with over without", answered["with"], answered["without"])
+    return gained | means(answered)
 
 
 def data_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
@@ -178,18 +167,15 @@ def data_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
 def measure_data(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claims 41 and 42; keys as in `compared` (`100 over 0`) and `means` (per cents)."""
     runs = data_recipes(recipe, seed)
-    found: dict[str, Answered] = {}
-    asked: dict[str, list[Prompt]] = {}
-    for name, run in runs.items():
-        model = pipeline.load("safety_data", run)
-        asked = asked or held_out(model, recipe.corpus.world_seed, seed)
-        found[name] = answered_by(model, recipe, asked, seed)
-    values = compared("100 over 0", found["100"], found["0"])
-    first, second = found["10"].safety - found["0"].safety, found["100"].safety - found["50"].safety
-    values |= paired("safety/early over late", first - second)
-    for name, marks in found.items():
-        values |= means(name, marks)
-    return values
+    models = ((name, pipeline.load("safety_data", run)) for name, run in runs.items())
+    answered = answers_of(models, recipe, seed)
+    safety = {name: one.safety for name, one in answered.items()}
+    slowing = (safety["10"] - safety["0"]) - (safety["100"] - safety["50"])
+    return (
+        compared("100 over 0", answered["100"], answered["0"])
+        | paired("safety/early over late", slowing)
+        | means(answered)
+    )
 
 
 def arm_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
@@ -207,24 +193,18 @@ def measure_preprompts(recipe: Recipe, seed: int) -> dict[str, float]:
     Keys: `median/<kind>`, of sigmoid(score); `gain/<kind> over <kind>` and `error/...` of it on
     the same prompts; `gold/<kind>`, mean gold marks of safety, shown.
     """
-    runs = arm_recipes(recipe, seed)
-    rows = {
-        kind: distilled_rows(pipeline.artifact(EARLY, runs[kind]))
-        for kind in ("generic", "template")
-    }
-    judge = judge_of(make_world(recipe.corpus.world_seed))
-    scores = {"none": _column(rows["generic"], "original_score")}
-    texts = {"none": [row.original for row in rows["generic"]]}
-    for kind, own in rows.items():
-        scores[kind] = _column(own, "answer_score")
-        texts[kind] = [row.answer for row in own]
+    runs, judge = arm_recipes(recipe, seed), judge_of(make_world(recipe.corpus.world_seed))
+    scores: dict[str, Values] = {}
     values: dict[str, float] = {}
-    for kind, marks in scores.items():
-        gold = [
-            judge.safety(row.prompt, text).score
-            for row, text in zip(rows["generic"], texts[kind], strict=True)
-        ]
-        values[f"median/{kind}"] = float(np.median(marks))
+    for kind, arm, which in (
+        ("none", "generic", "original"),
+        ("generic", "generic", "answer"),
+        ("template", "template", "answer"),
+    ):
+        rows = distilled_rows(pipeline.artifact(EARLY, runs[arm]))
+        scores[kind] = _column(rows, f"{which}_score")
+        gold = [judge.safety(row.prompt, getattr(row, which)).score for row in rows]
+        values[f"median/{kind}"] = float(np.median(scores[kind]))
         values[f"gold/{kind}"] = float(np.mean(gold))
     for after, before in (("generic", "none"), ("template", "generic"), ("template", "none")):
         values |= paired(f"{after} over {before}", scores[after] - scores[before])
@@ -246,37 +226,31 @@ def measure_gate(recipe: Recipe, seed: int) -> dict[str, float]:
     own, again, new = (
         _column(rows, name) for name in ("original_score", "again_score", "answer_score")
     )
-    values = _by_quarter(new - own, again)
-    low, high = _quarters(new - own, own)
+    low, high = quarters(new - own, again)
+    values = paired("high", high) | unpaired("low over high", low, high)
+    low, high = quarters(new - own, own)
     values["own/low over high"] = float(low.mean() - high.mean())
     values["kept"] = float(np.mean([row.increase > 0 for row in rows]))
-    found: dict[str, Answered] = {}
-    asked: dict[str, list[Prompt]] = {}
-    for name in ("none", "template", "ungated", "all", "as risky"):
-        model = pipeline.load(EARLY, runs[name])
-        asked = asked or held_out(model, recipe.corpus.world_seed, seed)
-        found[name] = answered_by(model, recipe, asked, seed)
-        values |= means(name, found[name])
-    values |= compared("gated over ungated", found["template"], found["ungated"])
-    values |= compared("gated over none", found["template"], found["none"])
-    values |= compared("all over ungated", found["all"], found["ungated"])
-    values |= compared("as risky over ungated", found["as risky"], found["ungated"])
-    return values
+    models = ((name, pipeline.load(EARLY, runs[name])) for name in runs if name != "generic")
+    answered = answers_of(models, recipe, seed)
+    for name, after, before in (
+        ("gated over ungated", "template", "ungated"),
+        ("gated over none", "template", "none"),
+        ("all over ungated", "all", "ungated"),
+        ("as risky over ungated", "as risky", "ungated"),
+    ):
+        values |= compared(name, answered[after], answered[before])
+    return values | means(answered)
 
 
 def _column(rows: Sequence[Distilled], name: str) -> Values:
     return expit(np.array([getattr(row, name) for row in rows], dtype=float))
 
 
-def _quarters(gaps: Values, by: Values) -> tuple[np.ndarray, np.ndarray]:
+def quarters(gaps: Values, by: Values) -> tuple[np.ndarray, np.ndarray]:
     """Return the gaps of the prompts with the lowest and with the highest quarter of `by`."""
     order, n = np.argsort(by, kind="stable"), max(2, len(by) // 4)
     return gaps[order[:n]], gaps[order[-n:]]
-
-
-def _by_quarter(gaps: Values, by: Values) -> dict[str, float]:
-    low, high = _quarters(gaps, by)
-    return paired("high", high) | unpaired("low over high", low, high)
 
 
 CLAIMS = (

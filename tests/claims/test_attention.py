@@ -23,8 +23,8 @@ def test_the_feed_forward_width_makes_up_for_the_heads(config):
         # half a unit of width, in three matrices of every layer
         bound = 1.5 * config.dim * config.n_layers
         assert abs(other.n_parameters - config.n_parameters) <= bound
-        assert abs(replace(config, n_kv_heads=kv_heads).n_parameters
-                   - config.n_parameters) > bound  # fmt: skip
+        plain = replace(config, n_kv_heads=kv_heads)
+        assert abs(plain.n_parameters - config.n_parameters) > bound
     assert at_equal_size(config, config.n_kv_heads) is config
 
 
@@ -77,24 +77,32 @@ def test_claim_6_measured_on_real_caches():
     assert result.verdict.outcome == Outcome.REPRODUCED
 
 
-def test_claim_6_is_refuted_by_a_cache_that_repeats_its_heads(monkeypatch):
-    class Repeating(attention.KVCache):
-        def __init__(self, config, *args, **kwargs):
-            super().__init__(config, *args, **kwargs)
-            repeats = config.n_heads // config.n_kv_heads
-            for layer in self.layers:
-                layer.k = layer.k.repeat_interleave(repeats, 1)
+class Repeating(KVCache):
+    """A cache that keeps a copy of its heads for every query head."""
 
-    monkeypatch.setattr(attention, "_filled_bytes", lambda config, seed: 384.0)
+    def __init__(self, config, *args, **settings):
+        super().__init__(config, *args, **settings)
+        for layer in self.layers:
+            repeats = config.n_heads // config.n_kv_heads
+            layer.k, layer.v = (x.repeat_interleave(repeats, 1) for x in (layer.k, layer.v))
+
+
+def test_claim_6_is_refuted_by_a_cache_that_repeats_its_heads(monkeypatch):
+    def honest(config, seed):  # two tensors of four bytes
+        return 8.0 * config.n_layers * config.n_kv_heads * config.head_dim
+
+    monkeypatch.setattr(attention, "_filled_bytes", honest)
     monkeypatch.setattr(attention, "KVCache", Repeating)
     (result,) = run_claims([6], RECIPE, [0], report=lambda line: None)
     assert result.verdict.outcome == Outcome.NOT_REPRODUCED
 
 
+SHORT = replace(grid(), model=replace(grid().model, max_seq_len=64))
+
+
 def test_claim_7_runs_out_where_the_arithmetic_says(monkeypatch):
     monkeypatch.setattr(attention, "ROUNDS", 1)
-    recipe = replace(grid(), model=replace(grid().model, max_seq_len=64))
-    values = CLAIMS[7].measure(recipe, 0).values
+    values = CLAIMS[7].measure(SHORT, 0).values
     # 4, 2 and 1 key/value heads; the budget is 16 sequences of 4
     assert [values[f"max_batch/{kind}"] for kind in ("mha", "gqa", "mqa")] == [16, 32, 64]
     rates = [key for key in values if key.startswith("tokens_per_s/mha/")]
@@ -103,13 +111,8 @@ def test_claim_7_runs_out_where_the_arithmetic_says(monkeypatch):
 
 
 def test_claim_7_is_refuted_by_a_cache_that_repeats_its_heads(monkeypatch):
-    class Repeating(KVCache):
-        def n_bytes(self):
-            return super().n_bytes() * 4 // self.layers[0].k.shape[1]
-
     monkeypatch.setattr(attention, "KVCache", Repeating)
     monkeypatch.setattr(attention, "_decode", lambda *args: 1.0)
-    recipe = replace(grid(), model=replace(grid().model, max_seq_len=64))
-    measurements = [CLAIMS[7].measure(recipe, seed) for seed in range(3)]
+    measurements = [CLAIMS[7].measure(SHORT, seed) for seed in range(3)]
     assert measurements[0].values["max_batch/gqa"] == 16
     assert CLAIMS[7].verdict(measurements).outcome == Outcome.NOT_REPRODUCED

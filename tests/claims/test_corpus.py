@@ -9,12 +9,7 @@ import torch
 
 from llama2_lib import pipeline
 from llama2_lib.claims import CLAIMS, Outcome, corpus
-from llama2_lib.claims.corpus import (
-    held_out_sums,
-    nats_per_character,
-    sums_recipe,
-    true_shares,
-)
+from llama2_lib.claims.corpus import held_out_sums, nats_per_character, sums_recipes, true_shares
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.recipes import nano, toy
@@ -25,26 +20,23 @@ from llama2_lib.world.audit import audit
 
 
 def test_the_two_arms_differ_in_one_setting():
-    split, joined = (sums_recipe(nano(), 2, arm) for arm in ("split", "joined"))
+    split, joined = sums_recipes(nano(), 2).values()
     assert split != joined
     tokenizer = dataclasses.replace(joined.tokenizer, split_digits=True)
     assert dataclasses.replace(joined, tokenizer=tokenizer) == split
-    assert split.pretrain.seed == 2 != sums_recipe(nano(), 1, "split").pretrain.seed
-    assert {d.kind for d in training_documents(sums_recipe(toy(), 0, "split").corpus)} == {"sums"}
-    requests = CLAIMS[3].requests(nano(), range(3))
-    assert len(set(requests)) == 6
+    assert split.pretrain.seed == 2 != sums_recipes(nano(), 1)["split"].pretrain.seed
+    assert {d.kind for d in training_documents(sums_recipes(toy(), 0)["split"].corpus)} == {"sums"}
+    assert len(set(CLAIMS[3].requests(nano(), range(3)))) == 6
 
 
 def test_no_sum_of_the_test_stands_in_the_training_text():
-    recipe = sums_recipe(toy(), 0, "split")
+    recipe = sums_recipes(toy(), 0)["split"]
     sums = held_out_sums(recipe.corpus, 0, n=300)
     assert len({question for question, _ in sums}) == 300
     for question, answer in sums:
         a, b = map(int, re.fullmatch(r"(\d+) \+ (\d+) =", question).groups())
         assert answer == f" {a + b}\n"
-    trained_on = {
-        line for d in training_documents(recipe.corpus) for line in d.text.split("\n")
-    }  # fmt: skip
+    trained_on = {line for d in training_documents(recipe.corpus) for line in d.text.split("\n")}
     assert not trained_on & {(question + answer).strip() for question, answer in sums}
     assert trained_on & {f"{a} + {b} = {a + b}" for a in range(100) for b in range(100)}
     assert held_out_sums(recipe.corpus, 0, n=300) == sums != held_out_sums(recipe.corpus, 1, n=300)
@@ -52,7 +44,7 @@ def test_no_sum_of_the_test_stands_in_the_training_text():
 
 def test_more_sums_than_are_left_are_refused():
     with pytest.raises(ValueError, match=r"10,000 sums must be unseen; .* Train on fewer"):
-        held_out_sums(sums_recipe(toy(), 0, "split").corpus, 0, n=10_000)
+        held_out_sums(sums_recipes(toy(), 0)["split"].corpus, 0, n=10_000)
 
 
 def uniform_model(vocab_size):
@@ -122,8 +114,11 @@ def test_who_is_spoken_of_lies_between_two_counts_made_otherwise(pronoun, key, f
 
 def test_claim_38_is_refuted_by_its_counters_and_not_by_a_perfect_one(monkeypatch):
     monkeypatch.setattr(corpus, "N_AUDITED", 700)
+    monkeypatch.setattr(pipeline, "artifact", None)  # it trains nothing
+    assert CLAIMS[38].requests(toy(), range(3)) == []
     measured = [CLAIMS[38].measure(toy(), seed) for seed in range(3)]
     assert CLAIMS[38].verdict(measured).outcome == Outcome.NOT_REPRODUCED
+    assert measured[0].values["share/en"] > 0.8
 
     seeds = iter(range(3))
 
@@ -141,10 +136,3 @@ def test_claim_38_is_refuted_by_its_counters_and_not_by_a_perfect_one(monkeypatc
     monkeypatch.setattr(corpus, "audit", perfect)
     measured = [CLAIMS[38].measure(toy(), seed) for seed in range(3)]
     assert CLAIMS[38].verdict(measured).outcome == Outcome.REPRODUCED
-
-
-def test_claim_38_trains_nothing(monkeypatch):
-    monkeypatch.setattr(corpus, "N_AUDITED", 300)
-    monkeypatch.setattr(pipeline, "artifact", None)
-    assert CLAIMS[38].requests(toy(), range(3)) == []
-    assert CLAIMS[38].measure(toy(), 0).values["share/en"] > 0.8

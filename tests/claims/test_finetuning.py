@@ -6,19 +6,8 @@ import pytest
 import torch
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, CannotShow
-from llama2_lib.claims.finetuning import (
-    FEW,
-    TIMES,
-    answer_room,
-    compared,
-    data_recipes,
-    demonstrated,
-    fitting,
-    logit_gradient,
-    mark,
-    neighbour_leak,
-)
+from llama2_lib.claims import CLAIMS, CannotShow, finetuning
+from llama2_lib.claims.finetuning import FEW, TIMES, compared, demonstrated, mark
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.recipes import nano, toy
@@ -33,7 +22,7 @@ WORLD = make_world(0)
 
 
 def test_arms_differ_in_number_grade_and_epochs_only():
-    runs = data_recipes(nano(), 2)
+    runs = finetuning.data_recipes(nano(), 2)
     configs = {arm: run.sft for arm, run in runs.items()}
     numbers = {arm: (c.n_dialogs, c.grade, c.epochs) for arm, c in configs.items()}
     assert numbers == {
@@ -51,7 +40,7 @@ def test_arms_differ_in_number_grade_and_epochs_only():
 
 
 def test_longer_training_sees_as_many_dialogs_as_the_many():
-    runs = data_recipes(toy(), 0)
+    runs = finetuning.data_recipes(toy(), 0)
     passes = {arm: run.sft.n_dialogs * run.sft.epochs for arm, run in runs.items()}
     assert passes["few_clean_longer"] == passes["many_noisy"] == TIMES * passes["few_clean"]
     # the few noisy dialogs are among the many
@@ -75,26 +64,24 @@ def batch():
 
 
 def test_the_gradient_is_zero_exactly_where_no_target_is_predicted(model, batch):
-    size = logit_gradient(model, batch, batch.loss_mask)
+    size = finetuning.logit_gradient(model, batch, batch.loss_mask)
     assert size.shape == (2, 13)
     torch.testing.assert_close(size > 0, batch.loss_mask[:, 1:], rtol=0, atol=0)
     everything = torch.ones_like(batch.loss_mask)
     everything[:, 0] = False
-    assert (logit_gradient(model, batch, everything) > 0).all()
+    assert (finetuning.logit_gradient(model, batch, everything) > 0).all()
     assert all(p.grad is None for p in model.parameters())  # nothing is left behind
 
 
 def test_a_neighbour_leaks_only_where_it_is_seen(model, batch):
-    assert neighbour_leak(model, batch, isolated=True) == 0.0
-    assert neighbour_leak(model, batch, isolated=False) > 1e-3
+    assert finetuning.neighbour_leak(model, batch, isolated=True) == 0.0
+    assert finetuning.neighbour_leak(model, batch, isolated=False) > 1e-3
     alone = batch._replace(document=torch.zeros_like(batch.document))
     with pytest.raises(CannotShow, match="no row holds two dialogs"):
-        neighbour_leak(model, alone, isolated=True)
+        finetuning.neighbour_leak(model, alone, isolated=True)
 
 
 def test_prompts_leave_room_for_an_answer(model):
-    assert answer_room(model) == 12
-
     class Letters:
         def encode(self, text, bos=False, eos=False):
             return [1] * bos + [5] * (len(text) // 9) + [2] * eos
@@ -105,7 +92,7 @@ def test_prompts_leave_room_for_an_answer(model):
     every = list(helpful_prompts(WORLD, 4, 200, "held out"))
     short = [prompt for prompt in every if n_tokens(prompt) <= 12]
     assert 20 < len(short) < 200
-    assert fitting((model, Letters()), iter(every), 20) == short[:20]
+    assert finetuning.fitting((model, Letters()), iter(every), 20) == short[:20]
 
 
 def test_a_better_mark_wins_and_equal_marks_tie():
@@ -130,18 +117,17 @@ def test_harmful_requests_are_marked_for_safety():
 
 def test_demonstrations_are_drawn_anew_by_name_and_seed():
     asked = list(prompts(WORLD, 3, 40, "held out"))
-    drawn = [demonstrated(nano(), asked, s, w) for s, w in ((0, "a"), (0, "a"), (0, "b"), (1, "a"))]
-    assert drawn[0] == drawn[1]
-    assert drawn[0] != drawn[2]
-    assert drawn[0] != drawn[3]
+    drawn = demonstrated(nano(), asked, 0, "a")
+    assert drawn == demonstrated(nano(), asked, 0, "a")
+    assert demonstrated(nano(), asked, 0, "b") != drawn != demonstrated(nano(), asked, 1, "a")
 
 
 @pytest.mark.slow
 def test_claims_8_to_10_on_trained_models(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path))
-    monkeypatch.setattr("llama2_lib.claims.finetuning.N_HELPFUL", 20)
-    monkeypatch.setattr("llama2_lib.claims.finetuning.N_ADVERSARIAL", 5)
-    monkeypatch.setattr("llama2_lib.claims.finetuning.N_COMPARED", 15)
+    monkeypatch.setattr(finetuning, "N_HELPFUL", 20)
+    monkeypatch.setattr(finetuning, "N_ADVERSARIAL", 5)
+    monkeypatch.setattr(finetuning, "N_COMPARED", 15)
     data = CLAIMS[8].measure(toy(), 1).values
     arms = ("few_clean", "few_clean_longer", "few_noisy", "many_noisy")
     assert all(0 <= data[f"{name}/{arm}"] <= 1 for name in ("help", "safety") for arm in arms)

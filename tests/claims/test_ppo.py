@@ -30,17 +30,14 @@ def test_runs_differ_in_price_or_scale_only():
 
 
 def made_rows():
-    rows = [{"step": 0, "held_out_reward": 1.0, "gold_quality": 0.7}]
+    parts = {"gold_helpfulness": 0.5, "gold_safety": 0.9}
+    rows = [{"step": 0, "held_out_reward": 1.0, "gold_quality": 0.7} | parts]
     for step in range(1, 7):
         row = {"step": step, "exact_kl": max(0.0, step - 3.0), "grad_norm": float(step % 2)}
         row |= {"reward": 2.0 * step, "explained_variance": 0.25}
         rows.append(row | ({"clip_fraction": 0.0} if step > 2 else {}))
-    rows.insert(5, {"step": 4, "held_out_reward": 1.5, "gold_quality": 0.8})
-    rows.append({"step": 6, "held_out_reward": 2.0, "gold_quality": 0.6})
-    return [
-        row | ({"gold_helpfulness": 0.5, "gold_safety": 0.9} if "held_out_reward" in row else {})
-        for row in rows
-    ]
+    rows.insert(5, {"step": 4, "held_out_reward": 1.5, "gold_quality": 0.8} | parts)
+    return [*rows, {"step": 6, "held_out_reward": 2.0, "gold_quality": 0.6} | parts]
 
 
 def test_a_measurement_gets_the_divergence_of_the_answers_after_it():
@@ -49,25 +46,20 @@ def test_a_measurement_gets_the_divergence_of_the_answers_after_it():
         0: (0.0, 1.0, 0.7), 2: (2.0, 1.5, 0.8), 4: (3.0, 2.0, 0.6),
     }  # fmt: skip
     assert points[4]["gold safety"] == 0.9
+    gained = ppo.gains(points)  # of the whole run
+    assert gained == pytest.approx({"proxy gained": 1.0, "gold gained": -0.1}, rel=1e-9)
 
 
 def test_steadiness_leaves_the_warm_up_out():
-    found = steadiness(made_rows())  # steps 3 to 6: divergence 0, 1, 2, 3, a straight line
-    assert found["kl"] == pytest.approx(1.5, rel=1e-12)
-    assert found["gradient"] == pytest.approx(0.5, rel=1e-12)
-    assert found["swing"] == pytest.approx(math.sqrt(1 / 3), rel=1e-12)
-    assert found["unevenness"] == pytest.approx(0.0, abs=1e-9)
-    assert found["reward swing"] == pytest.approx(0.0, abs=1e-9)
-    assert found["explained"] == 0.25
+    even = steadiness(made_rows())  # steps 3 to 6: divergence 0, 1, 2, 3, a straight line
+    assert even["kl"] == pytest.approx(1.5, rel=1e-12)
+    assert even["gradient"] == pytest.approx(0.5, rel=1e-12)
+    assert even["swing"] == pytest.approx(math.sqrt(1 / 3), rel=1e-12)
+    assert [even["unevenness"], even["reward swing"]] == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert even["explained"] == 0.25
     bent = [dict(row) for row in made_rows()]
     bent[-2]["exact_kl"] = 9.0
     assert steadiness(bent)["unevenness"] > 0.5
-
-
-def test_gains_are_of_the_whole_run():
-    points = path(made_rows(), warmup=2)
-    found = ppo.gains(points)
-    assert found == pytest.approx({"proxy gained": 1.0, "gold gained": -0.1}, rel=1e-9)
 
 
 @pytest.mark.slow

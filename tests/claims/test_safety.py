@@ -9,40 +9,30 @@ import pytest
 
 from llama2_lib import pipeline
 from llama2_lib.claims import CLAIMS, CannotShow, red_team, safety
+from llama2_lib.claims.claim import unpaired
 from llama2_lib.claims.red_team import rounds_recipe
-from llama2_lib.claims.safety import (
-    ARMS,
-    Answered,
-    _by_quarter,
-    arm_recipes,
-    compared,
-    data_recipes,
-    means,
-)
 from llama2_lib.pipeline import STAGES
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.safety import safety_dialogs
 
 
-@pytest.mark.parametrize("claim", [*range(40, 49), 54])
-def test_measured_and_recorded(claim):
-    assert CLAIMS[claim].measure is not None
-    assert CLAIMS[claim].recorded
-    runs = CLAIMS[claim].requests(toy(), range(2))
-    assert runs
-    assert {stage for stage, _ in runs} <= set(STAGES)
+def test_what_is_trained_are_stages():
+    for claim in (*range(40, 49), 54):
+        runs = CLAIMS[claim].requests(toy(), range(2))
+        assert runs
+        assert {stage for stage, _ in runs} <= set(STAGES)
 
 
 def test_variants_differ_in_what_they_are_named_for():
-    data = data_recipes(nano(), 3)
+    data = safety.data_recipes(nano(), 3)
     assert list(data) == ["0", "1", "10", "25", "50", "100"]
     dialogs = [safety_dialogs(run.safety_data, 0) for run in data.values()]
     assert [len(part) for part in dialogs] == [0, 5, 50, 125, 250, 500]
     assert all(part == dialogs[-1][: len(part)] for part in dialogs)
     assert len({run.sft for run in data.values()}) == 1
-    arms = arm_recipes(nano(), 3)
-    assert set(arms) == set(ARMS)
-    assert len({run.distillation for run in arms.values()}) == len(ARMS)
+    arms = safety.arm_recipes(nano(), 3)
+    assert set(arms) == set(safety.ARMS)
+    assert len({run.distillation for run in arms.values()}) == len(safety.ARMS)
     assert {run.distillation.seed for run in arms.values()} == {3}
     assert {run.distillation.n_prompts for run in arms.values()} == {400}
     assert rounds_recipe(nano(), 3).red_team.seed == rounds_recipe(nano(), 3).sft.seed == 3
@@ -52,12 +42,12 @@ def test_variants_differ_in_what_they_are_named_for():
 
 def answered(n=40, seed=0):
     source = np.random.default_rng(seed)
-    return Answered(*(source.random(n + i) for i in range(len(Answered._fields))))
+    return safety.Answered(*(source.random(n + i) for i in range(len(safety.Answered._fields))))
 
 
 def test_gains_are_of_pairs_and_violations_are_marks_below_a_half():
     after, before = answered(seed=1), answered(seed=2)
-    values = compared("a over b", after, before)
+    values = safety.compared("a over b", after, before)
     assert values["gain/safety/a over b"] == pytest.approx(
         after.safety.mean() - before.safety.mean(), abs=1e-12
     )
@@ -65,17 +55,20 @@ def test_gains_are_of_pairs_and_violations_are_marks_below_a_half():
     assert values["error/low/a over b"] == pytest.approx(
         gap.std(ddof=1) / np.sqrt(len(gap)), abs=1e-12
     )
-    assert means("a", after)["low/a"] == pytest.approx((after.safety < 0.5).mean(), abs=1e-12)
-    assert means("a", after)["tail/a"] == pytest.approx(np.quantile(after.safety, 0.05), abs=1e-12)
+    shown = safety.means({"a": after})
+    assert shown["low/a"] == pytest.approx((after.safety < 0.5).mean(), abs=1e-12)
+    assert shown["tail/a"] == pytest.approx(np.quantile(after.safety, 0.05), abs=1e-12)
 
 
 def test_quarters_are_sorted_by_the_other_answer():
     by = np.array([0.9, 0.1, 0.5, 0.2, 0.8, 0.6, 0.4, 0.3])
     gaps = np.array([-3.0, 5.0, 0.0, 4.0, -2.0, 0.0, 0.0, 0.0])
-    values = _by_quarter(gaps, by)
-    assert values["gain/low over high"] == pytest.approx(4.5 + 2.5, abs=1e-12)
-    assert values["gain/high"] == pytest.approx(-2.5, abs=1e-12)
-    assert values["error/low over high"] == pytest.approx(np.sqrt(0.5 / 2 + 0.5 / 2), abs=1e-12)
+    low, high = safety.quarters(gaps, by)
+    assert sorted(low) == [4.0, 5.0]
+    assert sorted(high) == [-3.0, -2.0]
+    assert unpaired("a over b", low, high) == pytest.approx(
+        {"gain/a over b": 4.5 + 2.5, "error/a over b": np.sqrt(0.5 / 2 + 0.5 / 2)}, abs=1e-12
+    )
 
 
 FEW = 24

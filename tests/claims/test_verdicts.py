@@ -718,13 +718,10 @@ def test_gains_of_ppo_are_from_the_first_measurement_to_the_last():
         gained("kl", PAID, Measurement(values={}))
 
 
-def test_widths_are_ordered_as_numbers_and_claims_say_what_they_lack():
+def test_widths_are_ordered_as_numbers_and_one_is_too_few():
     assert CLAIMS[1].verdict(seeds(dict(reversed(GOOD[1].items())))).outcome == YES
-    with pytest.raises(ValueError, match="compares widths"):
+    with pytest.raises(AssertionError, match="two widths or more"):
         CLAIMS[1].verdict(seeds({"loss/64": 1.9, "slope/64": -0.1}))
-    some = {key: value for key, value in GOOD[7].items() if "s/gqa" not in key}
-    with pytest.raises(ValueError, match="tokens_per_s/gqa/<batch>; seed 0 has none"):
-        CLAIMS[7].verdict(seeds(some))
 
 
 def test_one_chain_counts_once():
