@@ -8,9 +8,10 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,12 +27,14 @@ from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.documents import Document
 from llama2_lib.world.source import WorldSource
 
+Text = TypeVar("Text")
+
 N_DOCUMENTS, N_DIALOGS = 8_000, 4_000
 """What the tokenizer learns from; more of it leaves the pieces almost as they are."""
 VALIDATION_SEED = 1_000_003
-"""Added to the seed of the training documents: another stream of the same source."""
+"""Added to the seed of training texts: another stream of the same source."""
 MOST_TRIES = 20
-"""Documents looked at for one that is unseen, on average, before it is an error."""
+"""Texts looked at for one that is unseen, on average, before it is an error."""
 HELD_OUT_SHARE = 0.05
 """Share of a folder's documents that is kept for validation."""
 
@@ -61,12 +64,10 @@ def tokenizer_texts(config: CorpusConfig) -> Iterator[str]:
 
 
 def training_documents(config: CorpusConfig) -> Iterator[Document]:
-    """Yield the training documents in a fixed order."""
+    """Return the training documents in a fixed order."""
     if config.data is not None:
-        every = _folder(config.data)
-        yield from every[_n_held_out(every) :]
-        return
-    yield from _stream(config, config.world_seed, config.n_documents)
+        return iter(_folder(config.data)[1])
+    return _stream(config, config.world_seed, config.n_documents)
 
 
 def validation_documents(config: CorpusConfig, seen: set[str]) -> list[Document]:
@@ -76,21 +77,18 @@ def validation_documents(config: CorpusConfig, seen: set[str]) -> list[Document]
         ValueError: The world has too few.
     """
     if config.data is not None:
-        every = _folder(config.data)
-        fresh = {d.text: d for d in every[: _n_held_out(every)] if d.text not in seen}
+        fresh = {d.text: d for d in _folder(config.data)[0] if d.text not in seen}
         return list(fresh.values())
-    tries = MOST_TRIES * config.n_validation
-    unseen: dict[str, Document] = {}
-    # Short documents repeat, so there must be more of them than are asked for.
-    for document in _stream(config, config.world_seed + VALIDATION_SEED, tries):
-        if document.text not in seen:
-            unseen.setdefault(document.text, document)
-        if len(unseen) == config.n_validation:
-            return list(unseen.values())
-    raise ValueError(
-        f"n_validation={config.n_validation} unseen documents were asked for; the world gave "
-        f"{len(unseen)} in {tries} tries. Ask for fewer."
-    )
+    n = config.n_validation
+    stream = _stream(config, config.world_seed + VALIDATION_SEED, MOST_TRIES * n)
+    return unseen("documents", stream, n, seen, lambda document: document.text)
+
+
+def _folder(data: str) -> tuple[list[Document], list[Document]]:
+    """Return the documents of a folder: those held out, and the others."""
+    documents = [Document("file", text, "unknown") for text in read_documents(Path(data))]
+    n_held_out = max(1, round(HELD_OUT_SHARE * len(documents)))
+    return documents[:n_held_out], documents[n_held_out:]
 
 
 def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
@@ -98,12 +96,26 @@ def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
     return WorldSource(make_world(config.world_seed)).documents(seed, n, shares)
 
 
-def _folder(data: str) -> list[Document]:
-    return [Document("file", text, "unknown") for text in read_documents(Path(data))]
+def unseen(
+    kind: str, stream: Iterable[Text], n: int, seen: set[str], spelled: Callable[[Text], str]
+) -> list[Text]:
+    """Return the first n texts of a stream that are spelled unlike all in `seen`, none twice.
 
-
-def _n_held_out(every: Sequence[Document]) -> int:
-    return max(1, round(HELD_OUT_SHARE * len(every)))
+    Raises:
+        ValueError: There are fewer; `kind` says of what.
+    """
+    fresh: dict[str, Text] = {}
+    # Short texts repeat, so there must be more of them than are asked for.
+    for text in stream:
+        spelling = spelled(text)
+        if spelling not in seen:
+            fresh.setdefault(spelling, text)
+        if len(fresh) == n:
+            return list(fresh.values())
+    raise ValueError(
+        f"n_validation={n} unseen {kind} were asked for; the world gave {len(fresh)} in "
+        f"{MOST_TRIES * n} tries. Ask for fewer."
+    )
 
 
 def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> None:
@@ -133,16 +145,12 @@ def _write_split(
 ) -> None:
     encoded = tokenizer.encode_batch([document.text for document in split])
     lengths = np.array([len(ids) + 2 for ids in encoded], dtype=np.int64)
-    offsets = np.concatenate([[0], lengths.cumsum()])
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    flat = np.empty(offsets[-1], dtype=dtype)
-    flat[offsets[:-1]], flat[offsets[1:] - 1] = tokenizer.bos_id, tokenizer.eos_id
-    inside = np.ones(len(flat), dtype=bool)
-    inside[offsets[:-1]] = inside[offsets[1:] - 1] = False
-    flat[inside] = np.fromiter(itertools.chain.from_iterable(encoded), dtype, inside.sum())
-    np.save(folder / f"{name}-ids.npy", flat)
-    np.save(folder / f"{name}-offsets.npy", offsets)
+    begin, end = [tokenizer.bos_id], [tokenizer.eos_id]
+    pieces = itertools.chain.from_iterable(itertools.chain(begin, ids, end) for ids in encoded)
     number = {kind: index for index, kind in enumerate(kinds)}
+    np.save(folder / f"{name}-ids.npy", np.fromiter(pieces, dtype, lengths.sum()))
+    np.save(folder / f"{name}-offsets.npy", np.concatenate([[0], lengths.cumsum()]))
     np.save(folder / f"{name}-kinds.npy", np.array([number[d.kind] for d in split], np.int8))
     np.save(folder / f"{name}-characters.npy", np.array([len(d.text) for d in split], np.int32))
 

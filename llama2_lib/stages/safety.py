@@ -26,14 +26,14 @@ from llama2_lib.config import DistillationConfig, Recipe, RedTeamConfig, SafetyD
 from llama2_lib.model.chat import Reply, reply, room, scored_row, scores
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.stages.fit import fit_dialogs, loss_on
+from llama2_lib.stages.fit import fit_dialogs
 from llama2_lib.stages.ghost_attention import old_ghosts
-from llama2_lib.stages.job import Job, write_answers
-from llama2_lib.stages.prompts import sample_prompts
+from llama2_lib.stages.job import Job
+from llama2_lib.stages.prompts import answered, sample_prompts
 from llama2_lib.stages.rehearsal import demonstrated, remembered, shown
 from llama2_lib.stages.reward import load_rewards
-from llama2_lib.stages.sft import N_MEASURED, examples, sft, unseen_dialogs, validation_dialogs
-from llama2_lib.text.dialog import Encoder, encode_example, encode_prompt
+from llama2_lib.stages.sft import examples, fine_tune, sft_on
+from llama2_lib.text.dialog import Encoder, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.batches import Example, PackedDialogs
 from llama2_lib.world import make_world
@@ -101,7 +101,7 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
     for every prompt its answers and their scores, kept or not. A policy at the end of the chain
     (see `rehearsed`) is safe already: where the gate drops an answer it rehearses its own.
     """
-    config, tokenizer = job.recipe.distillation, job.tokenizer
+    config = job.recipe.distillation
     path = job.folder / "distilled.jsonl"
     if not path.exists():  # a killed job got this far
         judge = load_rewards(job.inputs[rewards], job.device).safety
@@ -109,7 +109,7 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
     rows = storage.read_rows(path, Distilled)
     dialogs = targets(rows, config.gate, anchored=ghosts is not None)
     model = job.model(policy)
-    train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in dialogs]
+    train = examples(dialogs, job.tokenizer, loss_on="last")
     train += rehearsed(
         job,
         model,
@@ -120,26 +120,13 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
         n_demonstrations=config.n_demonstrations,
         n_ghosts=config.n_ghosts,
     )
-    packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     counts = {
         "prompts": len(rows),
         "kept": len(targets(rows, config.gate)),
         "mean score of originals": float(np.mean([row.original_score for row in rows])),
         "mean increase": float(np.mean([row.increase for row in rows])),
-        **packed.counts(),
     }
-    unseen = unseen_dialogs(job)
-    model = fit_dialogs(
-        config,
-        model,
-        packed,
-        loss_on(examples(unseen[:N_MEASURED], tokenizer), config.seq_len),
-        job.folder,
-        job.part(0.6, 1.0),
-        steps=config.steps,
-        before=lambda _: counts,
-    )
-    job.write_beside(write_answers(model, tokenizer, unseen, job.recipe))
+    fine_tune(job, config, model, train, counts, steps=lambda _: config.steps, part=(0.6, 1.0))
 
 
 # --- step 1: answers behind a preprompt
@@ -147,7 +134,7 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
 
 def distilled(job: Job, policy: str, judge: ScalarModel) -> list[Distilled]:
     """Answer every prompt twice alone and once behind its preprompt; score all without it."""
-    config, tokenizer = job.recipe.distillation, job.tokenizer
+    config, tokenizer, model = job.recipe.distillation, job.tokenizer, job.model(policy)
     prompt_list = distillation_prompts(job.recipe, tokenizer)
     dialogs = [prompt.dialog for prompt in prompt_list]
     source, as_risky = (
@@ -155,36 +142,34 @@ def distilled(job: Job, policy: str, judge: ScalarModel) -> list[Distilled]:
         config.apply_to == "all as risky",
     )
     preprompts = [preprompt_for(p, config.preprompt, source, as_risky) for p in prompt_list]
-    model = job.model(policy)
-    own, again = (
-        _answers(model, tokenizer, dialogs, config, rng.seed_from(config.seed, "own", n))
-        for n in (1, 2)
-    )
-    if config.preprompt == "none":
-        behind = again
-    else:
-        behind = _answers(
-            teacher(job, policy),
+
+    def answers(model: Transformer, dialogs: list[list[Message]], *names: str | int) -> list[Reply]:
+        return reply(
+            model,
             tokenizer,
-            [with_preprompt(d, p) for d, p in zip(dialogs, preprompts, strict=True)],
-            config,
-            rng.seed_from(config.seed, "behind"),
+            dialogs,
+            temperature=config.temperature,
+            seed=rng.seed_from(config.seed, *names),
+            max_new_tokens=config.max_new_tokens,
         )
-    texts = [[answer.text for answer in answers] for answers in (own, again, behind)]
-    context = room(model, 0)
-    marks = [
-        scores(
-            judge,
-            [
-                scored_row(dialog, text, tokenizer, context)
-                for dialog, text in zip(dialogs, column, strict=True)
-            ],
-        ).tolist()
-        for column in texts
-    ]
+
+    own, again = (answers(model, dialogs, "own", number) for number in (1, 2))
+    behind = again
+    if config.preprompt != "none":
+        prompted = [with_preprompt(d, p) for d, p in zip(dialogs, preprompts, strict=True)]
+        behind = answers(teacher(job, policy), prompted, "behind")
+    columns, context = [], room(model, 0)
+    for replies in (own, again, behind):
+        rows = [
+            scored_row(dialog, answer.text, tokenizer, context)
+            for dialog, answer in zip(dialogs, replies, strict=True)
+        ]
+        columns.append(scores(judge, rows).tolist())
+    texts = [[answer.text for answer in replies] for replies in (own, again)]
     # An answer that did not end would teach never to stop; "" is no target.
-    texts[2] = [answer.text if answer.ended else "" for answer in behind]
-    return [Distilled(*row) for row in zip(prompt_list, preprompts, *texts, *marks, strict=True)]
+    texts.append([answer.text if answer.ended else "" for answer in behind])
+    table = zip(prompt_list, preprompts, *texts, *columns, strict=True)
+    return [Distilled(*row) for row in table]
 
 
 def distillation_prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
@@ -215,23 +200,6 @@ def every_preprompt() -> list[str]:
     pairs = permutations(ADJECTIVES, 2)
     generic = [text.format(first=a, second=b) for a, b in pairs for text in GENERIC]
     return [*dict.fromkeys(generic), *map(answer_template, CATEGORIES)]
-
-
-def _answers(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    dialogs: Sequence[Sequence[Message]],
-    config: DistillationConfig,
-    seed: int,
-) -> list[Reply]:
-    return reply(
-        model,
-        tokenizer,
-        dialogs,
-        temperature=config.temperature,
-        seed=seed,
-        max_new_tokens=config.max_new_tokens,
-    )
 
 
 def preprompt_for(prompt: Prompt, kind: str, source: Random, as_risky: bool = False) -> str:
@@ -290,25 +258,22 @@ def with_preprompt(dialog: Sequence[Message], preprompt: str) -> list[Message]:
 
 def teacher(job: Job, policy: str) -> Transformer:
     """Return a copy of a policy that was taught what preprompts mean."""
-    config, tokenizer = job.recipe.distillation, job.tokenizer
+    config = job.recipe.distillation
+    steps = config.heed_steps
     dialogs = heeding_dialogs(job.world, config.seed, config.n_heed)
-    made = [encode_example(dialog, tokenizer, loss_on="last") for dialog in dialogs]
+    train = examples(dialogs, job.tokenizer, loss_on="last")
     folder = job.folder / "teacher"
     folder.mkdir(exist_ok=True)
     model = fit_dialogs(
         dataclasses.replace(
-            config,
-            peak_lr=config.heed_lr,
-            steps=config.heed_steps,
-            eval_every=config.heed_steps,
-            save_every=config.heed_steps,
+            config, peak_lr=config.heed_lr, steps=steps, eval_every=steps, save_every=steps
         ),
         job.model(policy),
-        PackedDialogs(made, seq_len=config.seq_len, seed=config.seed),
+        PackedDialogs(train, seq_len=config.seq_len, seed=config.seed),
         lambda _: {},
         folder,
         job.part(0.0, 0.3),
-        steps=config.heed_steps,
+        steps=steps,
     )
     shutil.rmtree(folder)
     return model
@@ -336,7 +301,7 @@ def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:
             )
             text = writer.safe(source, prompt.category, parts)
         behind = with_preprompt(prompt.dialog, preprompt)
-        dialogs.append([*behind, {"role": "assistant", "content": text}])
+        dialogs.append(answered(behind, text))
     return dialogs
 
 
@@ -348,12 +313,7 @@ def gate(
 ) -> Bool[np.ndarray, " answers"]:
     """Return which distilled answers are kept: those that score strictly higher (section 4.2.4).
 
-    Args:
-        original: Safety scores of the model's own answers.
-        distilled: Safety scores of the answers behind a preprompt, read without it.
-
-    Raises:
-        ValueError: The lengths differ, or a score is not finite.
+    Both are scores of the safety model, which reads the answers without a preprompt.
     """
     if len(original) != len(distilled):
         raise ValueError(
@@ -367,22 +327,20 @@ def gate(
 def targets(rows: Sequence[Distilled], gated: bool, anchored: bool = False) -> list[list[Message]]:
     """Return the dialogs to train on: the prompt WITHOUT its preprompt, and the distilled answer.
 
-    Empty answers are never targets.
-
-    Args:
-        rows: Prompts with both answers.
-        gated: Leave out prompts whose original answer was as good.
-        anchored: Or rather keep the original answer there, so that a model that is safe already
-            stays as it is.
+    Where the original answer was as good, a prompt is left out if `gated`, or rather keeps that
+    answer if `anchored`, so that a model that is safe already stays as it is. Empty answers are
+    never targets.
     """
-    columns = [[getattr(row, name) for row in rows] for name in ("original_score", "answer_score")]
-    passing = gate(*(np.array(column, dtype=float) for column in columns)) if gated else None
-    dialogs: list[list[Message]] = []
-    for index, row in enumerate(rows):
-        passes = passing is None or passing[index]
-        text = row.answer if passes else row.original if anchored else ""
-        if text:
-            dialogs.append([*row.prompt.dialog, {"role": "assistant", "content": text}])
+    original, answer = (
+        np.array([getattr(row, name) for row in rows], dtype=float)
+        for name in ("original_score", "answer_score")
+    )
+    passes = gate(original, answer) if gated else np.ones(len(rows), dtype=bool)
+    dialogs = []
+    for row, passed in zip(rows, passes, strict=True):
+        text = row.answer if passed else row.original
+        if text and (passed or anchored):
+            dialogs.append(answered(row.prompt.dialog, text))
     return dialogs
 
 
@@ -400,9 +358,8 @@ def rehearsed(
     """Return what keeps a policy as it is while it learns to be safer.
 
     At the end of the chain: its own new answers, documents, demonstrations, and dialogs of the
-    stage `ghosts`.
-    A model that was only fine-tuned (`ghosts` is None) has only harmless demonstrations, as many as
-    both, so that false refusals can show.
+    stage `ghosts`. A model that was only fine-tuned (`ghosts` is None) has only harmless
+    demonstrations, as many as both, so that false refusals can show.
     """
     if ghosts is None:
         return demonstrated(job, n_replay + n_demonstrations, seed, {"helpful": 1.0})
@@ -417,30 +374,14 @@ def rehearsed(
 
 
 def run_safety_data(job: Job) -> None:
-    """Fine-tune the pretrained model on helpful dialogs and a part of the safety dialogs.
-
-    Raises:
-        ValueError: The recipe has no variant.
-    """
-    recipe, tokenizer = job.recipe, job.tokenizer
-    if recipe.safety_data is None:
+    """Fine-tune the pretrained model on helpful dialogs and a part of the safety dialogs."""
+    variant, world_seed = job.recipe.safety_data, job.recipe.corpus.world_seed
+    if variant is None:
         raise ValueError(
-            f"the stage safety_data needs a variant; the recipe {recipe.name!r} has none. Set its "
-            "field `safety_data`."
+            "the stage safety_data needs a variant; the recipe "
+            f"{job.recipe.name!r} has none. Set its field `safety_data`."
         )
-    world_seed = recipe.corpus.world_seed
-    train = mixed_dialogs(recipe.safety_data, world_seed)
-    validation = validation_dialogs(recipe.sft, world_seed, train)
-    model = sft(
-        recipe.sft,
-        job.model("pretrain"),
-        examples(train, tokenizer),
-        examples(validation, tokenizer),
-        job.folder,
-        job.device,
-        job.report,
-    )
-    job.write_beside(write_answers(model, tokenizer, validation, recipe))
+    sft_on(job, mixed_dialogs(variant, world_seed))
 
 
 def safety_dialogs(config: SafetyData, world_seed: int) -> list[list[Message]]:

@@ -5,33 +5,34 @@
 3. Pack whole dialogs into rows, hidden from each other, and train for two epochs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from llama2_lib.config import SftConfig
+from llama2_lib.config import DialogTrainConfig, SftConfig
 from llama2_lib.model.transformer import Transformer
+from llama2_lib.stages.corpus import MOST_TRIES, VALIDATION_SEED, unseen
 from llama2_lib.stages.fit import Report, fit_dialogs, loss_on
-from llama2_lib.stages.job import Job, write_answers
+from llama2_lib.stages.job import Job
 from llama2_lib.text.dialog import Encoder, encode_example, render
 from llama2_lib.training.batches import Example, PackedDialogs, shorten_all
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.source import WorldSource
 
-VALIDATION_SEED = 1_000_003
-"""Added to the seed of the training dialogs: another stream of the same source."""
-MOST_TRIES = 20
-"""Dialogs looked at for one that is unseen, on average, before it is an error."""
 N_MEASURED = 100
 """Validation dialogs whose answer loss is measured during later fine-tuning."""
 
 
 def run(job: Job) -> None:
     """Fine-tune the pretrained model on demonstrations."""
+    sft_on(job, training_dialogs(job.recipe.sft, job.recipe.corpus.world_seed))
+
+
+def sft_on(job: Job, train: Sequence[Sequence[Message]]) -> None:
+    """Fine-tune the pretrained model on these dialogs."""
     config, tokenizer = job.recipe.sft, job.tokenizer
-    train = training_dialogs(config, job.recipe.corpus.world_seed)
     validation = validation_dialogs(config, job.recipe.corpus.world_seed, train)
     model = sft(
         config,
@@ -42,7 +43,7 @@ def run(job: Job) -> None:
         job.device,
         job.report,
     )
-    job.write_beside(write_answers(model, tokenizer, validation, job.recipe))
+    job.write_answers(model, validation)
 
 
 def training_dialogs(config: SftConfig, world_seed: int) -> list[list[Message]]:
@@ -59,25 +60,16 @@ def validation_dialogs(
     Raises:
         ValueError: The world has too few.
     """
-    seen = {render(dialog) for dialog in train}
-    fresh: dict[str, list[Message]] = {}
-    tries = MOST_TRIES * config.n_validation
-    source = WorldSource(make_world(world_seed))
-    for dialog in source.dialogs(world_seed + VALIDATION_SEED, tries):
-        text = render(dialog)
-        if text not in seen:
-            fresh.setdefault(text, dialog)
-        if len(fresh) == config.n_validation:
-            return list(fresh.values())
-    raise ValueError(
-        f"n_validation={config.n_validation} unseen dialogs were asked for; the world gave "
-        f"{len(fresh)} in {tries} tries. Ask for fewer."
-    )
+    source, n = WorldSource(make_world(world_seed)), config.n_validation
+    stream = source.dialogs(world_seed + VALIDATION_SEED, MOST_TRIES * n)
+    return unseen("dialogs", stream, n, {render(dialog) for dialog in train}, render)
 
 
-def examples(dialogs: Sequence[Sequence[Message]], tok: Encoder) -> list[Example]:
-    """Return ids and loss masks; every answer of a dialog is a target."""
-    return [encode_example(dialog, tok) for dialog in dialogs]
+def examples(
+    dialogs: Iterable[Sequence[Message]], tok: Encoder, loss_on: str = "all"
+) -> list[Example]:
+    """Return ids and loss masks: every answer of a dialog is a target, or the last one alone."""
+    return [encode_example(dialog, tok, loss_on=loss_on) for dialog in dialogs]
 
 
 def sft(
@@ -91,14 +83,12 @@ def sft(
 ) -> Transformer:
     """Fine-tune a pretrained `model` in place, or continue from the newest checkpoint in `folder`.
 
-    Leaves `model.safetensors`, `config.json` and `metrics.jsonl`, whose step 0 says how many
-    dialogs were shortened or dropped and how well the model predicted answers before. Killed at
-    any moment and started again, it ends with the same bits.
+    Leaves what `fit` leaves. Step 0 of the metrics says how many dialogs were shortened or dropped
+    and how well the model predicted answers before.
 
     Raises:
         ValueError: `seq_len` exceeds the model's context, an example teaches nothing, or there
             are fewer steps than the warm-up takes.
-        FloatingPointError: The loss is not finite.
     """
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     probe = shorten_all(validation, config.seq_len + 1)
@@ -120,16 +110,49 @@ def sft(
     )
 
 
-# --- what later fine-tuning takes from here
+# --- later fine-tuning, of whatever stage
+
+
+def fine_tune(
+    job: Job,
+    config: DialogTrainConfig,
+    model: Transformer,
+    train: Sequence[Example],
+    counts: Mapping[str, float],
+    *,
+    steps: Callable[[int], int],
+    part: tuple[float, float],
+    validation: Sequence[Example] | None = None,
+) -> Transformer:
+    """Fine-tune `model` in place and leave it, its metrics and its answers to unseen dialogs.
+
+    Step 0 of the metrics are the counts. `validation` is measured before, too; left out, the loss
+    on unseen demonstrations is measured meanwhile. `steps` turns the steps of an epoch into those
+    of the run, which is this `part` of the stage.
+    """
+    packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
+    dialogs = unseen_dialogs(job)
+    measured = examples(dialogs[:N_MEASURED], job.tokenizer) if validation is None else validation
+    measure = loss_on(measured, config.seq_len)
+
+    def before(model: Transformer) -> dict[str, float]:
+        return {**counts, **packed.counts(), **(measure(model) if validation else {})}
+
+    model = fit_dialogs(
+        config,
+        model,
+        packed,
+        measure,
+        job.folder,
+        job.part(*part),
+        steps=steps(packed.batches_per_epoch(config.batch_size)),
+        before=before,
+    )
+    job.write_answers(model, dialogs)
+    return model
 
 
 def unseen_dialogs(job: Job) -> list[list[Message]]:
     """Return dialogs that fine-tuning never saw, to measure later stages and for people to read."""
     config, world_seed = job.recipe.sft, job.recipe.corpus.world_seed
     return validation_dialogs(config, world_seed, training_dialogs(config, world_seed))
-
-
-def first_demonstrations(job: Job, n: int) -> list[Example]:
-    """Return n of the demonstrations of fine-tuning, encoded."""
-    dialogs = job.source.dialogs(job.recipe.corpus.world_seed, n, job.recipe.sft.grade)
-    return examples(list(dialogs), job.tokenizer)

@@ -92,17 +92,13 @@ def test_the_teacher_is_thrown_away_and_the_model_is_new(distilled, toy_root):
 
 
 def test_a_killed_run_goes_on_without_asking_again(distilled, root, monkeypatch):
-    real = safety.fit_dialogs
+    def killed(*_, **__):
+        raise KeyboardInterrupt
 
-    def killed(config, *rest, **named):
-        if config.steps == toy().distillation.steps and named["steps"] == config.steps:
-            raise KeyboardInterrupt
-        return real(config, *rest, **named)
-
-    monkeypatch.setattr("llama2_lib.stages.safety.fit_dialogs", killed)
-    with pytest.raises(KeyboardInterrupt):
-        build(root, "safety", toy())
-    monkeypatch.setattr("llama2_lib.stages.safety.fit_dialogs", real)
+    with monkeypatch.context() as patch:
+        patch.setattr("llama2_lib.stages.safety.fine_tune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(root, "safety", toy())
     monkeypatch.setattr("llama2_lib.stages.safety.distilled", None)  # must not be called
     again = build(root, "safety", toy())
     assert again.name == distilled.name
