@@ -8,16 +8,15 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from llama2_lib import storage
 from llama2_lib.config import CorpusConfig
-from llama2_lib.stages.job import Job
+from llama2_lib.stages.job import Job, unseen
 from llama2_lib.text.dialog import render
 from llama2_lib.text.files import read_documents, survey
 from llama2_lib.text.tokenizer import Tokenizer, train_tokenizer
@@ -27,14 +26,12 @@ from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.documents import Document
 from llama2_lib.world.source import WorldSource
 
-Text = TypeVar("Text")
-
 N_DOCUMENTS, N_DIALOGS = 8_000, 4_000
 """What the tokenizer learns from; more of it leaves the pieces almost as they are."""
 VALIDATION_SEED = 1_000_003
-"""Added to the seed of training texts: another stream of the same source."""
+"""Added to the seed of the training documents: another stream of the same source."""
 MOST_TRIES = 20
-"""Texts looked at for one that is unseen, on average, before it is an error."""
+"""Documents looked at for one that is unseen, on average, before it is an error."""
 HELD_OUT_SHARE = 0.05
 """Share of a folder's documents that is kept for validation."""
 
@@ -79,9 +76,9 @@ def validation_documents(config: CorpusConfig, seen: set[str]) -> list[Document]
     if config.data is not None:
         fresh = {d.text: d for d in _folder(config.data)[0] if d.text not in seen}
         return list(fresh.values())
-    n = config.n_validation
-    stream = _stream(config, config.world_seed + VALIDATION_SEED, MOST_TRIES * n)
-    return unseen("documents", stream, n, seen, lambda document: document.text)
+    n, tries = config.n_validation, MOST_TRIES * config.n_validation
+    stream = _stream(config, config.world_seed + VALIDATION_SEED, tries)
+    return unseen("documents", stream, n, tries, seen, lambda document: document.text)
 
 
 def _folder(data: str) -> tuple[list[Document], list[Document]]:
@@ -94,28 +91,6 @@ def _folder(data: str) -> tuple[list[Document], list[Document]]:
 def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
     shares = dict(config.shares) if config.shares is not None else None
     return WorldSource(make_world(config.world_seed)).documents(seed, n, shares)
-
-
-def unseen(
-    kind: str, stream: Iterable[Text], n: int, seen: set[str], spelled: Callable[[Text], str]
-) -> list[Text]:
-    """Return the first n texts of a stream that are spelled unlike all in `seen`, none twice.
-
-    Raises:
-        ValueError: There are fewer; `kind` says of what.
-    """
-    fresh: dict[str, Text] = {}
-    # Short texts repeat, so there must be more of them than are asked for.
-    for text in stream:
-        spelling = spelled(text)
-        if spelling not in seen:
-            fresh.setdefault(spelling, text)
-        if len(fresh) == n:
-            return list(fresh.values())
-    raise ValueError(
-        f"n_validation={n} unseen {kind} were asked for; the world gave {len(fresh)} in "
-        f"{MOST_TRIES * n} tries. Ask for fewer."
-    )
 
 
 def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> None:

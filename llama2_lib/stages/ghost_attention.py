@@ -27,13 +27,12 @@ from llama2_lib import rng, storage
 from llama2_lib.config import GhostAttentionConfig, InstructedConfig, Recipe
 from llama2_lib.model.chat import answer_room, fits, reply, room, scored_row
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.stages.corpus import VALIDATION_SEED
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import answered
 from llama2_lib.stages.rehearsal import remembered, shown
 from llama2_lib.stages.rejection import Sample, Score, best, distinct, draw, rescored
 from llama2_lib.stages.reward import load_rewards
-from llama2_lib.stages.sft import examples, fine_tune
+from llama2_lib.stages.sft import VALIDATION_SEED, examples, fine_tune
 from llama2_lib.text.dialog import Encoder, encode_example
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.batches import Example

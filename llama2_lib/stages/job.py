@@ -1,8 +1,9 @@
 """What a stage gets to do its work, and what every trained model leaves beside its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -20,6 +21,8 @@ from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World, recall_items
 from llama2_lib.world.source import Source, WorldSource
+
+Text = TypeVar("Text")
 
 STORY_STARTS = ("One morning", "Once there was", "It was a", "The", "In the evening")
 
@@ -106,3 +109,31 @@ class Job:
                 for prompt, answer, remark in zip(prompts, replies, remarks, strict=True)
             ]
         )
+
+
+def unseen(
+    kind: str,
+    stream: Iterable[Text],
+    n: int,
+    tries: int,
+    seen: set[str],
+    spelled: Callable[[Text], str],
+) -> list[Text]:
+    """Return the first n texts of a stream of `tries` that are spelled unlike all in `seen`.
+
+    None comes twice. Short texts repeat, so there must be more of them than are asked for.
+
+    Raises:
+        ValueError: There are fewer; `kind` says of what.
+    """
+    fresh: dict[str, Text] = {}
+    for text in stream:
+        spelling = spelled(text)
+        if spelling not in seen:
+            fresh.setdefault(spelling, text)
+        if len(fresh) == n:
+            return list(fresh.values())
+    raise ValueError(
+        f"n_validation={n} unseen {kind} were asked for; the world gave {len(fresh)} in {tries} "
+        "tries. Ask for fewer."
+    )

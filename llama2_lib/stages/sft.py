@@ -12,15 +12,18 @@ import torch
 
 from llama2_lib.config import DialogTrainConfig, SftConfig
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.stages.corpus import MOST_TRIES, VALIDATION_SEED, unseen
 from llama2_lib.stages.fit import Report, fit_dialogs, loss_on
-from llama2_lib.stages.job import Job
+from llama2_lib.stages.job import Job, unseen
 from llama2_lib.text.dialog import Encoder, encode_example, render
 from llama2_lib.training.batches import Example, PackedDialogs, shorten_all
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.source import WorldSource
 
+VALIDATION_SEED = 1_000_003
+"""Added to the seed of the training dialogs: another stream of the same source."""
+MOST_TRIES = 20
+"""Dialogs looked at for one that is unseen, on average, before it is an error."""
 N_MEASURED = 100
 """Validation dialogs whose answer loss is measured during later fine-tuning."""
 
@@ -60,9 +63,9 @@ def validation_dialogs(
     Raises:
         ValueError: The world has too few.
     """
-    source, n = WorldSource(make_world(world_seed)), config.n_validation
-    stream = source.dialogs(world_seed + VALIDATION_SEED, MOST_TRIES * n)
-    return unseen("dialogs", stream, n, {render(dialog) for dialog in train}, render)
+    n, tries = config.n_validation, MOST_TRIES * config.n_validation
+    stream = WorldSource(make_world(world_seed)).dialogs(world_seed + VALIDATION_SEED, tries)
+    return unseen("dialogs", stream, n, tries, {render(dialog) for dialog in train}, render)
 
 
 def examples(

@@ -9,7 +9,7 @@ from llama2_lib import pipeline
 from llama2_lib.config import SafetyData
 from llama2_lib.model.chat import scored_row, scores
 from llama2_lib.recipes import toy
-from llama2_lib.stages import red_team, safety
+from llama2_lib.stages import red_team
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.red_team import Attack, round_summary
 from llama2_lib.stages.rehearsal import demonstrated, remembered
