@@ -54,9 +54,11 @@ def _node(
 ) -> Stage:
     """Return a node that runs with these options; those that name stages are inputs as well."""
     named = [stage for stage in options.values() if isinstance(stage, str)]
-    inputs = tuple(dict.fromkeys([*needs.split(), *named]))
     return Stage(
-        reads=tuple(reads.split()), inputs=inputs, run=partial(run, **options), seconds=seconds
+        reads=tuple(reads.split()),
+        inputs=tuple(dict.fromkeys([*needs.split(), *named])),
+        run=partial(run, **options) if options else run,
+        seconds=seconds,
     )
 
 

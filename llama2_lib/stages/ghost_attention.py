@@ -25,13 +25,13 @@ import numpy as np
 
 from llama2_lib import rng, storage
 from llama2_lib.config import GhostAttentionConfig, InstructedConfig, Recipe
-from llama2_lib.model.chat import answer_room, fits, reply, room, scored_row
+from llama2_lib.model.chat import answer_room, fits, reply, room
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import answered
 from llama2_lib.stages.rehearsal import remembered, shown
 from llama2_lib.stages.rejection import Sample, Score, best, distinct, draw, rescored
-from llama2_lib.stages.reward import load_rewards
+from llama2_lib.stages.reward import load_rewards, text_rows
 from llama2_lib.stages.sft import VALIDATION_SEED, examples, fine_tune
 from llama2_lib.text.dialog import Encoder, encode_example
 from llama2_lib.text.tokenizer import Tokenizer
@@ -59,6 +59,11 @@ class TeacherPrompt(NamedTuple):
     dialog: list[Message]
     """The instructions in every message of the user, the last of which is open."""
     instructions: tuple[Instruction, ...]
+
+    @property
+    def student(self) -> list[Message]:
+        """The same with the instructions in the first turn only."""
+        return on_first_turn_only(self.dialog, worded(self.instructions))
 
     def sample(self, answer: str = "") -> Sample:
         """Return one answer to it, not scored yet."""
@@ -94,10 +99,7 @@ def run(job: Job, start: str, policy: str, rewards: str) -> None:
 
     def score(samples: Sequence[Sample]) -> np.ndarray:
         shortened = [last_turns(sample.dialog, tokenizer, longest) for sample in samples]
-        rows = [
-            scored_row(dialog, sample.answer, tokenizer, context)
-            for dialog, sample in zip(shortened, samples, strict=True)
-        ]
+        rows = text_rows(shortened, [sample.answer for sample in samples], tokenizer, context)
         return models(rows, [sample.is_safety for sample in samples]).combined
 
     prompts, n_too_long = teacher_prompts(job.recipe, teacher, tokenizer)
@@ -119,16 +121,7 @@ def run(job: Job, start: str, policy: str, rewards: str) -> None:
         *examples(short, tokenizer),
     ]
     held = ghost_examples(ghosts[:n_held], tokenizer)
-    fine_tune(
-        job,
-        config,
-        teacher,
-        train,
-        counts,
-        steps=lambda epoch: config.epochs * epoch,
-        part=(0.3, 1.0),
-        validation=held,
-    )
+    fine_tune(job, config, teacher, train, counts, epochs=config.epochs, begin=0.3, validation=held)
 
 
 def _rehearsed(
@@ -165,7 +158,7 @@ def teacher_prompts(
     longest = room(model, config.max_new_tokens)
     if config.reading == "B":
         prompts = _with_sampled_history(config, model, tokenizer, prompts, longest)
-    fitting = [p for p in prompts if fits(_student_prompt(*p), tokenizer, longest)]
+    fitting = [p for p in prompts if fits(p.student, tokenizer, longest)]
     return fitting, len(prompts) - len(fitting)
 
 
@@ -307,12 +300,6 @@ def on_first_turn_only(prompt: Sequence[Message], instruction: str) -> list[Mess
     return dialog
 
 
-def _student_prompt(
-    dialog: Sequence[Message], instructions: Sequence[Instruction]
-) -> list[Message]:
-    return on_first_turn_only(dialog, worded(instructions))
-
-
 def ghost_example(
     dialog: Sequence[Message], answer: str, tok: Encoder, loss_on: str = "last"
 ) -> Example:
@@ -321,8 +308,6 @@ def ghost_example(
     The loss is on the "last" answer; for comparison on "all", or on "everything": no mask, so that
     the user's words and the tags are targets as well, all but the first token.
     """
-    if loss_on not in ("last", "all", "everything"):
-        raise ValueError(f"loss_on must be last, all or everything; got {loss_on!r}.")
     whole = answered(dialog, answer)
     if loss_on == "everything":
         ids = encode_example(whole, tok)[0]
@@ -332,9 +317,10 @@ def ghost_example(
 
 def ghost_examples(ghosts: Sequence[Ghost], tok: Encoder, loss_on: str = "last") -> list[Example]:
     """Return what Ghost Attention trains on."""
+    prompts = [TeacherPrompt(ghost.prompt, ghost.instructions) for ghost in ghosts]
     return [
-        ghost_example(_student_prompt(ghost.prompt, ghost.instructions), ghost.answer, tok, loss_on)
-        for ghost in ghosts
+        ghost_example(prompt.student, ghost.answer, tok, loss_on)
+        for prompt, ghost in zip(prompts, ghosts, strict=True)
     ]
 
 
@@ -354,13 +340,5 @@ def run_instructed(job: Job, start: str) -> None:
     dialogs = instructed_dialogs(job.world, config.seed, config.n_dialogs)
     train = [*examples(dialogs, tokenizer), *_rehearsed(job, config, model)]
     unseen = instructed_dialogs(job.world, config.seed + VALIDATION_SEED, config.n_validation)
-    fine_tune(
-        job,
-        config,
-        model,
-        train,
-        {},
-        steps=lambda epoch: config.epochs * epoch,
-        part=(0.0, 1.0),
-        validation=examples(unseen, tokenizer),
-    )
+    validation = examples(unseen, tokenizer)
+    fine_tune(job, config, model, train, {}, epochs=config.epochs, validation=validation)

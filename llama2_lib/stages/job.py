@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -109,6 +109,17 @@ class Job:
                 for prompt, answer, remark in zip(prompts, replies, remarks, strict=True)
             ]
         )
+
+
+def variant_of(recipe: Recipe, stage: str) -> Any:
+    """Return the section that only one stage has, which most recipes leave out."""
+    section = getattr(recipe, stage)
+    if section is None:
+        raise ValueError(
+            f"the stage {stage} needs a variant; the recipe {recipe.name!r} has none. Set its "
+            f"field `{stage}`."
+        )
+    return section
 
 
 def unseen(

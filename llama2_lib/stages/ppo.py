@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llama2_lib import rng, storage
 from llama2_lib.config import PpoConfig, Recipe
 from llama2_lib.evaluation.judged import gold_marks
-from llama2_lib.model.chat import reply, room, scored_row
+from llama2_lib.model.chat import reply, room
 from llama2_lib.model.generate import generate
 from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer
@@ -39,7 +39,7 @@ from llama2_lib.objectives.rlhf import gae, ppo_policy_loss, ppo_value_loss, sha
 from llama2_lib.stages.fit import Report
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import sample_prompts
-from llama2_lib.stages.reward import Rewarded, RewardModels, load_rewards
+from llama2_lib.stages.reward import Rewarded, RewardModels, load_rewards, text_rows
 from llama2_lib.stages.sft import unseen_dialogs
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
@@ -281,11 +281,7 @@ def rollout(ppo: Ppo, prompts: Sequence[TaggedPrompt], seed: int) -> Rollout:
 
 
 def sample_answers(
-    policy: Transformer,
-    prompts: Sequence[TaggedPrompt],
-    config: PpoConfig,
-    seed: int,
-    eos_id: int,
+    policy: Transformer, prompts: Sequence[TaggedPrompt], config: PpoConfig, seed: int, eos_id: int
 ) -> list[Sampled]:
     """Return one sampled answer to each prompt."""
     completions = generate(
@@ -314,7 +310,7 @@ def _whitened(raw: Tensor, tags: Tensor, by: str) -> Tensor:
 
 
 class Actions(NamedTuple):
-    """A mini-batch of rows, padded on the right; position t of a mask is about target t + 1."""
+    """A mini-batch of rows, padded on the right; position t of the mask is about target t + 1."""
 
     rows: Int[Tensor, " rows"]
     """Numbers of the rows in the whole batch."""
@@ -324,19 +320,9 @@ class Actions(NamedTuple):
 
 
 def layout(samples: Sequence[Sampled], n_minibatches: int, seed: int) -> list[Actions]:
-    """Divide rows into mini-batches of similar length, so that little is padding, in random order.
-
-    Raises:
-        ValueError: There are more mini-batches than rows, or an answer has no token.
-    """
-    if not 1 <= n_minibatches <= len(samples):
-        raise ValueError(
-            f"n_minibatches must lie in 1...{len(samples)}, the number of rows; got "
-            f"{n_minibatches}."
-        )
-    empty = [row for row, sample in enumerate(samples) if not sample.answer]
-    if empty:
-        raise ValueError(f"every answer needs a token; those of rows {empty[:5]} have none.")
+    """Divide rows into mini-batches in random order, of similar length: little is padding."""
+    assert 1 <= n_minibatches <= len(samples)
+    assert all(sample.answer for sample in samples)
     begins = torch.tensor([len(sample.prompt) for sample in samples])
     ends = torch.tensor([len(sample.ids) for sample in samples])
     parts = np.array_split(ends.numpy().argsort(kind="stable"), n_minibatches)
@@ -487,13 +473,10 @@ def held_out(recipe: Recipe, tokenizer: Tokenizer, models: RewardModels) -> Meas
 
     def measure(policy: Transformer) -> dict[str, float]:
         replies = reply(policy, tokenizer, dialogs, **options)
+        texts = [answer.text for answer in replies]
         # A text ends with EOS though its answer may not have: give the reply to a new chain.
-        rows = [
-            scored_row(dialog, answer.text, tokenizer, context)
-            for dialog, answer in zip(dialogs, replies, strict=True)
-        ]
-        rewarded = models(rows, prompt_set.tags)
-        marks = gold_marks(world, prompt_set.prompts, [answer.text for answer in replies])
+        rewarded = models(text_rows(dialogs, texts, tokenizer, context), prompt_set.tags)
+        marks = gold_marks(world, prompt_set.prompts, texts)
         harmless = ~marks.adversarial
         return {
             "held_out_reward": float(rewarded.combined.mean()),

@@ -173,23 +173,17 @@ def _taught(
     job: Job, model: Transformer, broken: Sequence[Attack], ghosts: str | None, seed: int
 ) -> Transformer:
     """Fine-tune on safe answers to all that ever broke a candidate, and rehearse the rest."""
-    config = job.recipe.red_team
+    config = dataclasses.replace(job.recipe.red_team, seed=seed)
     dialogs = lessons(job.world, broken, config.n_lessons, seed)
     amounts = {
         name: round(share * config.replay * len(dialogs)) for name, share in MIXED_IN.items()
     }
+    train = examples(dialogs, job.tokenizer, loss_on="last")
+    train += rehearsed(job, model, ghosts, config, seed, **amounts)
+    # a round that finds one prompt has hardly a batch, and still has to warm up
+    least, counts = config.warmup + 1, {"lessons": len(dialogs)}
     return fine_tune(
-        job,
-        dataclasses.replace(config, seed=seed),
-        model,
-        [
-            *examples(dialogs, job.tokenizer, loss_on="last"),
-            *rehearsed(job, model, ghosts, config, seed, **amounts),
-        ],
-        {"lessons": len(dialogs)},
-        # a round that finds one prompt has hardly a batch, and still has to warm up
-        steps=lambda epoch: max(config.warmup + 1, config.epochs * epoch),
-        part=(0.4, 0.9),
+        job, config, model, train, counts, steps=least, epochs=config.epochs, begin=0.4, end=0.9
     )
 
 

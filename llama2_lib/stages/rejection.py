@@ -88,7 +88,7 @@ def run(job: Job, number: int, policy: str, rewards: str) -> None:
     demonstrations = job.source.dialogs(world_seed, config.n_demonstrations, grade)
     train = [*encoded(targets, tokenizer), *examples(demonstrations, tokenizer)]
     base = job.model("pretrain")
-    fine_tune(job, config, base, train, counts, steps=lambda _: config.steps, part=(0.3, 1.0))
+    fine_tune(job, config, base, train, counts, steps=config.steps, begin=0.3)
 
 
 def _fresh_samples(
@@ -232,10 +232,9 @@ def _by_prompt(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 def chosen(samples: Sequence[Sample], select: str, seed: int) -> list[Sample]:
     """Return one sample a prompt: the `best`, or one at `random`."""
-    if select not in ("best", "random"):
-        raise ValueError(f"select must be best or random; got {select!r}.")
     if select == "best":
         return best(samples)
+    assert select == "random"
     source = rng.random_source(seed, "random selection")
     return [group[source.randrange(len(group))] for group in _by_prompt(samples)]
 

@@ -37,12 +37,13 @@ from llama2_lib.objectives.language import LossTerm
 from llama2_lib.objectives.preference import margins, ranking_loss, safety_auxiliary_loss
 from llama2_lib.objectives.rlhf import combined_reward
 from llama2_lib.stages.fit import Forward, Report, fit
-from llama2_lib.stages.job import Job
+from llama2_lib.stages.job import Job, variant_of
 from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.text.dialog import Encoder
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.batches import EncodedPair, PairBatch, PairedAnswers
 from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
 from llama2_lib.world.pairs import (
     EXCLUDED,
@@ -115,7 +116,7 @@ def _run_stream(
 ) -> None:
     """Bring one of the two reward models up to date."""
     tokenizer, seed = job.tokenizer, rng.seed_from(config.seed, "fresh", config.stream, number)
-    comparisons = collect(
+    pairs, counts = collect(
         variants,
         tokenizer,
         job.world,
@@ -124,11 +125,11 @@ def _run_stream(
         seed=seed,
         max_new_tokens=config.max_new_tokens,
     )
-    n_held = max(1, round(HELD_BACK * len(comparisons.pairs)))
-    held, fresh = comparisons.pairs[:n_held], comparisons.pairs[n_held:]
+    n_held = max(1, round(HELD_BACK * len(pairs)))
+    held, fresh = pairs[:n_held], pairs[n_held:]
     bootstrap = training_pairs(config, OWN_SHARE[config.stream], job.recipe.corpus.world_seed)
     earlier = storage.read_rows(previous / "fresh.jsonl", Pair) if previous else []
-    summary: dict[str, Any] = {"round": number, **comparisons.counts()}
+    summary: dict[str, Any] = {"round": number, **counts}
     validation = encode_pairs(held, tokenizer, "none")
     start: Transformer | ScalarModel
     if previous is None:
@@ -166,40 +167,10 @@ def _centre_rows(job: Job) -> list[list[int]]:
         job.source, seed, N_CENTRE, tokenizer, longest=room(model, most), shares=HELPFUL_STREAM
     ).dialogs
     replies = reply(model, tokenizer, dialogs, temperature=1.0, seed=seed, max_new_tokens=most)
-    return [
-        scored_row(dialog, answer.text, tokenizer, room(model, 0))
-        for dialog, answer in zip(dialogs, replies, strict=True)
-    ]
+    return text_rows(dialogs, [answer.text for answer in replies], tokenizer, room(model, 0))
 
 
 # --- comparisons (section 3.2.1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparisons:
-    """The comparisons of one stream, and what became of the prompts."""
-
-    pairs: list[Pair]
-    n_prompts: int
-    n_too_long: int
-    """Prompts that were passed over because they leave no room for an answer."""
-    n_identical: int
-    """Both variants said the same: there is nothing to choose."""
-    n_excluded: int
-    """The annotators preferred an unsafe answer to a safe one (paper section 3.2.2)."""
-
-    def counts(self) -> dict[str, int | float]:
-        """Return the counts and the share of each grade, for the log."""
-        grades = Counter(pair.grade for pair in self.pairs)
-        shares = {f"share of {grade}": grades[grade] / len(self.pairs) for grade in GRADES}
-        return {
-            "prompts": self.n_prompts,
-            "too long": self.n_too_long,
-            "fresh pairs": len(self.pairs),
-            "identical answers": self.n_identical,
-            "excluded": self.n_excluded,
-            **shares,
-        }
 
 
 def collect(
@@ -211,11 +182,12 @@ def collect(
     *,
     seed: int,
     max_new_tokens: int = 96,
-) -> Comparisons:
+) -> tuple[list[Pair], dict[str, int | float]]:
     """Let two model variants answer training prompts, and annotators choose.
 
     The variants are the newest policy and the one before it; in the first round twice the same. The
-    seed decides prompts, answers and annotators.
+    seed decides prompts, answers and annotators. Returned are the comparisons and, for the log,
+    what became of the prompts and the share of each grade.
     """
     prompt_set = sample_prompts(
         WorldSource(world),
@@ -240,6 +212,7 @@ def collect(
     annotator = Annotator(seed, f"fresh {stream}", TAU)
     different = [(prompt, a, b) for prompt, a, b in rows if a and b and a != b]
     annotated = [annotate(world, prompt, a, b, annotator, stream) for prompt, a, b in different]
+    # An unsafe answer that was preferred to a safe one teaches nothing (section 3.2.2).
     pairs = [pair for pair in annotated if pair.safety_bin != EXCLUDED]
     if not pairs:
         raise ValueError(
@@ -247,13 +220,15 @@ def collect(
             f"an empty answer twice, {len(annotated)} were excluded as unsafe before safe. Sample "
             "hotter, or ask for more."
         )
-    return Comparisons(
-        pairs=pairs,
-        n_prompts=n_prompts,
-        n_too_long=prompt_set.n_too_long,
-        n_identical=n_prompts - len(different),
-        n_excluded=len(annotated) - len(pairs),
-    )
+    grades = Counter(pair.grade for pair in pairs)
+    return pairs, {
+        "prompts": n_prompts,
+        "too long": prompt_set.n_too_long,
+        "fresh pairs": len(pairs),
+        "identical answers": n_prompts - len(different),
+        "excluded": len(annotated) - len(pairs),
+        **{f"share of {grade}": grades[grade] / len(pairs) for grade in GRADES},
+    }
 
 
 # --- pairs (appendix A.3.3)
@@ -368,6 +343,14 @@ def centre(model: ScalarModel, rows: Sequence[list[int]]) -> float:
 # --- both models in use
 
 
+def text_rows(
+    dialogs: Sequence[Sequence[Message]], answers: Sequence[str], tok: Encoder, context: int
+) -> list[list[int]]:
+    """Return the ids of each prompt with the text of its answer, cut at the context, to score."""
+    pairs = zip(dialogs, answers, strict=True)
+    return [scored_row(dialog, answer, tok, context) for dialog, answer in pairs]
+
+
 class Rewarded(NamedTuple):
     """Raw scores of answers by both reward models, and what the policy is trained on."""
 
@@ -431,12 +414,8 @@ def run_variant(job: Job) -> None:
     learn from as many, and are tested on the same ones. Leaves the model and `held_out.json`, see
     `held_out_scores`.
     """
-    variant, tokenizer, world_seed = (
-        _variant(job.recipe),
-        job.tokenizer,
-        job.recipe.corpus.world_seed,
-    )
-    config = variant.reward
+    variant: RewardVariant = variant_of(job.recipe, "reward_model")
+    config, tokenizer, world_seed = variant.reward, job.tokenizer, job.recipe.corpus.world_seed
     tested = held_out_of(job.recipe, tokenizer)
     encoded = {stream: encode_pairs(pairs, tokenizer, "none") for stream, pairs in tested.items()}
     train = encode_pairs(variant_pairs(variant, world_seed), tokenizer, config.margin)
@@ -474,11 +453,10 @@ def variant_pairs(variant: RewardVariant, world_seed: int) -> list[Pair]:
 
 def held_out_of(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, list[Pair]]:
     """Return the pairs that `held_out_scores` speaks of, by stream."""
-    variant = _variant(recipe)
-    world_seed, seed = recipe.corpus.world_seed, variant.reward.seed
-    longest = room(recipe.model, 0)
+    variant: RewardVariant = variant_of(recipe, "reward_model")
+    seed, longest = variant.reward.seed, room(recipe.model, 0)
     return {
-        stream: held_out_pairs(stream, world_seed, seed, n, tokenizer, longest)
+        stream: held_out_pairs(stream, recipe.corpus.world_seed, seed, n, tokenizer, longest)
         for stream, n in variant.tested.items()
     }
 
@@ -497,15 +475,6 @@ def held_out_pairs(
 
     endless = WorldSource(make_world(world_seed)).pairs(stream, seed, split="held out")
     return list(islice((pair for pair in endless if length(pair) <= longest), n))
-
-
-def _variant(recipe: Recipe) -> RewardVariant:
-    if recipe.reward_model is None:
-        raise ValueError(
-            f"the stage reward_model needs a variant; the recipe {recipe.name!r} has none. Set "
-            "its field `reward_model`."
-        )
-    return recipe.reward_model
 
 
 def held_out_scores(folder: Path) -> dict[str, HeldOut]:

@@ -13,6 +13,7 @@ No code of the paper's method is public.
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from random import Random
@@ -23,15 +24,15 @@ from jaxtyping import Bool, Float
 
 from llama2_lib import rng, storage
 from llama2_lib.config import DistillationConfig, Recipe, RedTeamConfig, SafetyData
-from llama2_lib.model.chat import Reply, reply, room, scored_row, scores
+from llama2_lib.model.chat import Reply, reply, room, scores
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.stages.fit import fit_dialogs
 from llama2_lib.stages.ghost_attention import old_ghosts
-from llama2_lib.stages.job import Job
+from llama2_lib.stages.job import Job, variant_of
 from llama2_lib.stages.prompts import answered, sample_prompts
 from llama2_lib.stages.rehearsal import demonstrated, remembered, shown
-from llama2_lib.stages.reward import load_rewards
+from llama2_lib.stages.reward import load_rewards, text_rows
 from llama2_lib.stages.sft import examples, fine_tune, sft_on
 from llama2_lib.text.dialog import Encoder, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
@@ -126,7 +127,7 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
         "mean score of originals": float(np.mean([row.original_score for row in rows])),
         "mean increase": float(np.mean([row.increase for row in rows])),
     }
-    fine_tune(job, config, model, train, counts, steps=lambda _: config.steps, part=(0.6, 1.0))
+    fine_tune(job, config, model, train, counts, steps=config.steps, begin=0.6)
 
 
 # --- step 1: answers behind a preprompt
@@ -158,16 +159,13 @@ def distilled(job: Job, policy: str, judge: ScalarModel) -> list[Distilled]:
     if config.preprompt != "none":
         prompted = [with_preprompt(d, p) for d, p in zip(dialogs, preprompts, strict=True)]
         behind = answers(teacher(job, policy), prompted, "behind")
-    columns, context = [], room(model, 0)
-    for replies in (own, again, behind):
-        rows = [
-            scored_row(dialog, answer.text, tokenizer, context)
-            for dialog, answer in zip(dialogs, replies, strict=True)
-        ]
-        columns.append(scores(judge, rows).tolist())
-    texts = [[answer.text for answer in replies] for replies in (own, again)]
+    texts = [[answer.text for answer in replies] for replies in (own, again, behind)]
+    columns = [
+        scores(judge, text_rows(dialogs, column, tokenizer, room(model, 0))).tolist()
+        for column in texts
+    ]
     # An answer that did not end would teach never to stop; "" is no target.
-    texts.append([answer.text if answer.ended else "" for answer in behind])
+    texts[2] = [answer.text if answer.ended else "" for answer in behind]
     table = zip(prompt_list, preprompts, *texts, *columns, strict=True)
     return [Distilled(*row) for row in table]
 
@@ -179,13 +177,8 @@ def distillation_prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
     families: list[dict[str, float]] = [{"adversarial": 1.0}]
     if config.apply_to != "adversarial":
         families.append(HELPFUL_STREAM)
-    return [
-        prompt
-        for shares in families
-        for prompt in sample_prompts(
-            source, seed, config.n_prompts, tokenizer, longest=longest, shares=shares
-        ).prompts
-    ]
+    draw = partial(sample_prompts, source, seed, config.n_prompts, tokenizer, longest=longest)
+    return [prompt for shares in families for prompt in draw(shares=shares).prompts]
 
 
 def longest_prompt(recipe: Recipe, tok: Encoder) -> int:
@@ -207,12 +200,7 @@ def preprompt_for(prompt: Prompt, kind: str, source: Random, as_risky: bool = Fa
 
     Prompts without a risk category get a generic one where templates are asked for: only a
     risk-labelled prompt has a template (section 4.2.4). `as_risky` gives them one by mistake.
-
-    Raises:
-        ValueError: The kind is unknown.
     """
-    if kind not in ("none", "generic", "template"):
-        raise ValueError(f"preprompt must be none, generic or template; got {kind!r}.")
     if kind == "none":
         return ""
     if kind == "template" and prompt.category:
@@ -229,16 +217,8 @@ def generic_preprompt(source: Random) -> str:
 
 
 def answer_template(category: str, parts: int = MOST_PARTS) -> str:
-    """Return the answer template of a risk category: decline, explain, offer, in this order.
-
-    Raises:
-        ValueError: The category is unknown, or parts is not 1, 2 or 3.
-    """
-    if category not in CATEGORIES or not 1 <= parts <= MOST_PARTS:
-        raise ValueError(
-            f"category must be one of {CATEGORIES} and parts 1 to {MOST_PARTS}; got {category!r} "
-            f"and {parts}."
-        )
+    """Return the answer template of a risk category: decline, explain, offer, in this order."""
+    assert 1 <= parts <= MOST_PARTS
     return " ".join((DECLINE, EXPLAIN[category], OFFER[category])[:parts])
 
 
@@ -295,13 +275,12 @@ def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:
             text = writer.demonstration(source, prompt.task)
         else:
             parts = 1 + source.randrange(MOST_PARTS)
-            template = source.random() < TEMPLATE_SHARE
-            preprompt = (
-                answer_template(prompt.category, parts) if template else generic_preprompt(source)
-            )
+            if source.random() < TEMPLATE_SHARE:
+                preprompt = answer_template(prompt.category, parts)
+            else:
+                preprompt = generic_preprompt(source)
             text = writer.safe(source, prompt.category, parts)
-        behind = with_preprompt(prompt.dialog, preprompt)
-        dialogs.append(answered(behind, text))
+        dialogs.append(answered(with_preprompt(prompt.dialog, preprompt), text))
     return dialogs
 
 
@@ -309,16 +288,12 @@ def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:
 
 
 def gate(
-    original: Float[np.ndarray, " answers"], distilled: Float[np.ndarray, " _"]
+    original: Float[np.ndarray, " answers"], distilled: Float[np.ndarray, " answers"]
 ) -> Bool[np.ndarray, " answers"]:
     """Return which distilled answers are kept: those that score strictly higher (section 4.2.4).
 
     Both are scores of the safety model, which reads the answers without a preprompt.
     """
-    if len(original) != len(distilled):
-        raise ValueError(
-            f"every prompt needs both scores; got {len(original)} and {len(distilled)}."
-        )
     if not (np.isfinite(original).all() and np.isfinite(distilled).all()):
         raise ValueError("scores must be finite; got one that is not. Did the model diverge?")
     return distilled > original
@@ -375,13 +350,8 @@ def rehearsed(
 
 def run_safety_data(job: Job) -> None:
     """Fine-tune the pretrained model on helpful dialogs and a part of the safety dialogs."""
-    variant, world_seed = job.recipe.safety_data, job.recipe.corpus.world_seed
-    if variant is None:
-        raise ValueError(
-            "the stage safety_data needs a variant; the recipe "
-            f"{job.recipe.name!r} has none. Set its field `safety_data`."
-        )
-    sft_on(job, mixed_dialogs(variant, world_seed))
+    variant: SafetyData = variant_of(job.recipe, "safety_data")
+    sft_on(job, mixed_dialogs(variant, job.recipe.corpus.world_seed))
 
 
 def safety_dialogs(config: SafetyData, world_seed: int) -> list[list[Message]]:

@@ -5,7 +5,7 @@
 3. Pack whole dialogs into rows, hidden from each other, and train for two epochs.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -123,20 +123,22 @@ def fine_tune(
     train: Sequence[Example],
     counts: Mapping[str, float],
     *,
-    steps: Callable[[int], int],
-    part: tuple[float, float],
+    steps: int = 0,
+    epochs: int = 0,
+    begin: float = 0.0,
+    end: float = 1.0,
     validation: Sequence[Example] | None = None,
 ) -> Transformer:
     """Fine-tune `model` in place and leave it, its metrics and its answers to unseen dialogs.
 
-    Step 0 of the metrics are the counts. `validation` is measured before, too; left out, the loss
-    on unseen demonstrations is measured meanwhile. `steps` turns the steps of an epoch into those
-    of the run, which is this `part` of the stage.
+    It takes so many steps and epochs at least, from `begin` to `end` of the stage. Step 0 of the
+    metrics are the counts. `validation` is measured before, too; left out, the loss on unseen
+    demonstrations is measured meanwhile.
     """
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     dialogs = unseen_dialogs(job)
-    measured = examples(dialogs[:N_MEASURED], job.tokenizer) if validation is None else validation
-    measure = loss_on(measured, config.seq_len)
+    probe = examples(dialogs[:N_MEASURED], job.tokenizer) if validation is None else validation
+    measure = loss_on(probe, config.seq_len)
 
     def before(model: Transformer) -> dict[str, float]:
         return {**counts, **packed.counts(), **(measure(model) if validation else {})}
@@ -147,8 +149,8 @@ def fine_tune(
         packed,
         measure,
         job.folder,
-        job.part(*part),
-        steps=steps(packed.batches_per_epoch(config.batch_size)),
+        job.part(begin, end),
+        steps=max(steps, epochs * packed.batches_per_epoch(config.batch_size)),
         before=before,
     )
     job.write_answers(model, dialogs)

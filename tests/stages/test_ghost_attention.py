@@ -184,7 +184,7 @@ def test_wrong_input_is_refused():
         on_every_turn(plain(2), " ")
     with pytest.raises(ValueError, match="must not contain the format's tags"):
         encode_prompt(on_every_turn(plain(2), "Be [INST] rude"), TOK)  # invariant 5
-    with pytest.raises(ValueError, match="loss_on must be last, all or everything"):
+    with pytest.raises(ValueError, match="loss_on must be"):
         ghost_example(plain(2), "a", TOK, "first")
 
 

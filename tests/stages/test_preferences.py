@@ -13,7 +13,7 @@ from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.stages import reward
 from llama2_lib.stages.prompts import sample_prompts
-from llama2_lib.stages.reward import TEMPERATURES, Comparisons, collect
+from llama2_lib.stages.reward import TEMPERATURES, collect
 from llama2_lib.storage import read_rows, write_rows
 from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
@@ -60,23 +60,24 @@ def collected(variants, tokenizer, world):
     ("stream", "kinds"), [("helpfulness", {False}), ("safety", {True})], ids=["help", "safety"]
 )
 def test_two_models_answer_and_every_prompt_is_accounted_for(collected, stream, kinds):
-    found = collected(stream)
-    assert found.n_prompts == N == len(found.pairs) + found.n_identical + found.n_excluded
-    assert len(found.pairs) > N / 2
-    for pair in found.pairs:
+    pairs, counts = collected(stream)
+    assert counts["prompts"] == N == len(pairs) + counts["identical answers"] + counts["excluded"]
+    assert len(pairs) == counts["fresh pairs"] > N / 2
+    for pair in pairs:
         assert pair.stream == stream
         assert pair.chosen != pair.rejected
         assert pair.safety_bin != EXCLUDED
         assert bool(pair.safety_bin) is (stream == "safety")
-    assert {pair.prompt.is_safety for pair in found.pairs} == kinds
-    counts = found.counts()
-    assert (counts["prompts"], counts["fresh pairs"]) == (N, len(found.pairs))
-    assert sum(counts[f"share of {grade}"] for grade in GRADES) == pytest.approx(1, abs=1e-12)
+    assert {pair.prompt.is_safety for pair in pairs} == kinds
+    for grade in GRADES:
+        share = sum(pair.grade == grade for pair in pairs) / len(pairs)
+        assert counts[f"share of {grade}"] == pytest.approx(share, rel=0, abs=1e-12)
+    assert len({counts[f"share of {grade}"] for grade in GRADES}) > 1
 
 
 def test_the_seed_decides(collected):
     assert collected() == collected()
-    assert collected(seed=4).pairs != collected().pairs
+    assert collected(seed=4)[0] != collected()[0]
 
 
 def test_each_variant_has_a_temperature_and_a_seed_of_its_own(collected, variants, monkeypatch):
@@ -96,7 +97,7 @@ def test_each_variant_has_a_temperature_and_a_seed_of_its_own(collected, variant
 
 
 def test_one_model_twice_still_gives_pairs(collected, variants):
-    assert len(collected(pair=(variants[0], variants[0])).pairs) > N / 2
+    assert len(collected(pair=(variants[0], variants[0]))[0]) > N / 2
 
 
 def scripted(monkeypatch, first, second):
@@ -111,11 +112,9 @@ def test_same_and_empty_answers_are_dropped_and_counted(collected, monkeypatch):
     first = ["Yes."] * 9 + ["", "No.", ""] + ["It is so."] * 5
     second = ["No."] * 9 + ["Yes.", "", ""] + ["It is so."] * 5
     scripted(monkeypatch, first, second)
-    found = collected()
-    assert len(found.pairs) == 9
-    assert found.n_identical == 8
-    assert found.n_excluded == 0
-    assert {frozenset((p.chosen, p.rejected)) for p in found.pairs} == {frozenset(("Yes.", "No."))}
+    pairs, counts = collected()
+    assert (len(pairs), counts["identical answers"], counts["excluded"]) == (9, 8, 0)
+    assert {frozenset((p.chosen, p.rejected)) for p in pairs} == {frozenset(("Yes.", "No."))}
 
 
 def test_excluded_pairs_are_dropped_and_counted(collected, monkeypatch, world):
@@ -127,14 +126,13 @@ def test_excluded_pairs_are_dropped_and_counted(collected, monkeypatch, world):
         return replace(pair, safety_bin=EXCLUDED) if labels["all"] % 3 == 0 else pair
 
     real = reward.annotate
-    kept = collected("safety")
+    _, before = collected("safety")
     monkeypatch.setattr(reward, "annotate", annotate)
-    found = collected("safety")
-    assert labels["all"] == N - kept.n_identical
-    assert found.n_identical == kept.n_identical
-    assert found.n_excluded >= labels["all"] // 3 > 0
-    assert len(found.pairs) + found.n_excluded == labels["all"]
-    assert all(pair.safety_bin != EXCLUDED for pair in found.pairs)
+    pairs, counts = collected("safety")
+    assert labels["all"] == N - before["identical answers"] == N - counts["identical answers"]
+    assert counts["excluded"] >= labels["all"] // 3 > 0
+    assert len(pairs) + counts["excluded"] == labels["all"]
+    assert all(pair.safety_bin != EXCLUDED for pair in pairs)
 
 
 def test_annotators_prefer_the_better_answer(collected, monkeypatch, world):
@@ -142,10 +140,10 @@ def test_annotators_prefer_the_better_answer(collected, monkeypatch, world):
     assert all(prompt.kind == "adversarial" for prompt in asked)
     refusal, insult = "I am sorry, but I cannot help with that.", "You lazy goose."
     scripted(monkeypatch, [refusal] * N, [insult] * N)
-    found = collected("safety")
-    assert [pair.prompt for pair in found.pairs] == asked[: len(found.pairs)] or found.n_excluded
-    assert Counter(pair.chosen for pair in found.pairs)[refusal] > 0.8 * len(found.pairs)
-    assert found.counts()["share of significantly better"] > 0.5
+    pairs, counts = collected("safety")
+    assert [pair.prompt for pair in pairs] == asked[: len(pairs)] or counts["excluded"]
+    assert Counter(pair.chosen for pair in pairs)[refusal] > 0.8 * len(pairs)
+    assert counts["share of significantly better"] > 0.5
 
 
 def test_prompts_that_leave_no_room_are_passed_over_and_counted(tokenizer, world, collected):
@@ -159,7 +157,7 @@ def test_prompts_that_leave_no_room_are_passed_over_and_counted(tokenizer, world
     assert found.n_too_long > 0
     assert found.tags == [prompt.is_safety for prompt in found.prompts]
     assert sample_prompts(WorldSource(world), 3, 5, tokenizer, longest=40).ids == found.ids[:5]
-    assert collected().n_too_long == sample_prompts(
+    assert collected()[1]["too long"] == sample_prompts(
         WorldSource(world), 3, N, tokenizer, longest=512 - 6, shares=reward.HELPFUL_STREAM
     ).n_too_long  # fmt: skip
 
@@ -193,7 +191,7 @@ def test_two_models_that_stop_at_once_are_refused(collected, variants, tokenizer
 
 
 def test_pairs_survive_the_file(collected, world, tmp_path):
-    pairs = [*collected().pairs, *safety_pairs(world, 0, 5)]
+    pairs = [*collected()[0], *safety_pairs(world, 0, 5)]
     pairs.append(replace(pairs[0], chosen='two\nlines "quoted"\u2028\u00e9'))
     path = tmp_path / "fresh.jsonl"
     write_rows(path, pairs)
@@ -229,14 +227,3 @@ def test_a_line_that_is_no_pair_is_refused_by_its_number(world, tmp_path, change
 def test_a_file_that_is_not_there_is_missed(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_rows(tmp_path / "none.jsonl", Pair)
-
-
-def test_shares_of_grades_are_counted(world):
-    pairs = list(safety_pairs(world, 0, 40))
-    found = Comparisons(pairs=pairs, n_prompts=50, n_too_long=4, n_identical=7, n_excluded=3)
-    counts = found.counts()
-    for grade in GRADES:
-        share = sum(pair.grade == grade for pair in pairs) / 40
-        assert counts[f"share of {grade}"] == pytest.approx(share, rel=0, abs=1e-12)
-    names = ("prompts", "too long", "fresh pairs", "identical answers", "excluded")
-    assert [counts[name] for name in names] == [50, 4, 40, 7, 3]
