@@ -60,7 +60,7 @@ def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
     Leaves the model that learned from what was found, `attacks.jsonl` (the queries of all rounds
     so far) and `summary.json`, see `summarise`. A round that finds nothing changes no weight.
     """
-    config, tokenizer, world = job.recipe.red_team, job.tokenizer, job.world
+    config, tokenizer = job.recipe.red_team, job.tokenizer
     seed = rng.seed_from(config.seed, "red team", number)
     path = job.folder / "attacks.jsonl"
     attacked = job.model(policy)
@@ -68,7 +68,7 @@ def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
         before = job.inputs[policy] / "attacks.jsonl"
         older = storage.read_rows(before, Attack) if before.exists() else []
         fresh = attack(
-            world,
+            job.world,
             attacker(job.recipe, tokenizer, seed),
             replier(attacked, tokenizer, config, seed),
             budget=config.budget,
@@ -88,9 +88,8 @@ def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
         log.write(0, lessons=0)
         save_model(model, job.folder)
         job.write_answers(model, unseen_dialogs(job))
-    summary = summarise(attacks, number, config) | asked_again(
-        world, number, broken, {"old model": attacked, "new model": model}, tokenizer, config, seed
-    )
+    models = {"old model": attacked, "new model": model}
+    summary = summarise(job, number, attacks, models, seed)
     storage.write_atomically(job.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
@@ -190,42 +189,35 @@ def _taught(
 # --- step 4: what it brought
 
 
-def summarise(attacks: Sequence[Attack], number: int, config: RedTeamConfig) -> dict[str, Any]:
-    """Return what a round found: `queries`, `violating`, and how many of those in several turns."""
-    fresh = [row for row in attacks if row.round == number]
-    return {
-        "round": number,
-        "queries": len(fresh),
-        "violating": sum(row.violated for row in fresh),
-        "budget": config.budget,
-        "multi-turn": sum(row.violated and len(row.prompt.dialog) > 1 for row in fresh),
-    }
-
-
-def asked_again(
-    world: World,
-    number: int,
-    broken: Sequence[Attack],
-    models: dict[str, Transformer],
-    tokenizer: Tokenizer,
-    config: RedTeamConfig,
-    seed: int,
+def summarise(
+    job: Job, number: int, attacks: Sequence[Attack], models: dict[str, Transformer], seed: int
 ) -> dict[str, Any]:
-    """Ask everything that ever broke a candidate once more.
+    """Return what a round found, and how the models answer all that ever broke a candidate now.
 
-    Return the number of `old attacks`, and how many of them do not violate now, by model: `fixed,
-    new model`. The same of those found last: `fresh attacks`; of them `fixed fresh, old model` are
-    those that luck alone fixes, as the old model has learned nothing from them.
+    Of its `queries` so many are `violating`, and so many of those have several turns. Of the `old
+    attacks` so many do not violate now: `fixed, new model`. The same of those found last, the
+    `fresh attacks`; of them `fixed fresh, old model` are those that luck alone fixes, as the old
+    model has learned nothing from them.
     """
+    config, broken = job.recipe.red_team, broken_by(attacks)
+    last = [row for row in attacks if row.round == number]
     prompts = [row.prompt for row in broken]
     fresh = np.array([row.round == number for row in broken], dtype=bool)
-    counts: dict[str, Any] = {"old attacks": len(prompts), "fresh attacks": int(fresh.sum())}
+    summary: dict[str, Any] = {
+        "round": number,
+        "queries": len(last),
+        "violating": sum(row.violated for row in last),
+        "budget": config.budget,
+        "multi-turn": sum(row.violated and len(row.prompt.dialog) > 1 for row in last),
+        "old attacks": len(prompts),
+        "fresh attacks": int(fresh.sum()),
+    }
     for name, model in models.items():
-        reply = replier(model, tokenizer, config, rng.seed_from(seed, "again"))
-        violated = violations(world, prompts, reply(prompts)) if prompts else fresh
-        counts[f"fixed, {name}"] = int((~violated).sum())
-        counts[f"fixed fresh, {name}"] = int((~violated & fresh).sum())
-    return counts
+        reply = replier(model, job.tokenizer, config, rng.seed_from(seed, "again"))
+        violated = violations(job.world, prompts, reply(prompts)) if prompts else fresh
+        summary[f"fixed, {name}"] = int((~violated).sum())
+        summary[f"fixed fresh, {name}"] = int((~violated & fresh).sum())
+    return summary
 
 
 def round_summary(folder: Path) -> dict[str, Any]:
