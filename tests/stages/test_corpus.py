@@ -122,12 +122,6 @@ def test_ids_are_stored_in_as_many_bits_as_the_vocabulary_needs(tmp_path, n_word
     assert split.document(3) == [1, n_words - 1, 5, n_words - 1 - length, 2]
 
 
-@pytest.mark.parametrize("name", ["n_documents", "n_validation"])
-def test_settings_below_one_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
-        replace(CONFIG, **{name: 0})
-
-
 def write_texts(folder, n=12):
     """Three text files and the rest in one .jsonl, which comes after a.txt and before c.txt."""
     folder.mkdir(exist_ok=True)

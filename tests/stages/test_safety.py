@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama2_lib.config import DistillationConfig, RedTeamConfig, SafetyData
+from llama2_lib.config import SafetyData
 from llama2_lib.stages.red_team import (
     Attack,
     attack,
@@ -162,37 +162,6 @@ def test_safety_data_nests_and_helpful_data_stays():
     assert all(judge.is_refusal(dialog[-1]["content"]) for dialog in whole)
     plain = demonstrations(make_world(0), 2, 30, "mixed", {"helpful": 1.0})
     assert mixed[0] == list(plain)
-
-
-@pytest.mark.parametrize(
-    ("make", "changes", "words"),
-    [
-        (SafetyData, {"fraction": 1.1}, "fraction"),
-        (SafetyData, {"fraction": 0.001}, "is none"),
-        (SafetyData, {"n_helpful": 0}, "n_helpful"),
-        (SafetyData, {"helpful_grade": "fine"}, "helpful_grade"),
-        (DistillationConfig, {"preprompt": "kind"}, "preprompt"),
-        (DistillationConfig, {"apply_to": "none"}, "apply_to"),
-        (DistillationConfig, {"temperature": 0}, "temperature"),
-        (DistillationConfig, {"n_replay": -1}, "n_replay"),
-        (DistillationConfig, {"n_prompts": 0}, "n_prompts"),
-        (DistillationConfig, {"steps": 2}, "warm"),
-        (DistillationConfig, {"heed_lr": -1.0}, "peak"),
-        (RedTeamConfig, {"budget": 0}, "budget"),
-        (RedTeamConfig, {"replay": -0.5}, "replay"),
-        (RedTeamConfig, {"temperature": -1}, "temperature"),
-        (RedTeamConfig, {"min_lr_ratio": 2.0}, "min_lr_ratio"),
-    ],
-)
-def test_bad_settings_are_refused(make, changes, words):
-    good = {
-        SafetyData: {"fraction": 0.5, "n_helpful": 10, "n_safety": 20},
-        DistillationConfig: {"n_prompts": 10},
-        RedTeamConfig: {},
-    }[make]
-    assert make(**good)
-    with pytest.raises(ValueError, match=words):
-        make(**good | changes)
 
 
 def giving_way(world):
