@@ -162,11 +162,7 @@ def fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
 
 @cache  # rounds share most of their inputs: one walk for each path would be thousands
 def needed(stage: str) -> tuple[str, ...]:
-    """Return `stage` and all that it needs, each stage after its inputs.
-
-    Raises:
-        ValueError: There is no such stage.
-    """
+    """Return `stage` and all that it needs, each stage after its inputs."""
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
     order = [name for other in STAGES[stage].inputs for name in needed(other)]

@@ -68,11 +68,7 @@ def training_documents(config: CorpusConfig) -> Iterator[Document]:
 
 
 def validation_documents(config: CorpusConfig, seen: set[str]) -> list[Document]:
-    """Return documents of the same kinds, none of which is in `seen`, and none twice.
-
-    Raises:
-        ValueError: The world has too few.
-    """
+    """Return documents of the same kinds, none of which is in `seen`, and none twice."""
     if config.data is not None:
         fresh = {d.text: d for d in _folder(config.data)[0] if d.text not in seen}
         return list(fresh.values())

@@ -163,11 +163,7 @@ def teacher_prompts(
 
 
 def on_every_turn(dialog: Sequence[Message], instruction: str) -> list[Message]:
-    """Concatenate the instruction to every message of the user.
-
-    Raises:
-        ValueError: The instruction is empty.
-    """
+    """Concatenate the instruction to every message of the user."""
     if not instruction.strip():
         raise ValueError(f"an instruction must hold text; got {instruction!r}.")
     return [
@@ -244,9 +240,6 @@ def last_turns(prompt: Sequence[Message], tok: Encoder, longest: int) -> list[Me
     """Return a prompt without as many of its first turns as must go for it to fit.
 
     The teacher misses nothing: the instruction stands before every message.
-
-    Raises:
-        ValueError: Not even its last message fits.
     """
     for first in range(0, len(prompt), 2):
         rest = list(prompt[first:])
@@ -278,11 +271,7 @@ def best_samples(
 
 
 def on_first_turn_only(prompt: Sequence[Message], instruction: str) -> list[Message]:
-    """Drop the instruction from all messages of the user but the first.
-
-    Raises:
-        ValueError: A message of the user does not begin with it.
-    """
+    """Drop the instruction from all messages of the user but the first."""
     dialog: list[Message] = []
     first = True
     for index, message in enumerate(prompt):

@@ -133,9 +133,6 @@ def unseen(
     """Return the first n texts of a stream of `tries` that are spelled unlike all in `seen`.
 
     None comes twice. Short texts repeat, so there must be more of them than are asked for.
-
-    Raises:
-        ValueError: There are fewer; `kind` says of what.
     """
     fresh: dict[str, Text] = {}
     for text in stream:

@@ -247,20 +247,23 @@ def rollout(ppo: Ppo, prompts: Sequence[TaggedPrompt], seed: int) -> Rollout:
     is taken off. Advantages are whitened over all tokens of the batch.
     """
     config, device = ppo.config, ppo.device
+    # 1. sample
     samples = sample_answers(ppo.model.policy, prompts, config, seed, ppo.eos_id)
     tags, finished = [tag for _, tag in prompts], [sample.finished for sample in samples]
+    # 2. score, whiten, punish missing ends
     rewarded = ppo.rewards([sample.ids for sample in samples], tags)
     raw = torch.from_numpy(rewarded.combined).to(device, torch.float32)
     score = _whitened(raw, torch.tensor(tags, device=device), config.whiten_by)
     score = score.masked_fill(~torch.tensor(finished, device=device), config.missing_eos_score)
+    # 3 and 4. shape, GAE; whiten the advantages of all mini-batches together
     parts = layout(samples, config.batch_size // config.minibatch_size, seed)
-    minibatches, divergences = zip(*(_credited(ppo, part, score) for part in parts), strict=True)
+    credited, divergences = zip(*(_credited(ppo, part, score) for part in parts), strict=True)
     advantages = whiten_together(
-        [part.advantages for part in minibatches], [part.response_mask for part in minibatches]
+        [part.advantages for part in credited], [part.response_mask for part in credited]
     )
     minibatches = [
         part._replace(advantages=whitened)
-        for part, whitened in zip(minibatches, advantages, strict=True)
+        for part, whitened in zip(credited, advantages, strict=True)
     ]
     n, n_tokens = len(samples), sum(len(sample.answer) for sample in samples)
     sums = {name: sum(part[name] for part in divergences) for name in divergences[0]}

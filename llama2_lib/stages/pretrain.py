@@ -44,12 +44,7 @@ def pretrain(
     device: torch.device,
     report: Report = lambda done, words: None,
 ) -> Transformer:
-    """Train a model from scratch, or continue from the newest checkpoint in `folder`; see `fit`.
-
-    Raises:
-        ValueError: `seq_len` exceeds the model's context.
-        FloatingPointError: The loss is not finite.
-    """
+    """Train a model from scratch, or continue from the newest checkpoint in `folder`; see `fit`."""
     check_rows(config.seq_len, model_config)
     n_measured = min(N_MEASURED, validation.packed.n_documents)
     probe = [validation.document(number) for number in range(n_measured)]

@@ -41,11 +41,7 @@ def sample_prompts(
     split: str = "train",
     shares: Mapping[str, float] | None = None,
 ) -> PromptSet:
-    """Draw prompts until n of them have at most `longest` tokens.
-
-    Raises:
-        ValueError: Hardly any prompt is so short.
-    """
+    """Draw prompts until n of them have at most `longest` tokens."""
     prompts: list[Prompt] = []
     encoded: list[list[int]] = []
     n_too_long = 0

@@ -58,11 +58,7 @@ def training_dialogs(config: SftConfig, world_seed: int) -> list[list[Message]]:
 def validation_dialogs(
     config: SftConfig, world_seed: int, train: Sequence[Sequence[Message]]
 ) -> list[list[Message]]:
-    """Return clean dialogs of another stream, none of which is in `train`, and none twice.
-
-    Raises:
-        ValueError: The world has too few.
-    """
+    """Return clean dialogs of another stream, none of which is in `train`, and none twice."""
     n, tries = config.n_validation, MOST_TRIES * config.n_validation
     stream = WorldSource(make_world(world_seed)).dialogs(world_seed + VALIDATION_SEED, tries)
     return unseen("dialogs", stream, n, tries, {render(dialog) for dialog in train}, render)
@@ -88,10 +84,6 @@ def sft(
 
     Leaves what `fit` leaves. Step 0 of the metrics says how many dialogs were shortened or dropped
     and how well the model predicted answers before.
-
-    Raises:
-        ValueError: `seq_len` exceeds the model's context, an example teaches nothing, or there
-            are fewer steps than the warm-up takes.
     """
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     probe = shorten_all(validation, config.seq_len + 1)
