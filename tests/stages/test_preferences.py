@@ -16,9 +16,7 @@ from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.stages.reward import TEMPERATURES, collect
 from llama2_lib.storage import read_rows, write_rows
 from llama2_lib.text.dialog import encode_prompt
-from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.pairs import EXCLUDED, GRADES, Pair, safety_pairs
 from llama2_lib.world.prompts import prompts
 from llama2_lib.world.source import WorldSource
@@ -30,13 +28,6 @@ VOCAB, N = 512, 17
 @pytest.fixture(scope="module")
 def world():
     return make_world(0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(world, tmp_path_factory):
-    texts = [m["content"] for d in dialogs(world, 0, 400) for m in d]
-    path = tmp_path_factory.mktemp("tok") / "tokenizer.model"
-    return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), path))
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +192,6 @@ def test_pairs_survive_the_file(collected, world, tmp_path):
     assert [p.prompt.task.values for p in found] == [p.prompt.task.values for p in pairs]
     assert any(p.prompt.task.values for p in found)
     assert len(path.read_bytes().splitlines()) == len(pairs)
-    write_rows(path, [])
-    assert read_rows(path, Pair) == []
 
 
 @pytest.mark.parametrize(
@@ -222,8 +211,3 @@ def test_a_line_that_is_no_pair_is_refused_by_its_number(world, tmp_path, change
     path.write_text(f"{first}\n{change(second)}\n")
     with pytest.raises(ValueError, match=r"fresh.jsonl line 2 must hold one Pair"):
         read_rows(path, Pair)
-
-
-def test_a_file_that_is_not_there_is_missed(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_rows(tmp_path / "none.jsonl", Pair)

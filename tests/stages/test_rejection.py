@@ -20,9 +20,6 @@ from llama2_lib.stages.rejection import (
     rescored,
 )
 from llama2_lib.storage import read_rows, write_rows
-from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from llama2_lib.world import make_world
-from llama2_lib.world.dialogs import dialogs
 
 
 def asked(*contents):
@@ -168,13 +165,6 @@ def test_the_temperature_with_the_highest_last_point_wins_and_of_equal_ones_the_
     assert best_temperature(curves | {1.5: [-5.0, 2.1]}) == 1.5
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    texts = [m["content"] for d in dialogs(make_world(0), 0, 300) for m in d]
-    path = tmp_path_factory.mktemp("tok") / "tokenizer.model"
-    return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=384), path))
-
-
 def test_only_the_chosen_answer_is_learned(tokenizer):
     rows = [
         Sample(asked("Hello!", "Good morning.", "Who are you?"), False, "A friend.", 1, 0.0),
@@ -198,8 +188,6 @@ def test_a_pool_survives_the_file(tmp_path):
     write_rows(tmp_path / "pool.jsonl", rows)
     assert read_rows(tmp_path / "pool.jsonl", Sample) == rows
     assert len((tmp_path / "pool.jsonl").read_bytes().splitlines()) == 2
-    write_rows(tmp_path / "pool.jsonl", [])
-    assert read_rows(tmp_path / "pool.jsonl", Sample) == []
 
 
 SCRIPT = """

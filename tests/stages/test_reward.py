@@ -24,10 +24,8 @@ from llama2_lib.stages.reward import (
     training_pairs,
 )
 from llama2_lib.storage import read_metrics
-from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.training.batches import EncodedPair, collate
 from llama2_lib.world import make_world
-from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.source import WorldSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,13 +35,6 @@ VOCAB = 512
 
 def world_pairs(stream, world_seed, seed, n, split):
     return list(WorldSource(make_world(world_seed)).pairs(stream, seed, n, split))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    texts = [m["content"] for d in dialogs(make_world(0), 0, 400) for m in d]
-    path = tmp_path_factory.mktemp("tok") / "tokenizer.model"
-    return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), path))
 
 
 @pytest.fixture

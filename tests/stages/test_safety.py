@@ -139,15 +139,6 @@ def test_answers_heed_their_preprompts(world):
     assert 0.5 < warned < 0.85  # two of three, as nothing says how many parts
 
 
-def test_rows_survive_a_file(tmp_path, risky):
-    rows = [row(prompt, -0.25 * n, 1.5 * n) for n, prompt in enumerate(risky)]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    assert read_rows(tmp_path / "rows.jsonl", Distilled) == rows
-    (tmp_path / "rows.jsonl").write_text('{"prompt": 1}\n')
-    with pytest.raises(ValueError, match="line 1"):
-        read_rows(tmp_path / "rows.jsonl", Distilled)
-
-
 def test_safety_data_nests_and_helpful_data_stays():
     config = SafetyData(fraction=1.0, n_helpful=30, n_safety=200, seed=2)
     whole = safety_dialogs(config, 0)
@@ -204,11 +195,15 @@ def test_lessons_are_safe_answers_to_what_broke_the_model(world):
     assert len({dialog[-1]["content"] for dialog in made[:4]}) > 1
 
 
-def test_attacks_survive_a_file(tmp_path, world):
-    found = attack(world, Attacker(world, 1), giving_way(world), budget=8, queries_together=5)
-    write_rows(tmp_path / "attacks.jsonl", found)
-    assert read_rows(tmp_path / "attacks.jsonl", Attack) == found
-    assert isinstance(found[0], Attack)
-    (tmp_path / "attacks.jsonl").write_text("no\n")
-    with pytest.raises(ValueError, match="line 1"):
-        read_rows(tmp_path / "attacks.jsonl", Attack)
+def test_rows_survive_a_file(tmp_path, world, risky):
+    distilled = [row(prompt, -0.25 * n, 1.5 * n) for n, prompt in enumerate(risky)]
+    attacks = attack(world, Attacker(world, 1), giving_way(world), budget=8, queries_together=5)
+    path = tmp_path / "rows.jsonl"
+    for kind, rows in ((Distilled, distilled), (Attack, attacks)):
+        write_rows(path, rows)
+        assert read_rows(path, kind) == rows
+        assert isinstance(rows[0], kind)
+    path.write_text('{"prompt": 1}\n')
+    for kind in (Distilled, Attack):
+        with pytest.raises(ValueError, match="line 1"):
+            read_rows(path, kind)

@@ -111,28 +111,8 @@ def test_it_begins_with_the_pretrained_weights(run, data, toy_root):
     assert steps_of(rows)[0]["loss"] < 5.6 < 6.2, "ln 512 is 6.24"
 
 
-def test_interrupted_anywhere_and_started_again_it_ends_with_the_same_bits(run):
-    weights, rows = run(SHORT, "whole")
-    n_steps = len(steps_of(rows))
-    for stop in (1, 3, 4, n_steps):
-
-        def interrupt(done, words, stop=stop):
-            if round(done * n_steps) == stop:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            run(SHORT, f"stopped-{stop}", report=interrupt)
-        begun = []
-        again, rows_again = run(
-            SHORT, f"stopped-{stop}", report=lambda done, _, begun=begun: begun.append(done)
-        )
-        assert round(begun[0] * n_steps) == 1 + min(stop, n_steps - 1) // 3 * 3, (
-            "it did not go on from there"
-        )
-        assert equal(again, weights)
-        assert rows_again == rows
-    other, _ = run(replace(SHORT, seed=1), "other")
-    assert not equal(other, weights)
+def test_interrupted_anywhere_and_started_again_it_ends_with_the_same_bits(check_resuming):
+    check_resuming(SHORT, stops=(1, 3, 4))
 
 
 def test_dialogs_that_see_each_other_give_another_model(run):
