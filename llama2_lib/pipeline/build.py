@@ -93,12 +93,8 @@ def artifact(
     Safe to call from several processes: one builds, the others wait. A damaged folder is set
     aside with a message and built again. An interrupted stage goes on where it stopped.
 
-    Args:
-        stage: Name of a stage.
-        recipe: All settings.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        root: Where artifacts live; `artifact_root()` if left out.
-        bar: Whether to show progress.
+    `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; artifacts live in `root`, or else in
+    `artifact_root()`; `bar` is whether to show progress.
     """
     root = root or artifact_root()
     todo = missing(stage, recipe, root)

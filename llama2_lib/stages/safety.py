@@ -138,10 +138,8 @@ def distilled(job: Job, policy: str, judge: ScalarModel) -> list[Distilled]:
     config, tokenizer, model = job.recipe.distillation, job.tokenizer, job.model(policy)
     prompt_list = distillation_prompts(job.recipe, tokenizer)
     dialogs = [prompt.dialog for prompt in prompt_list]
-    source, as_risky = (
-        rng.random_source(config.seed, "preprompts"),
-        config.apply_to == "all as risky",
-    )
+    source = rng.random_source(config.seed, "preprompts")
+    as_risky = config.apply_to == "all as risky"
     preprompts = [preprompt_for(p, config.preprompt, source, as_risky) for p in prompt_list]
 
     def answers(model: Transformer, dialogs: list[list[Message]], *names: str | int) -> list[Reply]:

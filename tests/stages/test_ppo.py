@@ -32,10 +32,10 @@ VOCAB, EOS, N = 11, 2, 12
 PROMPTS = [([1, *range(3, 4 + row % 5), 3 + row % 7], row % 3 == 0) for row in range(N)]
 
 
-def network(seed=0, vocab=VOCAB, n_layers=1, scale=18):
+def network(seed=0, n_layers=1, scale=18):
     """A policy of fp64 that prefers some tokens clearly."""
     shape = ModelConfig(
-        vocab_size=vocab, dim=16, n_layers=n_layers, n_heads=2, n_kv_heads=1, multiple_of=8,
+        vocab_size=VOCAB, dim=16, n_layers=n_layers, n_heads=2, n_kv_heads=1, multiple_of=8,
         max_seq_len=21,
     )  # fmt: skip
     model = initialise(Transformer(shape), seed).double().eval()
@@ -276,30 +276,13 @@ def test_there_is_no_dropout():
             assert torch.equal(training[0], network_.eval()(ids))
 
 
-def reward_models(vocab=VOCAB):
-    return RewardModels(*[scalar_model(network(seed, vocab), seed=seed) for seed in (8, 9)])
-
-
 def test_reward_models_score_what_was_sampled():
-    models = reward_models()
+    models = RewardModels(*[scalar_model(network(seed), seed=seed) for seed in (8, 9)])
     found, _ = rolled(config(beta=0.0), rewards=models)
     wanted = models([s.ids for s in found.samples], [tag for _, tag in PROMPTS]).combined
     ended = np.array([sample.finished for sample in found.samples])
     np.testing.assert_allclose(last_rewards(found)[ended], wanted[ended], rtol=0, atol=1e-6)
     assert wanted.std() > 0.1
-
-
-def test_reward_models_of_another_tokenizer_are_refused():
-    with pytest.raises(ValueError, match="Was the reward model trained with another tokenizer"):
-        rolled(rewards=reward_models(vocab=VOCAB - 2))
-
-
-def test_a_reward_model_that_diverged_is_refused():
-    models = reward_models()
-    with torch.no_grad():
-        models.safety.head.bias.fill_(float("inf"))
-    with pytest.raises(ValueError, match=r"scores must be finite; row 0 has .*diverge"):
-        rolled(rewards=models)
 
 
 @pytest.mark.parametrize("by", ["nothing", "batch", "tag"])
