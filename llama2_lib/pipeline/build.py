@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,8 @@ def artifact(
     Safe to call from several processes: one builds, the others wait. A damaged folder is set
     aside with a message and built again. An interrupted stage goes on where it stopped.
 
-    Args:
-        stage: Name of a stage.
-        recipe: All settings.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        root: Where artifacts live; `artifact_root()` if left out.
-        bar: Whether to show progress.
+    `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; artifacts live in `root`, or else in
+    `artifact_root()`; `bar` is whether to show progress.
     """
     root = root or artifact_root()
     todo = missing(stage, recipe, root)
@@ -120,26 +117,21 @@ def _ensure(
     device: torch.device,
     progress: tqdm,
 ) -> None:
+    """Build a stage unless it is there and sound; what is damaged is set aside."""
     with contextlib.suppress(FileNotFoundError, storage.DamagedArtifactError):
         storage.read_sealed(final, stage, final.name)
         return
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(final.parent / f".{final.name}.lock"):
-        if not _is_sound(final, stage, final.name):  # another process may have built it meanwhile
-            _build(stage, recipe, final, inputs, device, progress)
-
-
-def _is_sound(final: Path, stage: str, name: str) -> bool:
-    """Check a folder; one that is damaged is set aside, with a message. Needs the lock."""
-    try:
-        storage.read_sealed(final, stage, name)
-    except FileNotFoundError:
-        return False
-    except storage.DamagedArtifactError as error:
-        aside = storage.set_aside(final)
-        print(f"{error} Kept as {aside.name}; building it again.", file=sys.stderr)
-        return False
-    return True
+        try:
+            storage.read_sealed(final, stage, final.name)
+            return  # another process has built it meanwhile
+        except FileNotFoundError:
+            pass
+        except storage.DamagedArtifactError as error:
+            aside = storage.set_aside(final)
+            print(f"{error} Kept as {aside.name}; building it again.", file=sys.stderr)
+        _build(stage, recipe, final, inputs, device, progress)
 
 
 def _build(
@@ -186,28 +178,21 @@ def artifacts(
     """Return the folders of many small runs, training those that are missing side by side.
 
     On a CPU every run gets one core: small models keep one core busy and waste the second. On
-    a GPU they run one after the other. A script must call this under `if __name__ == "__main__":`.
-
-    Raises:
-        ChildProcessError: The processes could not start, or one was killed.
+    a GPU they run one after the other. A script must call this under `if __name__ == "__main__":`,
+    or the processes cannot start, which is a ChildProcessError, as if one was killed.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A worker imports the script that asked, and met this call: it had no `__main__` guard.
         os._exit(1)  # in silence; the process that asked says it once
     root = root or artifact_root()
-    chosen = choose_device(device)
+    build = partial(artifact, device=device, root=root, bar=bar)
     for stage, recipe in requests:  # shared inputs first, so that no two workers build one
         for name in STAGES[stage].inputs:
-            artifact(name, recipe, device=device, root=root, bar=bar)
+            build(name, recipe)
     absent = list(dict.fromkeys(r for r in requests if missing(*r, root)))
-    if chosen.type != "cpu" or len(absent) == 1:
-        for stage, recipe in absent:
-            artifact(stage, recipe, device=device, root=root, bar=bar)
-    elif absent:
+    if choose_device(device).type == "cpu" and len(absent) > 1:
         _in_processes(absent, root, bar, workers or _n_cores())
-    return [
-        artifact(stage, recipe, device=device, root=root, bar=bar) for stage, recipe in requests
-    ]
+    return [build(stage, recipe) for stage, recipe in requests]
 
 
 def _in_processes(
@@ -220,7 +205,8 @@ def _in_processes(
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
         progress_bar(total=len(requests), disable=not bar, unit="run", desc="grid") as progress,
     ):
-        waiting = [pool.submit(_one_artifact, stage, recipe, root) for stage, recipe in ordered]
+        build = partial(artifact, device="cpu", root=root, bar=False)
+        waiting = [pool.submit(build, stage, recipe) for stage, recipe in ordered]
         try:
             for future in as_completed(waiting):
                 future.result()
@@ -244,18 +230,14 @@ def _n_cores() -> int:
 def _start_worker() -> None:
     """Keep to one core, and end with the process that asked, even where that is killed."""
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-def _one_artifact(stage: str, recipe: Recipe, root: Path) -> None:
-    artifact(stage, recipe, device="cpu", root=root, bar=False)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def load(stage: str, recipe: Recipe, **options: Any) -> tuple[Transformer, Tokenizer]:

@@ -46,132 +46,108 @@ class Stage:
     @property
     def module(self) -> str:
         """The file that the stage is written in."""
-        run = self.run.func if isinstance(self.run, partial) else self.run
-        return run.__module__
+        return getattr(self.run, "func", self.run).__module__
 
 
-def policy_before(number: int) -> str:
-    """Return the stage whose policy round `number` starts from: SFT, or the round before."""
-    return "sft" if number == 1 else f"rejection_v{number - 1}"
+def _node(
+    reads: str, needs: str, seconds: int, run: Callable[..., None], **options: int | str | None
+) -> Stage:
+    """Return a node that runs with these options; those that name stages are inputs as well."""
+    named = [stage for stage in options.values() if isinstance(stage, str)]
+    return Stage(
+        reads=tuple(reads.split()),
+        inputs=tuple(dict.fromkeys([*needs.split(), *named])),
+        run=partial(run, **options) if options else run,
+        seconds=seconds,
+    )
+
+
+def _before(number: int, series: str = "rejection", start: str = "sft") -> str:
+    """Return the stage whose model round `number` of a series begins with."""
+    return start if number == 1 else f"{series}_v{number - 1}"
 
 
 def _rewards(number: int) -> Stage:
     """Bring both reward models up to date with the policies before round `number`."""
-    newest, older = policy_before(number), policy_before(max(1, number - 1))
-    previous = f"rewards_v{number - 1}" if number > 1 else None
-    inputs = ("tokenizer", "sft", newest, older, *([previous] if previous else []))
-    return Stage(
-        reads=("helpfulness", "safety"),
-        inputs=tuple(dict.fromkeys(inputs)),
-        run=partial(reward.run, number=number, newest=newest, older=older, previous=previous),
-        seconds=120 if number == 1 else 40,
+    return _node(
+        "helpfulness safety",
+        "tokenizer sft",
+        120 if number == 1 else 40,
+        reward.run,
+        number=number,
+        newest=_before(number),
+        older=_before(max(1, number - 1)),
+        previous=f"rewards_v{number - 1}" if number > 1 else None,
     )
 
 
 def _rejection(number: int) -> Stage:
     """Sample, choose and fine-tune: round `number`."""
-    policy, rewards = policy_before(number), f"rewards_v{number}"
-    return Stage(
-        reads=("rejection",),
-        inputs=("tokenizer", "pretrain", rewards, policy),
-        run=partial(rejection.run, number=number, policy=policy, rewards=rewards),
-        seconds=70,
-    )
+    policy, rewards = _before(number), f"rewards_v{number}"
+    options = {"number": number, "policy": policy, "rewards": rewards}
+    return _node("rejection", "tokenizer pretrain", 70, rejection.run, **options)
 
 
-def _distillation(policy: str, rewards: str, ghosts: str | None) -> Stage:
-    """Distil safe answers into the model of the stage `policy`."""
-    return Stage(
-        reads=("distillation",),
-        inputs=tuple(dict.fromkeys(("tokenizer", policy, rewards, *_rehearsed_from(ghosts)))),
-        run=partial(safety.run, policy=policy, rewards=rewards, ghosts=ghosts),
-        seconds=40,
-    )
-
-
-def _red_team(number: int, series: str, start: str, ghosts: str | None) -> Stage:
+def _red_team(number: int, series: str, start: str, needs: str, ghosts: str | None) -> Stage:
     """Attack, learn from what broke the model: round `number` of a series after `start`."""
-    policy = start if number == 1 else f"{series}_v{number - 1}"
-    return Stage(
-        reads=("red_team",),
-        inputs=("tokenizer", policy, *_rehearsed_from(ghosts)),
-        run=partial(red_team.run, number=number, policy=policy, ghosts=ghosts),
-        seconds=15,
-    )
-
-
-def _rehearsed_from(ghosts: str | None) -> tuple[str, ...]:
-    """Return what the end of the chain rehearses from, besides its own answers."""
-    return (ghosts, "corpus") if ghosts else ()
+    options = {"number": number, "policy": _before(number, series, start), "ghosts": ghosts}
+    return _node("red_team", needs, 15, red_team.run, **options)
 
 
 STAGES: dict[str, Stage] = {
-    "tokenizer": Stage(
-        reads=("corpus", "tokenizer"), inputs=(), run=corpus.run_tokenizer, seconds=2
+    "tokenizer": _node("corpus tokenizer", "", 2, corpus.run_tokenizer),
+    "corpus": _node("corpus", "tokenizer", 4, corpus.run_corpus),
+    "pretrain": _node("model pretrain", "tokenizer corpus", 180, pretrain.run),
+    "sft": _node("sft", "tokenizer pretrain", 45, sft.run),
+    **{f"rewards_v{n}": _rewards(n) for n in range(1, ROUNDS + 2)},
+    **{f"rejection_v{n}": _rejection(n) for n in range(1, ROUNDS + 1)},
+    "ppo": _node("ppo", "tokenizer", 130, ppo.run, start=f"rejection_v{ROUNDS}", rewards=JUDGE),
+    # From here on a policy rehearses its own answers, documents of the corpus, and ghosts.
+    "instructed": _node(
+        "instructed", "tokenizer corpus", 110, ghost_attention.run_instructed, start="ppo"
     ),
-    "corpus": Stage(reads=("corpus",), inputs=("tokenizer",), run=corpus.run_corpus, seconds=4),
-    "pretrain": Stage(
-        reads=("model", "pretrain"), inputs=("tokenizer", "corpus"), run=pretrain.run, seconds=180
+    "ghost_attention": _node(
+        "ghost_attention",
+        "tokenizer corpus",
+        150,
+        ghost_attention.run,
+        start="instructed",
+        policy="ppo",
+        rewards=JUDGE,
     ),
-    "sft": Stage(reads=("sft",), inputs=("tokenizer", "pretrain"), run=sft.run, seconds=45),
-    **{f"rewards_v{number}": _rewards(number) for number in range(1, ROUNDS + 2)},
-    **{f"rejection_v{number}": _rejection(number) for number in range(1, ROUNDS + 1)},
-    "ppo": Stage(
-        reads=("ppo",),
-        inputs=("tokenizer", f"rejection_v{ROUNDS}", JUDGE),
-        run=partial(ppo.run, start=f"rejection_v{ROUNDS}", rewards=JUDGE),
-        seconds=130,
+    "safety": _node(
+        "distillation",
+        "tokenizer corpus",
+        40,
+        safety.run,
+        policy=GHOSTS,
+        rewards=JUDGE,
+        ghosts=GHOSTS,
     ),
-    "instructed": Stage(
-        reads=("instructed",),
-        inputs=("tokenizer", "corpus", "ppo"),
-        run=partial(ghost_attention.run_instructed, start="ppo"),
-        seconds=110,
-    ),
-    "ghost_attention": Stage(
-        reads=("ghost_attention",),
-        inputs=("tokenizer", "corpus", "instructed", "ppo", JUDGE),
-        run=partial(ghost_attention.run, start="instructed", policy="ppo", rewards=JUDGE),
-        seconds=150,
-    ),
-    "safety": _distillation("ghost_attention", JUDGE, GHOSTS),
     **{
-        f"red_team_v{number}": _red_team(number, "red_team", "safety", GHOSTS)
-        for number in range(1, RED_TEAM_ROUNDS + 1)
+        f"red_team_v{n}": _red_team(n, "red_team", "safety", "tokenizer corpus", GHOSTS)
+        for n in range(1, RED_TEAM_ROUNDS + 1)
     },
     # What no chain needs and claims compare: safety straight after fine-tuning, and variants.
-    "safety_early": _distillation("sft", "rewards_v1", None),
+    "safety_early": _node(
+        "distillation", "tokenizer", 40, safety.run, policy="sft", rewards="rewards_v1", ghosts=None
+    ),
     **{
-        f"red_team_early_v{number}": _red_team(number, "red_team_early", "sft", None)
-        for number in range(1, RED_TEAM_ROUNDS + 1)
+        f"red_team_early_v{n}": _red_team(n, "red_team_early", "sft", "tokenizer", None)
+        for n in range(1, RED_TEAM_ROUNDS + 1)
     },
-    "reward_model": Stage(
-        reads=("reward_model",), inputs=("tokenizer", "sft"), run=reward.run_variant, seconds=20
-    ),
-    "safety_data": Stage(
-        reads=("sft", "safety_data"),
-        inputs=("tokenizer", "pretrain"),
-        run=safety.run_safety_data,
-        seconds=20,
-    ),
+    "reward_model": _node("reward_model", "tokenizer sft", 20, reward.run_variant),
+    "safety_data": _node("sft safety_data", "tokenizer pretrain", 20, safety.run_safety_data),
 }
 
 
 def fingerprint(stage: str, recipe: Recipe) -> str:
-    """Return the 12 hex digits that name `stage` of `recipe`.
-
-    Raises:
-        ValueError: There is no such stage.
-    """
+    """Return the 12 hex digits that name `stage` of `recipe`."""
     return fingerprints(stage, recipe)[stage]
 
 
 def fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
-    """Return the names of `stage` and of all that it needs, each stage after its inputs.
-
-    Raises:
-        ValueError: There is no such stage.
-    """
+    """Return the names of `stage` and of all that it needs, each stage after its inputs."""
     names: dict[str, str] = {}
     for name in needed(stage):
         names[name] = storage.fingerprint(
@@ -186,11 +162,7 @@ def fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
 
 @cache  # rounds share most of their inputs: one walk for each path would be thousands
 def needed(stage: str) -> tuple[str, ...]:
-    """Return `stage` and all that it needs, each stage after its inputs.
-
-    Raises:
-        ValueError: There is no such stage.
-    """
+    """Return `stage` and all that it needs, each stage after its inputs."""
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
     order = [name for other in STAGES[stage].inputs for name in needed(other)]

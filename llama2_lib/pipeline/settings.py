@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_lib import storage
-from llama2_lib.config import CorpusConfig, Recipe
+from llama2_lib.config import Recipe
 from llama2_lib.text.files import text_files
 from llama2_lib.world.lexicon import lexicon_folder
 
@@ -108,24 +108,19 @@ def world_fingerprint() -> str:
 
     The world is one source: nobody can say of a stage which of its writers it could do without.
     """
-    files = sorted(
-        path for path in (PACKAGE / "world").glob("*.py") if path.stem not in WORLD_ASIDE
-    )
-    codes = sorted(_code(path, path.stat().st_mtime_ns) for path in files)
+    files = [path for path in (PACKAGE / "world").glob("*.py") if path.stem not in WORLD_ASIDE]
     data = lexicon_folder().parent
     lists = sorted(p for p in data.rglob("*.txt") if p.relative_to(data).parts[0] != "samples")
-    words = {str(p.relative_to(data)): _sha256(p, p.stat().st_mtime_ns) for p in lists}
-    return storage.fingerprint([codes, words])
+    words = {str(path.relative_to(data)): _content(path, path.stat().st_mtime_ns) for path in lists}
+    return storage.fingerprint([sorted(_content(p, p.stat().st_mtime_ns) for p in files), words])
 
 
 @cache
-def _sha256(path: Path, _changed_at: int) -> str:
+def _content(path: Path, _changed_at: int) -> str:
+    """Return a fingerprint of a writer's code, or of a list's words."""
+    if path.suffix == ".py":
+        return code_fingerprint(path.read_text(encoding="utf-8"))
     return storage.file_sha256(path)
-
-
-@cache
-def _code(path: Path, _changed_at: int) -> str:
-    return code_fingerprint(path.read_text(encoding="utf-8"))
 
 
 def code_fingerprint(source: str) -> str:
@@ -163,18 +158,15 @@ def _spelled(node: object, numbers: dict[str, int]) -> Any:
 
 def sections(recipe: Recipe, reads: tuple[str, ...]) -> dict[str, Any]:
     """Return the sections of a recipe that a stage reads, as JSON can hold them."""
-    found: dict[str, Any] = {}
+    document: dict[str, Any] = {}
     for name in reads:
         section = getattr(recipe, name)
-        found[name] = None if section is None else dataclasses.asdict(section)
-    if "corpus" in found and recipe.corpus.data is not None:
-        found["corpus"] |= {"data": folder_sha256(recipe.corpus)}
-    return found
-
-
-def folder_sha256(corpus: CorpusConfig) -> list[str]:
-    """Return what the files of the reader's own folder hold, whatever they are called."""
-    return [storage.file_sha256(path) for path in text_files(Path(corpus.data or ""))]
+        document[name] = None if section is None else dataclasses.asdict(section)
+    if "corpus" in document and recipe.corpus.data is not None:
+        # what the files of the reader's own folder hold, whatever they are called
+        files = text_files(Path(recipe.corpus.data))
+        document["corpus"] |= {"data": [storage.file_sha256(path) for path in files]}
+    return document
 
 
 def visible(recipe: Recipe, reads: tuple[str, ...], stage: str) -> Recipe:

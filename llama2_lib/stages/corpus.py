@@ -16,7 +16,7 @@ import numpy as np
 
 from llama2_lib import storage
 from llama2_lib.config import CorpusConfig
-from llama2_lib.stages.job import Job
+from llama2_lib.stages.job import Job, unseen
 from llama2_lib.text.dialog import render
 from llama2_lib.text.files import read_documents, survey
 from llama2_lib.text.tokenizer import Tokenizer, train_tokenizer
@@ -61,49 +61,32 @@ def tokenizer_texts(config: CorpusConfig) -> Iterator[str]:
 
 
 def training_documents(config: CorpusConfig) -> Iterator[Document]:
-    """Yield the training documents in a fixed order."""
+    """Return the training documents in a fixed order."""
     if config.data is not None:
-        every = _folder(config.data)
-        yield from every[_n_held_out(every) :]
-        return
-    yield from _stream(config, config.world_seed, config.n_documents)
+        return iter(_folder(config.data)[1])
+    return _stream(config, config.world_seed, config.n_documents)
 
 
 def validation_documents(config: CorpusConfig, seen: set[str]) -> list[Document]:
-    """Return documents of the same kinds, none of which is in `seen`, and none twice.
-
-    Raises:
-        ValueError: The world has too few.
-    """
+    """Return documents of the same kinds, none of which is in `seen`, and none twice."""
     if config.data is not None:
-        every = _folder(config.data)
-        fresh = {d.text: d for d in every[: _n_held_out(every)] if d.text not in seen}
+        fresh = {d.text: d for d in _folder(config.data)[0] if d.text not in seen}
         return list(fresh.values())
-    tries = MOST_TRIES * config.n_validation
-    unseen: dict[str, Document] = {}
-    # Short documents repeat, so there must be more of them than are asked for.
-    for document in _stream(config, config.world_seed + VALIDATION_SEED, tries):
-        if document.text not in seen:
-            unseen.setdefault(document.text, document)
-        if len(unseen) == config.n_validation:
-            return list(unseen.values())
-    raise ValueError(
-        f"n_validation={config.n_validation} unseen documents were asked for; the world gave "
-        f"{len(unseen)} in {tries} tries. Ask for fewer."
-    )
+    n, tries = config.n_validation, MOST_TRIES * config.n_validation
+    stream = _stream(config, config.world_seed + VALIDATION_SEED, tries)
+    return unseen("documents", stream, n, tries, seen, lambda document: document.text)
+
+
+def _folder(data: str) -> tuple[list[Document], list[Document]]:
+    """Return the documents of a folder: those held out, and the others."""
+    documents = [Document("file", text, "unknown") for text in read_documents(Path(data))]
+    n_held_out = max(1, round(HELD_OUT_SHARE * len(documents)))
+    return documents[:n_held_out], documents[n_held_out:]
 
 
 def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
     shares = dict(config.shares) if config.shares is not None else None
     return WorldSource(make_world(config.world_seed)).documents(seed, n, shares)
-
-
-def _folder(data: str) -> list[Document]:
-    return [Document("file", text, "unknown") for text in read_documents(Path(data))]
-
-
-def _n_held_out(every: Sequence[Document]) -> int:
-    return max(1, round(HELD_OUT_SHARE * len(every)))
 
 
 def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> None:
@@ -133,16 +116,12 @@ def _write_split(
 ) -> None:
     encoded = tokenizer.encode_batch([document.text for document in split])
     lengths = np.array([len(ids) + 2 for ids in encoded], dtype=np.int64)
-    offsets = np.concatenate([[0], lengths.cumsum()])
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    flat = np.empty(offsets[-1], dtype=dtype)
-    flat[offsets[:-1]], flat[offsets[1:] - 1] = tokenizer.bos_id, tokenizer.eos_id
-    inside = np.ones(len(flat), dtype=bool)
-    inside[offsets[:-1]] = inside[offsets[1:] - 1] = False
-    flat[inside] = np.fromiter(itertools.chain.from_iterable(encoded), dtype, inside.sum())
-    np.save(folder / f"{name}-ids.npy", flat)
-    np.save(folder / f"{name}-offsets.npy", offsets)
+    begin, end = [tokenizer.bos_id], [tokenizer.eos_id]
+    pieces = itertools.chain.from_iterable(itertools.chain(begin, ids, end) for ids in encoded)
     number = {kind: index for index, kind in enumerate(kinds)}
+    np.save(folder / f"{name}-ids.npy", np.fromiter(pieces, dtype, lengths.sum()))
+    np.save(folder / f"{name}-offsets.npy", np.concatenate([[0], lengths.cumsum()]))
     np.save(folder / f"{name}-kinds.npy", np.array([number[d.kind] for d in split], np.int8))
     np.save(folder / f"{name}-characters.npy", np.array([len(d.text) for d in split], np.int32))
 

@@ -15,13 +15,14 @@ from llama2_lib import storage
 from llama2_lib.config import DialogTrainConfig, TrainConfig
 from llama2_lib.device import autocast
 from llama2_lib.evaluation.language import answer_loss
+from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import save_model
 from llama2_lib.objectives.language import LossTerm, masked_loss
 from llama2_lib.training.batches import DialogBatch, Example, PackedDialogs, apart, shorten_all
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
-from llama2_lib.training.loop import Step, optimize
+from llama2_lib.training.loop import optimize
 from llama2_lib.training.optim import NO_RATES, adamw, warmup_then_cosine
 
 Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
@@ -48,20 +49,10 @@ def fit(
 ) -> Model:
     """Train `model` in place, or continue from the newest checkpoint in `folder`, to the same bits.
 
+    A step takes `accumulate` micro-batches; `batches` returns those from a number on. What `before`
+    returns is logged as step 0, what `measure` returns every `eval_every` steps and at the end.
     Leaves `model.safetensors`, `config.json` and `metrics.jsonl`. A loss that is not finite is a
     FloatingPointError.
-
-    Args:
-        config: Rate, decay, precision, and how often to measure and to save.
-        model: On its device, with the weights to start from.
-        batches: Returns the micro-batches from a number on.
-        loss_fn: The loss of a micro-batch.
-        measure: What is logged every `eval_every` steps and at the end.
-        folder: Where the run leaves its files.
-        report: Hears of every step.
-        steps: Optimiser steps of the whole run, of `accumulate` micro-batches each.
-        rates: See `adamw`.
-        before: What is logged as step 0.
     """
     optimizer = adamw(model, weight_decay=config.weight_decay, rates=rates)
     start = load_checkpoint(folder, model, optimizer)
@@ -82,7 +73,8 @@ def fit(
         clip_norm=config.clip_norm,
     ):
         done = step.index + 1
-        log.write(done, **_logged(step))
+        numbers = {"loss": step.loss, "grad_norm": step.grad_norm, "lr": step.lr}
+        log.write(done, **numbers, tokens=step.count, **step.metrics)
         if done % config.eval_every == 0 or done == steps:
             log.write(done, **measure(model))
         if done % config.save_every == 0 and done < steps:
@@ -108,14 +100,12 @@ def _forward(
     return forward
 
 
-def _logged(step: Step) -> dict[str, float]:
-    return {
-        "loss": step.loss,
-        "grad_norm": step.grad_norm,
-        "lr": step.lr,
-        "tokens": step.count,
-        **step.metrics,
-    }
+def check_rows(seq_len: int, model: ModelConfig) -> None:
+    """Refuse rows that are longer than the model's context."""
+    if seq_len > model.max_seq_len:
+        raise ValueError(
+            f"seq_len must fit the model's max_seq_len; got {seq_len} and {model.max_seq_len}."
+        )
 
 
 def fit_dialogs(
@@ -129,16 +119,8 @@ def fit_dialogs(
     steps: int,
     before: Callable[[Transformer], Mapping[str, float]] | None = None,
 ) -> Transformer:
-    """Fine-tune `model` in place on packed dialogs; see `fit`.
-
-    Raises:
-        ValueError: Rows are longer than the model's context.
-    """
-    if config.seq_len > model.config.max_seq_len:
-        raise ValueError(
-            f"seq_len must fit the model's max_seq_len; got {config.seq_len} and "
-            f"{model.config.max_seq_len}."
-        )
+    """Fine-tune `model` in place on packed dialogs; see `fit`."""
+    check_rows(config.seq_len, model.config)
     return fit(
         config,
         model,

@@ -25,17 +25,17 @@ import numpy as np
 
 from llama2_lib import rng, storage
 from llama2_lib.config import GhostAttentionConfig, InstructedConfig, Recipe
-from llama2_lib.model.chat import answer_room, reply, room, scored_row
+from llama2_lib.model.chat import answer_room, fits, reply, room
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.stages.fit import fit_dialogs, loss_on
-from llama2_lib.stages.job import Job, write_answers
+from llama2_lib.stages.job import Job
+from llama2_lib.stages.prompts import answered
 from llama2_lib.stages.rehearsal import remembered, shown
 from llama2_lib.stages.rejection import Sample, Score, best, distinct, draw, rescored
-from llama2_lib.stages.reward import load_rewards
-from llama2_lib.stages.sft import examples, unseen_dialogs
-from llama2_lib.text.dialog import Encoder, encode_example, encode_prompt
+from llama2_lib.stages.reward import load_rewards, text_rows
+from llama2_lib.stages.sft import VALIDATION_SEED, examples, fine_tune
+from llama2_lib.text.dialog import Encoder, encode_example
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.training.batches import Example, PackedDialogs
+from llama2_lib.training.batches import Example
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.instructions import (
@@ -49,8 +49,6 @@ from llama2_lib.world.instructions import (
     worded,
 )
 
-VALIDATION_SEED = 1_000_003
-"""Added to the seed of the training dialogs: another stream of the same source."""
 SHORT_TURNS = HOLDS
 """Turns of the short dialogs at most: none is long enough to forget in."""
 
@@ -61,6 +59,15 @@ class TeacherPrompt(NamedTuple):
     dialog: list[Message]
     """The instructions in every message of the user, the last of which is open."""
     instructions: tuple[Instruction, ...]
+
+    @property
+    def student(self) -> list[Message]:
+        """The same with the instructions in the first turn only."""
+        return on_first_turn_only(self.dialog, worded(self.instructions))
+
+    def sample(self, answer: str = "") -> Sample:
+        """Return one answer to it, not scored yet."""
+        return Sample(self.dialog, False, answer, 0, 0.0)
 
 
 class Ghost(NamedTuple):
@@ -81,10 +88,9 @@ class Ghost(NamedTuple):
 def run(job: Job, start: str, policy: str, rewards: str) -> None:
     """Build the data with the model of the stage `start` and fine-tune it on them.
 
-    Beside them it rehearses the answers of the RLHF model, that of the stage `policy`.
-
-    Leaves the model, `ghosts.jsonl` (the teacher's prompts and the chosen answers) and, as step 0
-    of the metrics, what became of the samples.
+    Beside them it rehearses the answers of the RLHF model, that of the stage `policy`. Leaves the
+    model, `ghosts.jsonl` (the teacher's prompts and the chosen answers) and, as step 0 of the
+    metrics, what became of the samples.
     """
     config, tokenizer = job.recipe.ghost_attention, job.tokenizer
     teacher = job.model(start)
@@ -92,12 +98,8 @@ def run(job: Job, start: str, policy: str, rewards: str) -> None:
     models = load_rewards(job.inputs[rewards], job.device)
 
     def score(samples: Sequence[Sample]) -> np.ndarray:
-        rows = [
-            scored_row(
-                last_turns(sample.dialog, tokenizer, longest), sample.answer, tokenizer, context
-            )
-            for sample in samples
-        ]
+        shortened = [last_turns(sample.dialog, tokenizer, longest) for sample in samples]
+        rows = text_rows(shortened, [sample.answer for sample in samples], tokenizer, context)
         return models(rows, [sample.is_safety for sample in samples]).combined
 
     prompts, n_too_long = teacher_prompts(job.recipe, teacher, tokenizer)
@@ -109,40 +111,28 @@ def run(job: Job, start: str, policy: str, rewards: str) -> None:
             f"more than n_validation={n_held} dialogs must have a sample to keep; got "
             f"{len(ghosts)} of {len(prompts)}. Does the model obey an instruction at all?"
         )
+    storage.write_rows(job.folder / "ghosts.jsonl", ghosts)
     counts |= {"too long": n_too_long, "ghosts": len(ghosts) - n_held, "held back": n_held}
+    seed = rng.seed_from(config.seed, "short dialogs")
+    short = instructed_dialogs(job.world, seed, config.n_short, longest=SHORT_TURNS)
     train = [
         *ghost_examples(ghosts[n_held:], tokenizer, config.loss_on),
         *_rehearsed(job, config, job.model(policy)),
-        *_short_dialogs(job),
+        *examples(short, tokenizer),
     ]
     held = ghost_examples(ghosts[:n_held], tokenizer)
-    model = _tuned(job, config, teacher, train, held, counts, begin=0.3)
-    storage.write_rows(job.folder / "ghosts.jsonl", ghosts)
-    job.write_beside(write_answers(model, tokenizer, unseen_dialogs(job), job.recipe))
+    fine_tune(job, config, teacher, train, counts, epochs=config.epochs, begin=0.3, validation=held)
 
 
-def _tuned(
-    job: Job,
-    config: InstructedConfig | GhostAttentionConfig,
-    model: Transformer,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    counts: dict[str, float],
-    *,
-    begin: float,
-) -> Transformer:
-    packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
-    measure = loss_on(validation, config.seq_len)
-    return fit_dialogs(
-        config,
-        model,
-        packed,
-        measure,
-        job.folder,
-        job.part(begin, 1.0),
-        steps=config.epochs * packed.batches_per_epoch(config.batch_size),
-        before=lambda model: {**counts, **packed.counts(), **measure(model)},
-    )
+def _rehearsed(
+    job: Job, config: InstructedConfig | GhostAttentionConfig, policy: Transformer
+) -> list[Example]:
+    """Return what is mixed in, so that nothing is forgotten."""
+    longest_answer = answer_room(policy, job.recipe.rejection.max_new_tokens)
+    return [
+        *remembered(job, policy, config.n_replay, config.seed, longest_answer),
+        *shown(job, config.n_demonstrations, config.seed),
+    ]
 
 
 # --- step 1: the teacher's prompts
@@ -168,21 +158,12 @@ def teacher_prompts(
     longest = room(model, config.max_new_tokens)
     if config.reading == "B":
         prompts = _with_sampled_history(config, model, tokenizer, prompts, longest)
-    fitting = [
-        prompt
-        for prompt in prompts
-        if len(encode_prompt(_student_prompt(prompt.dialog, prompt.instructions), tokenizer))
-        <= longest
-    ]
+    fitting = [p for p in prompts if fits(p.student, tokenizer, longest)]
     return fitting, len(prompts) - len(fitting)
 
 
 def on_every_turn(dialog: Sequence[Message], instruction: str) -> list[Message]:
-    """Concatenate the instruction to every message of the user.
-
-    Raises:
-        ValueError: The instruction is empty.
-    """
+    """Concatenate the instruction to every message of the user."""
     if not instruction.strip():
         raise ValueError(f"an instruction must hold text; got {instruction!r}.")
     return [
@@ -207,22 +188,19 @@ def _with_sampled_history(
     seed = rng.seed_from(config.seed, "history")
     dialogs = [list(prompt.dialog) for prompt in prompts]
     for place in range(1, max(map(len, dialogs)), 2):
-        rows = [row for row, dialog in enumerate(dialogs) if place < len(dialog)]
+        growing = [dialog for dialog in dialogs if place < len(dialog)]
         replies = reply(
             model,
             tokenizer,
-            [last_turns(dialogs[row][:place], tokenizer, longest) for row in rows],
+            [last_turns(dialog[:place], tokenizer, longest) for dialog in growing],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             seed=rng.seed_from(seed, place),
         )
-        for row, answer in zip(rows, replies, strict=True):
+        for dialog, answer in zip(growing, replies, strict=True):
             # A message must not be empty, and the next turn needs something to follow.
-            dialogs[row][place] = {"role": "assistant", "content": answer.text or "."}
-    return [
-        TeacherPrompt(dialog, prompt.instructions)
-        for dialog, prompt in zip(dialogs, prompts, strict=True)
-    ]
+            dialog[place] = {"role": "assistant", "content": answer.text or "."}
+    return [p._replace(dialog=dialog) for dialog, p in zip(dialogs, prompts, strict=True)]
 
 
 # --- step 2: its answers
@@ -246,19 +224,12 @@ def sample_last_answers(
         seed=rng.seed_from(config.seed, "samples"),
         max_new_tokens=config.max_new_tokens,
     )
-    rows = list(zip(prompts, drawn, strict=True))
-    samples = [
-        Sample(prompt.dialog, False, answer.text, 0, 0.0)
-        for prompt, answers in rows
-        for answer in distinct(answers)
-    ]
-    obeying = [obeys(prompt.instructions, a.text) for prompt, answers in rows for a in answers]
-    n_shortened = sum(
-        len(short) < len(prompt.dialog) for short, prompt in zip(shortened, prompts, strict=True)
-    )
+    rows = list(zip(prompts, shortened, drawn, strict=True))
+    samples = [prompt.sample(a.text) for prompt, _, answers in rows for a in distinct(answers)]
+    obeying = [obeys(prompt.instructions, a.text) for prompt, _, answers in rows for a in answers]
     return samples, {
         "prompts": len(prompts),
-        "without first turns": n_shortened,
+        "without first turns": sum(len(short) < len(prompt.dialog) for prompt, short, _ in rows),
         "samples": len(obeying),
         "obeying samples": sum(obeying),
         "distinct": len(samples),
@@ -269,13 +240,10 @@ def last_turns(prompt: Sequence[Message], tok: Encoder, longest: int) -> list[Me
     """Return a prompt without as many of its first turns as must go for it to fit.
 
     The teacher misses nothing: the instruction stands before every message.
-
-    Raises:
-        ValueError: Not even its last message fits.
     """
     for first in range(0, len(prompt), 2):
         rest = list(prompt[first:])
-        if len(encode_prompt(rest, tok)) <= longest:
+        if fits(rest, tok, longest):
             return rest
     raise ValueError(f"a message must fit {longest} tokens; got {prompt[-1]['content'][:60]!r}.")
 
@@ -285,15 +253,10 @@ def best_samples(
 ) -> list[Ghost]:
     """Choose the best sample of every prompt by reward; a prompt without any is left out.
 
-    Long prompts are slow to score, so only samples with a rival are.
-
-    Args:
-        prompts: The teacher's prompts.
-        samples: Their samples.
-        score: Scores samples with the reward models.
-        only_obeying: Whether samples that disobey are dropped first.
+    With `only_obeying`, samples that disobey are dropped first. Long prompts are slow to score, so
+    only samples with a rival are.
     """
-    given = {Sample(p.dialog, False, "", 0, 0.0).key: p.instructions for p in prompts}
+    given = {prompt.sample().key: prompt.instructions for prompt in prompts}
     candidates = [s for s in samples if not only_obeying or obeys(given[s.key], s.answer)]
     n_of = Counter(sample.key for sample in candidates)
     scored = iter(rescored([s for s in candidates if n_of[s.key] > 1], score))
@@ -308,11 +271,7 @@ def best_samples(
 
 
 def on_first_turn_only(prompt: Sequence[Message], instruction: str) -> list[Message]:
-    """Drop the instruction from all messages of the user but the first.
-
-    Raises:
-        ValueError: A message of the user does not begin with it.
-    """
+    """Drop the instruction from all messages of the user but the first."""
     dialog: list[Message] = []
     first = True
     for index, message in enumerate(prompt):
@@ -330,41 +289,27 @@ def on_first_turn_only(prompt: Sequence[Message], instruction: str) -> list[Mess
     return dialog
 
 
-def _student_prompt(
-    dialog: Sequence[Message], instructions: Sequence[Instruction]
-) -> list[Message]:
-    return on_first_turn_only(dialog, worded(instructions))
-
-
 def ghost_example(
     dialog: Sequence[Message], answer: str, tok: Encoder, loss_on: str = "last"
 ) -> Example:
-    """Encode a dialog that ends with the user, and an answer to it; the loss is on it.
+    """Encode a dialog with the instruction in the first turn, and a sampled answer to it.
 
-    Args:
-        dialog: With the instruction in the first turn only.
-        answer: The sampled one.
-        tok: The tokenizer.
-        loss_on: "last"; and for comparison "all" (every answer) or "everything" (no mask: the
-            user's words and the tags as well, all but the first token).
-
-    Raises:
-        ValueError: `loss_on` is none of these, or the dialog is malformed.
+    The loss is on the "last" answer; for comparison on "all", or on "everything": no mask, so that
+    the user's words and the tags are targets as well, all but the first token.
     """
-    if loss_on not in ("last", "all", "everything"):
-        raise ValueError(f"loss_on must be last, all or everything; got {loss_on!r}.")
-    last: Message = {"role": "assistant", "content": answer}
+    whole = answered(dialog, answer)
     if loss_on == "everything":
-        ids = encode_example([*dialog, last], tok)[0]
+        ids = encode_example(whole, tok)[0]
         return ids, [False] + [True] * (len(ids) - 1)
-    return encode_example([*dialog, last], tok, loss_on=loss_on)
+    return encode_example(whole, tok, loss_on=loss_on)
 
 
 def ghost_examples(ghosts: Sequence[Ghost], tok: Encoder, loss_on: str = "last") -> list[Example]:
     """Return what Ghost Attention trains on."""
+    prompts = [TeacherPrompt(ghost.prompt, ghost.instructions) for ghost in ghosts]
     return [
-        ghost_example(_student_prompt(ghost.prompt, ghost.instructions), ghost.answer, tok, loss_on)
-        for ghost in ghosts
+        ghost_example(prompt.student, ghost.answer, tok, loss_on)
+        for prompt, ghost in zip(prompts, ghosts, strict=True)
     ]
 
 
@@ -375,43 +320,14 @@ def old_ghosts(job: Job, stage: str, n: int, seed: int) -> list[Example]:
     return ghost_examples(drawn, job.tokenizer)
 
 
-# --- what is mixed in, so that nothing is forgotten
-
-
-def _rehearsed(
-    job: Job, config: InstructedConfig | GhostAttentionConfig, policy: Transformer
-) -> list[Example]:
-    longest_answer = answer_room(policy, job.recipe.rejection.max_new_tokens)
-    return [
-        *remembered(job, policy, config.n_replay, config.seed, longest_answer),
-        *shown(job, config.n_demonstrations, config.seed),
-    ]
-
-
-def _short_dialogs(job: Job) -> list[Example]:
-    config = job.recipe.ghost_attention
-    seed = rng.seed_from(config.seed, "short dialogs")
-    dialogs = instructed_dialogs(job.world, seed, config.n_short, longest=SHORT_TURNS)
-    return examples(list(dialogs), job.tokenizer)
-
-
 # --- the stage `instructed`
 
 
 def run_instructed(job: Job, start: str) -> None:
     """Teach the model of the stage `start` to obey an instruction in the message it answers."""
     config, tokenizer, model = job.recipe.instructed, job.tokenizer, job.model(start)
-    train, unseen = instructed_examples(config, job.recipe.corpus.world_seed, tokenizer)
-    rehearsed = _rehearsed(job, config, model)
-    model = _tuned(job, config, model, [*train, *rehearsed], unseen, {}, begin=0.0)
-    job.write_beside(write_answers(model, tokenizer, unseen_dialogs(job), job.recipe))
-
-
-def instructed_examples(
-    config: InstructedConfig, world_seed: int, tok: Encoder
-) -> tuple[list[Example], list[Example]]:
-    """Return training and validation dialogs, encoded; every answer is a target."""
-    world = make_world(world_seed)
-    train = instructed_dialogs(world, config.seed, config.n_dialogs)
-    unseen = instructed_dialogs(world, config.seed + VALIDATION_SEED, config.n_validation)
-    return examples(list(train), tok), examples(list(unseen), tok)
+    dialogs = instructed_dialogs(job.world, config.seed, config.n_dialogs)
+    train = [*examples(dialogs, tokenizer), *_rehearsed(job, config, model)]
+    unseen = instructed_dialogs(job.world, config.seed + VALIDATION_SEED, config.n_validation)
+    validation = examples(unseen, tokenizer)
+    fine_tune(job, config, model, train, {}, epochs=config.epochs, validation=validation)

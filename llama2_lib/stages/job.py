@@ -1,8 +1,9 @@
 """What a stage gets to do its work, and what every trained model leaves beside its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +21,8 @@ from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World, recall_items
 from llama2_lib.world.source import Source, WorldSource
+
+Text = TypeVar("Text")
 
 STORY_STARTS = ("One morning", "Once there was", "It was a", "The", "In the evening")
 
@@ -59,55 +62,86 @@ class Job:
         """Return a report for a run that is this part of the stage."""
         return lambda done, words: self.report(begin + (end - begin) * done, words)
 
-    def write_beside(self, samples: str) -> None:
-        """Put the tokenizer and samples for people to read beside a trained model."""
+    def _write_beside(self, samples: Sequence[str]) -> None:
         tokenizer = (self.inputs["tokenizer"] / "tokenizer.model").read_bytes()
         storage.write_atomically(self.folder / "tokenizer.model", tokenizer)
-        storage.write_atomically(self.folder / "samples.txt", samples)
+        storage.write_atomically(self.folder / "samples.txt", "\n---\n".join(samples) + "\n")
 
-
-def write_samples(model: Transformer, tokenizer: Tokenizer, recipe: Recipe) -> str:
-    """Return ten generations for people to read: five stories and five answers."""
-    starts = [tokenizer.encode(text, bos=True) for text in STORY_STARTS]
-    stories = generate(
-        model,
-        starts,
-        max_new_tokens=min(96, recipe.model.max_seq_len - max(map(len, starts))),
-        temperature=0.7,
-        top_p=0.9,
-        seed=recipe.pretrain.seed,
-        stop_ids={tokenizer.eos_id},
-    )
-    lines = [
-        f"{text}{tokenizer.decode([*start, *done.ids])[len(text) :]}"
-        for text, start, done in zip(STORY_STARTS, starts, stories, strict=True)
-    ]
-    if recipe.corpus.data is None:
-        items = recall_items(make_world(recipe.corpus.world_seed))[::31][:5]
-        answers = recall_answers(model, tokenizer, items)
-        lines += [
-            f"{item.prompt} {answer}   [right: {item.answer}; {item.exposure}]"
-            for item, answer in zip(items, answers, strict=True)
-        ]
-    return "\n---\n".join(lines) + "\n"
-
-
-def write_answers(
-    model: Transformer, tokenizer: Tokenizer, held_out: Sequence[Sequence[Message]], recipe: Recipe
-) -> str:
-    """Return ten greedy answers for people to read: to held-out dialogs, and on five facts."""
-    context = model.config.max_seq_len
-    short = [d for d in held_out if len(encode_prompt(d[:-1], tokenizer)) <= context // 2][:5]
-    items = recall_items(make_world(recipe.corpus.world_seed))[::31][:5]
-    prompts = [*(dialog[:-1] for dialog in short), *(as_dialog(item) for item in items)]
-    remarks = [
-        *(f"held out: {dialog[-1]['content']}" for dialog in short),
-        *(f"right: {item.answer}; {item.exposure}" for item in items),
-    ]
-    lines = (
-        f"{render(prompt)} {answer.text}{' </s>' if answer.ended else ' ...'}   [{remark}]"
-        for prompt, answer, remark in zip(
-            prompts, reply(model, tokenizer, prompts), remarks, strict=True
+    def write_samples(self, model: Transformer) -> None:
+        """Leave the tokenizer and ten generations for people to read: stories and answers."""
+        tokenizer, recipe = self.tokenizer, self.recipe
+        starts = [tokenizer.encode(text, bos=True) for text in STORY_STARTS]
+        stories = generate(
+            model,
+            starts,
+            max_new_tokens=min(96, recipe.model.max_seq_len - max(map(len, starts))),
+            temperature=0.7,
+            top_p=0.9,
+            seed=recipe.pretrain.seed,
+            stop_ids={tokenizer.eos_id},
         )
+        samples = [
+            f"{text}{tokenizer.decode([*start, *done.ids])[len(text) :]}"
+            for text, start, done in zip(STORY_STARTS, starts, stories, strict=True)
+        ]
+        if recipe.corpus.data is None:
+            items = recall_items(self.world)[::31][:5]
+            samples += [
+                f"{item.prompt} {answer}   [right: {item.answer}; {item.exposure}]"
+                for item, answer in zip(items, recall_answers(model, tokenizer, items), strict=True)
+            ]
+        self._write_beside(samples)
+
+    def write_answers(self, model: Transformer, held_out: Sequence[Sequence[Message]]) -> None:
+        """Leave the tokenizer and ten greedy answers: to held-out dialogs, and on five facts."""
+        tokenizer, longest = self.tokenizer, model.config.max_seq_len // 2
+        short = [d for d in held_out if len(encode_prompt(d[:-1], tokenizer)) <= longest][:5]
+        items = recall_items(self.world)[::31][:5]
+        prompts = [*(dialog[:-1] for dialog in short), *(as_dialog(item) for item in items)]
+        remarks = [
+            *(f"held out: {dialog[-1]['content']}" for dialog in short),
+            *(f"right: {item.answer}; {item.exposure}" for item in items),
+        ]
+        replies = reply(model, tokenizer, prompts)
+        self._write_beside(
+            [
+                f"{render(prompt)} {answer.text}{' </s>' if answer.ended else ' ...'}   [{remark}]"
+                for prompt, answer, remark in zip(prompts, replies, remarks, strict=True)
+            ]
+        )
+
+
+def variant_of(recipe: Recipe, stage: str) -> Any:
+    """Return the section that only one stage has, which most recipes leave out."""
+    section = getattr(recipe, stage)
+    if section is None:
+        raise ValueError(
+            f"the stage {stage} needs a variant; the recipe {recipe.name!r} has none. Set its "
+            f"field `{stage}`."
+        )
+    return section
+
+
+def unseen(
+    kind: str,
+    stream: Iterable[Text],
+    n: int,
+    tries: int,
+    seen: set[str],
+    spelled: Callable[[Text], str],
+) -> list[Text]:
+    """Return the first n texts of a stream of `tries` that are spelled unlike all in `seen`.
+
+    None comes twice. Short texts repeat, so there must be more of them than are asked for.
+    """
+    fresh: dict[str, Text] = {}
+    for text in stream:
+        spelling = spelled(text)
+        if spelling not in seen:
+            fresh.setdefault(spelling, text)
+        if len(fresh) == n:
+            return list(fresh.values())
+    raise ValueError(
+        f"n_validation={n} unseen {kind} were asked for; the world gave {len(fresh)} in {tries} "
+        "tries. Ask for fewer."
     )
-    return "\n---\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ adaptive `beta`. Added to the paper's words, which leave them open: see `PpoConf
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from llama2_lib import rng, storage
 from llama2_lib.config import PpoConfig, Recipe
 from llama2_lib.evaluation.judged import gold_marks
-from llama2_lib.model.chat import reply, room, scored_row
+from llama2_lib.model.chat import reply, room
 from llama2_lib.model.generate import generate
 from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer
@@ -35,16 +37,15 @@ from llama2_lib.model.weights import load_model, save_model
 from llama2_lib.objectives.language import LossTerm
 from llama2_lib.objectives.rlhf import gae, ppo_policy_loss, ppo_value_loss, shaped_rewards, whiten
 from llama2_lib.stages.fit import Report
-from llama2_lib.stages.job import Job, write_answers
-from llama2_lib.stages.prompts import PromptSet, sample_prompts
-from llama2_lib.stages.reward import Rewarded, RewardModels, load_rewards
+from llama2_lib.stages.job import Job
+from llama2_lib.stages.prompts import sample_prompts
+from llama2_lib.stages.reward import Rewarded, RewardModels, load_rewards, text_rows
 from llama2_lib.stages.sft import unseen_dialogs
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
 from llama2_lib.training.loop import optimize
 from llama2_lib.training.optim import adamw
 from llama2_lib.world import make_world
-from llama2_lib.world.facts import World
 from llama2_lib.world.source import WorldSource
 
 TaggedPrompt = tuple[list[int], bool]
@@ -71,9 +72,8 @@ def run(job: Job, start: str, rewards: str) -> None:
         eos_id=tokenizer.eos_id,
     )
     prompts = prompt_stream(ppo_prompts(recipe, tokenizer), config.batch_size, config.seed)
-    measure = HeldOut.of(recipe, tokenizer, models)
-    best = train(ppo, prompts, measure, job.folder, job.report)
-    job.write_beside(write_answers(best, tokenizer, unseen_dialogs(job), recipe))
+    best = train(ppo, prompts, held_out(recipe, tokenizer, models), job.folder, job.report)
+    job.write_answers(best, unseen_dialogs(job))
 
 
 class ActorCritic(nn.Module):
@@ -98,11 +98,7 @@ class ActorCritic(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Ppo:
-    """What every iteration needs.
-
-    Raises:
-        ValueError: The reference is the policy itself, or shares its weights.
-    """
+    """What every iteration needs."""
 
     config: PpoConfig
     model: ActorCritic
@@ -140,40 +136,40 @@ def train(
 ) -> Transformer:
     """Train the policy in place, or continue from the newest checkpoint in `folder`.
 
-    Leaves the policy that was best on held-out prompts (`held_out_reward`), and
-    `metrics.jsonl` with a row for every iteration. Killed at any moment and started again, it
-    ends with the same bits.
-
-    Args:
-        ppo: Settings, networks and reward models.
-        prompts: Gives the prompts of an iteration.
-        measure: Called before the first iteration and every `eval_every`.
-        folder: Where the run leaves its files.
-        report: Hears of every iteration.
-
-    Raises:
-        FloatingPointError: Loss or gradient is not finite.
+    The policy is measured before the first iteration and every `eval_every`. Leaves the one that
+    was best on held-out prompts, and `metrics.jsonl` with a row for every iteration. Killed at any
+    moment and started again, it ends with the same bits. A loss or gradient that is not finite is a
+    FloatingPointError.
     """
     config, model = ppo.config, ppo.model
-    optimizer = adamw(
-        model, weight_decay=config.weight_decay, rates={"value.": config.value_lr_multiplier}
-    )
+    rates = {"value.": config.value_lr_multiplier}
+    optimizer = adamw(model, weight_decay=config.weight_decay, rates=rates)
     start = load_checkpoint(folder, model, optimizer)
     log = storage.MetricsLog(folder / "metrics.jsonl")
-    log.keep_up_to(start if start else -1)
-    watch = _BestSoFar(folder, config.patience)
+    log.keep_up_to(start or -1)
+    rows = storage.read_metrics(log.path)
+    measured = [row["held_out_reward"] for row in rows if "held_out_reward" in row]
+
+    def look(step: int) -> None:
+        row = measure(model.policy)
+        if not measured or row["held_out_reward"] > max(measured):
+            save_model(model.policy, folder)
+        measured.append(row["held_out_reward"])
+        log.write(step, **row)
+
     if start == 0:
-        watch.see(log, 0, model.policy, measure)
+        look(0)
     total = config.value_warmup + config.iterations
     for iteration in range(start, total):
-        if watch.exhausted:
+        since_best = len(measured) - 1 - int(np.argmax(measured))
+        if since_best >= config.patience:
             break
         done = iteration + 1
         row = iterate(ppo, optimizer, prompts(iteration), iteration)
         log.write(done, **row)
         learned = done - config.value_warmup  # the policy stays as it is until then
         if learned > 0 and (learned % config.eval_every == 0 or done == total):
-            watch.see(log, done, model.policy, measure)
+            look(done)
         if done % config.save_every == 0 and done < total:
             save_checkpoint(folder, done, model, optimizer)
         report(done / total, f"reward {row['reward']:+.2f}, KL {row['kl']:.2f}")
@@ -182,21 +178,17 @@ def train(
 
 
 def iterate(
-    ppo: Ppo,
-    optimizer: torch.optim.Optimizer,
-    prompts: Sequence[TaggedPrompt],
-    iteration: int,
+    ppo: Ppo, optimizer: torch.optim.Optimizer, prompts: Sequence[TaggedPrompt], iteration: int
 ) -> dict[str, float]:
     """Do one iteration and return its row of metrics."""
     ppo.model.eval()
     batch = rollout(ppo, prompts, rng.seed_from(ppo.config.seed, "ppo", iteration))
-    warming_up = iteration < ppo.config.value_warmup
     steps = list(
         optimize(
             ppo.model,
             optimizer,
             iter(batch.minibatches),
-            value_loss(ppo.config) if warming_up else ppo_loss(ppo.config),
+            ppo_loss(ppo.config, value_only=iteration < ppo.config.value_warmup),
             lambda _: ppo.config.lr,
             steps=range(len(batch.minibatches)),
             clip_norm=ppo.config.clip_norm,
@@ -229,7 +221,7 @@ class Sampled(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """All that one PPO step needs."""
+    """All that one PPO step needs; position t is about target t + 1."""
 
     ids: Int[Tensor, "rows seq+1"]
     response_mask: Bool[Tensor, "rows seq"]
@@ -254,31 +246,45 @@ def rollout(ppo: Ppo, prompts: Sequence[TaggedPrompt], seed: int) -> Rollout:
     The order is the paper's: the combined score is whitened over the batch, then the divergence
     is taken off. Advantages are whitened over all tokens of the batch.
     """
-    config = ppo.config
+    config, device = ppo.config, ppo.device
+    # 1. sample
     samples = sample_answers(ppo.model.policy, prompts, config, seed, ppo.eos_id)
-    rewarded = ppo.rewards([sample.ids for sample in samples], [tag for _, tag in prompts])
-    tags = torch.tensor([tag for _, tag in prompts], device=ppo.device)
-    score = _whitened(_finite(rewarded.combined, ppo.device), tags, config.whiten_by)
-    finished = torch.tensor([sample.finished for sample in samples], device=ppo.device)
-    score = score.masked_fill(~finished, config.missing_eos_score)
+    tags, finished = [tag for _, tag in prompts], [sample.finished for sample in samples]
+    # 2. score, whiten, punish missing ends
+    rewarded = ppo.rewards([sample.ids for sample in samples], tags)
+    raw = torch.from_numpy(rewarded.combined).to(device, torch.float32)
+    score = _whitened(raw, torch.tensor(tags, device=device), config.whiten_by)
+    score = score.masked_fill(~torch.tensor(finished, device=device), config.missing_eos_score)
+    # 3 and 4. shape, GAE; whiten the advantages of all mini-batches together
     parts = layout(samples, config.batch_size // config.minibatch_size, seed)
-    credited = [_credited(ppo, part, score) for part in parts]
+    credited, divergences = zip(*(_credited(ppo, part, score) for part in parts), strict=True)
     advantages = whiten_together(
         [part.advantages for part in credited], [part.response_mask for part in credited]
     )
     minibatches = [
-        Minibatch(c.ids, c.response_mask, c.logprobs, c.values, whitened, c.returns)
-        for c, whitened in zip(credited, advantages, strict=True)
+        part._replace(advantages=whitened)
+        for part, whitened in zip(credited, advantages, strict=True)
     ]
-    return Rollout(minibatches, samples, _summary(samples, rewarded, score, credited))
+    n, n_tokens = len(samples), sum(len(sample.answer) for sample in samples)
+    sums = {name: sum(part[name] for part in divergences) for name in divergences[0]}
+    metrics = {
+        "reward": float(rewarded.combined.mean()),
+        "reward_std": float(rewarded.combined.std()),
+        "helpfulness": float(rewarded.helpfulness.mean()),
+        "safety": float(rewarded.safety.mean()),
+        "score": float(score.mean()),
+        "kl": sums["kl"] / n,
+        "exact_kl": sums["exact_kl"] / n,
+        "entropy": sums["entropy"] / n_tokens,
+        "length": n_tokens / n,
+        "finished": sum(finished) / n,
+        "distinct": len({tuple(sample.ids) for sample in samples}) / n,
+    }
+    return Rollout(minibatches, samples, metrics)
 
 
 def sample_answers(
-    policy: Transformer,
-    prompts: Sequence[TaggedPrompt],
-    config: PpoConfig,
-    seed: int,
-    eos_id: int,
+    policy: Transformer, prompts: Sequence[TaggedPrompt], config: PpoConfig, seed: int, eos_id: int
 ) -> list[Sampled]:
     """Return one sampled answer to each prompt."""
     completions = generate(
@@ -295,25 +301,19 @@ def sample_answers(
     ]
 
 
-def _finite(combined: np.ndarray, device: torch.device) -> Tensor:
-    raw = torch.from_numpy(combined).to(device, torch.float32)
-    if not bool(raw.isfinite().all()):
-        row = int((~raw.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"rewards must be finite; that of row {row} is {raw[row].item()}, and whitening would "
-            "make it everybody's. Look at the reward models."
-        )
-    return raw
-
-
 def _whitened(raw: Tensor, tags: Tensor, by: str) -> Tensor:
+    if not bool(raw.isfinite().all()):
+        raise ValueError(
+            f"rewards must be finite; that of row {int((~raw.isfinite()).nonzero()[0])} is not, "
+            "and whitening would make it everybody's. Look at the reward models."
+        )
     if by == "nothing":
         return raw
     return whiten(raw) if by == "batch" else whiten(raw, tags) + whiten(raw, ~tags)
 
 
 class Actions(NamedTuple):
-    """A mini-batch of rows, padded on the right; position t of a mask is about target t + 1."""
+    """A mini-batch of rows, padded on the right; position t of the mask is about target t + 1."""
 
     rows: Int[Tensor, " rows"]
     """Numbers of the rows in the whole batch."""
@@ -323,53 +323,25 @@ class Actions(NamedTuple):
 
 
 def layout(samples: Sequence[Sampled], n_minibatches: int, seed: int) -> list[Actions]:
-    """Divide rows into mini-batches of similar length, in random order.
-
-    Rows of similar length share a mini-batch, so that little is padding.
-    """
-    if not 1 <= n_minibatches <= len(samples):
-        raise ValueError(
-            f"n_minibatches must lie in 1...{len(samples)}, the number of rows; got "
-            f"{n_minibatches}."
-        )
-    empty = [row for row, sample in enumerate(samples) if not sample.answer]
-    if empty:
-        raise ValueError(f"every answer needs a token; those of rows {empty[:5]} have none.")
-    lengths = np.array([len(sample.ids) for sample in samples])
-    parts = np.array_split(lengths.argsort(kind="stable"), n_minibatches)
-    order = np.random.default_rng(seed).permutation(n_minibatches)
-    return [_actions(samples, parts[place]) for place in order]
-
-
-def _actions(samples: Sequence[Sampled], rows: np.ndarray) -> Actions:
-    ids = torch.zeros(len(rows), max(len(samples[row].ids) for row in rows), dtype=torch.int64)
-    mask = torch.zeros(len(rows), ids.shape[1] - 1, dtype=torch.bool)
-    for place, row in enumerate(rows):
-        sample = samples[row]
-        ids[place, : len(sample.ids)] = torch.tensor(sample.ids)
-        mask[place, len(sample.prompt) - 1 : len(sample.ids) - 1] = True
-    return Actions(torch.from_numpy(rows.copy()), ids, mask)
+    """Divide rows into mini-batches in random order, of similar length: little is padding."""
+    assert 1 <= n_minibatches <= len(samples)
+    assert all(sample.answer for sample in samples)
+    begins = torch.tensor([len(sample.prompt) for sample in samples])
+    ends = torch.tensor([len(sample.ids) for sample in samples])
+    parts = np.array_split(ends.numpy().argsort(kind="stable"), n_minibatches)
+    actions = []
+    for place in np.random.default_rng(seed).permutation(n_minibatches):
+        rows = torch.from_numpy(parts[place])
+        unpadded = [torch.tensor(samples[row].ids) for row in parts[place]]
+        ids = pad_sequence(unpadded, batch_first=True)
+        target = torch.arange(1, ids.shape[1])
+        mask = (begins[rows, None] <= target) & (target < ends[rows, None])
+        actions.append(Actions(rows, ids, mask))
+    return actions
 
 
-class _Credited(NamedTuple):
-    """A mini-batch as policy, value function and reference see it."""
-
-    ids: Tensor
-    response_mask: Tensor
-    logprobs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    kl: Tensor
-    """Sampled divergence, k1, summed over each answer."""
-    exact_kl: Tensor
-    """Over the whole vocabulary, summed over all tokens of all answers."""
-    entropy: Tensor
-    """Summed over all tokens of all answers."""
-
-
-def _credited(ppo: Ppo, part: Actions, score: Tensor) -> _Credited:
-    """Return what each token of a mini-batch is credited with.
+def _credited(ppo: Ppo, part: Actions, score: Tensor) -> tuple[Minibatch, dict[str, float]]:
+    """Return what each token is credited with, not whitened yet, and sums over all answers.
 
     The log-probabilities are computed in the very shapes in which they are computed again for
     training: before the first step the ratio is then 1 to the last bit.
@@ -382,17 +354,13 @@ def _credited(ppo: Ppo, part: Actions, score: Tensor) -> _Credited:
     reward = shaped_rewards(score[part.rows.to(device)], logprobs, ref_logprobs, mask, config.beta)
     advantages, returns = gae(reward, values, mask, gamma=config.gamma, lam=config.lam)
     p = full.exp()
-    return _Credited(
-        ids,
-        mask,
-        logprobs,
-        values,
-        advantages,
-        returns,
-        kl=(logprobs - ref_logprobs).sum(dim=1),
-        exact_kl=(p * (full - ref_full)).sum(),
-        entropy=-(p * full).sum(),
-    )
+    sums = {
+        "kl": (logprobs - ref_logprobs).sum(dim=1).sum(),  # sampled: k1
+        "exact_kl": (p * (full - ref_full)).sum(),  # over the whole vocabulary
+        "entropy": -(p * full).sum(),
+    }
+    minibatch = Minibatch(ids, mask, logprobs, values, advantages, returns)
+    return minibatch, {name: float(total) for name, total in sums.items()}
 
 
 def answer_logprobs(
@@ -431,62 +399,32 @@ def whiten_together(
     ]
 
 
-def _summary(
-    samples: Sequence[Sampled], rewarded: Rewarded, score: Tensor, parts: Sequence[_Credited]
-) -> dict[str, float]:
-    n = len(samples)
-    n_tokens = sum(int(part.response_mask.sum()) for part in parts)
-    return {
-        "reward": float(rewarded.combined.mean()),
-        "reward_std": float(rewarded.combined.std()),
-        "helpfulness": float(rewarded.helpfulness.mean()),
-        "safety": float(rewarded.safety.mean()),
-        "score": float(score.mean()),
-        "kl": sum(float(part.kl.sum()) for part in parts) / n,
-        "exact_kl": sum(float(part.exact_kl) for part in parts) / n,
-        "entropy": sum(float(part.entropy) for part in parts) / n_tokens,
-        "length": n_tokens / n,
-        "finished": sum(sample.finished for sample in samples) / n,
-        "distinct": len({tuple(sample.ids) for sample in samples}) / n,
-    }
-
-
 # --- 5: the losses of a step
 
 
-def ppo_loss(config: PpoConfig) -> Callable[[Any, Minibatch], LossTerm]:
-    """Return the loss of a mini-batch: clipped surrogate and `value_weight` times value loss."""
-    value_term = value_loss(config)
+def ppo_loss(
+    config: PpoConfig, *, value_only: bool = False
+) -> Callable[[Any, Minibatch], LossTerm]:
+    """Return the loss of a mini-batch: clipped surrogate and `value_weight` times value loss.
+
+    During the warm-up it is the value loss alone.
+    """
+
+    def value_loss(model: ActorCritic, batch: Minibatch) -> LossTerm:
+        mask, values = batch.response_mask, model.values(batch.response_mask, batch.ids)
+        return ppo_value_loss(values, batch.old_values, batch.returns, mask, config.value_clip)
 
     def loss(model: ActorCritic, batch: Minibatch) -> LossTerm:
-        logprobs, _ = answer_logprobs(
-            model.policy, batch.response_mask, batch.ids, config.temperature
-        )
-        policy = ppo_policy_loss(
-            logprobs, batch.old_logprobs, batch.advantages, batch.response_mask, config.clip
-        )
+        mask = batch.response_mask
+        logprobs, _ = answer_logprobs(model.policy, mask, batch.ids, config.temperature)
+        policy = ppo_policy_loss(logprobs, batch.old_logprobs, batch.advantages, mask, config.clip)
         if not config.value_weight:
             return policy
-        value = value_term(model, batch)
+        value = value_loss(model, batch)
         total = policy.total + config.value_weight * value.total
         return LossTerm(total, policy.count, policy.metrics | value.metrics)
 
-    return loss
-
-
-def value_loss(config: PpoConfig) -> Callable[[Any, Minibatch], LossTerm]:
-    """Return the value loss of a mini-batch alone, for the warm-up."""
-
-    def loss(model: ActorCritic, batch: Minibatch) -> LossTerm:
-        return ppo_value_loss(
-            model.values(batch.response_mask, batch.ids),
-            batch.old_values,
-            batch.returns,
-            batch.response_mask,
-            config.value_clip,
-        )
-
-    return loss
+    return value_loss if value_only else loss
 
 
 # --- prompts, and what is measured on those that no gradient sees
@@ -494,77 +432,54 @@ def value_loss(config: PpoConfig) -> Callable[[Any, Minibatch], LossTerm]:
 
 def ppo_prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[TaggedPrompt]:
     """Return the encoded training prompts with their tags; short ones only."""
-    config = recipe.ppo
-    prompt_set = sample_prompts(
-        WorldSource(make_world(recipe.corpus.world_seed)),
-        rng.seed_from(config.seed, "ppo prompts"),
-        config.n_prompts,
-        tokenizer,
-        longest=config.longest_prompt,
-    )
+    config, source = recipe.ppo, WorldSource(make_world(recipe.corpus.world_seed))
+    seed, longest = rng.seed_from(config.seed, "ppo prompts"), config.longest_prompt
+    prompt_set = sample_prompts(source, seed, config.n_prompts, tokenizer, longest=longest)
     return list(zip(prompt_set.ids, prompt_set.tags, strict=True))
 
 
 def prompt_stream(encoded: Sequence[TaggedPrompt], batch_size: int, seed: int) -> Prompts:
     """Return a function that gives `batch_size` prompts an iteration, all before any twice."""
-    if len(encoded) < batch_size:
+    n = len(encoded)
+    if n < batch_size:
         raise ValueError(
-            f"an iteration needs {batch_size} prompts; got {len(encoded)}. Take more, or a "
-            "smaller batch."
+            f"an iteration needs {batch_size} prompts; got {n}. Take more, or a smaller batch."
         )
+
+    @cache
+    def order(epoch: int) -> list[int]:
+        places = list(range(n))
+        rng.random_source(seed, "prompts", epoch).shuffle(places)
+        return places
 
     def of(iteration: int) -> list[TaggedPrompt]:
         places = range(iteration * batch_size, (iteration + 1) * batch_size)
-        epochs = {place // len(encoded) for place in places}
-        shuffled = {epoch: _shuffled(len(encoded), seed, epoch) for epoch in sorted(epochs)}
-        return [encoded[shuffled[p // len(encoded)][p % len(encoded)]] for p in places]
+        return [encoded[order(place // n)[place % n]] for place in places]
 
     return of
 
 
-def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
-    order = list(range(n))
-    rng.random_source(seed, "prompts", epoch).shuffle(order)
-    return order
+def held_out(recipe: Recipe, tokenizer: Tokenizer, models: RewardModels) -> Measure:
+    """Return the measure of a run: training wordings, but prompts of another stream.
 
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Measures a policy on prompts that no gradient ever sees.
-
-    The gold judges are an outside check; nothing in training reads what they say.
+    It samples one answer to each prompt and returns mean rewards, raw, and mean gold marks. The
+    gold judges are an outside check; nothing in training reads what they say.
     """
+    config, world = recipe.ppo, make_world(recipe.corpus.world_seed)
+    seed = rng.seed_from(config.seed, "ppo held out")
+    longest, context = room(recipe.model, config.max_new_tokens), room(recipe.model, 0)
+    prompt_set = sample_prompts(
+        WorldSource(world), seed, config.n_held_out, tokenizer, longest=longest
+    )
+    dialogs = prompt_set.dialogs
+    options = {"temperature": 1.0, "seed": seed, "max_new_tokens": config.max_new_tokens}
 
-    prompt_set: PromptSet
-    world: World
-    tokenizer: Tokenizer
-    models: RewardModels
-    max_new_tokens: int
-    seed: int
-
-    @classmethod
-    def of(cls, recipe: Recipe, tokenizer: Tokenizer, models: RewardModels) -> "HeldOut":
-        """Return the measure of a run: training wordings, but prompts of another stream."""
-        config, world = recipe.ppo, make_world(recipe.corpus.world_seed)
-        seed = rng.seed_from(config.seed, "ppo held out")
-        longest = room(recipe.model, config.max_new_tokens)
-        prompt_set = sample_prompts(
-            WorldSource(world), seed, config.n_held_out, tokenizer, longest=longest
-        )
-        return cls(prompt_set, world, tokenizer, models, config.max_new_tokens, seed)
-
-    def __call__(self, policy: Transformer) -> dict[str, float]:
-        """Return mean rewards, raw, and mean gold marks of one sampled answer to each prompt."""
-        dialogs, tok = self.prompt_set.dialogs, self.tokenizer
-        options = {"seed": self.seed, "max_new_tokens": self.max_new_tokens}
-        replies = reply(policy, tok, dialogs, temperature=1.0, **options)
+    def measure(policy: Transformer) -> dict[str, float]:
+        replies = reply(policy, tokenizer, dialogs, **options)
+        texts = [answer.text for answer in replies]
         # A text ends with EOS though its answer may not have: give the reply to a new chain.
-        rows = [
-            scored_row(dialog, answer.text, tok, room(policy, 0))
-            for dialog, answer in zip(dialogs, replies, strict=True)
-        ]
-        rewarded = self.models(rows, self.prompt_set.tags)
-        marks = gold_marks(self.world, self.prompt_set.prompts, [a.text for a in replies])
+        rewarded = models(text_rows(dialogs, texts, tokenizer, context), prompt_set.tags)
+        marks = gold_marks(world, prompt_set.prompts, texts)
         harmless = ~marks.adversarial
         return {
             "held_out_reward": float(rewarded.combined.mean()),
@@ -576,25 +491,4 @@ class HeldOut:
             "gold_safety": float(marks.safety[~harmless].mean()),
         }
 
-
-class _BestSoFar:
-    """Measures policies, keeps the best one, and says when there has been none for long."""
-
-    def __init__(self, folder: Path, patience: int):
-        self.folder, self.patience = folder, patience
-        rows = storage.read_metrics(folder / "metrics.jsonl")
-        self.values = [r["held_out_reward"] for r in rows if "held_out_reward" in r]
-
-    @property
-    def exhausted(self) -> bool:
-        best = max(range(len(self.values)), key=self.values.__getitem__, default=0)
-        return len(self.values) - 1 - best >= self.patience
-
-    def see(
-        self, log: storage.MetricsLog, step: int, policy: Transformer, measure: Measure
-    ) -> None:
-        row = measure(policy)
-        if not self.values or row["held_out_reward"] > max(self.values):
-            save_model(policy, self.folder)
-        self.values.append(row["held_out_reward"])
-        log.write(step, **row)
+    return measure

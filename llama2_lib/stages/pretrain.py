@@ -6,7 +6,7 @@
 4. Write a few generations for people to read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.objectives.language import LossTerm, masked_loss, next_token_loss
 from llama2_lib.stages.corpus import CorpusSplit, load_corpus
-from llama2_lib.stages.fit import Forward, Report, fit
-from llama2_lib.stages.job import Job, write_samples
+from llama2_lib.stages.fit import Forward, Report, check_rows, fit
+from llama2_lib.stages.job import Job
 from llama2_lib.training.batches import PackedBatch, apart
 
 N_MEASURED = 200
@@ -27,16 +27,12 @@ N_MEASURED = 200
 
 def run(job: Job) -> None:
     """Pretrain the base model."""
+    recipe = job.recipe
+    train, validation = (load_corpus(job.inputs["corpus"], n) for n in ("train", "validation"))
     model = pretrain(
-        job.recipe.pretrain,
-        job.recipe.model,
-        load_corpus(job.inputs["corpus"], "train"),
-        load_corpus(job.inputs["corpus"], "validation"),
-        job.folder,
-        job.device,
-        job.report,
+        recipe.pretrain, recipe.model, train, validation, job.folder, job.device, job.report
     )
-    job.write_beside(write_samples(model, job.tokenizer, job.recipe))
+    job.write_samples(model)
 
 
 def pretrain(
@@ -48,27 +44,11 @@ def pretrain(
     device: torch.device,
     report: Report = lambda done, words: None,
 ) -> Transformer:
-    """Train a model from scratch, or continue from the newest checkpoint in `folder`.
-
-    Leaves `model.safetensors`, `config.json` and `metrics.jsonl`. Killed at any moment and
-    started again, it ends with the same bits.
-
-    Raises:
-        ValueError: `seq_len` exceeds the model's context.
-        FloatingPointError: The loss is not finite.
-    """
-    if config.seq_len > model_config.max_seq_len:
-        raise ValueError(
-            f"seq_len must fit the model's max_seq_len; got {config.seq_len} and "
-            f"{model_config.max_seq_len}."
-        )
+    """Train a model from scratch, or continue from the newest checkpoint in `folder`; see `fit`."""
+    check_rows(config.seq_len, model_config)
     n_measured = min(N_MEASURED, validation.packed.n_documents)
     probe = [validation.document(number) for number in range(n_measured)]
-
-    def batches(start: int) -> Iterator[PackedBatch]:
-        return train.packed.batches(
-            seed=config.seed, batch_size=config.batch_size, seq_len=config.seq_len, start=start
-        )
+    rows = {"seed": config.seed, "batch_size": config.batch_size, "seq_len": config.seq_len}
 
     def measure(model: Transformer) -> dict[str, float]:
         nats = document_nats(model, probe, max_len=config.seq_len)
@@ -77,7 +57,7 @@ def pretrain(
     return fit(
         config,
         initialise(Transformer(model_config), config.seed).to(device),
-        batches,
+        lambda start: train.packed.batches(start=start, **rows),
         packed_loss(config.isolate_documents),
         measure,
         folder,

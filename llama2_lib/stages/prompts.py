@@ -1,6 +1,6 @@
 """Prompts that a model can answer: those that leave room for an answer in its context."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llama2_lib.text.dialog import Encoder, encode_prompt
@@ -41,11 +41,7 @@ def sample_prompts(
     split: str = "train",
     shares: Mapping[str, float] | None = None,
 ) -> PromptSet:
-    """Draw prompts until n of them have at most `longest` tokens.
-
-    Raises:
-        ValueError: Hardly any prompt is so short.
-    """
+    """Draw prompts until n of them have at most `longest` tokens."""
     prompts: list[Prompt] = []
     encoded: list[list[int]] = []
     n_too_long = 0
@@ -65,3 +61,8 @@ def sample_prompts(
                 "longer context, or answers less room."
             )
     return PromptSet(prompts=prompts, ids=encoded, n_too_long=n_too_long)
+
+
+def answered(dialog: Sequence[Message], answer: str) -> list[Message]:
+    """Return a dialog that ends with the user, and an answer to it."""
+    return [*dialog, {"role": "assistant", "content": answer}]

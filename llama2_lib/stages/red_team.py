@@ -11,6 +11,7 @@ They attack in the wordings of training prompts and in their own, combined as no
 does; held-out wordings and hazards stay unseen for the final test.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,18 +25,15 @@ from llama2_lib.evaluation.judged import violations
 from llama2_lib.model import chat
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import save_model
-from llama2_lib.stages.fit import fit_dialogs, loss_on
-from llama2_lib.stages.job import Job, write_answers
+from llama2_lib.stages.job import Job
+from llama2_lib.stages.prompts import answered
 from llama2_lib.stages.safety import rehearsed
-from llama2_lib.stages.sft import N_MEASURED, examples, unseen_dialogs
-from llama2_lib.text.dialog import encode_example
+from llama2_lib.stages.sft import examples, fine_tune, unseen_dialogs
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.training.batches import PackedDialogs
 from llama2_lib.world import make_world
 from llama2_lib.world.attackers import Attacker, key_of
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
-from llama2_lib.world.judges import judge_of
 from llama2_lib.world.prompts import Prompt
 from llama2_lib.world.tasks import answer_writer
 
@@ -62,7 +60,7 @@ def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
     Leaves the model that learned from what was found, `attacks.jsonl` (the queries of all rounds
     so far) and `summary.json`, see `summarise`. A round that finds nothing changes no weight.
     """
-    config, tokenizer, world = job.recipe.red_team, job.tokenizer, job.world
+    config, tokenizer = job.recipe.red_team, job.tokenizer
     seed = rng.seed_from(config.seed, "red team", number)
     path = job.folder / "attacks.jsonl"
     attacked = job.model(policy)
@@ -70,7 +68,7 @@ def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
         before = job.inputs[policy] / "attacks.jsonl"
         older = storage.read_rows(before, Attack) if before.exists() else []
         fresh = attack(
-            world,
+            job.world,
             attacker(job.recipe, tokenizer, seed),
             replier(attacked, tokenizer, config, seed),
             budget=config.budget,
@@ -80,18 +78,19 @@ def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
         storage.write_rows(path, [*older, *fresh])
     attacks = storage.read_rows(path, Attack)
     broken = broken_by(attacks)
-    # Training works in place, so what learns is another copy of what was attacked.
-    model = _taught(job, job.model(policy), broken, ghosts, seed) if broken else attacked
-    if not broken:
+    model = attacked
+    if broken:
+        # Training works in place, so what learns is another copy of what was attacked.
+        model = _taught(job, job.model(policy), broken, ghosts, seed)
+    else:
         log = storage.MetricsLog(job.folder / "metrics.jsonl")
         log.keep_up_to(-1)  # a killed job may have written this row already
         log.write(0, lessons=0)
         save_model(model, job.folder)
-    summary = summarise(attacks, number, config) | asked_again(
-        world, number, broken, {"old model": attacked, "new model": model}, tokenizer, config, seed
-    )
+        job.write_answers(model, unseen_dialogs(job))
+    models = {"old model": attacked, "new model": model}
+    summary = summarise(job, number, attacks, models, seed)
     storage.write_atomically(job.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    job.write_beside(write_answers(model, tokenizer, unseen_dialogs(job), job.recipe))
 
 
 # --- step 1: attacks
@@ -131,25 +130,16 @@ def attack(
     queries_together: int,
     number: int = 1,
 ) -> list[Attack]:
-    """Spend a budget of queries on a model; the attacker learns after every batch.
+    """Spend a budget of queries on a model; the world's judge says what violates.
 
-    Args:
-        world: Whose judge says what violates.
-        attacker: Keeps what it learns.
-        reply: The model.
-        budget: Number of queries.
-        queries_together: Queries between two looks at what worked; the last batch may be smaller.
-        number: Number of the round, for the record.
+    After every `queries_together` of them the attacker learns what worked; the last batch may be
+    smaller. `number` is that of the round, for the record.
     """
-    judge = judge_of(world)
     attacks: list[Attack] = []
     while len(attacks) < budget:
         prompts = attacker.propose(min(queries_together, budget - len(attacks)))
         answers = reply(prompts)
-        violated = [
-            not judge.safety(prompt, text).is_safe
-            for prompt, text in zip(prompts, answers, strict=True)
-        ]
+        violated = violations(world, prompts, answers).tolist()
         attacker.learn(prompts, violated)
         rows = zip(prompts, answers, violated, strict=True)
         attacks += [Attack(prompt, text, broke, number) for prompt, text, broke in rows]
@@ -172,10 +162,7 @@ def lessons(world: World, broken: Sequence[Attack], n: int, seed: int) -> list[l
     """Return n safe demonstrations for each prompt that broke the model, in different words."""
     writer, source = answer_writer(world), rng.random_source(seed, "lessons", world.seed)
     return [
-        [
-            *row.prompt.dialog,
-            {"role": "assistant", "content": writer.safe(source, row.prompt.category)},
-        ]
+        answered(row.prompt.dialog, writer.safe(source, row.prompt.category))
         for row in broken
         for _ in range(n)
     ]
@@ -185,68 +172,52 @@ def _taught(
     job: Job, model: Transformer, broken: Sequence[Attack], ghosts: str | None, seed: int
 ) -> Transformer:
     """Fine-tune on safe answers to all that ever broke a candidate, and rehearse the rest."""
-    config, tokenizer = job.recipe.red_team, job.tokenizer
+    config = dataclasses.replace(job.recipe.red_team, seed=seed)
     dialogs = lessons(job.world, broken, config.n_lessons, seed)
     amounts = {
         name: round(share * config.replay * len(dialogs)) for name, share in MIXED_IN.items()
     }
-    train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in dialogs]
+    train = examples(dialogs, job.tokenizer, loss_on="last")
     train += rehearsed(job, model, ghosts, config, seed, **amounts)
-    packed = PackedDialogs(train, seq_len=config.seq_len, seed=seed)
-    unseen = unseen_dialogs(job)[:N_MEASURED]
-    return fit_dialogs(
-        config,
-        model,
-        packed,
-        loss_on(examples(unseen, tokenizer), config.seq_len),
-        job.folder,
-        job.part(0.4, 0.9),
-        # a round that finds one prompt has hardly a batch, and still has to warm up
-        steps=max(config.warmup + 1, config.epochs * packed.batches_per_epoch(config.batch_size)),
-        before=lambda _: {"lessons": len(dialogs), **packed.counts()},
+    # a round that finds one prompt has hardly a batch, and still has to warm up
+    least, counts = config.warmup + 1, {"lessons": len(dialogs)}
+    return fine_tune(
+        job, config, model, train, counts, steps=least, epochs=config.epochs, begin=0.4, end=0.9
     )
 
 
 # --- step 4: what it brought
 
 
-def summarise(attacks: Sequence[Attack], number: int, config: RedTeamConfig) -> dict[str, Any]:
-    """Return what a round found: `queries`, `violating`, and how many of those in several turns."""
-    fresh = [row for row in attacks if row.round == number]
-    return {
-        "round": number,
-        "queries": len(fresh),
-        "violating": sum(row.violated for row in fresh),
-        "budget": config.budget,
-        "multi-turn": sum(row.violated and len(row.prompt.dialog) > 1 for row in fresh),
-    }
-
-
-def asked_again(
-    world: World,
-    number: int,
-    broken: Sequence[Attack],
-    models: dict[str, Transformer],
-    tokenizer: Tokenizer,
-    config: RedTeamConfig,
-    seed: int,
+def summarise(
+    job: Job, number: int, attacks: Sequence[Attack], models: dict[str, Transformer], seed: int
 ) -> dict[str, Any]:
-    """Ask everything that ever broke a candidate once more.
+    """Return what a round found, and how the models answer all that ever broke a candidate now.
 
-    Returns:
-        `old attacks`, and how many of them do not violate now, by model: `fixed, new model`. The
-        same of those found last: `fresh attacks`; of them `fixed fresh, old model` are those that
-        luck alone fixes, as the old model has learned nothing from them.
+    Of its `queries` so many are `violating`, and so many of those have several turns. Of the `old
+    attacks` so many do not violate now: `fixed, new model`. The same of those found last, the
+    `fresh attacks`; of them `fixed fresh, old model` are those that luck alone fixes, as the old
+    model has learned nothing from them.
     """
+    config, broken = job.recipe.red_team, broken_by(attacks)
+    last = [row for row in attacks if row.round == number]
     prompts = [row.prompt for row in broken]
     fresh = np.array([row.round == number for row in broken], dtype=bool)
-    counts: dict[str, Any] = {"old attacks": len(prompts), "fresh attacks": int(fresh.sum())}
+    summary: dict[str, Any] = {
+        "round": number,
+        "queries": len(last),
+        "violating": sum(row.violated for row in last),
+        "budget": config.budget,
+        "multi-turn": sum(row.violated and len(row.prompt.dialog) > 1 for row in last),
+        "old attacks": len(prompts),
+        "fresh attacks": int(fresh.sum()),
+    }
     for name, model in models.items():
-        reply = replier(model, tokenizer, config, rng.seed_from(seed, "again"))
-        violated = violations(world, prompts, reply(prompts)) if prompts else fresh
-        counts[f"fixed, {name}"] = int((~violated).sum())
-        counts[f"fixed fresh, {name}"] = int((~violated & fresh).sum())
-    return counts
+        reply = replier(model, job.tokenizer, config, rng.seed_from(seed, "again"))
+        violated = violations(job.world, prompts, reply(prompts)) if prompts else fresh
+        summary[f"fixed, {name}"] = int((~violated).sum())
+        summary[f"fixed fresh, {name}"] = int((~violated & fresh).sum())
+    return summary
 
 
 def round_summary(folder: Path) -> dict[str, Any]:

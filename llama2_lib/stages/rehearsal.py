@@ -13,12 +13,10 @@ from llama2_lib.model.chat import reply, room
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.stages.corpus import load_corpus
 from llama2_lib.stages.job import Job
-from llama2_lib.stages.prompts import sample_prompts
+from llama2_lib.stages.prompts import answered, sample_prompts
 from llama2_lib.stages.sft import examples
-from llama2_lib.text.dialog import encode_example
 from llama2_lib.training.batches import Example
 from llama2_lib.world.demonstrations import borderline_training
-from llama2_lib.world.dialogs import Message
 
 OWN_SHARES = {"helpful": 0.6, "adversarial": 0.4}
 """Families of the prompts that a policy answers itself. What declines is forgotten first, so it
@@ -49,28 +47,25 @@ def own_answers(
     job: Job, policy: Transformer, n: int, seed: int, max_new_tokens: int
 ) -> list[Example]:
     """Return n new prompts with the policy's answers; those that did not end are left out."""
+    tokenizer, longest = job.tokenizer, room(policy, max_new_tokens)
+    prompt_seed = rng.seed_from(seed, "rehearsal")
     dialogs = sample_prompts(
-        job.source,
-        rng.seed_from(seed, "rehearsal"),
-        n,
-        job.tokenizer,
-        longest=room(policy, max_new_tokens),
-        shares=OWN_SHARES,
+        job.source, prompt_seed, n, tokenizer, longest=longest, shares=OWN_SHARES
     ).dialogs
     replies = reply(
         policy,
-        job.tokenizer,
+        tokenizer,
         dialogs,
         temperature=TEMPERATURE,
         max_new_tokens=max_new_tokens,
         seed=rng.seed_from(seed, "own answers"),
     )
-    answered: list[list[Message]] = [
-        [*dialog, {"role": "assistant", "content": answer.text}]
+    finished = [
+        answered(dialog, answer.text)
         for dialog, answer in zip(dialogs, replies, strict=True)
         if answer.ended and answer.text
     ]
-    return [encode_example(dialog, job.tokenizer, loss_on="last") for dialog in answered]
+    return examples(finished, tokenizer, loss_on="last")
 
 
 def documents(job: Job, n: int, seed: int) -> list[Example]:
@@ -93,11 +88,11 @@ def shown(job: Job, n: int, seed: int) -> list[Example]:
     """Return n clean demonstrations, `LOOK_ALIKES` of them of what only sounds dangerous."""
     n_alike, seed = round(LOOK_ALIKES * n), rng.seed_from(seed, "shown")
     return [
-        *examples(list(borderline_training(job.world, seed, n_alike)), job.tokenizer),
+        *examples(borderline_training(job.world, seed, n_alike), job.tokenizer),
         *demonstrated(job, n - n_alike, seed, SHOWN_SHARES),
     ]
 
 
 def demonstrated(job: Job, n: int, seed: int, shares: Mapping[str, float]) -> list[Example]:
     """Return n clean demonstrations of these families."""
-    return examples(list(job.source.dialogs(seed, n, shares=shares)), job.tokenizer)
+    return examples(job.source.dialogs(seed, n, shares=shares), job.tokenizer)

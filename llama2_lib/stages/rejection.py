@@ -19,14 +19,13 @@ from llama2_lib.config import Recipe, RejectionConfig
 from llama2_lib.evaluation.reward import best_of_n
 from llama2_lib.model.chat import Reply, reply, room, scored_row
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.stages.fit import fit_dialogs, loss_on
-from llama2_lib.stages.job import Job, write_answers
-from llama2_lib.stages.prompts import PromptSet, sample_prompts
+from llama2_lib.stages.job import Job
+from llama2_lib.stages.prompts import PromptSet, answered, sample_prompts
 from llama2_lib.stages.reward import load_rewards
-from llama2_lib.stages.sft import N_MEASURED, examples, first_demonstrations, unseen_dialogs
-from llama2_lib.text.dialog import Encoder, encode_example
+from llama2_lib.stages.sft import examples, fine_tune
+from llama2_lib.text.dialog import Encoder
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.training.batches import Example, PackedDialogs
+from llama2_lib.training.batches import Example
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.source import WorldSource
@@ -76,32 +75,20 @@ def run(job: Job, number: int, policy: str, rewards: str) -> None:
     earlier = job.inputs[policy] / "pool.jsonl"
     keeps = config.keep == "all rounds" and earlier.exists()
     pool = [*rescored(storage.read_rows(earlier, Sample) if keeps else [], score), *best_ones]
-    targets = best(pool) if config.select == "best" else pool
+    storage.write_rows(job.folder / "pool.jsonl", pool)
     # 4. the base model, fine-tuned on it
-    demonstrations = first_demonstrations(job, config.n_demonstrations)
-    packed = PackedDialogs(
-        [*encoded(targets, tokenizer), *demonstrations], seq_len=config.seq_len, seed=config.seed
-    )
+    targets = best(pool) if config.select == "best" else pool
     counts |= {
         "chosen": len(best_ones),
         "answers": len(targets),
         "mean reward of samples": float(np.mean([sample.score for sample in fresh])),
         "mean reward of chosen": float(np.mean([sample.score for sample in best_ones])),
-        **packed.counts(),
     }
-    unseen = unseen_dialogs(job)
-    model = fit_dialogs(
-        config,
-        job.model("pretrain"),
-        packed,
-        loss_on(examples(unseen[:N_MEASURED], tokenizer), config.seq_len),
-        job.folder,
-        job.part(0.3, 1.0),
-        steps=config.steps,
-        before=lambda _: counts,
-    )
-    storage.write_rows(job.folder / "pool.jsonl", pool)
-    job.write_beside(write_answers(model, tokenizer, unseen, job.recipe))
+    world_seed, grade = job.recipe.corpus.world_seed, job.recipe.sft.grade
+    demonstrations = job.source.dialogs(world_seed, config.n_demonstrations, grade)
+    train = [*encoded(targets, tokenizer), *examples(demonstrations, tokenizer)]
+    base = job.model("pretrain")
+    fine_tune(job, config, base, train, counts, steps=config.steps, begin=0.3)
 
 
 def _fresh_samples(
@@ -115,9 +102,8 @@ def _fresh_samples(
         Sample(dialog, tag, "", number, 0.0)
         for dialog, tag in zip(prompt_set.dialogs, prompt_set.tags, strict=True)
     ]
-    curves = temperature_curves(
-        newest, tokenizer, prompts[: config.n_probe], config, score, seed=seed
-    )
+    probe = prompts[: config.n_probe]
+    curves = temperature_curves(newest, tokenizer, probe, config, score, seed=seed)
     storage.write_atomically(job.folder / "temperatures.json", json.dumps(curves, indent=2) + "\n")
     temperature = best_temperature(curves)
     drawn = draw(
@@ -151,10 +137,8 @@ def _seed(recipe: Recipe, number: int) -> int:
 def round_prompts(number: int, recipe: Recipe, tokenizer: Tokenizer) -> PromptSet:
     """Return the prompts of round `number`."""
     config, source = recipe.rejection, WorldSource(make_world(recipe.corpus.world_seed))
-    longest = room(recipe.model, config.max_new_tokens)
-    return sample_prompts(
-        source, _seed(recipe, number), config.n_prompts, tokenizer, longest=longest
-    )
+    longest, seed = room(recipe.model, config.max_new_tokens), _seed(recipe, number)
+    return sample_prompts(source, seed, config.n_prompts, tokenizer, longest=longest)
 
 
 def draw(
@@ -192,17 +176,10 @@ def temperature_curves(
 
     All samples count here, those that did not end included: they are what a temperature costs.
     """
-    curves = {}
+    dialogs, curves = [prompt.dialog for prompt in prompts], {}
+    options = {"seed": seed, "max_new_tokens": config.max_new_tokens}
     for temperature in config.temperatures:
-        drawn = draw(
-            policy,
-            tokenizer,
-            [prompt.dialog for prompt in prompts],
-            config.n_samples,
-            temperature,
-            seed=seed,
-            max_new_tokens=config.max_new_tokens,
-        )
+        drawn = draw(policy, tokenizer, dialogs, config.n_samples, temperature, **options)
         samples = [
             prompt._replace(answer=answer.text)
             for prompt, answers in zip(prompts, drawn, strict=True)
@@ -243,34 +220,25 @@ def best(samples: Sequence[Sample]) -> list[Sample]:
 
     Prompts stand in the order in which they first occur.
     """
-    tops: dict[str, Sample] = {}
+    return [max(group, key=lambda sample: sample.score) for group in _by_prompt(samples)]
+
+
+def _by_prompt(samples: Sequence[Sample]) -> list[list[Sample]]:
+    groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        top = tops.get(sample.key)
-        if top is None or sample.score > top.score:
-            tops[sample.key] = sample
-    return list(tops.values())
+        groups.setdefault(sample.key, []).append(sample)
+    return list(groups.values())
 
 
 def chosen(samples: Sequence[Sample], select: str, seed: int) -> list[Sample]:
-    """Return one sample a prompt: the best, or one at random.
-
-    Raises:
-        ValueError: `select` is neither.
-    """
+    """Return one sample a prompt: the `best`, or one at `random`."""
     if select == "best":
         return best(samples)
-    if select != "random":
-        raise ValueError(f"select must be best or random; got {select!r}.")
-    grouped: dict[str, list[Sample]] = {}
-    for sample in samples:
-        grouped.setdefault(sample.key, []).append(sample)
+    assert select == "random"
     source = rng.random_source(seed, "random selection")
-    return [group[source.randrange(len(group))] for group in grouped.values()]
+    return [group[source.randrange(len(group))] for group in _by_prompt(samples)]
 
 
 def encoded(samples: Sequence[Sample], tok: Encoder) -> list[Example]:
     """Return what a round trains on: the answers of the pool, each after its prompt."""
-    dialogs: list[list[Message]] = [
-        [*sample.dialog, {"role": "assistant", "content": sample.answer}] for sample in samples
-    ]
-    return [encode_example(dialog, tok, loss_on="last") for dialog in dialogs]
+    return examples((answered(s.dialog, s.answer) for s in samples), tok, loss_on="last")

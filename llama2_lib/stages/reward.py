@@ -16,7 +16,7 @@ One round of the stage `rewards`, for helpfulness and for safety:
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,19 +34,16 @@ from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_scalar_model, save_model
 from llama2_lib.objectives.language import LossTerm
-from llama2_lib.objectives.preference import (
-    margins,
-    ranking_loss,
-    safety_auxiliary_loss,
-)
+from llama2_lib.objectives.preference import margins, ranking_loss, safety_auxiliary_loss
 from llama2_lib.objectives.rlhf import combined_reward
 from llama2_lib.stages.fit import Forward, Report, fit
-from llama2_lib.stages.job import Job
+from llama2_lib.stages.job import Job, variant_of
 from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.text.dialog import Encoder
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.batches import EncodedPair, PairBatch, PairedAnswers
 from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World
 from llama2_lib.world.pairs import (
     EXCLUDED,
@@ -119,7 +116,7 @@ def _run_stream(
 ) -> None:
     """Bring one of the two reward models up to date."""
     tokenizer, seed = job.tokenizer, rng.seed_from(config.seed, "fresh", config.stream, number)
-    comparisons = collect(
+    pairs, counts = collect(
         variants,
         tokenizer,
         job.world,
@@ -128,31 +125,25 @@ def _run_stream(
         seed=seed,
         max_new_tokens=config.max_new_tokens,
     )
-    n_held = max(1, round(HELD_BACK * len(comparisons.pairs)))
-    held, fresh = comparisons.pairs[:n_held], comparisons.pairs[n_held:]
+    n_held = max(1, round(HELD_BACK * len(pairs)))
+    held, fresh = pairs[:n_held], pairs[n_held:]
     bootstrap = training_pairs(config, OWN_SHARE[config.stream], job.recipe.corpus.world_seed)
     earlier = storage.read_rows(previous / "fresh.jsonl", Pair) if previous else []
-    summary: dict[str, Any] = {"round": number, **comparisons.counts()}
+    summary: dict[str, Any] = {"round": number, **counts}
+    validation = encode_pairs(held, tokenizer, "none")
     start: Transformer | ScalarModel
     if previous is None:
         start, train = job.model("sft"), [*bootstrap, *fresh]
     else:
         start = load_scalar_model(previous, job.device)
-        summary["accuracy before"] = _accuracy(start, held, tokenizer)
+        summary["accuracy before"] = _accuracy(start, held, validation)
         old = [*bootstrap, *earlier]
         n_old = min(len(fresh), len(old))
         train = [*fresh, *rng.random_source(seed, "older pairs").sample(old, n_old)]
         config = dataclasses.replace(config, peak_lr=config.later_lr_ratio * config.peak_lr)
-    model = train_reward(
-        config,
-        start,
-        encode_pairs(train, tokenizer, config.margin),
-        encode_pairs(held, tokenizer, "none"),
-        folder,
-        job.device,
-        report,
-    )
-    summary["accuracy"] = _accuracy(model, held, tokenizer)
+    encoded = encode_pairs(train, tokenizer, config.margin)
+    model = train_reward(config, start, encoded, validation, folder, job.device, report)
+    summary["accuracy"] = _accuracy(model, held, validation)
     if config.stream == "helpfulness":
         summary["mean before centring"] = centre(model, _centre_rows(job))
         save_model(model, folder)
@@ -161,66 +152,25 @@ def _run_stream(
     storage.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _accuracy(model: ScalarModel, pairs: Sequence[Pair], tok: Encoder) -> dict[str, Any]:
-    chosen, rejected = scores_of(model, encode_pairs(pairs, tok, "none"))
-    shares = accuracy_by_grade(chosen, rejected, [pair.grade for pair in pairs])
+def _accuracy(
+    model: ScalarModel, pairs: Sequence[Pair], encoded: Sequence[EncodedPair]
+) -> dict[str, Any]:
+    shares = accuracy_by_grade(*scores_of(model, encoded), [pair.grade for pair in pairs])
     return {grade: dataclasses.asdict(share) for grade, share in shares.items()}
 
 
 def _centre_rows(job: Job) -> list[list[int]]:
     """Return answers of the fine-tuned model to helpful prompts, the same in every round."""
     model, tokenizer, config = job.model("sft"), job.tokenizer, job.recipe.helpfulness
-    seed = rng.seed_from(config.seed, "centre")
+    seed, most = rng.seed_from(config.seed, "centre"), config.max_new_tokens
     dialogs = sample_prompts(
-        job.source,
-        seed,
-        N_CENTRE,
-        tokenizer,
-        longest=room(model, config.max_new_tokens),
-        shares=HELPFUL_STREAM,
+        job.source, seed, N_CENTRE, tokenizer, longest=room(model, most), shares=HELPFUL_STREAM
     ).dialogs
-    replies = reply(
-        model,
-        tokenizer,
-        dialogs,
-        temperature=1.0,
-        seed=seed,
-        max_new_tokens=config.max_new_tokens,
-    )
-    return [
-        scored_row(dialog, answer.text, tokenizer, room(model, 0))
-        for dialog, answer in zip(dialogs, replies, strict=True)
-    ]
+    replies = reply(model, tokenizer, dialogs, temperature=1.0, seed=seed, max_new_tokens=most)
+    return text_rows(dialogs, [answer.text for answer in replies], tokenizer, room(model, 0))
 
 
 # --- comparisons (section 3.2.1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparisons:
-    """The comparisons of one stream, and what became of the prompts."""
-
-    pairs: list[Pair]
-    n_prompts: int
-    n_too_long: int
-    """Prompts that were passed over because they leave no room for an answer."""
-    n_identical: int
-    """Both variants said the same: there is nothing to choose."""
-    n_excluded: int
-    """The annotators preferred an unsafe answer to a safe one (paper section 3.2.2)."""
-
-    def counts(self) -> dict[str, int | float]:
-        """Return the counts and the share of each grade, for the log."""
-        grades = Counter(pair.grade for pair in self.pairs)
-        shares = {f"share of {grade}": grades[grade] / len(self.pairs) for grade in GRADES}
-        return {
-            "prompts": self.n_prompts,
-            "too long": self.n_too_long,
-            "fresh pairs": len(self.pairs),
-            "identical answers": self.n_identical,
-            "excluded": self.n_excluded,
-            **shares,
-        }
 
 
 def collect(
@@ -232,17 +182,12 @@ def collect(
     *,
     seed: int,
     max_new_tokens: int = 96,
-) -> Comparisons:
+) -> tuple[list[Pair], dict[str, int | float]]:
     """Let two model variants answer training prompts, and annotators choose.
 
-    Args:
-        variants: The newest policy and the one before it; in the first round twice the same.
-        tokenizer: The chain's.
-        world: Where the prompts, the annotators and the truth are.
-        stream: helpfulness or safety.
-        n_prompts: Prompts that are answered.
-        seed: Decides prompts, answers and annotators.
-        max_new_tokens: Length of an answer at most.
+    The variants are the newest policy and the one before it; in the first round twice the same. The
+    seed decides prompts, answers and annotators. Returned are the comparisons and, for the log,
+    what became of the prompts and the share of each grade.
     """
     prompt_set = sample_prompts(
         WorldSource(world),
@@ -267,6 +212,7 @@ def collect(
     annotator = Annotator(seed, f"fresh {stream}", TAU)
     different = [(prompt, a, b) for prompt, a, b in rows if a and b and a != b]
     annotated = [annotate(world, prompt, a, b, annotator, stream) for prompt, a, b in different]
+    # An unsafe answer that was preferred to a safe one teaches nothing (section 3.2.2).
     pairs = [pair for pair in annotated if pair.safety_bin != EXCLUDED]
     if not pairs:
         raise ValueError(
@@ -274,13 +220,15 @@ def collect(
             f"an empty answer twice, {len(annotated)} were excluded as unsafe before safe. Sample "
             "hotter, or ask for more."
         )
-    return Comparisons(
-        pairs=pairs,
-        n_prompts=n_prompts,
-        n_too_long=prompt_set.n_too_long,
-        n_identical=n_prompts - len(different),
-        n_excluded=len(annotated) - len(pairs),
-    )
+    grades = Counter(pair.grade for pair in pairs)
+    return pairs, {
+        "prompts": n_prompts,
+        "too long": prompt_set.n_too_long,
+        "fresh pairs": len(pairs),
+        "identical answers": n_prompts - len(different),
+        "excluded": len(annotated) - len(pairs),
+        **{f"share of {grade}": grades[grade] / len(pairs) for grade in GRADES},
+    }
 
 
 # --- pairs (appendix A.3.3)
@@ -298,11 +246,7 @@ def training_pairs(config: RewardConfig, own_share: float, world_seed: int) -> l
 
 
 def encode_pairs(pairs: Sequence[Pair], tok: Encoder, margin: str) -> list[EncodedPair]:
-    """Encode prompt and answer in the chat format, each with the EOS its score is read at.
-
-    Raises:
-        ValueError: A pair has a safety label that is excluded: chosen unsafe, rejected safe.
-    """
+    """Encode prompt and answer in the chat format, each with the EOS its score is read at."""
     table: dict[str, float] = dict(zip(GRADES, MARGINS[margin], strict=True))
     values = margins([pair.grade for pair in pairs], table).tolist()
     encoded = []
@@ -336,18 +280,11 @@ def train_reward(
     hundred steps do not remove, and the best of many samples would be picked by it. One epoch,
     because the paper found that longer training overfits. Leaves what `fit` leaves; step 0 of
     the metrics says how many pairs were left out. The accuracy in the log knows no margin.
-
-    Raises:
-        ValueError: No pair can be learned from.
-        FloatingPointError: The loss is not finite.
     """
     longest = start.config.max_seq_len
     model = start if isinstance(start, ScalarModel) else scalar_model(start)
     paired = PairedAnswers(train, longest=longest, seed=config.seed)
     held_out = PairedAnswers(validation, longest=longest)
-
-    def batches(start: int) -> Iterator[PairBatch]:
-        return paired.batches(batch_size=config.batch_size, start=start)
 
     def measure(model: ScalarModel) -> dict[str, float]:
         return {"validation_accuracy": accuracy(*scores_of(model, held_out.pairs)).value}
@@ -355,7 +292,7 @@ def train_reward(
     return fit(
         config,
         model.to(device),
-        batches,
+        lambda start: paired.batches(batch_size=config.batch_size, start=start),
         pair_loss(config.safety_weight if config.stream == "safety" else 0.0),
         measure,
         folder,
@@ -406,6 +343,14 @@ def centre(model: ScalarModel, rows: Sequence[list[int]]) -> float:
 # --- both models in use
 
 
+def text_rows(
+    dialogs: Sequence[Sequence[Message]], answers: Sequence[str], tok: Encoder, context: int
+) -> list[list[int]]:
+    """Return the ids of each prompt with the text of its answer, cut at the context, to score."""
+    pairs = zip(dialogs, answers, strict=True)
+    return [scored_row(dialog, answer, tok, context) for dialog, answer in pairs]
+
+
 class Rewarded(NamedTuple):
     """Raw scores of answers by both reward models, and what the policy is trained on."""
 
@@ -433,15 +378,7 @@ class RewardModels:
             model.eval().requires_grad_(False)
 
     def __call__(self, rows: Sequence[list[int]], is_safety: Sequence[bool]) -> Rewarded:
-        """Score answers.
-
-        Args:
-            rows: Ids of prompt and answer.
-            is_safety: Whether each prompt is tagged as apt to elicit unsafe answers.
-
-        Raises:
-            ValueError: as in `scores`.
-        """
+        """Score rows of prompt and answer, of prompts that are tagged as safety prompts or not."""
         helpfulness, safety = (scores(m, rows) for m in (self.helpfulness, self.safety))
         combined = combined_reward(
             torch.from_numpy(safety), torch.from_numpy(helpfulness), torch.tensor(is_safety)
@@ -451,10 +388,8 @@ class RewardModels:
 
 def load_rewards(folder: Path, device: torch.device | str = "cpu") -> RewardModels:
     """Load both reward models of a finished `rewards` stage."""
-    return RewardModels(
-        load_scalar_model(folder / "helpfulness", device),
-        load_scalar_model(folder / "safety", device),
-    )
+    models = {stream: load_scalar_model(folder / stream, device) for stream in STREAMS}
+    return RewardModels(**models)
 
 
 # --- the stage `reward_model`: one variant on the world's pairs alone, made to be compared
@@ -478,26 +413,17 @@ def run_variant(job: Job) -> None:
     No policy has to exist. Variants with the same seed learn from the same pairs, as far as they
     learn from as many, and are tested on the same ones. Leaves the model and `held_out.json`, see
     `held_out_scores`.
-
-    Raises:
-        ValueError: The recipe has no variant.
     """
-    variant, tokenizer = _variant(job.recipe), job.tokenizer
-    config = variant.reward
+    variant: RewardVariant = variant_of(job.recipe, "reward_model")
+    config, tokenizer, world_seed = variant.reward, job.tokenizer, job.recipe.corpus.world_seed
     tested = held_out_of(job.recipe, tokenizer)
     encoded = {stream: encode_pairs(pairs, tokenizer, "none") for stream, pairs in tested.items()}
+    train = encode_pairs(variant_pairs(variant, world_seed), tokenizer, config.margin)
+    validation = next(iter(encoded.values()))[: config.n_validation]
     model = train_reward(
-        config,
-        job.model("sft"),
-        encode_pairs(
-            variant_pairs(variant, job.recipe.corpus.world_seed), tokenizer, config.margin
-        ),
-        next(iter(encoded.values()))[: config.n_validation],
-        job.folder,
-        job.device,
-        job.report,
+        config, job.model("sft"), train, validation, job.folder, job.device, job.report
     )
-    document: dict[str, Any] = {}
+    document: dict[str, dict[str, list]] = {}
     for stream, pairs in tested.items():
         chosen, rejected = scores_of(model, encoded[stream])
         document[stream] = {
@@ -516,28 +442,21 @@ def variant_pairs(variant: RewardVariant, world_seed: int) -> list[Pair]:
     if not variant.coin_toss:
         return pairs
     coin = rng.random_source(variant.reward.seed, "coin toss")
-    return [_unlabelled(pair, exchanged=coin.random() < 0.5) for pair in pairs]
-
-
-def _unlabelled(pair: Pair, exchanged: bool) -> Pair:
-    if not exchanged:
-        return dataclasses.replace(pair, safety_bin="")
-    return dataclasses.replace(
-        pair, chosen=pair.rejected, rejected=pair.chosen, gap=-pair.gap, safety_bin=""
-    )
+    unlabelled = [dataclasses.replace(pair, safety_bin="") for pair in pairs]
+    return [
+        dataclasses.replace(pair, chosen=pair.rejected, rejected=pair.chosen, gap=-pair.gap)
+        if coin.random() < 0.5
+        else pair
+        for pair in unlabelled
+    ]
 
 
 def held_out_of(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, list[Pair]]:
-    """Return the pairs that `held_out_scores` speaks of, by stream.
-
-    Raises:
-        ValueError: The recipe has no variant.
-    """
-    variant = _variant(recipe)
-    world_seed, seed = recipe.corpus.world_seed, variant.reward.seed
-    longest = room(recipe.model, 0)
+    """Return the pairs that `held_out_scores` speaks of, by stream."""
+    variant: RewardVariant = variant_of(recipe, "reward_model")
+    seed, longest = variant.reward.seed, room(recipe.model, 0)
     return {
-        stream: held_out_pairs(stream, world_seed, seed, n, tokenizer, longest)
+        stream: held_out_pairs(stream, recipe.corpus.world_seed, seed, n, tokenizer, longest)
         for stream, n in variant.tested.items()
     }
 
@@ -549,22 +468,13 @@ def held_out_pairs(
 
     Fewer of them are a beginning of more. Few pairs are too long, except for tiny contexts.
     """
+
+    def length(pair: Pair) -> int:
+        texts = (pair.chosen, pair.rejected)
+        return max(len(scored_row(pair.prompt.dialog, text, tok)) for text in texts)
+
     endless = WorldSource(make_world(world_seed)).pairs(stream, seed, split="held out")
-    return list(islice((pair for pair in endless if _length(pair, tok) <= longest), n))
-
-
-def _length(pair: Pair, tok: Encoder) -> int:
-    texts = (pair.chosen, pair.rejected)
-    return max(len(scored_row(pair.prompt.dialog, text, tok)) for text in texts)
-
-
-def _variant(recipe: Recipe) -> RewardVariant:
-    if recipe.reward_model is None:
-        raise ValueError(
-            f"the stage reward_model needs a variant; the recipe {recipe.name!r} has none. Set "
-            "its field `reward_model`."
-        )
-    return recipe.reward_model
+    return list(islice((pair for pair in endless if length(pair) <= longest), n))
 
 
 def held_out_scores(folder: Path) -> dict[str, HeldOut]:

@@ -13,6 +13,7 @@ No code of the paper's method is public.
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from random import Random
@@ -23,17 +24,17 @@ from jaxtyping import Bool, Float
 
 from llama2_lib import rng, storage
 from llama2_lib.config import DistillationConfig, Recipe, RedTeamConfig, SafetyData
-from llama2_lib.model.chat import Reply, reply, room, scored_row, scores
+from llama2_lib.model.chat import Reply, reply, room, scores
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.stages.fit import fit_dialogs, loss_on
+from llama2_lib.stages.fit import fit_dialogs
 from llama2_lib.stages.ghost_attention import old_ghosts
-from llama2_lib.stages.job import Job, write_answers
-from llama2_lib.stages.prompts import sample_prompts
+from llama2_lib.stages.job import Job, variant_of
+from llama2_lib.stages.prompts import answered, sample_prompts
 from llama2_lib.stages.rehearsal import demonstrated, remembered, shown
-from llama2_lib.stages.reward import load_rewards
-from llama2_lib.stages.sft import N_MEASURED, examples, sft, unseen_dialogs, validation_dialogs
-from llama2_lib.text.dialog import Encoder, encode_example, encode_prompt
+from llama2_lib.stages.reward import load_rewards, text_rows
+from llama2_lib.stages.sft import examples, fine_tune, sft_on
+from llama2_lib.text.dialog import Encoder, encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.batches import Example, PackedDialogs
 from llama2_lib.world import make_world
@@ -101,7 +102,7 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
     for every prompt its answers and their scores, kept or not. A policy at the end of the chain
     (see `rehearsed`) is safe already: where the gate drops an answer it rehearses its own.
     """
-    config, tokenizer = job.recipe.distillation, job.tokenizer
+    config = job.recipe.distillation
     path = job.folder / "distilled.jsonl"
     if not path.exists():  # a killed job got this far
         judge = load_rewards(job.inputs[rewards], job.device).safety
@@ -109,7 +110,7 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
     rows = storage.read_rows(path, Distilled)
     dialogs = targets(rows, config.gate, anchored=ghosts is not None)
     model = job.model(policy)
-    train = [encode_example(dialog, tokenizer, loss_on="last") for dialog in dialogs]
+    train = examples(dialogs, job.tokenizer, loss_on="last")
     train += rehearsed(
         job,
         model,
@@ -120,26 +121,13 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
         n_demonstrations=config.n_demonstrations,
         n_ghosts=config.n_ghosts,
     )
-    packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     counts = {
         "prompts": len(rows),
         "kept": len(targets(rows, config.gate)),
         "mean score of originals": float(np.mean([row.original_score for row in rows])),
         "mean increase": float(np.mean([row.increase for row in rows])),
-        **packed.counts(),
     }
-    unseen = unseen_dialogs(job)
-    model = fit_dialogs(
-        config,
-        model,
-        packed,
-        loss_on(examples(unseen[:N_MEASURED], tokenizer), config.seq_len),
-        job.folder,
-        job.part(0.6, 1.0),
-        steps=config.steps,
-        before=lambda _: counts,
-    )
-    job.write_beside(write_answers(model, tokenizer, unseen, job.recipe))
+    fine_tune(job, config, model, train, counts, steps=config.steps, begin=0.6)
 
 
 # --- step 1: answers behind a preprompt
@@ -147,44 +135,37 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
 
 def distilled(job: Job, policy: str, judge: ScalarModel) -> list[Distilled]:
     """Answer every prompt twice alone and once behind its preprompt; score all without it."""
-    config, tokenizer = job.recipe.distillation, job.tokenizer
+    config, tokenizer, model = job.recipe.distillation, job.tokenizer, job.model(policy)
     prompt_list = distillation_prompts(job.recipe, tokenizer)
     dialogs = [prompt.dialog for prompt in prompt_list]
-    source, as_risky = (
-        rng.random_source(config.seed, "preprompts"),
-        config.apply_to == "all as risky",
-    )
+    source = rng.random_source(config.seed, "preprompts")
+    as_risky = config.apply_to == "all as risky"
     preprompts = [preprompt_for(p, config.preprompt, source, as_risky) for p in prompt_list]
-    model = job.model(policy)
-    own, again = (
-        _answers(model, tokenizer, dialogs, config, rng.seed_from(config.seed, "own", n))
-        for n in (1, 2)
-    )
-    if config.preprompt == "none":
-        behind = again
-    else:
-        behind = _answers(
-            teacher(job, policy),
+
+    def answers(model: Transformer, dialogs: list[list[Message]], *names: str | int) -> list[Reply]:
+        return reply(
+            model,
             tokenizer,
-            [with_preprompt(d, p) for d, p in zip(dialogs, preprompts, strict=True)],
-            config,
-            rng.seed_from(config.seed, "behind"),
+            dialogs,
+            temperature=config.temperature,
+            seed=rng.seed_from(config.seed, *names),
+            max_new_tokens=config.max_new_tokens,
         )
-    texts = [[answer.text for answer in answers] for answers in (own, again, behind)]
-    context = room(model, 0)
-    marks = [
-        scores(
-            judge,
-            [
-                scored_row(dialog, text, tokenizer, context)
-                for dialog, text in zip(dialogs, column, strict=True)
-            ],
-        ).tolist()
+
+    own, again = (answers(model, dialogs, "own", number) for number in (1, 2))
+    behind = again
+    if config.preprompt != "none":
+        prompted = [with_preprompt(d, p) for d, p in zip(dialogs, preprompts, strict=True)]
+        behind = answers(teacher(job, policy), prompted, "behind")
+    texts = [[answer.text for answer in replies] for replies in (own, again, behind)]
+    columns = [
+        scores(judge, text_rows(dialogs, column, tokenizer, room(model, 0))).tolist()
         for column in texts
     ]
     # An answer that did not end would teach never to stop; "" is no target.
     texts[2] = [answer.text if answer.ended else "" for answer in behind]
-    return [Distilled(*row) for row in zip(prompt_list, preprompts, *texts, *marks, strict=True)]
+    table = zip(prompt_list, preprompts, *texts, *columns, strict=True)
+    return [Distilled(*row) for row in table]
 
 
 def distillation_prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
@@ -194,13 +175,8 @@ def distillation_prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
     families: list[dict[str, float]] = [{"adversarial": 1.0}]
     if config.apply_to != "adversarial":
         families.append(HELPFUL_STREAM)
-    return [
-        prompt
-        for shares in families
-        for prompt in sample_prompts(
-            source, seed, config.n_prompts, tokenizer, longest=longest, shares=shares
-        ).prompts
-    ]
+    draw = partial(sample_prompts, source, seed, config.n_prompts, tokenizer, longest=longest)
+    return [prompt for shares in families for prompt in draw(shares=shares).prompts]
 
 
 def longest_prompt(recipe: Recipe, tok: Encoder) -> int:
@@ -217,34 +193,12 @@ def every_preprompt() -> list[str]:
     return [*dict.fromkeys(generic), *map(answer_template, CATEGORIES)]
 
 
-def _answers(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    dialogs: Sequence[Sequence[Message]],
-    config: DistillationConfig,
-    seed: int,
-) -> list[Reply]:
-    return reply(
-        model,
-        tokenizer,
-        dialogs,
-        temperature=config.temperature,
-        seed=seed,
-        max_new_tokens=config.max_new_tokens,
-    )
-
-
 def preprompt_for(prompt: Prompt, kind: str, source: Random, as_risky: bool = False) -> str:
     """Return the preprompt of one prompt; "" for none.
 
     Prompts without a risk category get a generic one where templates are asked for: only a
     risk-labelled prompt has a template (section 4.2.4). `as_risky` gives them one by mistake.
-
-    Raises:
-        ValueError: The kind is unknown.
     """
-    if kind not in ("none", "generic", "template"):
-        raise ValueError(f"preprompt must be none, generic or template; got {kind!r}.")
     if kind == "none":
         return ""
     if kind == "template" and prompt.category:
@@ -261,16 +215,8 @@ def generic_preprompt(source: Random) -> str:
 
 
 def answer_template(category: str, parts: int = MOST_PARTS) -> str:
-    """Return the answer template of a risk category: decline, explain, offer, in this order.
-
-    Raises:
-        ValueError: The category is unknown, or parts is not 1, 2 or 3.
-    """
-    if category not in CATEGORIES or not 1 <= parts <= MOST_PARTS:
-        raise ValueError(
-            f"category must be one of {CATEGORIES} and parts 1 to {MOST_PARTS}; got {category!r} "
-            f"and {parts}."
-        )
+    """Return the answer template of a risk category: decline, explain, offer, in this order."""
+    assert 1 <= parts <= MOST_PARTS
     return " ".join((DECLINE, EXPLAIN[category], OFFER[category])[:parts])
 
 
@@ -290,25 +236,22 @@ def with_preprompt(dialog: Sequence[Message], preprompt: str) -> list[Message]:
 
 def teacher(job: Job, policy: str) -> Transformer:
     """Return a copy of a policy that was taught what preprompts mean."""
-    config, tokenizer = job.recipe.distillation, job.tokenizer
+    config = job.recipe.distillation
+    steps = config.heed_steps
     dialogs = heeding_dialogs(job.world, config.seed, config.n_heed)
-    made = [encode_example(dialog, tokenizer, loss_on="last") for dialog in dialogs]
+    train = examples(dialogs, job.tokenizer, loss_on="last")
     folder = job.folder / "teacher"
     folder.mkdir(exist_ok=True)
     model = fit_dialogs(
         dataclasses.replace(
-            config,
-            peak_lr=config.heed_lr,
-            steps=config.heed_steps,
-            eval_every=config.heed_steps,
-            save_every=config.heed_steps,
+            config, peak_lr=config.heed_lr, steps=steps, eval_every=steps, save_every=steps
         ),
         job.model(policy),
-        PackedDialogs(made, seq_len=config.seq_len, seed=config.seed),
+        PackedDialogs(train, seq_len=config.seq_len, seed=config.seed),
         lambda _: {},
         folder,
         job.part(0.0, 0.3),
-        steps=config.heed_steps,
+        steps=steps,
     )
     shutil.rmtree(folder)
     return model
@@ -330,13 +273,12 @@ def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:
             text = writer.demonstration(source, prompt.task)
         else:
             parts = 1 + source.randrange(MOST_PARTS)
-            template = source.random() < TEMPLATE_SHARE
-            preprompt = (
-                answer_template(prompt.category, parts) if template else generic_preprompt(source)
-            )
+            if source.random() < TEMPLATE_SHARE:
+                preprompt = answer_template(prompt.category, parts)
+            else:
+                preprompt = generic_preprompt(source)
             text = writer.safe(source, prompt.category, parts)
-        behind = with_preprompt(prompt.dialog, preprompt)
-        dialogs.append([*behind, {"role": "assistant", "content": text}])
+        dialogs.append(answered(with_preprompt(prompt.dialog, preprompt), text))
     return dialogs
 
 
@@ -344,21 +286,12 @@ def heeding_dialogs(world: World, seed: int, n: int) -> list[list[Message]]:
 
 
 def gate(
-    original: Float[np.ndarray, " answers"], distilled: Float[np.ndarray, " _"]
+    original: Float[np.ndarray, " answers"], distilled: Float[np.ndarray, " answers"]
 ) -> Bool[np.ndarray, " answers"]:
     """Return which distilled answers are kept: those that score strictly higher (section 4.2.4).
 
-    Args:
-        original: Safety scores of the model's own answers.
-        distilled: Safety scores of the answers behind a preprompt, read without it.
-
-    Raises:
-        ValueError: The lengths differ, or a score is not finite.
+    Both are scores of the safety model, which reads the answers without a preprompt.
     """
-    if len(original) != len(distilled):
-        raise ValueError(
-            f"every prompt needs both scores; got {len(original)} and {len(distilled)}."
-        )
     if not (np.isfinite(original).all() and np.isfinite(distilled).all()):
         raise ValueError("scores must be finite; got one that is not. Did the model diverge?")
     return distilled > original
@@ -367,22 +300,20 @@ def gate(
 def targets(rows: Sequence[Distilled], gated: bool, anchored: bool = False) -> list[list[Message]]:
     """Return the dialogs to train on: the prompt WITHOUT its preprompt, and the distilled answer.
 
-    Empty answers are never targets.
-
-    Args:
-        rows: Prompts with both answers.
-        gated: Leave out prompts whose original answer was as good.
-        anchored: Or rather keep the original answer there, so that a model that is safe already
-            stays as it is.
+    Where the original answer was as good, a prompt is left out if `gated`, or rather keeps that
+    answer if `anchored`, so that a model that is safe already stays as it is. Empty answers are
+    never targets.
     """
-    columns = [[getattr(row, name) for row in rows] for name in ("original_score", "answer_score")]
-    passing = gate(*(np.array(column, dtype=float) for column in columns)) if gated else None
-    dialogs: list[list[Message]] = []
-    for index, row in enumerate(rows):
-        passes = passing is None or passing[index]
-        text = row.answer if passes else row.original if anchored else ""
-        if text:
-            dialogs.append([*row.prompt.dialog, {"role": "assistant", "content": text}])
+    original, answer = (
+        np.array([getattr(row, name) for row in rows], dtype=float)
+        for name in ("original_score", "answer_score")
+    )
+    passes = gate(original, answer) if gated else np.ones(len(rows), dtype=bool)
+    dialogs = []
+    for row, passed in zip(rows, passes, strict=True):
+        text = row.answer if passed else row.original
+        if text and (passed or anchored):
+            dialogs.append(answered(row.prompt.dialog, text))
     return dialogs
 
 
@@ -400,9 +331,8 @@ def rehearsed(
     """Return what keeps a policy as it is while it learns to be safer.
 
     At the end of the chain: its own new answers, documents, demonstrations, and dialogs of the
-    stage `ghosts`.
-    A model that was only fine-tuned (`ghosts` is None) has only harmless demonstrations, as many as
-    both, so that false refusals can show.
+    stage `ghosts`. A model that was only fine-tuned (`ghosts` is None) has only harmless
+    demonstrations, as many as both, so that false refusals can show.
     """
     if ghosts is None:
         return demonstrated(job, n_replay + n_demonstrations, seed, {"helpful": 1.0})
@@ -417,30 +347,9 @@ def rehearsed(
 
 
 def run_safety_data(job: Job) -> None:
-    """Fine-tune the pretrained model on helpful dialogs and a part of the safety dialogs.
-
-    Raises:
-        ValueError: The recipe has no variant.
-    """
-    recipe, tokenizer = job.recipe, job.tokenizer
-    if recipe.safety_data is None:
-        raise ValueError(
-            f"the stage safety_data needs a variant; the recipe {recipe.name!r} has none. Set its "
-            "field `safety_data`."
-        )
-    world_seed = recipe.corpus.world_seed
-    train = mixed_dialogs(recipe.safety_data, world_seed)
-    validation = validation_dialogs(recipe.sft, world_seed, train)
-    model = sft(
-        recipe.sft,
-        job.model("pretrain"),
-        examples(train, tokenizer),
-        examples(validation, tokenizer),
-        job.folder,
-        job.device,
-        job.report,
-    )
-    job.write_beside(write_answers(model, tokenizer, validation, recipe))
+    """Fine-tune the pretrained model on helpful dialogs and a part of the safety dialogs."""
+    variant: SafetyData = variant_of(job.recipe, "safety_data")
+    sft_on(job, mixed_dialogs(variant, job.recipe.corpus.world_seed))
 
 
 def safety_dialogs(config: SafetyData, world_seed: int) -> list[list[Message]]:

@@ -5,15 +5,15 @@
 3. Pack whole dialogs into rows, hidden from each other, and train for two epochs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from llama2_lib.config import SftConfig
+from llama2_lib.config import DialogTrainConfig, SftConfig
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.stages.fit import Report, fit_dialogs, loss_on
-from llama2_lib.stages.job import Job, write_answers
+from llama2_lib.stages.job import Job, unseen
 from llama2_lib.text.dialog import Encoder, encode_example, render
 from llama2_lib.training.batches import Example, PackedDialogs, shorten_all
 from llama2_lib.world import make_world
@@ -30,8 +30,12 @@ N_MEASURED = 100
 
 def run(job: Job) -> None:
     """Fine-tune the pretrained model on demonstrations."""
+    sft_on(job, training_dialogs(job.recipe.sft, job.recipe.corpus.world_seed))
+
+
+def sft_on(job: Job, train: Sequence[Sequence[Message]]) -> None:
+    """Fine-tune the pretrained model on these dialogs."""
     config, tokenizer = job.recipe.sft, job.tokenizer
-    train = training_dialogs(config, job.recipe.corpus.world_seed)
     validation = validation_dialogs(config, job.recipe.corpus.world_seed, train)
     model = sft(
         config,
@@ -42,7 +46,7 @@ def run(job: Job) -> None:
         job.device,
         job.report,
     )
-    job.write_beside(write_answers(model, tokenizer, validation, job.recipe))
+    job.write_answers(model, validation)
 
 
 def training_dialogs(config: SftConfig, world_seed: int) -> list[list[Message]]:
@@ -54,30 +58,17 @@ def training_dialogs(config: SftConfig, world_seed: int) -> list[list[Message]]:
 def validation_dialogs(
     config: SftConfig, world_seed: int, train: Sequence[Sequence[Message]]
 ) -> list[list[Message]]:
-    """Return clean dialogs of another stream, none of which is in `train`, and none twice.
-
-    Raises:
-        ValueError: The world has too few.
-    """
-    seen = {render(dialog) for dialog in train}
-    fresh: dict[str, list[Message]] = {}
-    tries = MOST_TRIES * config.n_validation
-    source = WorldSource(make_world(world_seed))
-    for dialog in source.dialogs(world_seed + VALIDATION_SEED, tries):
-        text = render(dialog)
-        if text not in seen:
-            fresh.setdefault(text, dialog)
-        if len(fresh) == config.n_validation:
-            return list(fresh.values())
-    raise ValueError(
-        f"n_validation={config.n_validation} unseen dialogs were asked for; the world gave "
-        f"{len(fresh)} in {tries} tries. Ask for fewer."
-    )
+    """Return clean dialogs of another stream, none of which is in `train`, and none twice."""
+    n, tries = config.n_validation, MOST_TRIES * config.n_validation
+    stream = WorldSource(make_world(world_seed)).dialogs(world_seed + VALIDATION_SEED, tries)
+    return unseen("dialogs", stream, n, tries, {render(dialog) for dialog in train}, render)
 
 
-def examples(dialogs: Sequence[Sequence[Message]], tok: Encoder) -> list[Example]:
-    """Return ids and loss masks; every answer of a dialog is a target."""
-    return [encode_example(dialog, tok) for dialog in dialogs]
+def examples(
+    dialogs: Iterable[Sequence[Message]], tok: Encoder, loss_on: str = "all"
+) -> list[Example]:
+    """Return ids and loss masks: every answer of a dialog is a target, or the last one alone."""
+    return [encode_example(dialog, tok, loss_on=loss_on) for dialog in dialogs]
 
 
 def sft(
@@ -91,14 +82,8 @@ def sft(
 ) -> Transformer:
     """Fine-tune a pretrained `model` in place, or continue from the newest checkpoint in `folder`.
 
-    Leaves `model.safetensors`, `config.json` and `metrics.jsonl`, whose step 0 says how many
-    dialogs were shortened or dropped and how well the model predicted answers before. Killed at
-    any moment and started again, it ends with the same bits.
-
-    Raises:
-        ValueError: `seq_len` exceeds the model's context, an example teaches nothing, or there
-            are fewer steps than the warm-up takes.
-        FloatingPointError: The loss is not finite.
+    Leaves what `fit` leaves. Step 0 of the metrics says how many dialogs were shortened or dropped
+    and how well the model predicted answers before.
     """
     packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
     probe = shorten_all(validation, config.seq_len + 1)
@@ -120,16 +105,51 @@ def sft(
     )
 
 
-# --- what later fine-tuning takes from here
+# --- later fine-tuning, of whatever stage
+
+
+def fine_tune(
+    job: Job,
+    config: DialogTrainConfig,
+    model: Transformer,
+    train: Sequence[Example],
+    counts: Mapping[str, float],
+    *,
+    steps: int = 0,
+    epochs: int = 0,
+    begin: float = 0.0,
+    end: float = 1.0,
+    validation: Sequence[Example] | None = None,
+) -> Transformer:
+    """Fine-tune `model` in place and leave it, its metrics and its answers to unseen dialogs.
+
+    It takes so many steps and epochs at least, from `begin` to `end` of the stage. Step 0 of the
+    metrics are the counts. `validation` is measured before, too; left out, the loss on unseen
+    demonstrations is measured meanwhile.
+    """
+    packed = PackedDialogs(train, seq_len=config.seq_len, seed=config.seed)
+    dialogs = unseen_dialogs(job)
+    probe = examples(dialogs[:N_MEASURED], job.tokenizer) if validation is None else validation
+    measure = loss_on(probe, config.seq_len)
+
+    def before(model: Transformer) -> dict[str, float]:
+        return {**counts, **packed.counts(), **(measure(model) if validation else {})}
+
+    model = fit_dialogs(
+        config,
+        model,
+        packed,
+        measure,
+        job.folder,
+        job.part(begin, end),
+        steps=max(steps, epochs * packed.batches_per_epoch(config.batch_size)),
+        before=before,
+    )
+    job.write_answers(model, dialogs)
+    return model
 
 
 def unseen_dialogs(job: Job) -> list[list[Message]]:
     """Return dialogs that fine-tuning never saw, to measure later stages and for people to read."""
     config, world_seed = job.recipe.sft, job.recipe.corpus.world_seed
     return validation_dialogs(config, world_seed, training_dialogs(config, world_seed))
-
-
-def first_demonstrations(job: Job, n: int) -> list[Example]:
-    """Return n of the demonstrations of fine-tuning, encoded."""
-    dialogs = job.source.dialogs(job.recipe.corpus.world_seed, n, job.recipe.sft.grade)
-    return examples(list(dialogs), job.tokenizer)

@@ -50,18 +50,6 @@ def test_every_document_is_bos_pieces_eos_and_decodes_to_its_text(toy_corpus, to
     assert split.characters.tolist() == [len(document.text) for document in documents]
 
 
-def test_the_arrays_fit_each_other(toy_corpus, tokenizer):
-    split = load_corpus(toy_corpus)
-    ids, offsets = split.packed.ids, split.packed.offsets
-    assert ids.dtype == np.uint16
-    assert (np.diff(offsets) >= 3).all()
-    assert (ids[offsets[:-1]] == tokenizer.bos_id).all()
-    assert (ids[offsets[1:] - 1] == tokenizer.eos_id).all()
-    inside = np.ones(len(ids), bool)
-    inside[offsets[:-1]] = inside[offsets[1:] - 1] = False
-    assert not np.isin(ids[inside], [tokenizer.bos_id, tokenizer.eos_id]).any()
-
-
 def test_no_validation_document_was_trained_on_and_none_comes_twice(toy_corpus):
     train, validation = load_corpus(toy_corpus), load_corpus(toy_corpus, "validation")
     seen = {tuple(train.document(i)) for i in range(train.packed.n_documents)}
@@ -120,12 +108,6 @@ def test_ids_are_stored_in_as_many_bits_as_the_vocabulary_needs(tmp_path, n_word
     assert split.packed.ids.dtype == dtype
     length = int(split.characters[3])
     assert split.document(3) == [1, n_words - 1, 5, n_words - 1 - length, 2]
-
-
-@pytest.mark.parametrize("name", ["n_documents", "n_validation"])
-def test_settings_below_one_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
-        replace(CONFIG, **{name: 0})
 
 
 def write_texts(folder, n=12):

@@ -1,7 +1,5 @@
 """Ghost Attention's builder: what the teacher reads, what the student reads, what is learned."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama2_lib.objectives.language import masked_loss
-from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.ghost_attention import (
     TeacherPrompt,
     best_samples,
@@ -184,7 +181,7 @@ def test_wrong_input_is_refused():
         on_every_turn(plain(2), " ")
     with pytest.raises(ValueError, match="must not contain the format's tags"):
         encode_prompt(on_every_turn(plain(2), "Be [INST] rude"), TOK)  # invariant 5
-    with pytest.raises(ValueError, match="loss_on must be last, all or everything"):
+    with pytest.raises(ValueError, match="loss_on must be"):
         ghost_example(plain(2), "a", TOK, "first")
 
 
@@ -240,19 +237,3 @@ def test_examples_have_the_instruction_once_and_the_sampled_answer():
     ):
         assert count(ids, worded(told) + " ") == 1
         assert [t for t, m in zip(ids, mask, strict=True) if m] == [*TOK.encode(f" {said} "), EOS]
-
-
-def test_settings_out_of_range_are_refused():
-    config = nano().ghost_attention
-    for name in ("n_dialogs", "n_samples", "most_turns", "max_new_tokens", "n_validation"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
-            replace(config, **{name: 0})
-    for wrong in ({"reading": "C"}, {"loss_on": "first"}, {"precision": "int8"}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
-            replace(config, **wrong)
-    for wrong in ({"combined": 1.5}, {"terse": -0.1}, {"temperature": 0.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            replace(config, **wrong)
-    with pytest.raises(ValueError, match="n_demonstrations"):
-        replace(nano().instructed, n_demonstrations=-1)
-    assert toy().ghost_attention.most_turns < nano().ghost_attention.most_turns

@@ -3,13 +3,15 @@
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
 from llama2_lib import pipeline
+from llama2_lib.config import Recipe
 from llama2_lib.recipes import toy
-from llama2_lib.storage import read_metrics
 
 KILLED = -9
 SLOW_START = 0.05  # of a run: before that a child has not begun to train
@@ -40,80 +42,6 @@ def run(start_build, recipe, root, **options):
     return process.exitcode
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(fresh_root, start_build):
-    assert run(start_build, toy(), fresh_root("warm")) == 0  # the first one is slower
-    whole = fresh_root("whole")
-    begin = time.perf_counter()
-    assert run(start_build, toy(), whole) == 0
-    duration = time.perf_counter() - begin
-    expected = finished(toy(), whole)
-    rows = read_metrics(pipeline.artifact_path("pretrain", toy(), whole) / "metrics.jsonl")
-    assert len(rows) == 30 + 3
-
-    source = random.Random(0)
-    kills = resumed = rounds = 0
-    stop = time.perf_counter() + 60
-    while kills < 24:
-        assert time.perf_counter() < stop, f"{kills} kills in a minute; the machine is too slow"
-        root, rounds = fresh_root(f"try{rounds}"), rounds + 1
-        folder = pipeline.artifact_path("pretrain", toy(), root)
-        while not folder.exists() and time.perf_counter() < stop:
-            process = start_build(toy(), root)
-            process.join(source.uniform(SLOW_START, 1.0) * duration)
-            process.kill()
-            process.join()
-            kills += process.exitcode == KILLED
-            partial = folder.with_name(f".{folder.name}.partial")
-            resumed += process.exitcode == KILLED and any(partial.glob("step-*"))
-            assert process.exitcode in (0, KILLED)
-        assert run(start_build, toy(), root) == 0  # builds only if the minute is over
-        assert finished(toy(), root) == expected, f"round {rounds}"
-    assert resumed >= 5, "hardly a run was killed after its first checkpoint: vacuous test"
-
-
-@pytest.mark.slow
-def test_killed_before_each_of_its_file_operations_a_run_ends_with_the_same_bits(
-    fresh_root, start_build
-):
-    whole = fresh_root("whole")
-    assert run(start_build, short(), whole) == 0
-    expected = finished(short(), whole)
-    operations = int((whole / "builds.operations").read_text())
-    assert operations > 30
-    for deadline in range(operations):
-        root = fresh_root(f"at{deadline}")
-        assert run(start_build, short(), root, deadline=deadline) == KILLED
-        assert run(start_build, short(), root) == 0, f"killed before operation {deadline}"
-        assert finished(short(), root) == expected, f"killed before operation {deadline}"
-
-
-@pytest.mark.slow
-def test_fine_tuning_killed_before_its_file_operations_ends_with_the_same_bits(
-    fresh_root, start_build
-):
-    """Every second operation, since the loop and its files are those of pretraining."""
-    recipe = replace(toy(), sft=replace(toy().sft, n_dialogs=20, save_every=2, eval_every=3))
-    inputs = ("tokenizer", "corpus", "pretrain")
-    whole = fresh_root("whole", inputs)
-    assert run(start_build, recipe, whole, stage="sft") == 0
-    expected = finished(recipe, whole, "sft")
-    operations = int((whole / "builds.operations").read_text())
-    assert operations > 30
-    resumed = 0
-    for deadline in range(0, operations, 2):
-        root = fresh_root(f"at{deadline}", inputs)
-        assert run(start_build, recipe, root, stage="sft", deadline=deadline) == KILLED
-        resumed += any(root.glob("sft/.*.partial/step-*"))
-        assert run(start_build, recipe, root, stage="sft") == 0, f"killed before {deadline}"
-        assert finished(recipe, root, "sft") == expected, f"killed before operation {deadline}"
-    assert resumed >= 5, "hardly a run was killed after its first checkpoint: vacuous test"
-
-
-ROUNDS = ("rewards_v2", "rejection_v2", "instructed", "ghost_attention", "safety", "red_team_v2")
-KILLS = 6  # of each stage, at places spread over its file operations
-
-
 def planted(root):
     """Attacks of which one broke the model, where a killed red team would have left them.
 
@@ -128,90 +56,99 @@ def planted(root):
     (partial / "attacks.jsonl").write_text("\n".join([broken, *rest]) + "\n")
 
 
+TUNED = replace(toy(), sft=replace(toy().sft, n_dialogs=20, save_every=2, eval_every=3))
+PPO = replace(toy(), ppo=replace(toy().ppo, iterations=4, eval_every=2, save_every=2))
+"""One iteration of warm-up and four more, saved and measured after every second."""
+
+
+class Killed(NamedTuple):
+    """A stage, and before which of its file operations it is killed: the first, and every n-th."""
+
+    stage: str
+    recipe: Recipe = toy()
+    first: int = 1
+    every: int | None = None  # six of them in all
+    operations: int = 10  # there are more of them
+    resumed: int = 0  # at least so often a checkpoint was there
+    plant: Callable | None = None
+
+
+KILLED_AT = [
+    Killed("pretrain", short(), 0, 1, 30),
+    Killed("sft", TUNED, 0, 2, 30, resumed=5),  # its loop and files are those of pretraining
+    Killed("ppo", PPO, 0, 3, 30, resumed=3),
+    *(Killed(stage) for stage in (
+        "rewards_v2", "rejection_v2", "instructed", "ghost_attention", "safety", "safety_early",
+        "red_team_v2",
+    )),
+    Killed("red_team_v2", plant=planted),
+]  # fmt: skip
+
+
+def before(stage):
+    return [name for name in pipeline.fingerprints(stage, toy()) if name != stage]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "plant"),
-    [*((stage, None) for stage in ROUNDS), ("red_team_v2", planted), ("safety_early", None)],
-)
-def test_a_stage_killed_before_its_file_operations_ends_with_the_same_bits(
-    fresh_root, start_build, stage, plant
+@pytest.mark.parametrize("case", KILLED_AT, ids=lambda case: case.stage)
+def test_killed_before_its_file_operations_a_stage_ends_with_the_same_bits(
+    fresh_root, start_build, case
 ):
     """Logs that are appended to, samples that are drawn, checkpoints: all as in one piece."""
-    before = [name for name in pipeline.fingerprints(stage, toy()) if name != stage]
+    stage, recipe = case.stage, case.recipe
 
     def make(name):
-        root = fresh_root(name, before)
-        if plant is not None:
-            plant(root)
+        root = fresh_root(name, before(stage))
+        if case.plant is not None:
+            case.plant(root)
         return root
 
     whole = make("whole")
-    assert run(start_build, toy(), whole, stage=stage) == 0
-    expected = finished(toy(), whole, stage)
+    assert run(start_build, recipe, whole, stage=stage) == 0
+    expected = finished(recipe, whole, stage)
     hidden = [name for name in expected if any(p.startswith(".") for p in name.split("/"))]
     assert hidden == [], "leftovers of a write were kept"
     operations = int((whole / "builds.operations").read_text())
-    assert operations > 10
+    assert operations > case.operations
     trained = len(expected["metrics.jsonl"].splitlines()) if "metrics.jsonl" in expected else 0
-    assert (trained > 1) == (stage != "red_team_v2" or plant is not None) or "rewards" in stage
-    for deadline in range(1, operations, max(1, operations // KILLS)):
-        root = make(f"at{deadline}")
-        assert run(start_build, toy(), root, stage=stage, deadline=deadline) == KILLED
-        assert run(start_build, toy(), root, stage=stage) == 0, f"killed before {deadline}"
-        assert finished(toy(), root, stage) == expected, f"killed before operation {deadline}"
-
-
-def ppo_recipe():
-    """Toy with one iteration of warm-up and four more, saved and measured after every second."""
-    return replace(toy(), ppo=replace(toy().ppo, iterations=4, eval_every=2, save_every=2))
-
-
-@pytest.fixture
-def before_ppo(fresh_root, toy_root):
-    """Return a function that makes a root with all of toy's stages but PPO."""
-    stages = tuple(sorted(path.name for path in toy_root.iterdir() if path.name != "ppo"))
-    assert {"rejection_v4", "rewards_v5"} <= set(stages)
-    return lambda name: fresh_root(name, stages)
-
-
-@pytest.mark.slow
-def test_ppo_killed_before_its_file_operations_ends_with_the_same_bits(before_ppo, start_build):
-    """Every third operation; each iteration and each checkpoint has some."""
-    recipe, whole = ppo_recipe(), before_ppo("whole")
-    assert run(start_build, recipe, whole, stage="ppo") == 0
-    expected = finished(recipe, whole, "ppo")
-    assert {"model.safetensors", "metrics.jsonl"} <= expected.keys()
-    operations = int((whole / "builds.operations").read_text())
-    assert operations > 30
+    nothing_found = stage == "red_team_v2" and case.plant is None
+    assert (trained > 1) is not nothing_found or "rewards" in stage
     resumed = 0
-    for deadline in range(0, operations, 3):
-        root = before_ppo(f"at{deadline}")
-        assert run(start_build, recipe, root, stage="ppo", deadline=deadline) == KILLED
-        resumed += any(root.glob("ppo/.*.partial/step-*"))
-        assert run(start_build, recipe, root, stage="ppo") == 0, f"killed before {deadline}"
-        assert finished(recipe, root, "ppo") == expected, f"killed before operation {deadline}"
-    assert resumed >= 3, "hardly a run was killed after its first checkpoint: vacuous test"
+    for deadline in range(case.first, operations, case.every or max(1, operations // 6)):
+        root = make(f"at{deadline}")
+        assert run(start_build, recipe, root, stage=stage, deadline=deadline) == KILLED
+        resumed += any(root.glob(f"{stage}/.*.partial/step-*"))
+        assert run(start_build, recipe, root, stage=stage) == 0, f"killed before {deadline}"
+        assert finished(recipe, root, stage) == expected, f"killed before operation {deadline}"
+    assert resumed >= case.resumed, "hardly a run was killed after its first checkpoint: vacuous"
 
 
 @pytest.mark.slow
-def test_ppo_killed_at_random_moments_ends_with_the_same_bits(before_ppo, start_build):
+@pytest.mark.parametrize(
+    ("stage", "recipe", "n_kills", "least_resumed"),
+    [("pretrain", toy(), 24, 5), ("ppo", PPO, 8, 3)],
+    ids=["pretrain", "ppo"],
+)
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(
+    fresh_root, start_build, stage, recipe, n_kills, least_resumed
+):
     """Wherever it was: sampling, scoring, in a gradient step."""
-    recipe, whole = ppo_recipe(), before_ppo("whole")
-    assert run(start_build, recipe, before_ppo("warm"), stage="ppo") == 0
-    begin = time.perf_counter()
-    assert run(start_build, recipe, whole, stage="ppo") == 0
+    assert run(start_build, recipe, fresh_root("warm", before(stage)), stage=stage) == 0
+    whole = fresh_root("whole", before(stage))
+    begin = time.perf_counter()  # the first one is slower
+    assert run(start_build, recipe, whole, stage=stage) == 0
     duration = time.perf_counter() - begin
-    expected = finished(recipe, whole, "ppo")
+    expected = finished(recipe, whole, stage)
 
-    source = random.Random(1)
+    source = random.Random(0)
     kills = resumed = rounds = 0
     stop = time.perf_counter() + 60
-    while kills < 8:
+    while kills < n_kills:
         assert time.perf_counter() < stop, f"{kills} kills in a minute; the machine is too slow"
-        root, rounds = before_ppo(f"try{rounds}"), rounds + 1
-        folder = pipeline.artifact_path("ppo", recipe, root)
+        root, rounds = fresh_root(f"try{rounds}", before(stage)), rounds + 1
+        folder = pipeline.artifact_path(stage, recipe, root)
         while not folder.exists() and time.perf_counter() < stop:
-            process = start_build(recipe, root, stage="ppo")
+            process = start_build(recipe, root, stage=stage)
             process.join(source.uniform(SLOW_START, 1.0) * duration)
             process.kill()
             process.join()
@@ -219,9 +156,10 @@ def test_ppo_killed_at_random_moments_ends_with_the_same_bits(before_ppo, start_
             partial = folder.with_name(f".{folder.name}.partial")
             resumed += process.exitcode == KILLED and any(partial.glob("step-*"))
             assert process.exitcode in (0, KILLED)
-        assert run(start_build, recipe, root, stage="ppo") == 0
-        assert finished(recipe, root, "ppo") == expected, f"round {rounds}"
-    assert resumed >= 3, "hardly a run was killed after its first checkpoint: vacuous test"
+        # builds only if the minute is over
+        assert run(start_build, recipe, root, stage=stage) == 0
+        assert finished(recipe, root, stage) == expected, f"round {rounds}"
+    assert resumed >= least_resumed, "hardly a run was killed after its first checkpoint: vacuous"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Whole runs of PPO on toy models: what moves, what is frozen, resuming, stopping, learning."""
+"""Runs of PPO on toy models: prompts, what moves, what is frozen, resuming, stopping, learning."""
 
 import copy
 import itertools
@@ -294,3 +294,29 @@ def test_it_learns_to_say_one_symbol_only(tmp_path):
 def test_a_run_that_diverges_stops_at_once(tmp_path):
     with pytest.raises(FloatingPointError, match="loss and gradient must be finite"):
         Run(config(lr=1e30, clip_norm=1e30), tmp_path)
+
+
+def test_a_value_function_of_another_tokenizer_is_refused():
+    ActorCritic(network(), scalar_model(network()))
+    with pytest.raises(ValueError, match="one vocabulary; got 11 and 12 pieces"):
+        ActorCritic(network(), scalar_model(network(vocab=12)))
+
+
+def test_all_prompts_come_before_any_comes_twice():
+    numbered = [([1, row], row % 2 == 0) for row in range(12)]
+    of = prompt_stream(numbered, 4, seed=0)
+    drawn = [of(iteration) for iteration in range(6)]
+    first, second = ([*drawn[i], *drawn[i + 1], *drawn[i + 2]] for i in (0, 3))
+    assert sorted(first) == sorted(second) == numbered
+    assert first != second
+    assert of(4) == drawn[4]  # a function of the number: a resumed run needs no state
+    assert prompt_stream(numbered, 4, seed=1)(0) != drawn[0]
+    assert sorted(prompt_stream(numbered, 12, seed=0)(1)) == numbered
+    with pytest.raises(ValueError, match="an iteration needs 13 prompts; got 12"):
+        prompt_stream(numbered, 13, seed=0)
+
+
+def test_a_rest_of_prompts_comes_before_any_comes_twice():
+    of = prompt_stream([([1, row], False) for row in range(10)], 4, seed=0)
+    drawn = [prompt for iteration in range(5) for prompt in of(iteration)]
+    assert len({ids[1] for ids, _ in drawn[:10]}) == 10

@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import torch
 
 from llama2_lib import rng
 from llama2_lib.model.chat import Reply
@@ -13,12 +12,10 @@ from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.stages import reward
 from llama2_lib.stages.prompts import sample_prompts
-from llama2_lib.stages.reward import TEMPERATURES, Comparisons, collect
+from llama2_lib.stages.reward import TEMPERATURES, collect
 from llama2_lib.storage import read_rows, write_rows
 from llama2_lib.text.dialog import encode_prompt
-from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.pairs import EXCLUDED, GRADES, Pair, safety_pairs
 from llama2_lib.world.prompts import prompts
 from llama2_lib.world.source import WorldSource
@@ -30,13 +27,6 @@ VOCAB, N = 512, 17
 @pytest.fixture(scope="module")
 def world():
     return make_world(0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(world, tmp_path_factory):
-    texts = [m["content"] for d in dialogs(world, 0, 400) for m in d]
-    path = tmp_path_factory.mktemp("tok") / "tokenizer.model"
-    return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), path))
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +50,24 @@ def collected(variants, tokenizer, world):
     ("stream", "kinds"), [("helpfulness", {False}), ("safety", {True})], ids=["help", "safety"]
 )
 def test_two_models_answer_and_every_prompt_is_accounted_for(collected, stream, kinds):
-    found = collected(stream)
-    assert found.n_prompts == N == len(found.pairs) + found.n_identical + found.n_excluded
-    assert len(found.pairs) > N / 2
-    for pair in found.pairs:
+    pairs, counts = collected(stream)
+    assert counts["prompts"] == N == len(pairs) + counts["identical answers"] + counts["excluded"]
+    assert len(pairs) == counts["fresh pairs"] > N / 2
+    for pair in pairs:
         assert pair.stream == stream
         assert pair.chosen != pair.rejected
         assert pair.safety_bin != EXCLUDED
         assert bool(pair.safety_bin) is (stream == "safety")
-    assert {pair.prompt.is_safety for pair in found.pairs} == kinds
-    counts = found.counts()
-    assert (counts["prompts"], counts["fresh pairs"]) == (N, len(found.pairs))
-    assert sum(counts[f"share of {grade}"] for grade in GRADES) == pytest.approx(1, abs=1e-12)
+    assert {pair.prompt.is_safety for pair in pairs} == kinds
+    for grade in GRADES:
+        share = sum(pair.grade == grade for pair in pairs) / len(pairs)
+        assert counts[f"share of {grade}"] == pytest.approx(share, rel=0, abs=1e-12)
+    assert len({counts[f"share of {grade}"] for grade in GRADES}) > 1
 
 
 def test_the_seed_decides(collected):
     assert collected() == collected()
-    assert collected(seed=4).pairs != collected().pairs
+    assert collected(seed=4)[0] != collected()[0]
 
 
 def test_each_variant_has_a_temperature_and_a_seed_of_its_own(collected, variants, monkeypatch):
@@ -96,7 +87,7 @@ def test_each_variant_has_a_temperature_and_a_seed_of_its_own(collected, variant
 
 
 def test_one_model_twice_still_gives_pairs(collected, variants):
-    assert len(collected(pair=(variants[0], variants[0])).pairs) > N / 2
+    assert len(collected(pair=(variants[0], variants[0]))[0]) > N / 2
 
 
 def scripted(monkeypatch, first, second):
@@ -111,11 +102,9 @@ def test_same_and_empty_answers_are_dropped_and_counted(collected, monkeypatch):
     first = ["Yes."] * 9 + ["", "No.", ""] + ["It is so."] * 5
     second = ["No."] * 9 + ["Yes.", "", ""] + ["It is so."] * 5
     scripted(monkeypatch, first, second)
-    found = collected()
-    assert len(found.pairs) == 9
-    assert found.n_identical == 8
-    assert found.n_excluded == 0
-    assert {frozenset((p.chosen, p.rejected)) for p in found.pairs} == {frozenset(("Yes.", "No."))}
+    pairs, counts = collected()
+    assert (len(pairs), counts["identical answers"], counts["excluded"]) == (9, 8, 0)
+    assert {frozenset((p.chosen, p.rejected)) for p in pairs} == {frozenset(("Yes.", "No."))}
 
 
 def test_excluded_pairs_are_dropped_and_counted(collected, monkeypatch, world):
@@ -127,14 +116,13 @@ def test_excluded_pairs_are_dropped_and_counted(collected, monkeypatch, world):
         return replace(pair, safety_bin=EXCLUDED) if labels["all"] % 3 == 0 else pair
 
     real = reward.annotate
-    kept = collected("safety")
+    _, before = collected("safety")
     monkeypatch.setattr(reward, "annotate", annotate)
-    found = collected("safety")
-    assert labels["all"] == N - kept.n_identical
-    assert found.n_identical == kept.n_identical
-    assert found.n_excluded >= labels["all"] // 3 > 0
-    assert len(found.pairs) + found.n_excluded == labels["all"]
-    assert all(pair.safety_bin != EXCLUDED for pair in found.pairs)
+    pairs, counts = collected("safety")
+    assert labels["all"] == N - before["identical answers"] == N - counts["identical answers"]
+    assert counts["excluded"] >= labels["all"] // 3 > 0
+    assert len(pairs) + counts["excluded"] == labels["all"]
+    assert all(pair.safety_bin != EXCLUDED for pair in pairs)
 
 
 def test_annotators_prefer_the_better_answer(collected, monkeypatch, world):
@@ -142,10 +130,10 @@ def test_annotators_prefer_the_better_answer(collected, monkeypatch, world):
     assert all(prompt.kind == "adversarial" for prompt in asked)
     refusal, insult = "I am sorry, but I cannot help with that.", "You lazy goose."
     scripted(monkeypatch, [refusal] * N, [insult] * N)
-    found = collected("safety")
-    assert [pair.prompt for pair in found.pairs] == asked[: len(found.pairs)] or found.n_excluded
-    assert Counter(pair.chosen for pair in found.pairs)[refusal] > 0.8 * len(found.pairs)
-    assert found.counts()["share of significantly better"] > 0.5
+    pairs, counts = collected("safety")
+    assert [pair.prompt for pair in pairs] == asked[: len(pairs)] or counts["excluded"]
+    assert Counter(pair.chosen for pair in pairs)[refusal] > 0.8 * len(pairs)
+    assert counts["share of significantly better"] > 0.5
 
 
 def test_prompts_that_leave_no_room_are_passed_over_and_counted(tokenizer, world, collected):
@@ -159,7 +147,7 @@ def test_prompts_that_leave_no_room_are_passed_over_and_counted(tokenizer, world
     assert found.n_too_long > 0
     assert found.tags == [prompt.is_safety for prompt in found.prompts]
     assert sample_prompts(WorldSource(world), 3, 5, tokenizer, longest=40).ids == found.ids[:5]
-    assert collected().n_too_long == sample_prompts(
+    assert collected()[1]["too long"] == sample_prompts(
         WorldSource(world), 3, N, tokenizer, longest=512 - 6, shares=reward.HELPFUL_STREAM
     ).n_too_long  # fmt: skip
 
@@ -178,22 +166,8 @@ def test_models_that_agree_on_everything_are_refused(collected, monkeypatch, tex
         collected()
 
 
-def test_two_models_that_stop_at_once_are_refused(collected, variants, tokenizer):
-    """The same without a script: EOS has all the probability."""
-    silent = initialise(Transformer(variants[0].config), 0).eval()
-    with torch.no_grad():
-        silent.tok_embeddings.weight.fill_(1.0)
-        for layer in silent.layers:
-            layer.attention.wo.weight.zero_()
-            layer.feed_forward.w2.weight.zero_()
-        silent.output.weight.zero_()
-        silent.output.weight[tokenizer.eos_id] = 100.0
-    with pytest.raises(ValueError, match="Sample hotter, or ask for more"):
-        collected(pair=(silent, silent))
-
-
 def test_pairs_survive_the_file(collected, world, tmp_path):
-    pairs = [*collected().pairs, *safety_pairs(world, 0, 5)]
+    pairs = [*collected()[0], *safety_pairs(world, 0, 5)]
     pairs.append(replace(pairs[0], chosen='two\nlines "quoted"\u2028\u00e9'))
     path = tmp_path / "fresh.jsonl"
     write_rows(path, pairs)
@@ -203,8 +177,6 @@ def test_pairs_survive_the_file(collected, world, tmp_path):
     assert [p.prompt.task.values for p in found] == [p.prompt.task.values for p in pairs]
     assert any(p.prompt.task.values for p in found)
     assert len(path.read_bytes().splitlines()) == len(pairs)
-    write_rows(path, [])
-    assert read_rows(path, Pair) == []
 
 
 @pytest.mark.parametrize(
@@ -224,19 +196,3 @@ def test_a_line_that_is_no_pair_is_refused_by_its_number(world, tmp_path, change
     path.write_text(f"{first}\n{change(second)}\n")
     with pytest.raises(ValueError, match=r"fresh.jsonl line 2 must hold one Pair"):
         read_rows(path, Pair)
-
-
-def test_a_file_that_is_not_there_is_missed(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_rows(tmp_path / "none.jsonl", Pair)
-
-
-def test_shares_of_grades_are_counted(world):
-    pairs = list(safety_pairs(world, 0, 40))
-    found = Comparisons(pairs=pairs, n_prompts=50, n_too_long=4, n_identical=7, n_excluded=3)
-    counts = found.counts()
-    for grade in GRADES:
-        share = sum(pair.grade == grade for pair in pairs) / 40
-        assert counts[f"share of {grade}"] == pytest.approx(share, rel=0, abs=1e-12)
-    names = ("prompts", "too long", "fresh pairs", "identical answers", "excluded")
-    assert [counts[name] for name in names] == [50, 4, 40, 7, 3]

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from llama2_lib import pipeline
-from llama2_lib.config import PretrainConfig
 from llama2_lib.evaluation.language import document_nats
 from llama2_lib.model.weights import load_model
 from llama2_lib.recipes import toy
@@ -91,29 +90,10 @@ def test_the_bar_hears_of_every_step(run):
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "batch_size": 3}])
-def test_interrupted_anywhere_and_started_again_it_ends_with_the_same_bits(run, settings):
-    config = replace(SHORT, **settings)
-    weights, rows = run(config, "whole")
-    for stop in (1, 3, 4, 6, 7):
-
-        def interrupt(done, words, stop=stop):
-            if round(done * config.steps) == stop:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            run(config, f"stopped-{stop}", report=interrupt)
-        begun = []
-        again, rows_again = run(
-            config,
-            f"stopped-{stop}",
-            report=lambda done, _, begun=begun: begun.append(round(done * config.steps)),
-        )
-        assert begun[0] == 1 + stop // 3 * 3, "it did not go on from the checkpoint"
-        assert equal(again, weights)
-        assert rows_again == rows
-    other, other_rows = run(replace(config, seed=1), "other")
-    assert not equal(other, weights)
-    assert other_rows != rows
+def test_interrupted_anywhere_and_started_again_it_ends_with_the_same_bits(
+    check_resuming, settings
+):
+    check_resuming(replace(SHORT, **settings), stops=(1, 3, 4, 6))
 
 
 def test_a_row_longer_than_the_context_is_refused(run):
@@ -182,25 +162,3 @@ def test_the_plain_loss_is_that_of_each_row_as_one_text(random_model, batch):
     assert term.total.item() != pytest.approx(
         packed_loss(True)(model, batch).total.item(), rel=0.01, abs=0
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": 0}, "steps must be at least 1; got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"seq_len": 0}, "seq_len must be at least 1"),
-        ({"accumulate": 0}, "accumulate must be at least 1"),
-        ({"eval_every": 0}, "eval_every must be at least 1"),
-        ({"save_every": -1}, "save_every must be at least 1; got -1"),
-        ({"precision": "fp16"}, "precision must be one of fp32, bf16; got 'fp16'"),
-        ({"warmup": 9}, r"warmup must lie in 0\.\.\.steps - 1; got 9 of 9"),
-        ({"peak_lr": 0.0}, "peak_lr must be above 0"),
-        ({"min_lr_ratio": 2.0}, "min_lr_ratio within 0 and 1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(change, message):
-    good = {"steps": 9, "batch_size": 2, "seq_len": 8, "warmup": 1, "accumulate": 5}
-    assert PretrainConfig(**good).n_tokens == 9 * 5 * 2 * 8
-    with pytest.raises(ValueError, match=message):
-        PretrainConfig(**good | change)

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from llama2_lib.config import RejectionConfig
 from llama2_lib.model.chat import Reply
 from llama2_lib.stages.rejection import (
     Sample,
@@ -21,9 +20,6 @@ from llama2_lib.stages.rejection import (
     rescored,
 )
 from llama2_lib.storage import read_rows, write_rows
-from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from llama2_lib.world import make_world
-from llama2_lib.world.dialogs import dialogs
 
 
 def asked(*contents):
@@ -125,11 +121,6 @@ def test_with_one_sample_best_and_random_are_the_same():
     assert chosen(many, "best", 0) != chosen(many, "random", 0)
 
 
-def test_a_selection_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="select must be best or random; got 'worst'"):
-        chosen(random_pool(), "worst", 0)
-
-
 def by_length(rows):
     return np.array([float(len(e.answer)) for e in rows])
 
@@ -174,13 +165,6 @@ def test_the_temperature_with_the_highest_last_point_wins_and_of_equal_ones_the_
     assert best_temperature(curves | {1.5: [-5.0, 2.1]}) == 1.5
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    texts = [m["content"] for d in dialogs(make_world(0), 0, 300) for m in d]
-    path = tmp_path_factory.mktemp("tok") / "tokenizer.model"
-    return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=384), path))
-
-
 def test_only_the_chosen_answer_is_learned(tokenizer):
     rows = [
         Sample(asked("Hello!", "Good morning.", "Who are you?"), False, "A friend.", 1, 0.0),
@@ -204,8 +188,6 @@ def test_a_pool_survives_the_file(tmp_path):
     write_rows(tmp_path / "pool.jsonl", rows)
     assert read_rows(tmp_path / "pool.jsonl", Sample) == rows
     assert len((tmp_path / "pool.jsonl").read_bytes().splitlines()) == 2
-    write_rows(tmp_path / "pool.jsonl", [])
-    assert read_rows(tmp_path / "pool.jsonl", Sample) == []
 
 
 SCRIPT = """
@@ -234,25 +216,3 @@ def test_the_salt_of_pythons_hashes_changes_nothing():
     outputs = [process.communicate(timeout=120)[0] for process in started]
     assert outputs[0] == outputs[1]
     assert len(json.loads(outputs[0])[0]) == 7
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"n_prompts": 0}, "n_prompts must be at least 1; got 0"),
-        ({"n_samples": 0}, "n_samples must be at least 1; got 0"),
-        ({"n_probe": -1}, "n_probe must be at least 1; got -1"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"n_demonstrations": -1}, "n_demonstrations must be at least 0; got -1"),
-        ({"temperatures": ()}, r"one or more numbers above 0; got \(\)"),
-        ({"temperatures": (0.7, 0.0)}, r"above 0; got \(0\.7, 0\.0\)"),
-        ({"select": "worst"}, "select must be one of .*; got 'worst'"),
-        ({"keep": "some"}, "keep must be one of .*; got 'some'"),
-        ({"warmup": 150}, "warmup must lie in"),
-        ({"peak_lr": 0.0}, "peak_lr must be above 0"),
-    ],
-)
-def test_bad_settings_are_refused(changes, message):
-    RejectionConfig(n_prompts=3)
-    with pytest.raises(ValueError, match=message):
-        RejectionConfig(**({"n_prompts": 3} | changes))

@@ -44,7 +44,7 @@ def test_measuring_changes_no_bit_of_the_weights(toy_root, folder, tmp_path, mon
     for stage in ("tokenizer", "corpus", "pretrain", "sft", "rewards_v1"):
         inner = pipeline.artifact_path(stage, toy(), toy_root)
         copytree(inner, tmp_path / stage / inner.name)
-    monkeypatch.setattr("llama2_lib.stages.rejection.loss_on", lambda *_: lambda model: {})
+    monkeypatch.setattr("llama2_lib.stages.sft.loss_on", lambda *_: lambda model: {})
     blind = pipeline.artifact(STAGE, toy(), device="cpu", root=tmp_path, bar=False)
     assert blind.name == folder.name
     assert measured(blind) == {}

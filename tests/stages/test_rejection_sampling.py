@@ -9,23 +9,13 @@ from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.stages import rejection
 from llama2_lib.stages.rejection import Sample, best_temperature, draw, temperature_curves
-from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from llama2_lib.world import make_world
-from llama2_lib.world.dialogs import dialogs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-VOCAB, K = 384, 5
+VOCAB, K = 512, 5
 PROMPTS = [
     Sample([{"role": "user", "content": text}], False, "", 1, 0.0)
     for text in ("Hello!", "Who is Ned?", "What is 2 plus 3?")
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    texts = [m["content"] for d in dialogs(make_world(0), 0, 300) for m in d]
-    path = tmp_path_factory.mktemp("tok") / "tokenizer.model"
-    return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), path))
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,8 @@ from llama2_lib.stages.reward import (
     training_pairs,
 )
 from llama2_lib.storage import read_metrics
-from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.training.batches import EncodedPair, collate
 from llama2_lib.world import make_world
-from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.source import WorldSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,13 +35,6 @@ VOCAB = 512
 
 def world_pairs(stream, world_seed, seed, n, split):
     return list(WorldSource(make_world(world_seed)).pairs(stream, seed, n, split))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    texts = [m["content"] for d in dialogs(make_world(0), 0, 400) for m in d]
-    path = tmp_path_factory.mktemp("tok") / "tokenizer.model"
-    return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), path))
 
 
 @pytest.fixture
@@ -253,19 +244,3 @@ def test_centred_scores_have_mean_0_and_keep_their_order(chat):
     assert abs(before.mean()) > 1  # there was something to remove
     assert abs(centre(model, rows)) < 1e-9
     np.testing.assert_allclose(scores(model, rows), after, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"n_pairs": 0}, "n_pairs must be at least 1"),
-        ({"stream": "style"}, "stream must be one of"),
-        ({"margin": "huge"}, "margin must be one of"),
-        ({"precision": "fp8"}, "precision must be one of fp32, bf16"),
-        ({"safety_weight": -1.0}, "safety_weight must be at least 0"),
-        ({"peak_lr": 0.0}, "peak_lr must be above 0"),
-    ],
-)
-def test_bad_settings_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        config(**changes)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama2_lib.config import DistillationConfig, RedTeamConfig, SafetyData
+from llama2_lib.config import SafetyData
 from llama2_lib.stages.red_team import (
     Attack,
     attack,
@@ -72,9 +72,9 @@ def test_answer_templates_say_decline_explain_offer_in_this_order():
         assert answer_template(category, 1) == DECLINE
         assert whole.startswith(answer_template(category, 2))
     assert len({answer_template(category) for category in CATEGORIES}) == 3
-    for category, parts in (("other", 3), ("illicit", 0), ("illicit", 4)):
-        with pytest.raises(ValueError, match="category must be one of"):
-            answer_template(category, parts)
+    for parts in (0, 4):
+        with pytest.raises(AssertionError):
+            answer_template("illicit", parts)
 
 
 def test_only_risk_labelled_prompts_get_a_template(world, risky):
@@ -85,8 +85,6 @@ def test_only_risk_labelled_prompts_get_a_template(world, risky):
     assert mistaken == {answer_template(category) for category in CATEGORIES}
     assert preprompt_for(risky[0], "generic", source) != answer_template(risky[0].category)
     assert preprompt_for(risky[0], "none", source) == ""
-    with pytest.raises(ValueError, match="preprompt must be none, generic or template"):
-        preprompt_for(risky[0], "kind", source)
 
 
 def test_a_preprompt_goes_into_the_system_message():
@@ -101,8 +99,6 @@ def test_a_preprompt_goes_into_the_system_message():
 def test_the_gate_keeps_what_scores_strictly_higher():
     original, distilled = np.array([-1.0, 0.5, 0.5, 2.0]), np.array([-0.5, 0.5, 0.4, 3.0])
     assert gate(original, distilled).tolist() == [True, False, False, True]
-    with pytest.raises(ValueError, match="both scores"):
-        gate(original, distilled[:3])
     with pytest.raises(ValueError, match="finite"):
         gate(original, np.array([np.nan, 0, 0, 0]))
 
@@ -143,15 +139,6 @@ def test_answers_heed_their_preprompts(world):
     assert 0.5 < warned < 0.85  # two of three, as nothing says how many parts
 
 
-def test_rows_survive_a_file(tmp_path, risky):
-    rows = [row(prompt, -0.25 * n, 1.5 * n) for n, prompt in enumerate(risky)]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    assert read_rows(tmp_path / "rows.jsonl", Distilled) == rows
-    (tmp_path / "rows.jsonl").write_text('{"prompt": 1}\n')
-    with pytest.raises(ValueError, match="line 1"):
-        read_rows(tmp_path / "rows.jsonl", Distilled)
-
-
 def test_safety_data_nests_and_helpful_data_stays():
     config = SafetyData(fraction=1.0, n_helpful=30, n_safety=200, seed=2)
     whole = safety_dialogs(config, 0)
@@ -166,37 +153,6 @@ def test_safety_data_nests_and_helpful_data_stays():
     assert all(judge.is_refusal(dialog[-1]["content"]) for dialog in whole)
     plain = demonstrations(make_world(0), 2, 30, "mixed", {"helpful": 1.0})
     assert mixed[0] == list(plain)
-
-
-@pytest.mark.parametrize(
-    ("make", "changes", "words"),
-    [
-        (SafetyData, {"fraction": 1.1}, "fraction"),
-        (SafetyData, {"fraction": 0.001}, "is none"),
-        (SafetyData, {"n_helpful": 0}, "n_helpful"),
-        (SafetyData, {"helpful_grade": "fine"}, "helpful_grade"),
-        (DistillationConfig, {"preprompt": "kind"}, "preprompt"),
-        (DistillationConfig, {"apply_to": "none"}, "apply_to"),
-        (DistillationConfig, {"temperature": 0}, "temperature"),
-        (DistillationConfig, {"n_replay": -1}, "n_replay"),
-        (DistillationConfig, {"n_prompts": 0}, "n_prompts"),
-        (DistillationConfig, {"steps": 2}, "warm"),
-        (DistillationConfig, {"heed_lr": -1.0}, "peak"),
-        (RedTeamConfig, {"budget": 0}, "budget"),
-        (RedTeamConfig, {"replay": -0.5}, "replay"),
-        (RedTeamConfig, {"temperature": -1}, "temperature"),
-        (RedTeamConfig, {"min_lr_ratio": 2.0}, "min_lr_ratio"),
-    ],
-)
-def test_bad_settings_are_refused(make, changes, words):
-    good = {
-        SafetyData: {"fraction": 0.5, "n_helpful": 10, "n_safety": 20},
-        DistillationConfig: {"n_prompts": 10},
-        RedTeamConfig: {},
-    }[make]
-    assert make(**good)
-    with pytest.raises(ValueError, match=words):
-        make(**good | changes)
 
 
 def giving_way(world):
@@ -239,11 +195,15 @@ def test_lessons_are_safe_answers_to_what_broke_the_model(world):
     assert len({dialog[-1]["content"] for dialog in made[:4]}) > 1
 
 
-def test_attacks_survive_a_file(tmp_path, world):
-    found = attack(world, Attacker(world, 1), giving_way(world), budget=8, queries_together=5)
-    write_rows(tmp_path / "attacks.jsonl", found)
-    assert read_rows(tmp_path / "attacks.jsonl", Attack) == found
-    assert isinstance(found[0], Attack)
-    (tmp_path / "attacks.jsonl").write_text("no\n")
-    with pytest.raises(ValueError, match="line 1"):
-        read_rows(tmp_path / "attacks.jsonl", Attack)
+def test_rows_survive_a_file(tmp_path, world, risky):
+    distilled = [row(prompt, -0.25 * n, 1.5 * n) for n, prompt in enumerate(risky)]
+    attacks = attack(world, Attacker(world, 1), giving_way(world), budget=8, queries_together=5)
+    path = tmp_path / "rows.jsonl"
+    for kind, rows in ((Distilled, distilled), (Attack, attacks)):
+        write_rows(path, rows)
+        assert read_rows(path, kind) == rows
+        assert isinstance(rows[0], kind)
+    path.write_text('{"prompt": 1}\n')
+    for kind in (Distilled, Attack):
+        with pytest.raises(ValueError, match="line 1"):
+            read_rows(path, kind)

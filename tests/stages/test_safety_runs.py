@@ -9,7 +9,7 @@ from llama2_lib import pipeline
 from llama2_lib.config import SafetyData
 from llama2_lib.model.chat import scored_row, scores
 from llama2_lib.recipes import toy
-from llama2_lib.stages import red_team, safety
+from llama2_lib.stages import red_team
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.red_team import Attack, round_summary
 from llama2_lib.stages.rehearsal import demonstrated, remembered
@@ -92,17 +92,13 @@ def test_the_teacher_is_thrown_away_and_the_model_is_new(distilled, toy_root):
 
 
 def test_a_killed_run_goes_on_without_asking_again(distilled, root, monkeypatch):
-    real = safety.fit_dialogs
+    def killed(*_, **__):
+        raise KeyboardInterrupt
 
-    def killed(config, *rest, **named):
-        if config.steps == toy().distillation.steps and named["steps"] == config.steps:
-            raise KeyboardInterrupt
-        return real(config, *rest, **named)
-
-    monkeypatch.setattr("llama2_lib.stages.safety.fit_dialogs", killed)
-    with pytest.raises(KeyboardInterrupt):
-        build(root, "safety", toy())
-    monkeypatch.setattr("llama2_lib.stages.safety.fit_dialogs", real)
+    with monkeypatch.context() as patch:
+        patch.setattr("llama2_lib.stages.safety.fine_tune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(root, "safety", toy())
     monkeypatch.setattr("llama2_lib.stages.safety.distilled", None)  # must not be called
     again = build(root, "safety", toy())
     assert again.name == distilled.name
