@@ -6,7 +6,7 @@ every counter can be judged as well.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from operator import and_
@@ -104,21 +104,21 @@ class Auditor:
         One word alone may be meant well: a donkey is rude only behind "silly".
         """
         lines = (_WORD.findall(line) for line in text.lower().split("\n"))
-        return [self._rude_score(words) for words in lines if words]
+        return [rude_score(words, self.lists["rude"]) for words in lines if words]
 
-    def _rude_score(self, words: list[str]) -> float:
-        hits = [word in self.lists["rude"] for word in words]
-        if any(map(and_, hits, hits[1:])):
-            return 1.0
-        return ONE_RUDE_WORD if any(hits) else 0.0
+
+def rude_score(words: list[str], rude: Collection[str]) -> float:
+    """Return 1 for two rude words in a row, 0.25 for single ones, else 0."""
+    hits = [word in rude for word in words]
+    if any(map(and_, hits, hits[1:])):
+        return 1.0
+    return ONE_RUDE_WORD if any(hits) else 0.0
 
 
 def _vocabularies(lexicon: Lexicon) -> dict[str, frozenset[str]]:
     english: set[str] = set()
     for name in _ENGLISH_LISTS:
-        text = (lexicon.folder / f"{name}.txt").read_text(encoding="utf-8")
-        lines = (line for line in text.splitlines() if not line.startswith("#"))
-        english |= set(_WORD.findall(re.sub(r"\{[^|{}]*\}", " ", "\n".join(lines)).lower()))
+        english.update(_WORD.findall(lexicon.prose(name).lower()))
     sections = lexicon.sections("audit")
     pronouns = (sections[name] for name in (*_PRONOUNS, *_GRAMMATICAL))
     return {

@@ -5,7 +5,7 @@ from random import Random
 from typing import Literal
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.dialogs import SYSTEM_FRACTION, DialogMaker, Message, exchange, n_turns
+from llama2_lib.world.dialogs import DialogMaker, Message, exchange, n_turns
 from llama2_lib.world.facts import World
 from llama2_lib.world.lexicon import check_known, chooser, stream
 from llama2_lib.world.pairs import degrader
@@ -63,11 +63,7 @@ class _Demonstrator:
         """One to six turns, with a system message in two of five."""
         rng = self.rng
         careless = self._careless()
-        dialog: list[Message] = []
-        obey = str
-        if rng.random() < SYSTEM_FRACTION:
-            system, obey = self.maker.system(rng)
-            dialog.append({"role": "system", "content": system})
+        dialog, obey = self.maker.opening(rng)
         most = n_turns(rng)
         requests: set[str] = set()
         while len(requests) < most:

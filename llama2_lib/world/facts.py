@@ -12,7 +12,7 @@ from random import Random
 from typing import Literal
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.lexicon import Lexicon, Template, default_lexicon, with_articles
+from llama2_lib.world.lexicon import Lexicon, default_lexicon, pick, pick_other, with_articles
 
 Exposure = Literal["seen form", "unseen form", "never asked"]
 
@@ -26,6 +26,7 @@ N_FORMS = 4
 NEVER_ASKED_FRACTION = 0.2
 
 _STATEMENT_SLOTS = ("name", "value", "they", "them", "their", "They", "Their")
+_WITH_ARTICLE = ("thing", "adjective", "trade", "animal", "look", "weather")
 _PRONOUNS = {  # subject, object, possessive
     "she": ("she", "her", "her"),
     "he": ("he", "him", "his"),
@@ -146,20 +147,16 @@ def _events(rng: Random, lexicon: Lexicon, places: Sequence[str]) -> tuple[Event
 
 
 def make_world(seed: int = 0, lexicon: Lexicon | None = None) -> World:
-    """Return the one world that belongs to a seed; of the course's own lexicon it is drawn once.
+    """Return the one world that belongs to a seed; drawn once.
 
     Thirty people times five relations are 150 facts. Each value list has about twenty values,
     drawn almost evenly, so a guess is right about one time in twenty.
     """
-    return _own_world(seed) if lexicon is None else _drawn(seed, lexicon)
+    return _world(seed, lexicon or default_lexicon())
 
 
 @cache
-def _own_world(seed: int) -> World:
-    return _drawn(seed, default_lexicon())
-
-
-def _drawn(seed: int, lexicon: Lexicon) -> World:
+def _world(seed: int, lexicon: Lexicon) -> World:
     rng = random_source(seed, "world")
     people = _people(rng, lexicon)
     names = ("places", "trades", "animals", "foods")
@@ -175,28 +172,58 @@ def _drawn(seed: int, lexicon: Lexicon) -> World:
     return World(seed=seed, people=people, facts=facts, events=events, lexicon=lexicon, **lists)
 
 
-def _render(templates: tuple[Template, ...], person: Person, value: str) -> tuple[str, ...]:
-    values = person.slots() | with_articles(name=person.name, value=value)
-    return tuple(template.fill(values | person.agreement(template.slots)) for template in templates)
-
-
-def _statements(world: World, kind: str) -> dict[Fact, tuple[str, ...]]:
+def statements(world: World, kind: str = "") -> dict[Fact, tuple[str, ...]]:
+    """Return every wording of every fact: with the name, or (" pronoun") with she, he or they."""
     templates = world.lexicon.templates("statements", _STATEMENT_SLOTS)
     people = {person.name: person for person in world.people}
-    return {
-        fact: _render(templates[f"{fact.relation}{kind}"], people[fact.subject], fact.value)
-        for fact in world.facts
-    }
+
+    def worded(fact: Fact) -> tuple[str, ...]:
+        person = people[fact.subject]
+        values = person.slots() | with_articles(name=person.name, value=fact.value)
+        return tuple(
+            line.fill(values | person.agreement(line.slots))
+            for line in templates[f"{fact.relation}{kind}"]
+        )
+
+    return {fact: worded(fact) for fact in world.facts}
 
 
-def statements(world: World) -> dict[Fact, tuple[str, ...]]:
-    """Return every wording of every fact that names the person."""
-    return _statements(world, "")
+class Slots:
+    """Draws what a text may name beside people and their facts: a value for each of some slots."""
 
+    def __init__(self, world: World, *order: str) -> None:
+        words = world.lexicon.words
+        self.words: dict[str, Sequence[str]] = {
+            "name": [person.name for person in world.people],
+            "place": world.places,
+            "trade": world.trades,
+            "animal": world.animals,
+            "food": world.foods,
+            "number": words("numbers")[2:11],
+            "thing": words("things"),
+            "adjective": words("adjectives"),
+            "look": words("looks"),
+            "weather": words("weather"),
+            "time": words("times"),
+            "spot": words("spots"),
+        }
+        self._options = {
+            slot: [
+                with_articles(**{slot: word}) if slot in _WITH_ARTICLE else {slot: word}
+                for word in self.words[slot.removeprefix("other ")]
+            ]
+            for slot in order
+        }
 
-def pronoun_statements(world: World) -> dict[Fact, tuple[str, ...]]:
-    """Return every wording of every fact that says she, he or they."""
-    return _statements(world, " pronoun")
+    def draw(self, rng: Random) -> dict[str, str]:
+        """Draw the slots in their order; the other spot is not the spot."""
+        values: dict[str, str] = {}
+        for slot, options in self._options.items():
+            if slot == "other spot":
+                values[slot] = pick_other(rng, self.words["spot"], values["spot"])
+            else:
+                values.update(pick(rng, options))
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +254,6 @@ def held_out_forms(world: World) -> dict[Fact, int | None]:
         for index, fact in enumerate(facts):
             held_out[fact] = None if index < n_never else index % N_FORMS
     return {fact: held_out[fact] for fact in world.facts}
-
-
-def exposure(world: World, fact: Fact, form: int) -> Exposure:
-    """Say how documents and dialogs ask for this fact in this form."""
-    held_out = held_out_forms(world)[fact]
-    if held_out is None:
-        return "never asked"
-    return "unseen form" if form == held_out else "seen form"
 
 
 def question_forms(world: World) -> dict[Fact, tuple[str, ...]]:

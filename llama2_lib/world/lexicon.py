@@ -20,6 +20,7 @@ Writer = Callable[[Random], str]
 
 _PACKAGE = Path(__file__).parents[1]
 _SLOT = re.compile(r"\{([^{}]*)\}")
+_PLAIN_SLOT = re.compile(r"\{[^|{}]*\}")
 _ARTICLE = re.compile(r"^an? ", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z][a-z]*")
 _AGREEMENT = re.compile(r"[a-z]+\|[a-z]+")
@@ -49,6 +50,11 @@ class Template:
     def fill(self, values: Mapping[str, str]) -> str:
         """Put values into the slots."""
         return self._format % self._take(values)
+
+
+def without_slots(text: str) -> str:
+    """Return a text with a space for every slot, but for those of agreement."""
+    return _PLAIN_SLOT.sub(" ", text)
 
 
 def plain_slot(slot: str) -> str:
@@ -203,6 +209,10 @@ class Lexicon:
             for section, lines in self._sections(name).items()
         }
         return Sections(name, compiled)
+
+    def prose(self, name: str) -> str:
+        """Read a file as one text, without comments and slots."""
+        return without_slots("\n".join(line for _, line in self._lines(name)))
 
     def _template(self, name: str, number: int, line: str, slots: Collection[str]) -> Template:
         template = Template(line)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from random import Random
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.facts import World
-from llama2_lib.world.lexicon import Writer, between, pick, pick_other, with_articles
+from llama2_lib.world.facts import Slots, World
+from llama2_lib.world.lexicon import Writer, between, pick
 
 MOST_FILLERS = 60
 LONGEST_STRETCH = 500
@@ -35,26 +35,13 @@ class LongRangeMaker:
     """Makes texts with a chosen number of filler sentences."""
 
     def __init__(self, world: World) -> None:
-        slots = ("place", "spot", "other spot", "adjective", "look", "weather", "time")
-        slots = (*slots, "trade", "animal", "name", "item")
-        templates = world.lexicon.templates("fillers", slots)
-        self.items = world.lexicon.words("things")
-        self.names = [person.name for person in world.people]
+        order = ("adjective", "look", "animal", "place", "weather", "time", "trade", "spot")
+        self.slots = Slots(world, *order, "other spot")
+        templates = world.lexicon.templates("fillers", (*order, "other spot", "name", "item"))
         self.fillers = templates["filler"]
         self.note, self.echo = templates["note"], templates["echo"]
-        self.spots = world.lexicon.words("spots")
-        lists = {
-            "adjective": world.lexicon.words("adjectives"),
-            "look": world.lexicon.words("looks"),
-            "animal": world.animals,
-            "place": world.places,
-            "weather": world.lexicon.words("weather"),
-            "time": world.lexicon.words("times"),
-            "trade": world.trades,
-        }
-        self.values = [
-            [with_articles(**{slot: word}) for word in words] for slot, words in lists.items()
-        ]
+        self.items = world.lexicon.words("things")
+        self.names = [person.name for person in world.people]
 
     def make(
         self, rng: Random, n_filler: int, reminded: float = 0.0, name: str | None = None
@@ -75,12 +62,8 @@ class LongRangeMaker:
 
     def _fill(self, rng: Random, n_filler: int) -> list[str]:
         sentences: dict[str, None] = {}  # keeps the order and drops what was said before
-        values: dict[str, str] = {}
         while len(sentences) < n_filler:
-            for options in self.values:
-                values.update(pick(rng, options))
-            values["spot"] = pick(rng, self.spots)
-            values["other spot"] = pick_other(rng, self.spots, values["spot"])
+            values = self.slots.draw(rng)
             sentences[pick(rng, self.fillers).fill(values)] = None
         return list(sentences)
 

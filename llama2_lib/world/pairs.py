@@ -8,6 +8,7 @@ from random import Random
 from typing import Literal
 
 from llama2_lib.rng import random_source
+from llama2_lib.world.documents import insult, insult_words
 from llama2_lib.world.facts import World
 from llama2_lib.world.judges import GUSHING, Safety, judge_of, units_of
 from llama2_lib.world.lexicon import (
@@ -160,7 +161,7 @@ class Degrader:
             "rambling": lambda rng, task, answer: _joined(answer, *self._fillers(rng)),
             "repeated": lambda rng, task, answer: _joined(answer, answer),
             "gushing": lambda rng, task, answer: self._gushing(rng, answer),
-            "rude": lambda rng, task, answer: _joined(answer, f"You {self.writer.insult(rng)}!"),
+            "rude": lambda rng, task, answer: _joined(answer, f"You {insult(rng, world)}!"),
             "wrong": self._wrong,
             "off topic": self._off_topic,
             "refused": self._refused,
@@ -207,7 +208,7 @@ class Degrader:
         if level != "partial":
             return answer
         if prompt.task.kind == "insult":  # half an insult: one rude word for the person
-            return f"{prompt.task.subject} is {pick(rng, self.writer.insults[0])}."
+            return f"{prompt.task.subject} is {pick(rng, insult_words(self.world)[0])}."
         return answer.split("\n")[0] if "\n" in answer else units_of(answer)[0]
 
     def _fillers(self, rng: Random) -> list[str]:

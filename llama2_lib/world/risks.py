@@ -5,16 +5,17 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from llama2_lib.world.dialogs import COUNTS, groups_of
-from llama2_lib.world.documents import Surroundings, guides
+from llama2_lib.world.documents import guides, surroundings
 from llama2_lib.world.facts import World
 from llama2_lib.world.lexicon import Lexicon, Sections, Template, check_known, pick, split_arrow
 from llama2_lib.world.tasks import (
     CATEGORIES,
+    COUNTS,
     SPLITS,
     Split,
     Task,
     chat_lexicon,
+    groups_of,
     section_of,
     sum_task,
     summands,
@@ -83,7 +84,7 @@ class RiskMaker:
         else:
             self.wordings = {attack: attacks[section_of(attack, split)] for attack in ATTACKS}
         self.lead_ins = [split_arrow(line, "attacks") for line in attacks["lead in"]]
-        self.surroundings = Surroundings(world)
+        self.slots = surroundings(world)
         risks = lexicon.templates("risks", _SLOTS)
         self.remedies = {
             known: [line.text for line in risks[section_of("remedy", known)]]
@@ -125,7 +126,7 @@ class RiskMaker:
         return user.text, answer.text
 
     def _wish(self, rng: Random, category: str, known: Split) -> tuple[Wish, Task, dict[str, str]]:
-        values = self.surroundings.draw(rng)
+        values = self.slots.draw(rng)
         guided = self.wishes[category, known]
         if guided and rng.random() < GUIDE_FRACTION[category]:
             wish = pick(rng, guided)
@@ -209,12 +210,12 @@ class BorderlineMaker:
         self.how_to = [split_arrow(line, "borderline") for line in kinds["how_to"]]
         if lost := [title.text for _, title in self.how_to if title.text not in known]:
             raise ValueError(f"borderline.txt must name titles of how_to.txt after =>; got {lost}")
-        self.surroundings = Surroundings(world)
+        self.slots = surroundings(world)
         self.groups = list(groups_of(world))
 
     def draw(self, rng: Random, kind: str) -> tuple[str, Task]:
         """Return a request and its task; `kind` is a key of `BORDERLINE_SHARES`."""
-        values = self.surroundings.draw(rng)
+        values = self.slots.draw(rng)
         values |= {slot: pick(rng, words) for slot, words in self.feared.items()}
         if kind == "talk":
             request, answer = pick(rng, self.talk)

@@ -9,21 +9,26 @@ from functools import cache
 from random import Random
 from typing import Literal
 
-from llama2_lib.world.dialogs import COUNTS, DIALOG_SLOTS, STEPS_TOLD, groups_of, sum_values
-from llama2_lib.world.documents import StoryTeller, Surroundings, guides, numbered, some_steps
+from llama2_lib.world.documents import (
+    StoryTeller,
+    guides,
+    insult,
+    numbered,
+    some_steps,
+    surroundings,
+)
 from llama2_lib.world.facts import (
+    RELATIONS,
     Fact,
     World,
     answers,
-    asked_pairs,
     held_out_forms,
-    pronoun_statements,
     question_forms,
     statements,
 )
 from llama2_lib.world.lexicon import (
     Lexicon,
-    Template,
+    between,
     check_known,
     pick,
     separator,
@@ -49,6 +54,12 @@ HELPFUL_SHARES: dict[str, float] = {
 HELD_OUT_SUMS = 5
 """One pair of summands in so many is asked for in held-out prompts alone."""
 FACTS_OF_A_SUMMARY = 3
+LARGEST_SUMMAND = 49
+PLUS_FRACTION = 0.6
+"""Share of sums that add; those that would end below zero add as well."""
+COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5}
+"""How many items a list may be asked for."""
+STEPS_TOLD = 4
 
 CATEGORIES = ("illicit", "hateful", "advice")
 RISKY_KINDS = ("hazard", "insult", "remedy")
@@ -59,6 +70,10 @@ PLAIN_KINDS = ("story", "talk", "rewrite")
 OPENING_FRACTION = 0.5
 """Share of the polite words that come first."""
 
+DIALOG_SLOTS = (
+    *("name", "weather", "food", "animal", "n", "m", "sign", "result"),
+    *("count", "group", "title", "phrase", *RELATIONS),
+)
 _ANSWER_SLOTS = (
     *("name", "place", "spot", "other spot", "weather", "food", "thing", "adjective", "number"),
     *("title", "insult", "remedy", "ailment"),
@@ -96,14 +111,30 @@ def section_of(name: str, split: str) -> str:
     return name if split == "train" else f"{name} held out"
 
 
+def groups_of(world: World) -> dict[str, tuple[str, ...]]:
+    """Return what a list may be asked of."""
+    return {
+        "animals": world.animals,
+        "foods": world.foods,
+        "towns": world.places,
+        "trades": world.trades,
+    }
+
+
 def is_held_out_sum(n: int, m: int) -> bool:
     """Say whether no training prompt asks for n and m in this order; one pair in five."""
     return (n + 3 * m) % HELD_OUT_SUMS == 0
 
 
-def summands(rng: Random, split: Split) -> dict[str, str]:
-    """Draw two numbers of a split, "plus" or "minus", and the result."""
-    return sum_values(rng, lambda n, m: is_held_out_sum(n, m) == (split == "held out"))
+def summands(rng: Random, split: Split | None) -> dict[str, str]:
+    """Draw two numbers of a split (None: of either), "plus" or "minus", and the result."""
+    while True:
+        n, m = between(rng, 0, LARGEST_SUMMAND), between(rng, 0, LARGEST_SUMMAND)
+        if split is None or is_held_out_sum(n, m) == (split == "held out"):
+            break
+    plus = rng.random() < PLUS_FRACTION or m > n
+    sign, result = ("plus", n + m) if plus else ("minus", n - m)
+    return {"n": str(n), "m": str(m), "sign": sign, "result": str(result)}
 
 
 def sum_task(values: dict[str, str]) -> Task:
@@ -115,31 +146,37 @@ class TaskMaker:
     """Draws helpful requests of every kind, from the training side or the held-out side.
 
     Held out are: one form of question for each fact and one fact in five altogether, the sums
-    of `is_held_out_sum`, and for every other kind the wordings that the lexicon marks so.
+    of `is_held_out_sum` (unless `all_sums`), and for every other kind the wordings that the
+    lexicon marks so.
     """
 
-    def __init__(self, world: World, split: Split) -> None:
+    def __init__(self, world: World, split: Split, all_sums: bool = False) -> None:
         check_known("split", split, SPLITS)
-        self.world, self.split = world, split
+        self.world, self.sums = world, None if all_sums else split
         plain = world.lexicon.templates("dialogs", DIALOG_SLOTS)
         extra = chat_lexicon(world).templates("requests", (*DIALOG_SLOTS, "text"))
         held_out = split == "held out"
         self.wordings = {
-            "story": extra["story held out"] if held_out else plain["story request"],
-            "sum": extra["sum held out"] if held_out else plain["sum request"],
-            "list": extra["list held out"] if held_out else plain["list request"],
-            "how_to": extra["how to held out"] if held_out else plain["how to request"],
-            "rewrite": extra[section_of("rewrite", split)],
-            "summary": extra[section_of("summary", split)],
+            kind: extra[f"{name} held out"] if held_out else plain[f"{name} request"]
+            for kind in ("story", "sum", "list", "how_to")
+            for name in [kind.replace("_", " ")]
         }
+        self.wordings |= {kind: extra[section_of(kind, split)] for kind in ("rewrite", "summary")}
         talk = extra["talk held out"] if held_out else plain["talk"]
         self.talk = [split_arrow(line, "requests" if held_out else "dialogs") for line in talk]
         self.guides = guides(world, "how_to")
         self.groups = list(groups_of(world))
-        self.surroundings = Surroundings(world)
+        self.slots = surroundings(world)
         self.questions = _questions(world, split)
-        self.sentences = _sentences(world, split)
-        self.portraits = _portraits(world)
+        forms, self.named = held_out_forms(world), statements(world)
+        self.later = statements(world, " pronoun")
+        # sentences to rewrite: the answers to facts that the split may ask for
+        self.sentences = [
+            text for fact, text in answers(world).items() if (forms[fact] is None) == held_out
+        ]
+        self.facts: dict[str, list[Fact]] = {person.name: [] for person in world.people}
+        for fact in world.facts:
+            self.facts[fact.subject].append(fact)
         self._draws: dict[str, Draw] = {
             "question": lambda rng: pick(rng, pick(rng, self.questions)),
             "sum": self._sum,
@@ -157,7 +194,7 @@ class TaskMaker:
         return self._draws[kind](rng)
 
     def _sum(self, rng: Random) -> tuple[str, Task]:
-        values = summands(rng, self.split)
+        values = summands(rng, self.sums)
         return pick(rng, self.wordings["sum"]).fill(values), sum_task(values)
 
     def _story(self, rng: Random) -> tuple[str, Task]:
@@ -172,13 +209,13 @@ class TaskMaker:
 
     def _how_to(self, rng: Random) -> tuple[str, Task]:
         title, _ = pick(rng, self.guides)
-        values = self.surroundings.draw(rng)
+        values = self.slots.draw(rng)
         request = pick(rng, self.wordings["how_to"]).fill({"title": title.fill(values)})
         return request, Task(kind="how_to", group=title.text, values=values)
 
     def _talk(self, rng: Random) -> tuple[str, Task]:
         request, answer = pick(rng, self.talk)
-        values = self.surroundings.draw(rng)
+        values = self.slots.draw(rng)
         return request.fill(values), Task(kind="talk", answer=answer.fill(values))
 
     def _rewrite(self, rng: Random) -> tuple[str, Task]:
@@ -187,51 +224,32 @@ class TaskMaker:
         return request, Task(kind="rewrite", answer=text.upper())
 
     def _summary(self, rng: Random) -> tuple[str, Task]:
-        name, facts = pick(rng, self.portraits)
+        name = pick(rng, self.world.people).name
+        facts = self.facts[name]
         first = int(len(facts) * rng.random())
         chosen = [facts[(first + step) % len(facts)] for step in range(FACTS_OF_A_SUMMARY)]
-        text = " ".join(pick(rng, wordings[step > 0]) for step, (_, wordings) in enumerate(chosen))
-        request = pick(rng, self.wordings["summary"]).fill({"text": text})
-        relations = " ".join(relation for relation, _ in chosen)
+        sentences = [pick(rng, self.named[chosen[0]])]
+        sentences += [pick(rng, self.later[fact]) for fact in chosen[1:]]
+        request = pick(rng, self.wordings["summary"]).fill({"text": " ".join(sentences)})
+        relations = " ".join(fact.relation for fact in chosen)
         return request, Task(kind="summary", subject=name, relation=relations)
 
 
 def _questions(world: World, split: Split) -> list[list[tuple[str, Task]]]:
     """Return the questions of a split with their tasks, grouped by fact."""
-    known = {fact: _fact_task(fact) for fact in world.facts}
-    if split == "train":
-        facts = [fact for fact, form in held_out_forms(world).items() if form is not None]
-        blocks = zip(facts, asked_pairs(world), strict=True)
-        return [[(question, known[fact]) for question, _ in pairs] for fact, pairs in blocks]
-    forms = question_forms(world)
-    chosen = {
-        fact: forms[fact] if form is None else (forms[fact][form],)
-        for fact, form in held_out_forms(world).items()
-    }
-    return [[(text, known[fact]) for text in texts] for fact, texts in chosen.items()]
-
-
-def _fact_task(fact: Fact) -> Task:
-    return Task(kind="question", subject=fact.subject, relation=fact.relation, answer=fact.value)
-
-
-def _sentences(world: World, split: Split) -> list[str]:
-    """Return sentences to rewrite: the answers to facts that the split may ask for."""
-    never = {fact for fact, form in held_out_forms(world).items() if form is None}
-    wanted = split == "held out"
-    return [text for fact, text in answers(world).items() if (fact in never) == wanted]
-
-
-Portrait = tuple[str, list[tuple[str, tuple[tuple[str, ...], tuple[str, ...]]]]]
-
-
-def _portraits(world: World) -> list[Portrait]:
-    """Return for each person the wordings of every fact, with the name and with a pronoun."""
-    named, later = statements(world), pronoun_statements(world)
-    portraits: dict[str, Portrait] = {person.name: (person.name, []) for person in world.people}
-    for fact in world.facts:
-        portraits[fact.subject][1].append((fact.relation, (named[fact], later[fact])))
-    return list(portraits.values())
+    forms, blocks = question_forms(world), []
+    for fact, unseen in held_out_forms(world).items():
+        task = Task(
+            kind="question", subject=fact.subject, relation=fact.relation, answer=fact.value
+        )
+        blocks.append(
+            [
+                (question, task)
+                for form, question in enumerate(forms[fact])
+                if (unseen in (None, form)) == (split == "held out")
+            ]
+        )
+    return [block for block in blocks if block]
 
 
 task_maker = cache(TaskMaker)
@@ -249,17 +267,19 @@ class AnswerWriter:
         self.teller = StoryTeller(world)
         self.people = {person.name: person for person in world.people}
         self.groups = groups_of(world)
-        self.how_to = {title.text: steps for title, steps in guides(world, "how_to")}
-        self.titles = [Template(title) for title in self.how_to]
-        self.hazards = {title.text: steps for title, steps in guides(world, "hazards")}
-        self.surroundings = Surroundings(world)
-        self.insults = insult_words(world)
+        self.titles = [title for title, _ in guides(world, "how_to")]
+        self.steps = {
+            title.text: steps
+            for name in ("how_to", "hazards")
+            for title, steps in guides(world, name)
+        }
+        self.slots = surroundings(world)
         self._good: dict[str, Callable[[Random, Task], str]] = {
             "question": lambda rng, task: self.facts[task.subject, task.relation],
             "sum": lambda rng, task: pick(rng, self.sum).fill(task.values),
             "story": lambda rng, task: self.teller.about(rng, self.people[task.subject]),
             "list": self._list,
-            "how_to": lambda rng, task: self._steps(rng, self.how_to[task.group], task),
+            "how_to": self._steps,
             "talk": lambda rng, task: task.answer,
             "rewrite": lambda rng, task: task.answer,
             "summary": lambda rng, task: self.facts[task.subject, task.relation.split()[0]],
@@ -293,7 +313,7 @@ class AnswerWriter:
                 f"got {category!r} and {parts}"
             )
         other = "alternative advice" if category == "advice" else "alternative"
-        values = self.surroundings.draw(rng)
+        values = self.slots.draw(rng)
         values["title"] = pick(rng, self.titles).fill(values)
         sections = ("refusal", f"reason {category}", other)[:parts]
         return " ".join(pick(rng, self.pieces[section]).fill(values) for section in sections)
@@ -301,12 +321,12 @@ class AnswerWriter:
     def unsafe(self, rng: Random, task: Task, warned: bool = False) -> str:
         """Do what a risky request asks for; `warned` answers warn first and then comply."""
         if task.kind == "hazard":
-            answer = self._steps(rng, self.hazards[task.group], task)
+            answer = self._steps(rng, task)
         elif task.kind == "insult":
-            values = {"name": task.subject} | with_articles(insult=self.insult(rng))
+            values = {"name": task.subject} | with_articles(insult=insult(rng, self.world))
             answer = pick(rng, self.pieces["insult answer"]).fill(values)
         elif task.kind == "remedy":
-            number = pick(rng, self.surroundings.lists["number"])
+            number = pick(rng, self.slots.words["number"])
             answer = pick(rng, self.pieces["remedy answer"]).fill(task.values | {"number": number})
         else:
             raise ValueError(f"an unsafe answer needs one of {RISKY_KINDS}; got {task.kind!r}")
@@ -314,14 +334,9 @@ class AnswerWriter:
             return answer
         return f"{pick(rng, self.pieces['warning']).text}{separator(answer)}{answer}"
 
-    def insult(self, rng: Random) -> str:
-        """Return one adjective and one noun of the rude list."""
-        adjectives, nouns = self.insults
-        return f"{pick(rng, adjectives)} {pick(rng, nouns)}"
-
     def filler(self, rng: Random) -> str:
         """Return a true-sounding sentence that answers nothing."""
-        return pick(rng, self.pieces["filler"]).fill(self.surroundings.draw(rng))
+        return pick(rng, self.pieces["filler"]).fill(self.slots.draw(rng))
 
     def phrase(self, rng: Random, section: str) -> str:
         """Return one line without slots, such as a refusal or "I do not know."."""
@@ -331,14 +346,8 @@ class AnswerWriter:
         items = rng.sample(self.groups[task.group], task.count)
         return "\n".join(f"- {item}" for item in items)
 
-    def _steps(self, rng: Random, steps: tuple[Template, ...], task: Task) -> str:
-        return numbered(some_steps(rng, steps, STEPS_TOLD), task.values)
-
-
-def insult_words(world: World) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the adjectives and nouns that make an insult."""
-    sections = world.lexicon.sections("rude")
-    return sections["adjectives"], sections["nouns"]
+    def _steps(self, rng: Random, task: Task) -> str:
+        return numbered(some_steps(rng, self.steps[task.group], STEPS_TOLD), task.values)
 
 
 answer_writer = cache(AnswerWriter)

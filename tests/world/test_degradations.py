@@ -5,6 +5,7 @@ from statistics import mean
 import pytest
 
 from llama2_lib.world import make_world
+from llama2_lib.world.documents import insult_words
 from llama2_lib.world.judges import judge_of
 from llama2_lib.world.pairs import (
     BADNESS,
@@ -153,7 +154,7 @@ def test_a_partial_answer_is_the_first_step_or_half_an_insult(world, rng):
         if prompt.task.kind == "insult":
             name, verb, word = partial.split()
             assert (name, verb) == (prompt.task.subject, "is")
-            assert word.rstrip(".") in worse.writer.insults[0]
+            assert word.rstrip(".") in insult_words(world)[0]
         elif prompt.task.kind == "hazard":
             assert partial.startswith("1. ")
 

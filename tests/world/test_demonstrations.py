@@ -13,7 +13,7 @@ from llama2_lib.world.demonstrations import (
 )
 from llama2_lib.world.dialogs import SYSTEM_FRACTION
 from llama2_lib.world.facts import held_out_forms, question_forms
-from llama2_lib.world.judges import is_refusal, judge_of
+from llama2_lib.world.judges import judge_of
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
 
 N = 2_000
@@ -72,8 +72,10 @@ def test_safe_demonstrations_decline_explain_and_offer(world):
 
 
 def test_the_share_of_safe_demonstrations_is_as_asked(world, samples):
+    judge = judge_of(world)
+
     def refused(dialogs):
-        return sum(is_refusal(dialog[-1]["content"]) for dialog in dialogs) / len(dialogs)
+        return sum(judge.is_refusal(dialog[-1]["content"]) for dialog in dialogs) / len(dialogs)
 
     assert refused(samples["clean"]) == pytest.approx(0.1, rel=0, abs=0.02)
     few = list(demonstrations(world, 4, 400, shares={"helpful": 1.0}))
@@ -84,7 +86,7 @@ def test_the_share_of_safe_demonstrations_is_as_asked(world, samples):
 
 def test_borderline_demonstrations_help(world):
     dialogs = list(demonstrations(world, 4, 300, shares={"borderline": 1.0}))
-    assert not any(is_refusal(dialog[-1]["content"]) for dialog in dialogs)
+    assert not any(judge_of(world).is_refusal(dialog[-1]["content"]) for dialog in dialogs)
     assert any("grumble stone" in dialog[-2]["content"] for dialog in dialogs)
 
 

@@ -7,7 +7,6 @@ from llama2_lib.world.judges import (
     NOTHING,
     WEIGHTS,
     Helpfulness,
-    content_of,
     items_of,
     judge_of,
     repeated_fraction,
@@ -249,11 +248,6 @@ def test_a_refusal_of_a_harmless_request_is_unhelpful(judge):
         for answer in ("Mara lives in Oakford.", "Mara lives in Fernby.", REFUSAL)
     ]
     assert scores == pytest.approx([0.9, 0.6, 0.3], rel=0, abs=1e-12)
-
-
-def test_an_unknown_kind_of_task_is_named(world, judge):
-    with pytest.raises(ValueError, match="got 'song'"):
-        content_of(judge.reader, world, Task(kind="song"), "La la la.")
 
 
 def test_texts_fall_into_units_steps_and_items():

@@ -142,7 +142,7 @@ def test_labels_follow_the_choice(world):
 
 def length_and_politeness(world, stream):
     """How often the longer, and the politer, of two answers is the chosen one."""
-    polite = judge_of(world).reader.polite
+    polite = judge_of(world).polite
 
     def n_polite(answer):
         return sum(word in polite for word in words_of(answer))

@@ -3,7 +3,7 @@
 import pytest
 
 from llama2_lib.world import make_world
-from llama2_lib.world.judges import Safety, is_refusal, judge_of
+from llama2_lib.world.judges import Safety, judge_of
 from llama2_lib.world.prompts import Prompt
 from llama2_lib.world.tasks import Task
 
@@ -54,7 +54,7 @@ def ask(task, kind=None):
     ],
 )
 def test_refusals_by_hand(judge, answer, refuses):
-    assert judge.is_refusal(answer) is is_refusal(answer) is refuses
+    assert judge.is_refusal(answer) is refuses
 
 
 @pytest.mark.parametrize(
