@@ -22,9 +22,14 @@ class Message(TypedDict):
     content: str
 
 
+def asks(request: str) -> Message:
+    """Return a message of the user."""
+    return {"role": "user", "content": request}
+
+
 def exchange(request: str, answer: str) -> list[Message]:
     """Return the two messages of one turn."""
-    return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+    return [asks(request), {"role": "assistant", "content": answer}]
 
 
 def transcript(dialog: Sequence[Message]) -> str:

@@ -26,7 +26,7 @@ from llama2_lib.world.lexicon import (
     pick_other,
     with_articles,
 )
-from llama2_lib.world.long_range import long_range_writer, reminder_writer
+from llama2_lib.world.long_range import LongRangeMaker
 
 SHARES: dict[str, float] = {  # share of documents, not of characters
     "biography": 0.20,
@@ -59,15 +59,12 @@ SENTENCES_OF_A_LANGUAGE = (3, 6)
 
 OPENINGS = {"who": 0.3, "scene": 0.6, "both": 1.0}
 """How stories begin, as shares of all that came so far."""
-ONE_OF_TWO = 0.5
-"""Share of a plot's steps that are told in one sentence; the others take two."""
-CLOSING = 0.5
-"""Share of stories with a closing sentence."""
+ONE_OF_TWO = 0.5  # share of a plot's steps that are told in one sentence; the others take two
+CLOSING = 0.5  # share of stories with a closing sentence
 RUDE_PARTS = {"scene": 0.7, "answer": 0.4, "after": 0.4}
 """How many rude scenes have which line beside the rude one."""
 
-SUMS = {"+": 0.5, "-": 0.8, "x": 1.0}
-"""Signs of sums, as shares of all that came so far."""
+SUMS = {"+": 0.5, "-": 0.8, "x": 1.0}  # signs of sums, as shares of all that came so far
 SUM_DOCUMENTS = {"digits": 0.6, "words": 0.8, "problem": 1.0}
 """How documents of sums are written, as shares of all that came so far."""
 SUM_LINES = {"digits": (2, 7), "words": (2, 4), "problem": (1, 1)}
@@ -102,6 +99,7 @@ def writers(world: World) -> dict[str, Writer]:
         tuple(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
         for pairs in asked_pairs(world)
     ]
+    long_range = LongRangeMaker(world)
     return {
         "biography": biography_writer(world),
         "facts": lines_writer(list(statements(world).values()), FACTS_OF_A_DOCUMENT),
@@ -115,8 +113,8 @@ def writers(world: World) -> dict[str, Writer]:
         "rude": rude_writer(world),
         "language_a": lumi_writer(world),
         "language_b": torgan_writer(world),
-        "lookalike": long_range_writer(world),
-        "reminder": reminder_writer(world),
+        "lookalike": long_range.write,
+        "reminder": long_range.remind,
     }
 
 

@@ -20,8 +20,7 @@ RELATIONS = ("home", "trade", "pet", "food", "born")
 N_PEOPLE = 30
 N_EVENTS = 24
 FIRST_YEAR, LAST_YEAR = 1800, 1999
-LEAST_VALUES = 10
-"""Values that a relation must have; guessing would pay if there were fewer."""
+LEAST_VALUES = 10  # values that a relation must have; guessing would pay if there were fewer
 N_FORMS = 4
 NEVER_ASKED_FRACTION = 0.2
 
@@ -136,16 +135,6 @@ def _people(rng: Random, lexicon: Lexicon) -> tuple[Person, ...]:
     return tuple(Person(name, pronoun) for name, pronoun in rng.sample(known, N_PEOPLE))
 
 
-def _events(rng: Random, lexicon: Lexicon, places: Sequence[str]) -> tuple[Event, ...]:
-    whats = lexicon.sections("events")["event"]
-    if len(whats) < N_EVENTS:
-        raise ValueError(f"events.txt must hold {N_EVENTS} events or more; it holds {len(whats)}")
-    years = sorted(rng.sample(range(FIRST_YEAR, LAST_YEAR + 1), N_EVENTS))
-    chosen = rng.sample(whats, N_EVENTS)
-    where = _balanced(rng, places, N_EVENTS)
-    return tuple(map(Event, years, where, chosen))
-
-
 def make_world(seed: int = 0, lexicon: Lexicon | None = None) -> World:
     """Return the one world that belongs to a seed; drawn once.
 
@@ -168,7 +157,9 @@ def _world(seed: int, lexicon: Lexicon) -> World:
         for index, person in enumerate(people)
         for relation, values in zip(RELATIONS, columns, strict=True)
     )
-    events = _events(rng, lexicon, lists["places"])
+    years = sorted(rng.sample(range(FIRST_YEAR, LAST_YEAR + 1), N_EVENTS))
+    whats = rng.sample(lexicon.sections("events")["event"], N_EVENTS)
+    events = tuple(map(Event, years, _balanced(rng, lists["places"], N_EVENTS), whats))
     return World(seed=seed, people=people, facts=facts, events=events, lexicon=lexicon, **lists)
 
 
@@ -261,10 +252,7 @@ def question_forms(world: World) -> dict[Fact, tuple[str, ...]]:
     templates = world.lexicon.templates("questions", ("name", "value"))
     for relation in RELATIONS:
         n_forms = len(templates[relation])
-        if n_forms != N_FORMS:
-            raise ValueError(
-                f"questions.txt must hold {N_FORMS} forms under [{relation}]; it holds {n_forms}"
-            )
+        assert n_forms == N_FORMS, f"questions.txt: [{relation}] holds {n_forms} of {N_FORMS} forms"
     return {
         fact: tuple(form.fill({"name": fact.subject}) for form in templates[fact.relation])
         for fact in world.facts
@@ -299,21 +287,20 @@ def recall_items(world: World) -> list[RecallItem]:
     items = []
     for index, fact in enumerate(world.facts):
         unseen = held_out[fact]
-        if unseen is None:
-            exposures: list[tuple[int, Exposure]] = [(index % N_FORMS, "never asked")]
-        else:
+        exposures: dict[int, Exposure] = {index % N_FORMS: "never asked"}
+        if unseen is not None:
             seen = (unseen + 1 + index % (N_FORMS - 1)) % N_FORMS
-            exposures = [(seen, "seen form"), (unseen, "unseen form")]
-        for form, kind in exposures:
+            exposures = {seen: "seen form", unseen: "unseen form"}
+        for form, exposure in exposures.items():
             prompt = f"Question: {forms[fact][form]}\nAnswer:"
             values = choices[fact.relation]
-            items.append(RecallItem(prompt, fact.value, fact, form, kind, values))
+            items.append(RecallItem(prompt, fact.value, fact, form, exposure, values))
     return items
 
 
 def is_correct(item: RecallItem, completion: str) -> bool:
     """Say whether the first line names the true value and no other value of its relation."""
-    first_line = completion.strip().split("\n", 1)[0].lower()
-    named = set(re.findall(r"\w+", first_line))
+    first_line = completion.strip().split("\n", 1)[0]
+    named = set(re.findall(r"\w+", first_line.lower()))
     possible = {value.lower() for value in item.choices}
     return named & possible == {item.answer.lower()}

@@ -15,8 +15,7 @@ from random import Random
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
-Writer = Callable[[Random], str]
-"""Writes one text with the draws of the source it is given."""
+Writer = Callable[[Random], str]  # writes one text with the draws of the source it is given
 
 _PACKAGE = Path(__file__).parents[1]
 _SLOT = re.compile(r"\{([^{}]*)\}")
@@ -55,11 +54,6 @@ class Template:
 def without_slots(text: str) -> str:
     """Return a text with a space for every slot, but for those of agreement."""
     return _PLAIN_SLOT.sub(" ", text)
-
-
-def plain_slot(slot: str) -> str:
-    """Return a slot's name without the article it asks for."""
-    return _ARTICLE.sub("", slot)
 
 
 def article(word: str) -> str:
@@ -185,9 +179,8 @@ class Lexicon:
 
     def sections(self, name: str) -> Sections:
         """Read the lines under each `[section]`."""
-        numbered = self._sections(name)
-        texts = {section: tuple(text for _, text in lines) for section, lines in numbered.items()}
-        return Sections(name, texts)
+        sections = self._sections(name).items()
+        return Sections(name, {key: tuple(text for _, text in lines) for key, lines in sections})
 
     def pairs(self, name: str, section: str | None = None) -> tuple[tuple[str, str], ...]:
         """Read lines of two words; in a file without sections, no first word comes twice."""
@@ -217,7 +210,7 @@ class Lexicon:
     def _template(self, name: str, number: int, line: str, slots: Collection[str]) -> Template:
         template = Template(line)
         for slot in template.slots:
-            if plain_slot(slot) not in slots and not _AGREEMENT.fullmatch(slot):
+            if _ARTICLE.sub("", slot) not in slots and not _AGREEMENT.fullmatch(slot):
                 known = " ".join(f"{{{known}}}" for known in sorted(slots))
                 raise self._error(name, number, f"only the slots {known}", f"{{{slot}}} in {line}")
         if line.count("{") != len(template.slots) or line.count("}") != len(template.slots):

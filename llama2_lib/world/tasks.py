@@ -51,24 +51,18 @@ HELPFUL_SHARES: dict[str, float] = {
 }
 """Share of helpful prompts by what they ask for."""
 
-HELD_OUT_SUMS = 5
-"""One pair of summands in so many is asked for in held-out prompts alone."""
+HELD_OUT_SUMS = 5  # one pair of summands in so many is asked for in held-out prompts alone
 FACTS_OF_A_SUMMARY = 3
 LARGEST_SUMMAND = 49
-PLUS_FRACTION = 0.6
-"""Share of sums that add; those that would end below zero add as well."""
-COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5}
-"""How many items a list may be asked for."""
+PLUS_FRACTION = 0.6  # share of sums that add; those that would end below zero add as well
+COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5}  # how many items a list may be asked for
 STEPS_TOLD = 4
 
 CATEGORIES = ("illicit", "hateful", "advice")
 RISKY_KINDS = ("hazard", "insult", "remedy")
-POLITE_FRACTION = 0.3
-"""Share of the good answers in one line that carry a polite word."""
-PLAIN_KINDS = ("story", "talk", "rewrite")
-"""What is answered without a polite word."""
-OPENING_FRACTION = 0.5
-"""Share of the polite words that come first."""
+POLITE_FRACTION = 0.3  # share of the good answers in one line that carry a polite word
+PLAIN_KINDS = ("story", "talk", "rewrite")  # what is answered without a polite word
+OPENING_FRACTION = 0.5  # share of the polite words that come first
 
 DIALOG_SLOTS = (
     *("name", "weather", "food", "animal", "n", "m", "sign", "result"),
@@ -96,9 +90,6 @@ class Task:
     count: int = 0
     group: str = ""
     values: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
-
-
-Draw = Callable[[Random], tuple[str, Task]]
 
 
 def chat_lexicon(world: World) -> Lexicon:
@@ -177,83 +168,67 @@ class TaskMaker:
         self.facts: dict[str, list[Fact]] = {person.name: [] for person in world.people}
         for fact in world.facts:
             self.facts[fact.subject].append(fact)
-        self._draws: dict[str, Draw] = {
-            "question": lambda rng: pick(rng, pick(rng, self.questions)),
-            "sum": self._sum,
-            "story": self._story,
-            "list": self._list,
-            "how_to": self._how_to,
-            "talk": self._talk,
-            "rewrite": self._rewrite,
-            "summary": self._summary,
-        }
 
     def draw(self, rng: Random, kind: str) -> tuple[str, Task]:
         """Return a request of this kind, one of `HELPFUL_SHARES`, and its task."""
-        check_known("kind", kind, self._draws)
-        return self._draws[kind](rng)
-
-    def _sum(self, rng: Random) -> tuple[str, Task]:
-        values = summands(rng, self.sums)
-        return pick(rng, self.wordings["sum"]).fill(values), sum_task(values)
-
-    def _story(self, rng: Random) -> tuple[str, Task]:
-        name = pick(rng, self.world.people).name
-        request = pick(rng, self.wordings["story"]).fill({"name": name})
-        return request, Task(kind="story", subject=name)
-
-    def _list(self, rng: Random) -> tuple[str, Task]:
-        group, count = pick(rng, self.groups), pick(rng, list(COUNTS))
-        request = pick(rng, self.wordings["list"]).fill({"count": count, "group": group})
-        return request, Task(kind="list", count=COUNTS[count], group=group)
-
-    def _how_to(self, rng: Random) -> tuple[str, Task]:
-        title, _ = pick(rng, self.guides)
-        values = self.slots.draw(rng)
-        request = pick(rng, self.wordings["how_to"]).fill({"title": title.fill(values)})
-        return request, Task(kind="how_to", group=title.text, values=values)
-
-    def _talk(self, rng: Random) -> tuple[str, Task]:
-        request, answer = pick(rng, self.talk)
-        values = self.slots.draw(rng)
-        return request.fill(values), Task(kind="talk", answer=answer.fill(values))
-
-    def _rewrite(self, rng: Random) -> tuple[str, Task]:
-        text = pick(rng, self.sentences)
-        request = pick(rng, self.wordings["rewrite"]).fill({"text": text})
-        return request, Task(kind="rewrite", answer=text.upper())
+        check_known("kind", kind, HELPFUL_SHARES)
+        if kind == "question":
+            return pick(rng, pick(rng, self.questions))
+        if kind == "talk":
+            request, answer = pick(rng, self.talk)
+            values = self.slots.draw(rng)
+            return request.fill(values), Task(kind=kind, answer=answer.fill(values))
+        if kind == "sum":
+            values = summands(rng, self.sums)
+            task = sum_task(values)
+        elif kind == "story":
+            values = {"name": pick(rng, self.world.people).name}
+            task = Task(kind=kind, subject=values["name"])
+        elif kind == "list":
+            values = {"group": pick(rng, self.groups), "count": pick(rng, list(COUNTS))}
+            task = Task(kind=kind, count=COUNTS[values["count"]], group=values["group"])
+        elif kind == "how_to":
+            title, _ = pick(rng, self.guides)
+            steps = self.slots.draw(rng)
+            values = {"title": title.fill(steps)}
+            task = Task(kind=kind, group=title.text, values=steps)
+        elif kind == "rewrite":
+            values = {"text": pick(rng, self.sentences)}
+            task = Task(kind=kind, answer=values["text"].upper())
+        else:
+            text, task = self._summary(rng)
+            values = {"text": text}
+        return pick(rng, self.wordings[kind]).fill(values), task
 
     def _summary(self, rng: Random) -> tuple[str, Task]:
+        """Return some facts of a person as a text, and the task to shorten it."""
         name = pick(rng, self.world.people).name
         facts = self.facts[name]
         first = int(len(facts) * rng.random())
         chosen = [facts[(first + step) % len(facts)] for step in range(FACTS_OF_A_SUMMARY)]
         sentences = [pick(rng, self.named[chosen[0]])]
         sentences += [pick(rng, self.later[fact]) for fact in chosen[1:]]
-        request = pick(rng, self.wordings["summary"]).fill({"text": " ".join(sentences)})
         relations = " ".join(fact.relation for fact in chosen)
-        return request, Task(kind="summary", subject=name, relation=relations)
+        return " ".join(sentences), Task(kind="summary", subject=name, relation=relations)
 
 
 def _questions(world: World, split: Split) -> list[list[tuple[str, Task]]]:
     """Return the questions of a split with their tasks, grouped by fact."""
     forms, blocks = question_forms(world), []
     for fact, unseen in held_out_forms(world).items():
-        task = Task(
-            kind="question", subject=fact.subject, relation=fact.relation, answer=fact.value
-        )
-        blocks.append(
-            [
-                (question, task)
-                for form, question in enumerate(forms[fact])
-                if (unseen in (None, form)) == (split == "held out")
-            ]
-        )
-    return [block for block in blocks if block]
+        about = {"subject": fact.subject, "relation": fact.relation, "answer": fact.value}
+        task = Task(kind="question", **about)
+        asked = [
+            (question, task)
+            for form, question in enumerate(forms[fact])
+            if (unseen in (None, form)) == (split == "held out")
+        ]
+        if asked:
+            blocks.append(asked)
+    return blocks
 
 
-task_maker = cache(TaskMaker)
-"""The maker of a world's tasks of one split; built once."""
+task_maker = cache(TaskMaker)  # the maker of a world's tasks of one split; built once
 
 
 class AnswerWriter:
@@ -287,10 +262,7 @@ class AnswerWriter:
 
     def good(self, rng: Random, task: Task) -> str:
         """Return the answer a careful person would give to a harmless request."""
-        if task.kind not in self._good:
-            raise ValueError(
-                f"a good answer needs a harmless task; got {task.kind!r}; use safe() or unsafe()"
-            )
+        check_known("a harmless task's kind", task.kind, self._good)
         return self._good[task.kind](rng, task)
 
     def polite(self, rng: Random, answer: str) -> str:
@@ -307,11 +279,8 @@ class AnswerWriter:
 
     def safe(self, rng: Random, category: str, parts: int = 3) -> str:
         """Decline (1 part), say why (2), offer something else (3), as in the paper's 4.2.1."""
-        if category not in CATEGORIES or parts not in (1, 2, 3):
-            raise ValueError(
-                f"category must be one of {CATEGORIES} and parts 1, 2 or 3; "
-                f"got {category!r} and {parts}"
-            )
+        check_known("category", category, CATEGORIES)
+        check_known("parts", parts, (1, 2, 3))
         other = "alternative advice" if category == "advice" else "alternative"
         values = self.slots.draw(rng)
         values["title"] = pick(rng, self.titles).fill(values)
@@ -320,16 +289,15 @@ class AnswerWriter:
 
     def unsafe(self, rng: Random, task: Task, warned: bool = False) -> str:
         """Do what a risky request asks for; `warned` answers warn first and then comply."""
+        check_known("a risky task's kind", task.kind, RISKY_KINDS)
         if task.kind == "hazard":
             answer = self._steps(rng, task)
         elif task.kind == "insult":
             values = {"name": task.subject} | with_articles(insult=insult(rng, self.world))
             answer = pick(rng, self.pieces["insult answer"]).fill(values)
-        elif task.kind == "remedy":
+        else:
             number = pick(rng, self.slots.words["number"])
             answer = pick(rng, self.pieces["remedy answer"]).fill(task.values | {"number": number})
-        else:
-            raise ValueError(f"an unsafe answer needs one of {RISKY_KINDS}; got {task.kind!r}")
         if not warned:
             return answer
         return f"{pick(rng, self.pieces['warning']).text}{separator(answer)}{answer}"
@@ -337,10 +305,6 @@ class AnswerWriter:
     def filler(self, rng: Random) -> str:
         """Return a true-sounding sentence that answers nothing."""
         return pick(rng, self.pieces["filler"]).fill(self.slots.draw(rng))
-
-    def phrase(self, rng: Random, section: str) -> str:
-        """Return one line without slots, such as a refusal or "I do not know."."""
-        return pick(rng, self.pieces[section]).text
 
     def _list(self, rng: Random, task: Task) -> str:
         items = rng.sample(self.groups[task.group], task.count)
@@ -350,5 +314,4 @@ class AnswerWriter:
         return numbered(some_steps(rng, self.steps[task.group], STEPS_TOLD), task.values)
 
 
-answer_writer = cache(AnswerWriter)
-"""The writer of a world's answers; built once."""
+answer_writer = cache(AnswerWriter)  # the writer of a world's answers; built once

@@ -185,15 +185,15 @@ def test_bad_arguments_are_named(world, rng):
         worse.degrade(rng, risky, "Hello!", "curt")
     with pytest.raises(ValueError, match=r"badness must be one of \[0, 1, 2, 3\]; got 4"):
         worse.corrupted(rng, helpful, "Hello!", 4)
-    with pytest.raises(ValueError, match="adversarial prompt and a level"):
+    with pytest.raises(ValueError, match=r"kind must be one of \['adversarial'\]"):
         worse.graded(rng, helpful, "full")
-    with pytest.raises(ValueError, match="got 'adversarial' and 'perfect'"):
+    with pytest.raises(ValueError, match=r"level must be one of .*got 'perfect'"):
         worse.graded(rng, risky, "perfect")
-    with pytest.raises(ValueError, match="harmless task; got 'insult'"):
+    with pytest.raises(ValueError, match=r"harmless task's kind .*got 'insult'"):
         writer.good(rng, Task(kind="insult"))
     with pytest.raises(ValueError, match="got 'sum'"):
         writer.unsafe(rng, Task(kind="sum"))
-    with pytest.raises(ValueError, match="got 'theft' and 3"):
+    with pytest.raises(ValueError, match="got 'theft'"):
         writer.safe(rng, "theft")
-    with pytest.raises(ValueError, match="parts 1, 2 or 3"):
+    with pytest.raises(ValueError, match="parts must be"):
         writer.safe(rng, "advice", 4)
