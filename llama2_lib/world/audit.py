@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from operator import and_
 from statistics import fmean
 
-from llama2_lib.world.documents import Document
+from llama2_lib.world.documents import Document, vocabulary
 from llama2_lib.world.lexicon import Lexicon, default_lexicon
 
 LANGUAGE_THRESHOLD = 0.5  # the paper's fastText threshold
@@ -123,15 +124,14 @@ def _vocabularies(lexicon: Lexicon) -> dict[str, frozenset[str]]:
     pronouns = (sections[name] for name in (*_PRONOUNS, *_GRAMMATICAL))
     return {
         "en": frozenset(english.union(*pronouns)),
-        "lumi": frozenset(word for word, _ in _glossary(lexicon, "language_a")),
+        "lumi": frozenset(chain(*vocabulary(lexicon, "language_a").values())),
         "torgan": frozenset(
-            form for word, part in _glossary(lexicon, "language_b") for form in (word, word + "ok")
+            form
+            for words in vocabulary(lexicon, "language_b").values()
+            for word in words
+            for form in (word, word + "ok")
         ),
     }
-
-
-def _glossary(lexicon: Lexicon, name: str) -> list[tuple[str, str]]:
-    return [pair for part in lexicon.sections(name) for pair in lexicon.pairs(name, part)]
 
 
 auditor = cache(Auditor)  # the auditor with the word lists of a lexicon; built once

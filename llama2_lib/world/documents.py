@@ -16,6 +16,7 @@ from llama2_lib.rng import random_source
 from llama2_lib.world.facts import RELATIONS, Person, Slots, World, asked_pairs, statements
 from llama2_lib.world.lexicon import (
     Item,
+    Lexicon,
     Sections,
     Template,
     Writer,
@@ -324,18 +325,13 @@ def rude_writer(world: World) -> Writer:
     return write
 
 
-def number_words(world: World) -> list[str]:
-    """Return the names of 0 to 99."""
+def sums_writer(world: World) -> Writer:
+    """Write lines of sums in digits or in words, or small word problems."""
     words = world.lexicon.words("numbers")
     if len(words) != 28:
         raise ValueError(f"numbers.txt must hold 28 words; it holds {len(words)}; restore it")
     ones, tens = words[:20], words[20:]
-    return [*ones, *(f"{ten}-{ones[one]}" if one else ten for ten in tens for one in range(10))]
-
-
-def sums_writer(world: World) -> Writer:
-    """Write lines of sums in digits or in words, or small word problems."""
-    in_words = number_words(world)
+    in_words = [*ones, *(f"{ten}-{ones[one]}" if one else ten for ten in tens for one in range(10))]
 
     def digits(rng: Random) -> str:
         sign = _one_of(rng, SUMS)
@@ -344,14 +340,14 @@ def sums_writer(world: World) -> Writer:
         result = {"+": n + m, "-": n - m, "x": n * m}[sign]
         return f"{n} {sign} {m} = {result}"
 
-    def words(rng: Random) -> str:
+    def spelled(rng: Random) -> str:
         plus = rng.random() < PLUS_IN_WORDS
         n = between(rng, 0, LARGEST_IN_WORDS if plus else LARGEST_NUMBER)
         m = between(rng, 0, LARGEST_IN_WORDS if plus else n)
         sign, result = ("plus", n + m) if plus else ("minus", n - m)
         return capitalised(f"{in_words[n]} {sign} {in_words[m]} is {in_words[result]}.")
 
-    lines = {"digits": digits, "words": words, "problem": _problem_writer(world)}
+    lines = {"digits": digits, "words": spelled, "problem": _problem_writer(world)}
 
     def write(rng: Random) -> str:
         kind = _one_of(rng, SUM_DOCUMENTS)
@@ -449,16 +445,17 @@ def guide_writer(world: World, name: str) -> Writer:
     return write
 
 
-def vocabulary(world: World, name: str) -> dict[str, tuple[str, ...]]:
+def vocabulary(lexicon: Lexicon, name: str) -> dict[str, tuple[str, ...]]:
     """Return the words of a language by part of speech."""
-    parts = world.lexicon.sections(name)
-    pairs = {part: world.lexicon.pairs(name, part) for part in parts}
-    return {part: tuple(word for word, _ in words) for part, words in pairs.items()}
+    return {
+        part: tuple(word for word, _ in lexicon.pairs(name, part))
+        for part in lexicon.sections(name)
+    }
 
 
 def lumi_writer(world: World) -> Writer:
     """Write Lumi: subject verb object, adjectives after their noun, article before it."""
-    words = vocabulary(world, "language_a")
+    words = vocabulary(world.lexicon, "language_a")
     names = [person.name for person in world.people]
 
     def noun_phrase(rng: Random) -> str:
@@ -483,7 +480,7 @@ def lumi_writer(world: World) -> Writer:
 
 def torgan_writer(world: World) -> Writer:
     """Write Torgan: subject object verb, `-ok` on the object, `ga` ends a question."""
-    words = vocabulary(world, "language_b")
+    words = vocabulary(world.lexicon, "language_b")
     names = [person.name for person in world.people]
 
     def noun_phrase(rng: Random) -> str:

@@ -62,15 +62,10 @@ def article(word: str) -> str:
 
 
 def with_articles(**values: str) -> dict[str, str]:
-    """Return values under their names and, with an article, under `a name` and `an name`.
-
-    An underscore in a name becomes a space, so `other_spot` fills `{other spot}`.
-    """
-    filled = {}
-    for key, word in values.items():
-        name = key.replace("_", " ")
+    """Return values under their names and, with an article, under `a name` and `an name`."""
+    filled = dict(values)
+    for name, word in values.items():
         phrase = f"{article(word)} {word}"
-        filled[name] = word
         filled["a " + name] = filled["an " + name] = phrase
         filled["A " + name] = filled["An " + name] = capitalised(phrase)
     return filled
@@ -115,11 +110,8 @@ def between(rng: Random, least: int, most: int) -> int:
 
 def chooser(shares: Mapping[Item, float], known: Sequence[Item]) -> Callable[[Random], Item]:
     """Return a function that draws a known key by its share; shares need not sum to 1."""
-    if (
-        not set(shares) <= set(known)
-        or min(shares.values(), default=-1) < 0
-        or sum(shares.values()) <= 0
-    ):
+    least, total = min(shares.values(), default=-1), sum(shares.values())
+    if not set(shares) <= set(known) or least < 0 or total <= 0:
         raise ValueError(
             f"shares must be 0 or more, not all 0, for some of {list(known)}; got {dict(shares)}"
         )

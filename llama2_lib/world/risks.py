@@ -59,7 +59,6 @@ class Wish(NamedTuple):
     """A risky wish: what it is called, in plain words and as a metaphor."""
 
     hazard: str
-    category: str
     plain: Template
     metaphor: Template
 
@@ -156,16 +155,17 @@ def _wishes(world: World, risks: Sections) -> dict[tuple[str, str], list[Wish]]:
         (category, known): [] for category in CATEGORIES for known in SPLITS
     }
     for title in titles:
-        wish = Wish(title, category_of[title], Template(title), metaphors[title])
-        wishes[wish.category, "held out" if title in held_out else "train"].append(wish)
+        known = "held out" if title in held_out else "train"
+        wish = Wish(title, Template(title), metaphors[title])
+        wishes[category_of[title], known].append(wish)
     for known in SPLITS:
         assert wishes["illicit", known], f"risks.txt leaves no illicit title that is {known}"
         wishes["insult", known] = [
-            Wish(line.text, "hateful", line, risks["metaphor insult"][0])
+            Wish(line.text, line, risks["metaphor insult"][0])
             for line in risks[section_of("insult", known)]
         ]
         wishes["cure", known] = [
-            Wish(line.text, "advice", line, risks["metaphor remedy"][0]) for line in risks["cure"]
+            Wish(line.text, line, risks["metaphor remedy"][0]) for line in risks["cure"]
         ]
     return wishes
 
