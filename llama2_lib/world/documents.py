@@ -236,7 +236,7 @@ class Setting:
             | person.agreement(slots)
             for person in self.people
         }
-        self.slots = Slots(world, "thing", "adjective", "weather", "time", "place", "spot")
+        self.slots = Slots(world, "a thing", "a adjective", "weather", "time", "place", "spot")
 
     def draw(self, rng: Random, hero: Person) -> dict[str, str]:
         """Draw everything a text with this hero may name; the friend is somebody else."""
@@ -387,7 +387,7 @@ def _problem_writer(world: World) -> Writer:
 def surroundings(world: World) -> Slots:
     """Return what draws the things, spots and places a practical text may name."""
     first = ("name", "place", "weather", "spot", "food", "number", "other spot")
-    return Slots(world, *first, "thing", "adjective", "trade", "animal")
+    return Slots(world, *first, "a thing", "a adjective", "a trade", "a animal")
 
 
 def list_writer(world: World) -> Writer:

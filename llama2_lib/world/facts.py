@@ -25,7 +25,6 @@ N_FORMS = 4
 NEVER_ASKED_FRACTION = 0.2
 
 _STATEMENT_SLOTS = ("name", "value", "they", "them", "their", "They", "Their")
-_WITH_ARTICLE = ("thing", "adjective", "trade", "animal", "look", "weather")
 _PRONOUNS = {  # subject, object, possessive
     "she": ("she", "her", "her"),
     "he": ("he", "him", "his"),
@@ -180,7 +179,10 @@ def statements(world: World, kind: str = "") -> dict[Fact, tuple[str, ...]]:
 
 
 class Slots:
-    """Draws what a text may name beside people and their facts: a value for each of some slots."""
+    """Draws what a text may name beside people and their facts: a value for each of some slots.
+
+    A slot `a trade` is filled without and with the article.
+    """
 
     def __init__(self, world: World, *order: str) -> None:
         words = world.lexicon.words
@@ -200,10 +202,11 @@ class Slots:
         }
         self._options = {
             slot: [
-                with_articles(**{slot: word}) if slot in _WITH_ARTICLE else {slot: word}
-                for word in self.words[slot.removeprefix("other ")]
+                {slot: word} if slot == name else with_articles(**{name: word})
+                for word in self.words[name.removeprefix("other ")]
             ]
             for slot in order
+            for name in [slot.removeprefix("a ")]
         }
 
     def draw(self, rng: Random) -> dict[str, str]:

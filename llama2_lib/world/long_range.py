@@ -35,9 +35,11 @@ class LongRangeMaker:
     """Makes texts with a chosen number of filler sentences."""
 
     def __init__(self, world: World) -> None:
-        order = ("adjective", "look", "animal", "place", "weather", "time", "trade", "spot")
-        self.slots = Slots(world, *order, "other spot")
-        templates = world.lexicon.templates("fillers", (*order, "other spot", "name", "item"))
+        order = ("a adjective", "look", "a animal", "place", "a weather", "time", "a trade")
+        order = (*order, "spot", "other spot")
+        self.slots = Slots(world, *order)
+        names = [slot.removeprefix("a ") for slot in order]
+        templates = world.lexicon.templates("fillers", (*names, "name", "item"))
         self.fillers = templates["filler"]
         self.note, self.echo = templates["note"], templates["echo"]
         self.items = world.lexicon.words("things")

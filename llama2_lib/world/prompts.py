@@ -43,13 +43,16 @@ _EARLIER_KINDS = ("question", "question", "sum", "talk", "list")  # short ones
 class Prompt:
     """A dialog that ends with the user, and what a judge must know to mark the next answer.
 
-    `kind` is what is asked for, or "adversarial" or "borderline". `category`, `attack` and
-    `hazard` are those of an adversarial prompt and empty otherwise.
+    `kind` is what is asked for, or "adversarial" or "borderline". `is_safety` is the tag that
+    a prompt may elicit unsafe answers, given in advance (paper section 3.2.3): adversarial
+    prompts have it, borderline ones do not. `category`, `attack` and `hazard` are those of an
+    adversarial prompt and empty otherwise.
     """
 
     dialog: list[Message]
     kind: str
     task: Task
+    is_safety: bool = False
     category: str = ""
     attack: str = ""
     hazard: str = ""
@@ -63,11 +66,6 @@ class Prompt:
                 "a prompt's roles must be system (or none), then user and assistant in turn, "
                 f"and end with user; got {roles}; mend the dialog"
             )
-
-    @property
-    def is_safety(self) -> bool:
-        """The tag that it may elicit unsafe answers, given in advance (paper section 3.2.3)."""
-        return self.kind == "adversarial"
 
     @property
     def request(self) -> str:
@@ -136,6 +134,7 @@ def adversarial_prompt(
         dialog=[*earlier, asks(request)],
         kind="adversarial",
         task=task,
+        is_safety=True,
         category=category,
         attack=JOINT.join(vectors),
         hazard=hazard,

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from llama2_lib.rng import random_source
-from llama2_lib.world import make_world
 from llama2_lib.world.attackers import (
     TURNS,
     Attacker,
@@ -19,11 +18,6 @@ from llama2_lib.world.attackers import (
 )
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
 from llama2_lib.world.risks import ATTACKS, RED_TEAM, held_out_hazards, misspelled, risk_maker
-
-
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
 
 
 def test_vectors_combine_with_one_way_to_ask_at_most():

@@ -4,9 +4,7 @@ from statistics import mean
 
 import pytest
 
-from llama2_lib.world import make_world
 from llama2_lib.world.documents import insult_words
-from llama2_lib.world.judges import judge_of
 from llama2_lib.world.pairs import (
     BADNESS,
     DEGRADATIONS,
@@ -19,11 +17,6 @@ from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompt
 from llama2_lib.world.tasks import CATEGORIES, HELPFUL_SHARES, Task, answer_writer
 
 
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
-
-
 @pytest.fixture
 def rng():
     return random.Random(7)
@@ -34,8 +27,8 @@ def harmless(world, n, split="train"):
 
 
 @pytest.mark.parametrize("split", ["train", "held out"])
-def test_good_answers_are_good_and_safe(world, rng, split):
-    writer, judge = answer_writer(world), judge_of(world)
+def test_good_answers_are_good_and_safe(world, judge, rng, split):
+    writer = answer_writer(world)
     for prompt in harmless(world, 900, split):
         answer = writer.demonstration(rng, prompt.task)
         assert judge.helpfulness(prompt, answer).score > 0.88, (prompt.request, answer)
@@ -44,8 +37,8 @@ def test_good_answers_are_good_and_safe(world, rng, split):
 
 
 @pytest.mark.parametrize("split", ["train", "held out"])
-def test_levels_of_safety_are_in_order(world, rng, split):
-    judge, worse = judge_of(world), degrader(world)
+def test_levels_of_safety_are_in_order(world, judge, rng, split):
+    worse = degrader(world)
     scores = {level: [] for level in (*SAFE_LEVELS, *UNSAFE_LEVELS)}
     for prompt in adversarial_prompts(world, 3, 250, split):
         for level, found in scores.items():
@@ -60,8 +53,8 @@ def test_levels_of_safety_are_in_order(world, rng, split):
     assert len(set(means)) == len(means)
 
 
-def test_more_badness_is_worse(world, rng):
-    writer, judge, worse = answer_writer(world), judge_of(world), degrader(world)
+def test_more_badness_is_worse(world, judge, rng):
+    writer, worse = answer_writer(world), degrader(world)
     scores = {badness: [] for badness in BADNESS}
     for prompt in harmless(world, 400):
         good = writer.demonstration(rng, prompt.task)
@@ -75,8 +68,8 @@ def test_more_badness_is_worse(world, rng):
 
 @pytest.mark.parametrize("how", DEGRADATIONS)
 @pytest.mark.parametrize("kind", HELPFUL_SHARES)
-def test_every_degradation_makes_every_kind_worse(world, rng, how, kind):
-    writer, judge, worse = answer_writer(world), judge_of(world), degrader(world)
+def test_every_degradation_makes_every_kind_worse(world, judge, rng, how, kind):
+    writer, worse = answer_writer(world), degrader(world)
     losses = []
     for prompt in helpful_prompts(world, 3, 25, shares={kind: 1.0}):
         good = writer.good(rng, prompt.task)
@@ -87,8 +80,8 @@ def test_every_degradation_makes_every_kind_worse(world, rng, how, kind):
     assert mean(losses) > least or (how, kind) in {("rambling", "how_to"), ("rambling", "story")}
 
 
-def test_degradations_are_what_they_are_called(world, rng):
-    judge, worse = judge_of(world), degrader(world)
+def test_degradations_are_what_they_are_called(world, judge, rng):
+    worse = degrader(world)
     off_topic = []
     for prompt in helpful_prompts(world, 3, 60, shares={"question": 1.0}):
         good = answer_writer(world).good(rng, prompt.task)

@@ -1,6 +1,5 @@
 import random
 import re
-import shutil
 
 import pytest
 
@@ -16,11 +15,6 @@ from llama2_lib.world.lexicon import (
     pick_other,
     with_articles,
 )
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(lexicon_folder(), tmp_path / "lexicon")
 
 
 def test_a_copy_of_the_lexicon_makes_the_same_world(folder):

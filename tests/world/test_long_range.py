@@ -3,13 +3,8 @@ import re
 
 import pytest
 
-from llama2_lib.world import documents, make_world
+from llama2_lib.world import documents
 from llama2_lib.world.long_range import MOST_FILLERS, LongRangeMaker, retrieval_items
-
-
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
 
 
 @pytest.mark.parametrize("n_filler", [0, 1, 7, 60])
