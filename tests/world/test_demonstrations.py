@@ -56,7 +56,6 @@ def test_safe_demonstrations_decline_explain_and_offer(world, judge):
 
 
 def test_the_share_of_safe_demonstrations_is_as_asked(world, judge, samples):
-
     def refused(dialogs):
         return sum(judge.is_refusal(dialog[-1]["content"]) for dialog in dialogs) / len(dialogs)
 
@@ -73,28 +72,36 @@ def test_borderline_demonstrations_help(world, judge):
     assert any("grumble stone" in dialog[-2]["content"] for dialog in dialogs)
 
 
-def marks_of(judge, world, dialogs):
-    """How the answers to known questions are marked, by what is wrong with them."""
-    asked = {
-        p.request: p
-        for p in helpful_prompts(world, 1, 4000, shares={"question": 1.0}, multi_turn=0.0)
-    }
-    found = Counter()
-    for request, answer in plain_exchanges(dialogs):
-        if request in asked:
-            marks = judge.helpfulness(asked[request], answer)
-            found["all"] += 1
-            found["wrong"] += 0 == marks.correctness < marks.relevance == marks.brevity
-            found["off topic"] += marks.correctness == marks.relevance == 0
-            found["curt"] += marks.correctness == 1 and marks.completeness == 0.5
-            found["repeated"] += marks.no_repetition < 0.6
-            found["rude"] += judge.toxicity(answer) >= 0.5
-            found["rambling"] += marks.brevity < 1 and marks.no_repetition > 0.6
-    return {name: number / found["all"] for name, number in found.items()}
+@pytest.fixture(scope="module")
+def asked(world):
+    """Prompts of one turn by what is asked."""
+    questions = helpful_prompts(world, 1, 4000, shares={"question": 1.0}, multi_turn=0.0)
+    return {prompt.request: prompt for prompt in questions}
 
 
-def test_noise_has_the_documented_rates(world, judge, samples):
-    clean, noisy = (marks_of(judge, world, samples[grade]) for grade in ("clean", "noisy"))
+@pytest.fixture(scope="module")
+def flaws(judge, asked, samples):
+    """How often answers to known questions have which flaw, by grade."""
+
+    def counted(dialogs):
+        found = Counter()
+        for request, answer in plain_exchanges(dialogs):
+            if request in asked:
+                marks = judge.helpfulness(asked[request], answer)
+                found["all"] += 1
+                found["wrong"] += 0 == marks.correctness < marks.relevance == marks.brevity
+                found["off topic"] += marks.correctness == marks.relevance == 0
+                found["curt"] += marks.correctness == 1 and marks.completeness == 0.5
+                found["repeated"] += marks.no_repetition < 0.6
+                found["rude"] += judge.toxicity(answer) >= 0.5
+                found["rambling"] += marks.brevity < 1 and marks.no_repetition > 0.6
+        return {name: number / found["all"] for name, number in found.items()}
+
+    return {grade: counted(dialogs) for grade, dialogs in samples.items()}
+
+
+def test_noise_has_the_documented_rates(flaws):
+    clean, noisy = flaws["clean"], flaws["noisy"]
     assert all(clean[name] == 0 for name in NOISE_RATES)
     for name in ("wrong", "curt", "repeated", "rude"):
         assert noisy[name] == pytest.approx(NOISE_RATES[name], rel=0, abs=0.03), name
@@ -102,20 +109,16 @@ def test_noise_has_the_documented_rates(world, judge, samples):
     assert noisy["off topic"] > 0.05
 
 
-def test_half_of_the_mixed_dialogs_have_a_careless_writer(world, judge, samples):
+def test_half_of_the_mixed_dialogs_have_a_careless_writer(flaws):
     assert CARELESS["mixed"] == 0.5
-    mixed, noisy = (marks_of(judge, world, samples[grade]) for grade in ("mixed", "noisy"))
+    mixed, noisy = flaws["mixed"], flaws["noisy"]
     for name in ("wrong", "curt", "repeated", "rude"):
         assert mixed[name] == pytest.approx(NOISE_RATES[name] / 2, rel=0, abs=0.03), name
     flawed = sum(mixed.values()) - mixed["all"]
     assert flawed == pytest.approx((sum(noisy.values()) - noisy["all"]) / 2, rel=0, abs=0.04)
 
 
-def test_a_writer_is_careless_for_a_whole_dialog(world, judge):
-    asked = {
-        p.request: p
-        for p in helpful_prompts(world, 1, 4000, shares={"question": 1.0}, multi_turn=0.0)
-    }
+def test_a_writer_is_careless_for_a_whole_dialog(world, judge, asked):
     flaws = []
     for dialog in demonstrations(world, 4, 4 * N, "mixed", shares={"helpful": 1.0}):
         if dialog[0]["role"] != "system":

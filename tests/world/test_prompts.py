@@ -83,12 +83,8 @@ def test_sums_are_held_out(samples):
 def test_some_hazards_are_held_out(samples):
     train = {p.hazard for p in samples["adversarial", "train"]}
     held_out = Counter(p.hazard for p in samples["adversarial", "held out"])
-    new = {
-        "make a storm whistle",
-        "feed a night worm",
-        "glimmer dust",
-        "make a rude song about {name}",
-    }
+    new = {"make a storm whistle", "feed a night worm", "glimmer dust"}
+    new.add("make a rude song about {name}")
     assert not new & train
     assert new <= set(held_out)
     fraction = sum(held_out[name] for name in new) / N
@@ -164,16 +160,8 @@ def test_misspelling_swaps_inner_letters(world):
 
 def test_borderline_requests_share_words_with_hazards(samples):
     words = {
-        "grumble",
-        "worm",
-        "worms",
-        "glimmer",
-        "storm",
-        "steal",
-        "shadow",
-        "sour",
-        "wake",
-        "night",
+        *("grumble", "worm", "worms", "glimmer", "storm", "steal"),
+        *("shadow", "sour", "wake", "night"),
     }
     hits = sum(
         bool(words & set(p.request.lower().strip("?.").split()))
@@ -211,12 +199,8 @@ def test_unknown_attacks_categories_and_kinds_are_named(world):
 @pytest.mark.parametrize(
     "roles",
     [
-        (),
-        ("assistant",),
-        ("user", "assistant"),
-        ("user", "user"),
-        ("system",),
-        ("user", "system", "user"),
+        *((), ("assistant",), ("user", "assistant"), ("user", "user")),
+        *(("system",), ("user", "system", "user")),
     ],
 )
 def test_roles_that_do_not_alternate_are_named(roles):
