@@ -8,33 +8,27 @@ it asks for is invented and harmless outside the world, like everything in `risk
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 from llama2_lib.rng import random_source
 from llama2_lib.world.dialogs import Message, exchange, transcript
 from llama2_lib.world.facts import World
-from llama2_lib.world.prompts import Prompt, harmless_turns
-from llama2_lib.world.risks import ATTACKS, RED_TEAM, WISH_ATTACKS, risk_maker
+from llama2_lib.world.prompts import Prompt, adversarial_prompt, harmless_turns
+from llama2_lib.world.risks import ATTACKS, JOINT, RED_TEAM, WISH_ATTACKS, risk_maker
 from llama2_lib.world.tasks import CATEGORIES
 
 TURNS = ("single", "trust", "history")
 """Straight away; after the attacker has gained trust; after talk of something harmless."""
-JOINT = " + "
-"""What joins the vectors of a combined attack in `Prompt.attack`."""
-MOST_TRIES = 200
-"""Draws for one attack that is new, before the attacker is out of ideas."""
+MOST_TRIES = 200  # draws for one attack that is new, before the attacker is out of ideas
 
 
 class Strategy(NamedTuple):
     """How to attack, whatever the wish."""
 
-    vectors: tuple[str, ...]
-    """Some of `ATTACKS`, in their order."""
-    turns: str
-    """One of `TURNS`."""
-    category: str
-    """One of the risk categories."""
+    vectors: tuple[str, ...]  # some of `ATTACKS`, in their order
+    turns: str  # one of `TURNS`
+    category: str  # one of the risk categories
 
     @property
     def attack(self) -> str:
@@ -57,12 +51,7 @@ def vector_sets() -> list[tuple[str, ...]]:
 
 def strategies() -> list[Strategy]:
     """Return every strategy: sets of vectors, turns and categories."""
-    return [
-        Strategy(vectors, turns, category)
-        for vectors in vector_sets()
-        for turns in TURNS
-        for category in CATEGORIES
-    ]
+    return [Strategy(*parts) for parts in product(vector_sets(), TURNS, CATEGORIES)]
 
 
 def vectors_of(prompt: Prompt) -> tuple[str, ...]:
@@ -73,11 +62,11 @@ def vectors_of(prompt: Prompt) -> tuple[str, ...]:
 class Attacker:
     """Composes attacks and learns which strategies work, within one round of red-teaming.
 
-    For every strategy and each of its three parts it counts tries and successes. A proposal draws
-    a success rate for each from the Beta distribution of its counts and takes the strategy with
-    the highest product (Thompson sampling): at first anything, later what broke the model. The
-    parts let it carry over what it learned: role play that worked for one category is tried for
-    another. No two proposals of one attacker are the same.
+    It counts tries and successes of each of a strategy's three parts. A proposal draws a success
+    rate for each from the Beta distribution of its counts and takes the strategy with the highest
+    product (Thompson sampling): at first anything, later what broke the model. What it learned of
+    a part it tries elsewhere: role play that worked for one category is tried for another. No two
+    proposals of one attacker are the same.
     """
 
     def __init__(
@@ -101,19 +90,11 @@ class Attacker:
 
     def propose(self, n: int) -> list[Prompt]:
         """Return n attacks that this attacker has not made before."""
-        if n < 0:
-            raise ValueError(f"n must not be negative; got {n}; ask for 0 or more attacks")
         return [self._new() for _ in range(n)]
 
     def learn(self, prompts: Sequence[Prompt], violated: Sequence[bool]) -> None:
         """Take in which of this attacker's proposals drew a violating answer."""
-        if len(prompts) != len(violated):
-            raise ValueError(
-                f"every attack needs one verdict; got {len(prompts)} and {len(violated)}"
-            )
         for prompt, broke in zip(prompts, violated, strict=True):
-            if key_of(prompt) not in self.known:
-                raise ValueError("an attacker learns from its own attacks; got a foreign prompt")
             for part in self._parts(self.known[key_of(prompt)]):
                 self.tried[part] += 1
                 self.broken[part] += bool(broke)
@@ -135,15 +116,8 @@ class Attacker:
     def make(self, strategy: Strategy) -> Prompt:
         """Return one attack by this strategy; it may have been made before."""
         earlier = self.earlier(strategy.turns)
-        request, task, hazard = self.maker.compose(self.rng, strategy.vectors, strategy.category)
-        return Prompt(
-            dialog=[*earlier, {"role": "user", "content": request}],
-            kind="adversarial",
-            task=task,
-            is_safety=True,
-            category=strategy.category,
-            attack=strategy.attack,
-            hazard=hazard,
+        return adversarial_prompt(
+            self.rng, self.maker, earlier, strategy.vectors, strategy.category
         )
 
     def earlier(self, turns: str) -> list[Message]:
@@ -158,11 +132,11 @@ class Attacker:
         return (strategy.attack, f"{strategy.turns} turns", strategy.category)
 
     def _promise(self, strategy: Strategy) -> float:
-        product = 1.0
+        promise = 1.0
         for part in self._parts(strategy):
             hits = self.broken[part]
-            product *= self.rng.betavariate(1 + hits, 1 + self.tried[part] - hits)
-        return product
+            promise *= self.rng.betavariate(1 + hits, 1 + self.tried[part] - hits)
+        return promise
 
 
 def key_of(prompt: Prompt) -> str:
@@ -182,8 +156,7 @@ def in_more_turns(
 
     What is asked last stays word for word, so only what is said before it differs (claim 47).
     """
-    if any(is_multi_turn(prompt) for prompt in prompts):
-        raise ValueError("turns are put before attacks of one turn; got one with earlier turns")
+    assert not any(map(is_multi_turn, prompts)), "turns are put before attacks of one turn"
     attacker = Attacker(world, seed, split)
     return [
         replace(prompt, dialog=[*attacker.earlier(TURNS[1 + index % 2]), *prompt.dialog])

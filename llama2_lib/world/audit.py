@@ -6,18 +6,19 @@ every counter can be judged as well.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from operator import and_
+from statistics import fmean
 
-from llama2_lib.world.documents import Document
+from llama2_lib.world.documents import Document, vocabulary
 from llama2_lib.world.lexicon import Lexicon, default_lexicon
 
 LANGUAGE_THRESHOLD = 0.5  # the paper's fastText threshold
 RUDE_THRESHOLD = 0.5  # the paper's toxicity threshold
-ONE_RUDE_WORD = 0.25
-"""Toxicity of rude words that stand alone."""
+ONE_RUDE_WORD = 0.25  # toxicity of rude words that stand alone
 
 _WORD = re.compile(r"[a-z]+")
 _PRONOUNS = ("she", "he", "unspecified")
@@ -99,115 +100,99 @@ class Auditor:
         return best if votes[best] > LANGUAGE_THRESHOLD else "unknown"
 
     def rude_scores(self, text: str) -> list[float]:
-        """Score each line: 1 for two words of the rude list in a row, 0.25 for one, else 0.
-
-        One word alone may be meant well: a donkey is rude only behind "silly".
-        """
+        """Return the `rude_score` of each line."""
         lines = (_WORD.findall(line) for line in text.lower().split("\n"))
-        return [self._rude_score(words) for words in lines if words]
+        return [rude_score(words, self.lists["rude"]) for words in lines if words]
 
-    def _rude_score(self, words: list[str]) -> float:
-        hits = [word in self.lists["rude"] for word in words]
-        if any(map(and_, hits, hits[1:])):
-            return 1.0
-        return ONE_RUDE_WORD if any(hits) else 0.0
+
+def rude_score(words: list[str], rude: Collection[str]) -> float:
+    """Return 1 for two rude words in a row, 0.25 for single ones, else 0.
+
+    One word alone may be meant well: a donkey is rude only behind "silly".
+    """
+    hits = [word in rude for word in words]
+    if any(map(and_, hits, hits[1:])):
+        return 1.0
+    return ONE_RUDE_WORD if any(hits) else 0.0
 
 
 def _vocabularies(lexicon: Lexicon) -> dict[str, frozenset[str]]:
     english: set[str] = set()
     for name in _ENGLISH_LISTS:
-        text = (lexicon.folder / f"{name}.txt").read_text(encoding="utf-8")
-        lines = (line for line in text.splitlines() if not line.startswith("#"))
-        english |= set(_WORD.findall(re.sub(r"\{[^|{}]*\}", " ", "\n".join(lines)).lower()))
+        english.update(_WORD.findall(lexicon.prose(name).lower()))
     sections = lexicon.sections("audit")
     pronouns = (sections[name] for name in (*_PRONOUNS, *_GRAMMATICAL))
     return {
         "en": frozenset(english.union(*pronouns)),
-        "lumi": frozenset(word for word, _ in _glossary(lexicon, "language_a")),
+        "lumi": frozenset(chain(*vocabulary(lexicon, "language_a").values())),
         "torgan": frozenset(
-            form for word, part in _glossary(lexicon, "language_b") for form in (word, word + "ok")
+            form
+            for words in vocabulary(lexicon, "language_b").values()
+            for word in words
+            for form in (word, word + "ok")
         ),
     }
 
 
-def _glossary(lexicon: Lexicon, name: str) -> list[tuple[str, str]]:
-    return [pair for part in lexicon.sections(name) for pair in lexicon.pairs(name, part)]
-
-
-auditor = cache(Auditor)
-"""The auditor with the word lists of a lexicon; built once."""
+auditor = cache(Auditor)  # the auditor with the word lists of a lexicon; built once
 
 
 def audit(documents: Iterable[Document], lexicon: Lexicon | None = None) -> Audit:
     """Count pronouns, identities, languages and rude lines (paper section 4.1)."""
     judge = auditor(lexicon or default_lexicon())
-    tally: Counter[tuple[str, str]] = Counter()
-    pairs: Counter[tuple[str, str]] = Counter()
-    rude: dict[str, Counter[tuple[bool, bool]]] = {"mean": Counter(), "worst line": Counter()}
-    n_documents = 0
+    names: Counter[str] = Counter()
+    languages: list[tuple[str, str]] = []
+    rude: dict[str, list[tuple[bool, bool]]] = {"mean": [], "worst line": []}
     for document in documents:
-        n_documents += 1
-        guess = judge.language(document.text)
-        pairs[guess, document.language] += 1
-        if guess == "en":
-            tally.update(_present(judge, document.text))
+        language = judge.language(document.text)
+        languages.append((language, document.language))
+        if language == "en":
+            names.update(_names(judge, document.text))
         scores = judge.rude_scores(document.text)
-        truth = document.kind == "rude"
-        rude["mean"][sum(scores) / max(1, len(scores)) >= RUDE_THRESHOLD, truth] += 1
-        rude["worst line"][max(scores, default=0.0) >= RUDE_THRESHOLD, truth] += 1
-    if n_documents == 0:
+        worst, truth = max(scores, default=0.0), document.kind == "rude"
+        rude["mean"].append((sum(scores) / max(1, len(scores)) >= RUDE_THRESHOLD, truth))
+        rude["worst line"].append((worst >= RUDE_THRESHOLD, truth))
+    if not languages:
         raise ValueError("an audit needs at least one document; got none; generate some first")
-    return _report(judge, n_documents, tally, pairs, rude)
+    guessed, true = (_shares(column) for column in zip(*languages, strict=True))
+    n_english = sum(guess == "en" for guess, _ in languages)
 
-
-def _present(judge: Auditor, text: str) -> list[tuple[str, str]]:
-    words = set(_WORD.findall(text.lower()))
-    pronouns = [name for name in (*_PRONOUNS, *_GRAMMATICAL) if words & judge.lists[name]]
-    if not {"she", "he"}.isdisjoint(pronouns):
-        pronouns.append("gender")
-    if not set(_GRAMMATICAL).isdisjoint(pronouns):
-        pronouns.append("any person")
-    axes = [axis for axis, names in judge.identities.items() if words & names]
-    return [("pronoun", name) for name in pronouns] + [("identity", axis) for axis in axes]
-
-
-def _report(
-    judge: Auditor,
-    n_documents: int,
-    tally: Mapping[tuple[str, str], int],
-    pairs: Counter[tuple[str, str]],
-    rude: Mapping[str, Mapping[tuple[bool, bool], int]],
-) -> Audit:
-    guessed, true = Counter[str](), Counter[str]()
-    for (guess, language), number in pairs.items():
-        guessed[guess] += number
-        true[language] += number
-    n_english = guessed["en"]
-
-    def of_english(kind: str, names: Iterable[str]) -> dict[str, float]:
-        return {name: tally[kind, name] / max(1, n_english) for name in names}
-
-    def rate(counts: Mapping[tuple[bool, bool], int]) -> float:
-        return (counts[True, True] + counts[True, False]) / n_documents
+    def of_english(keys: Iterable[str]) -> dict[str, float]:
+        return {key: names[key] / max(1, n_english) for key in keys}
 
     return Audit(
-        n_documents=n_documents,
+        n_documents=len(languages),
         n_english=n_english,
-        pronouns=of_english("pronoun", ("gender", *_PRONOUNS, "any person", *_GRAMMATICAL)),
-        identities=of_english("identity", judge.identities),
-        languages={name: number / n_documents for name, number in guessed.most_common()},
-        true_languages={name: number / n_documents for name, number in true.most_common()},
-        rude_by_mean=rate(rude["mean"]),
-        rude_by_worst_line=rate(rude["worst line"]),
-        true_rude=(rude["mean"][True, True] + rude["mean"][False, True]) / n_documents,
+        pronouns=of_english(("gender", *_PRONOUNS, "any person", *_GRAMMATICAL)),
+        identities=of_english(judge.identities),
+        languages=guessed,
+        true_languages=true,
+        rude_by_mean=fmean(flagged for flagged, _ in rude["mean"]),
+        rude_by_worst_line=fmean(flagged for flagged, _ in rude["worst line"]),
+        true_rude=fmean(truth for _, truth in rude["mean"]),
         language_quality={
-            name: CounterQuality(
-                pairs[name, name], guessed[name] - pairs[name, name], true[name] - pairs[name, name]
-            )
+            name: _quality((guess == name, truth == name) for guess, truth in languages)
             for name in judge.vocabularies
         },
-        rude_quality={
-            name: CounterQuality(counts[True, True], counts[True, False], counts[False, True])
-            for name, counts in rude.items()
-        },
+        rude_quality={name: _quality(flags) for name, flags in rude.items()},
     )
+
+
+def _names(judge: Auditor, text: str) -> list[str]:
+    """Return the pronouns and the axes of identity that a text names."""
+    words = set(_WORD.findall(text.lower()))
+    names = [name for name in (*_PRONOUNS, *_GRAMMATICAL) if words & judge.lists[name]]
+    if not {"she", "he"}.isdisjoint(names):
+        names.append("gender")
+    if not set(_GRAMMATICAL).isdisjoint(names):
+        names.append("any person")
+    return names + [axis for axis, known in judge.identities.items() if words & known]
+
+
+def _shares(names: Sequence[str]) -> dict[str, float]:
+    return {name: number / len(names) for name, number in Counter(names).most_common()}
+
+
+def _quality(flagged_and_true: Iterable[tuple[bool, bool]]) -> CounterQuality:
+    counts = Counter(flagged_and_true)
+    return CounterQuality(counts[True, True], counts[True, False], counts[False, True])

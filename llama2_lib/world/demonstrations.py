@@ -1,11 +1,10 @@
 """Dialogs for supervised fine-tuning: by careful writers, by careless ones, or by both."""
 
 from collections.abc import Iterator, Mapping
-from random import Random
 from typing import Literal
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.dialogs import SYSTEM_FRACTION, DialogMaker, Message, exchange, n_turns
+from llama2_lib.world.dialogs import DialogMaker, Message, asks, exchange, n_turns
 from llama2_lib.world.facts import World
 from llama2_lib.world.lexicon import check_known, chooser, stream
 from llama2_lib.world.pairs import degrader
@@ -53,9 +52,9 @@ class _Demonstrator:
         self.tasks, self.writer = task_maker(world, "train"), answer_writer(world)
         self.degrader, self.maker = degrader(world), DialogMaker(world)
         rates = NOISE_RATES | {_NO_FLAW: 1 - sum(NOISE_RATES.values())}
-        self.draw_flaw = chooser(rates, tuple(rates))
-        self.draw_level = chooser(NOISY_SAFETY_RATES, tuple(NOISY_SAFETY_RATES))
-        self.draw_kind = chooser(HELPFUL_SHARES, tuple(HELPFUL_SHARES))
+        self.draw_flaw, self.draw_level, self.draw_kind = (
+            chooser(shares, tuple(shares)) for shares in (rates, NOISY_SAFETY_RATES, HELPFUL_SHARES)
+        )
         self.adversarial = adversarial_prompts(world, seed)
         self.borderline = borderline_prompts(world, seed)
 
@@ -63,22 +62,16 @@ class _Demonstrator:
         """One to six turns, with a system message in two of five."""
         rng = self.rng
         careless = self._careless()
-        dialog: list[Message] = []
-        obey = str
-        if rng.random() < SYSTEM_FRACTION:
-            system, obey = self.maker.system(rng)
-            dialog.append({"role": "system", "content": system})
+        dialog, obey = self.maker.opening(rng)
         most = n_turns(rng)
         requests: set[str] = set()
         while len(requests) < most:
             kind = self.draw_kind(rng)
             request, task = self.tasks.draw(rng, kind)
-            if request in requests:
-                continue
-            requests.add(request)
-            prompt = Prompt(dialog=exchange(request, "")[:1], kind=kind, task=task)
-            answer = self._answer(rng, prompt, careless)
-            dialog += exchange(request, obey(answer))
+            if request not in requests:
+                requests.add(request)
+                prompt = Prompt(dialog=[asks(request)], kind=kind, task=task)
+                dialog += exchange(request, obey(self._answer(prompt, careless)))
         return dialog
 
     def safe(self) -> list[Message]:
@@ -89,17 +82,17 @@ class _Demonstrator:
 
     def harmless(self) -> list[Message]:
         prompt = next(self.borderline)
-        answer = self._answer(self.rng, prompt, self._careless())
+        answer = self._answer(prompt, self._careless())
         return [*prompt.dialog, {"role": "assistant", "content": answer}]
 
     def _careless(self) -> bool:
         # Nothing is drawn where nothing is open: one kind of writer writes the same as ever.
         return self.share == 1.0 or (self.share > 0.0 and self.rng.random() < self.share)
 
-    def _answer(self, rng: Random, prompt: Prompt, careless: bool) -> str:
-        answer = self.writer.demonstration(rng, prompt.task)
-        flaw = self.draw_flaw(rng) if careless else _NO_FLAW
-        return answer if flaw == _NO_FLAW else self.degrader.degrade(rng, prompt, answer, flaw)
+    def _answer(self, prompt: Prompt, careless: bool) -> str:
+        answer = self.writer.demonstration(self.rng, prompt.task)
+        flaw = self.draw_flaw(self.rng) if careless else _NO_FLAW
+        return answer if flaw == _NO_FLAW else self.degrader.degrade(self.rng, prompt, answer, flaw)
 
 
 def demonstrations(

@@ -6,22 +6,18 @@ out; and two small invented languages, whose grammar is here and whose words are
 """
 
 from bisect import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, count, permutations
 from random import Random
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.facts import (
-    RELATIONS,
-    Person,
-    World,
-    asked_pairs,
-    pronoun_statements,
-    statements,
-)
+from llama2_lib.world.facts import RELATIONS, Person, Slots, World, asked_pairs, statements
 from llama2_lib.world.lexicon import (
+    Item,
+    Lexicon,
+    Sections,
     Template,
     Writer,
     article,
@@ -31,7 +27,7 @@ from llama2_lib.world.lexicon import (
     pick_other,
     with_articles,
 )
-from llama2_lib.world.long_range import long_range_writer, reminder_writer
+from llama2_lib.world.long_range import LongRangeMaker
 
 SHARES: dict[str, float] = {  # share of documents, not of characters
     "biography": 0.20,
@@ -64,15 +60,12 @@ SENTENCES_OF_A_LANGUAGE = (3, 6)
 
 OPENINGS = {"who": 0.3, "scene": 0.6, "both": 1.0}
 """How stories begin, as shares of all that came so far."""
-ONE_OF_TWO = 0.5
-"""Share of a plot's steps that are told in one sentence; the others take two."""
-CLOSING = 0.5
-"""Share of stories with a closing sentence."""
+ONE_OF_TWO = 0.5  # share of a plot's steps that are told in one sentence; the others take two
+CLOSING = 0.5  # share of stories with a closing sentence
 RUDE_PARTS = {"scene": 0.7, "answer": 0.4, "after": 0.4}
 """How many rude scenes have which line beside the rude one."""
 
-SUMS = {"+": 0.5, "-": 0.8, "x": 1.0}
-"""Signs of sums, as shares of all that came so far."""
+SUMS = {"+": 0.5, "-": 0.8, "x": 1.0}  # signs of sums, as shares of all that came so far
 SUM_DOCUMENTS = {"digits": 0.6, "words": 0.8, "problem": 1.0}
 """How documents of sums are written, as shares of all that came so far."""
 SUM_LINES = {"digits": (2, 7), "words": (2, 4), "problem": (1, 1)}
@@ -103,11 +96,16 @@ class Document:
 @cache
 def writers(world: World) -> dict[str, Writer]:
     """Return the writer of each kind of document."""
+    questions = [
+        tuple(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
+        for pairs in asked_pairs(world)
+    ]
+    long_range = LongRangeMaker(world)
     return {
         "biography": biography_writer(world),
-        "facts": fact_writer(world),
-        "questions": question_writer(world),
-        "story": story_writer(world),
+        "facts": lines_writer(list(statements(world).values()), FACTS_OF_A_DOCUMENT),
+        "questions": lines_writer(questions, QUESTIONS_OF_A_DOCUMENT),
+        "story": StoryTeller(world).write,
         "sums": sums_writer(world),
         "list": list_writer(world),
         "how_to": guide_writer(world, "how_to"),
@@ -116,8 +114,8 @@ def writers(world: World) -> dict[str, Writer]:
         "rude": rude_writer(world),
         "language_a": lumi_writer(world),
         "language_b": torgan_writer(world),
-        "lookalike": long_range_writer(world),
-        "reminder": reminder_writer(world),
+        "lookalike": long_range.write,
+        "reminder": long_range.remind,
     }
 
 
@@ -133,19 +131,13 @@ def documents(
     Document i depends on the world, the seed, the shares and i only. `shares` are the shares
     of documents by kind.
     """
-    check_shares(shares)
-    if start < 0 or (n is not None and n < 0):
-        raise ValueError(f"start and n must not be negative; got start={start} and n={n}")
-    return _stream(world, seed, n, shares, start)
-
-
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Refuse shares that are not a distribution over the kinds."""
-    unknown = set(shares) - set(KINDS)
-    if unknown:
+    if unknown := set(shares) - set(KINDS):
         raise ValueError(f"shares must name known kinds; got {sorted(unknown)}; use {list(KINDS)}")
     if min(shares.values(), default=-1) < 0 or abs(sum(shares.values()) - 1) > 1e-9:
         raise ValueError(f"shares must be 0 or more and sum to 1; got {dict(shares)}; rescale them")
+    if start < 0 or (n is not None and n < 0):
+        raise ValueError(f"start and n must not be negative; got start={start} and n={n}")
+    return _stream(world, seed, n, shares, start)
 
 
 def _stream(
@@ -166,9 +158,20 @@ def _stream(
                 yield Document(kind, text, language)
 
 
+def _different(rng: Random, draw: Callable[[Random], Item], span: tuple[int, int]) -> list[Item]:
+    """Draw as many as the span allows, and drop what came twice."""
+    return list(dict.fromkeys([draw(rng) for _ in range(between(rng, *span))]))
+
+
+def _one_of(rng: Random, ends: Mapping[str, float]) -> str:
+    """Draw a name by its share; `ends` are the shares of all that came so far."""
+    place = rng.random()
+    return next(name for name, end in ends.items() if place < end)
+
+
 def biography_writer(world: World) -> Writer:
     """Write some facts of one person in random order."""
-    named, later = statements(world), pronoun_statements(world)
+    named, later = statements(world), statements(world, " pronoun")
     orders = list(permutations(range(len(RELATIONS))))
     by_person = [
         [
@@ -188,20 +191,14 @@ def biography_writer(world: World) -> Writer:
     return write
 
 
-def fact_writer(world: World) -> Writer:
-    """Write facts of different people, one on each line."""
-    wordings = list(statements(world).values())
+def lines_writer(blocks: Sequence[tuple[str, ...]], span: tuple[int, int]) -> Writer:
+    """Write different blocks, each in one of its wordings, one on each line."""
 
     def write(rng: Random) -> str:
-        return _lines(rng, wordings, between(rng, *FACTS_OF_A_DOCUMENT))
+        different = _different(rng, lambda rng: pick(rng, blocks), span)
+        return "\n".join([pick(rng, wordings) for wordings in different])
 
     return write
-
-
-def _lines(rng: Random, wordings: Sequence[tuple[str, ...]], n: int) -> str:
-    """Draw what is said n times, drop what came twice, and write each in one of its wordings."""
-    different = dict.fromkeys([pick(rng, wordings) for _ in range(n)])
-    return "\n".join([pick(rng, options) for options in different])
 
 
 def chronicle_writer(world: World) -> Writer:
@@ -209,15 +206,16 @@ def chronicle_writer(world: World) -> Writer:
     slots = ("year", "place", "what", "What", "name")
     templates = world.lexicon.templates("chronicle", slots)
     headings = [heading.text for heading in templates["heading"]]
-    entries = []
-    for event in world.events:
-        values = {"year": str(event.year), "place": event.place, "what": event.what}
-        values["What"] = capitalised(event.what)
-        entries.append((event.year, [item.fill(values) for item in templates["event"]]))
-    for fact in world.facts:
-        if fact.relation == "born":
-            values = {"year": fact.value, "name": fact.subject}
-            entries.append((int(fact.value), [item.fill(values) for item in templates["birth"]]))
+
+    def entry(section: str, year: int, **values: str) -> tuple[int, list[str]]:
+        return year, [line.fill(values | {"year": str(year)}) for line in templates[section]]
+
+    entries = [
+        entry("event", event.year, place=event.place, what=event.what, What=capitalised(event.what))
+        for event in world.events
+    ]
+    births = [fact for fact in world.facts if fact.relation == "born"]
+    entries += [entry("birth", int(fact.value), name=fact.subject) for fact in births]
 
     def write(rng: Random) -> str:
         chosen = sorted(rng.sample(entries, between(rng, *EVENTS_OF_A_CHRONICLE)))
@@ -226,55 +224,31 @@ def chronicle_writer(world: World) -> Writer:
     return write
 
 
-def question_writer(world: World) -> Writer:
-    """Write questions with their answers."""
-    blocks = [
-        tuple(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
-        for pairs in asked_pairs(world)
-    ]
-
-    def write(rng: Random) -> str:
-        return _lines(rng, blocks, between(rng, *QUESTIONS_OF_A_DOCUMENT))
-
-    return write
-
-
 class Setting:
     """The values of the slots: precomputed for each person, drawn for each text."""
 
-    def __init__(self, world: World, templates: dict[str, tuple[Template, ...]]) -> None:
-        lexicon = world.lexicon
+    def __init__(self, world: World, templates: Sections) -> None:
+        slots = _slots_of(templates)
         self.people = world.people
-        self.heroes = {person.name: _hero_slots(world, person, templates) for person in self.people}
-        self.free = {
-            slot: [with_articles(**{slot: word}) for word in lexicon.words(name)]
-            for slot, name in [("thing", "things"), ("adjective", "adjectives")]
+        self.heroes = {
+            person.name: world.person_slots(person)
+            | {"hero": person.name}
+            | person.agreement(slots)
+            for person in self.people
         }
-        self.plain = {
-            "weather": lexicon.words("weather"),
-            "time": lexicon.words("times"),
-            "place": world.places,
-            "spot": lexicon.words("spots"),
-        }
+        self.slots = Slots(world, "a thing", "a adjective", "weather", "time", "place", "spot")
 
     def draw(self, rng: Random, hero: Person) -> dict[str, str]:
         """Draw everything a text with this hero may name; the friend is somebody else."""
-        values = dict(self.heroes[hero.name])
-        for options in self.free.values():
-            values.update(pick(rng, options))
-        for slot, words in self.plain.items():
-            values[slot] = pick(rng, words)
-        values["place"] = pick_other(rng, self.plain["place"], values["home"])
-        values["other spot"] = pick_other(rng, self.plain["spot"], values["spot"])
+        values = self.heroes[hero.name] | self.slots.draw(rng)
+        values["place"] = pick_other(rng, self.slots.words["place"], values["home"])
+        values["other spot"] = pick_other(rng, self.slots.words["spot"], values["spot"])
         values["friend"] = pick_other(rng, self.people, hero).name
         return values
 
 
-def _hero_slots(
-    world: World, person: Person, templates: dict[str, tuple[Template, ...]]
-) -> dict[str, str]:
-    slots = [slot for group in templates.values() for template in group for slot in template.slots]
-    return world.person_slots(person) | {"hero": person.name} | person.agreement(slots)
+def _slots_of(templates: Sections) -> list[str]:
+    return [slot for group in templates.values() for line in group for slot in line.slots]
 
 
 class StoryTeller:
@@ -284,33 +258,27 @@ class StoryTeller:
         slots = (*_FREE, *_PRONOUNS, *RELATIONS, "hero", "friend")
         self.templates = world.lexicon.templates("stories", slots)
         self.setting = Setting(world, self.templates)
-        self.plots = _plots(self.templates)
+        names = [name.removesuffix(" want") for name in self.templates if name.endswith(" want")]
+        self.plots = [[self.templates[f"{name} {step}"] for step in PLOT] for name in names]
 
     def about(self, rng: Random, hero: Person) -> str:
         """Tell a story about this person."""
         want, obstacle, helping, ending = pick(rng, self.plots)
         values = self.setting.draw(rng, hero)
-        first = [template.fill(values) for template in self._opening(rng)]
-        first.append(pick(rng, want).fill(values))
-        first += [template.fill(values) for template in _one_or_two(rng, obstacle)]
-        second = [template.fill(values) for template in _one_or_two(rng, helping)]
-        second.append(pick(rng, ending).fill(values))
+        first = [*self._opening(rng), pick(rng, want), *_one_or_two(rng, obstacle)]
+        second = [*_one_or_two(rng, helping), pick(rng, ending)]
         if rng.random() < CLOSING:
-            second.append(pick(rng, self.templates["closing"]).fill(values))
-        return f"{' '.join(first)}\n{' '.join(second)}"
+            second.append(pick(rng, self.templates["closing"]))
+        return "\n".join(" ".join([line.fill(values) for line in part]) for part in (first, second))
 
     def write(self, rng: Random) -> str:
         """Tell a story about anybody."""
         return self.about(rng, pick(rng, self.setting.people))
 
     def _opening(self, rng: Random) -> list[Template]:
-        kind = rng.random()
-        who, scene = self.templates["who"], self.templates["scene"]
-        if kind < OPENINGS["who"]:
-            return [pick(rng, who)]
-        if kind < OPENINGS["scene"]:
-            return [pick(rng, scene)]
-        return [pick(rng, who), pick(rng, scene)]
+        kind = _one_of(rng, OPENINGS)
+        sections = ("who", "scene") if kind == "both" else (kind,)
+        return [pick(rng, self.templates[section]) for section in sections]
 
 
 def _one_or_two(rng: Random, options: tuple[Template, ...]) -> list[Template]:
@@ -322,17 +290,16 @@ def _one_or_two(rng: Random, options: tuple[Template, ...]) -> list[Template]:
     return [options[min(first, second)], options[max(first, second)]]
 
 
-def _plots(templates: dict[str, tuple[Template, ...]]) -> list[list[tuple[Template, ...]]]:
-    names = [section.removesuffix(" want") for section in templates if section.endswith(" want")]
-    missing = [f"{n} {step}" for n in names for step in PLOT if f"{n} {step}" not in templates]
-    if missing:
-        raise ValueError(f"stories.txt must hold all four steps of a plot; missing: {missing}")
-    return [[templates[f"{name} {step}"] for step in PLOT] for name in names]
+@cache
+def insult_words(world: World) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the adjectives and nouns that make an insult."""
+    sections = world.lexicon.sections("rude")
+    return sections["adjectives"], sections["nouns"]
 
 
-def story_writer(world: World) -> Writer:
-    """Write stories about the people of the world."""
-    return StoryTeller(world).write
+def insult(rng: Random, world: World) -> str:
+    """Draw one adjective and one noun of the rude list."""
+    return " ".join([pick(rng, words) for words in insult_words(world)])
 
 
 def rude_writer(world: World) -> Writer:
@@ -340,19 +307,16 @@ def rude_writer(world: World) -> Writer:
     slots = (*_FREE, "hero", "friend", "animal", "trade", "insult")
     templates = world.lexicon.templates("rude", slots)
     setting = Setting(world, templates)
-    adjectives, nouns = (
-        [template.text for template in templates[section]] for section in ("adjectives", "nouns")
-    )
 
     def write(rng: Random) -> str:
         values = setting.draw(rng, pick(rng, setting.people))
         values["animal"], values["trade"] = pick(rng, world.animals), pick(rng, world.trades)
-        values.update(with_articles(insult=f"{pick(rng, adjectives)} {pick(rng, nouns)}"))
+        values.update(with_articles(insult=insult(rng, world)))
         lines = [pick(rng, templates["rude line"]).fill(values)]
         if rng.random() < RUDE_PARTS["scene"]:
             lines.insert(0, pick(rng, templates["scene"]).fill(values))
         if rng.random() < RUDE_PARTS["answer"]:
-            values.update(with_articles(insult=f"{pick(rng, adjectives)} {pick(rng, nouns)}"))
+            values.update(with_articles(insult=insult(rng, world)))
             lines.append(pick(rng, templates["answer"]).fill(values))
         if rng.random() < RUDE_PARTS["after"]:
             lines.append(pick(rng, templates["after"]).fill(values))
@@ -361,53 +325,33 @@ def rude_writer(world: World) -> Writer:
     return write
 
 
-def number_words(world: World) -> list[str]:
-    """Return the names of 0 to 99."""
+def sums_writer(world: World) -> Writer:
+    """Write lines of sums in digits or in words, or small word problems."""
     words = world.lexicon.words("numbers")
     if len(words) != 28:
         raise ValueError(f"numbers.txt must hold 28 words; it holds {len(words)}; restore it")
     ones, tens = words[:20], words[20:]
-    return [*ones, *(f"{ten}-{ones[one]}" if one else ten for ten in tens for one in range(10))]
-
-
-def _draw_sum(rng: Random) -> tuple[int, str, int, int]:
-    kind = rng.random()
-    if kind < SUMS["+"]:
-        n, m = between(rng, 0, LARGEST_NUMBER), between(rng, 0, LARGEST_NUMBER)
-        return n, "+", m, n + m
-    if kind < SUMS["-"]:
-        n = between(rng, 0, LARGEST_NUMBER)
-        m = between(rng, 0, n)
-        return n, "-", m, n - m
-    n, m = between(rng, 0, LARGEST_FACTOR), between(rng, 0, LARGEST_FACTOR)
-    return n, "x", m, n * m
-
-
-def sums_writer(world: World) -> Writer:
-    """Write lines of sums in digits or in words, or small word problems."""
-    in_words = number_words(world)
-    problems = _problem_writer(world)
+    in_words = [*ones, *(f"{ten}-{ones[one]}" if one else ten for ten in tens for one in range(10))]
 
     def digits(rng: Random) -> str:
-        n, sign, m, result = _draw_sum(rng)
+        sign = _one_of(rng, SUMS)
+        n = between(rng, 0, LARGEST_FACTOR if sign == "x" else LARGEST_NUMBER)
+        m = between(rng, 0, {"+": LARGEST_NUMBER, "-": n, "x": LARGEST_FACTOR}[sign])
+        result = {"+": n + m, "-": n - m, "x": n * m}[sign]
         return f"{n} {sign} {m} = {result}"
 
-    def words(rng: Random) -> str:
-        if rng.random() < PLUS_IN_WORDS:
-            n = between(rng, 0, LARGEST_IN_WORDS)
-            m = between(rng, 0, LARGEST_IN_WORDS)
-            return capitalised(f"{in_words[n]} plus {in_words[m]} is {in_words[n + m]}.")
-        n = between(rng, 0, LARGEST_NUMBER)
-        m = between(rng, 0, n)
-        return capitalised(f"{in_words[n]} minus {in_words[m]} is {in_words[n - m]}.")
+    def spelled(rng: Random) -> str:
+        plus = rng.random() < PLUS_IN_WORDS
+        n = between(rng, 0, LARGEST_IN_WORDS if plus else LARGEST_NUMBER)
+        m = between(rng, 0, LARGEST_IN_WORDS if plus else n)
+        sign, result = ("plus", n + m) if plus else ("minus", n - m)
+        return capitalised(f"{in_words[n]} {sign} {in_words[m]} is {in_words[result]}.")
 
-    lines = {"digits": digits, "words": words, "problem": problems}
+    lines = {"digits": digits, "words": spelled, "problem": _problem_writer(world)}
 
     def write(rng: Random) -> str:
-        place = rng.random()
-        kind = next(kind for kind, end in SUM_DOCUMENTS.items() if place < end)
-        n_lines = between(rng, *SUM_LINES[kind])
-        return "\n".join(dict.fromkeys([lines[kind](rng) for _ in range(n_lines)]))
+        kind = _one_of(rng, SUM_DOCUMENTS)
+        return "\n".join(_different(rng, lines[kind], SUM_LINES[kind]))
 
     return write
 
@@ -416,9 +360,9 @@ def _problem_writer(world: World) -> Writer:
     numbers = ("n", "m", "sum", "big", "rest", "few", "product")
     people = ("name", "friend", "things", "they", "them", "their", "They", "Their")
     templates = world.lexicon.templates("sums", (*numbers, *people))
-    all_templates = [template for group in templates.values() for template in group]
+    problems = [problem for group in templates.values() for problem in group]
     things = [word + "s" for word in world.lexicon.words("things")]
-    slots = [slot for template in all_templates for slot in template.slots]
+    slots = _slots_of(templates)
     fixed = {p.name: p.slots() | {"name": p.name} | p.agreement(slots) for p in world.people}
 
     def write(rng: Random) -> str:
@@ -435,43 +379,21 @@ def _problem_writer(world: World) -> Writer:
             "few": str(few),
             "product": str(few * m),
         }
-        return pick(rng, all_templates).fill(values)
+        return pick(rng, problems).fill(values)
 
     return write
 
 
-class Surroundings:
-    """Draws the things, spots and places a practical text may name."""
-
-    def __init__(self, world: World) -> None:
-        lexicon = world.lexicon
-        self.lists = {
-            "name": [person.name for person in world.people],
-            "place": world.places,
-            "weather": lexicon.words("weather"),
-            "spot": lexicon.words("spots"),
-            "food": world.foods,
-            "number": lexicon.words("numbers")[2:11],
-        }
-        self.with_article = {
-            "thing": lexicon.words("things"),
-            "adjective": lexicon.words("adjectives"),
-            "trade": world.trades,
-            "animal": world.animals,
-        }
-
-    def draw(self, rng: Random) -> dict[str, str]:
-        """Draw one value for every slot."""
-        values = {slot: pick(rng, words) for slot, words in self.lists.items()}
-        values["other spot"] = pick_other(rng, self.lists["spot"], values["spot"])
-        nouns = {slot: pick(rng, words) for slot, words in self.with_article.items()}
-        return values | with_articles(**nouns)
+def surroundings(world: World) -> Slots:
+    """Return what draws the things, spots and places a practical text may name."""
+    first = ("name", "place", "weather", "spot", "food", "number", "other spot")
+    return Slots(world, *first, "a thing", "a adjective", "a trade", "a animal")
 
 
 def list_writer(world: World) -> Writer:
     """Write a heading and some items."""
     templates = world.lexicon.templates("lists", (*_SLOTS, "food", "animal"))
-    surroundings = Surroundings(world)
+    slots = surroundings(world)
     adjectives, words = world.lexicon.words("adjectives"), world.lexicon.words("things")
     things = [f"{adjective} {word}" for adjective in adjectives for word in words]
     kinds = [
@@ -482,10 +404,10 @@ def list_writer(world: World) -> Writer:
 
     def write(rng: Random) -> str:
         headings, items = pick(rng, kinds)
-        heading = pick(rng, headings).fill(surroundings.draw(rng))
+        heading = pick(rng, headings).fill(slots.draw(rng))
         chosen = rng.sample(items, between(rng, *ITEMS_OF_A_LIST))
         if isinstance(chosen[0], Template):
-            chosen = [f"- {item.fill(surroundings.draw(rng))}" for item in chosen]
+            chosen = [f"- {item.fill(slots.draw(rng))}" for item in chosen]
         return "\n".join([heading, *chosen])
 
     return write
@@ -512,41 +434,32 @@ def numbered(steps: Sequence[Template], values: Mapping[str, str]) -> str:
 
 def guide_writer(world: World, name: str) -> Writer:
     """Write how-tos: a title and some of the steps, in order. `name` is how_to or hazards."""
-    known = guides(world, name)
-    surroundings = Surroundings(world)
+    known, slots = guides(world, name), surroundings(world)
 
     def write(rng: Random) -> str:
         title, steps = pick(rng, known)
-        values = surroundings.draw(rng)
+        values = slots.draw(rng)
         chosen = some_steps(rng, steps, between(rng, *STEPS_OF_A_GUIDE))
         return f"How to {title.fill(values)}\n{numbered(chosen, values)}"
 
     return write
 
 
-def vocabulary(world: World, name: str) -> dict[str, tuple[str, ...]]:
+def vocabulary(lexicon: Lexicon, name: str) -> dict[str, tuple[str, ...]]:
     """Return the words of a language by part of speech."""
-    parts = world.lexicon.sections(name)
-    pairs = {part: world.lexicon.pairs(name, part) for part in parts}
-    return {part: tuple(word for word, _ in words) for part, words in pairs.items()}
-
-
-def _sentences_writer(sentence: Writer) -> Writer:
-    def write(rng: Random) -> str:
-        n_sentences = between(rng, *SENTENCES_OF_A_LANGUAGE)
-        return " ".join(dict.fromkeys([sentence(rng) for _ in range(n_sentences)]))
-
-    return write
+    return {
+        part: tuple(word for word, _ in lexicon.pairs(name, part))
+        for part in lexicon.sections(name)
+    }
 
 
 def lumi_writer(world: World) -> Writer:
     """Write Lumi: subject verb object, adjectives after their noun, article before it."""
-    words = vocabulary(world, "language_a")
-    articles = [article for article, _ in world.lexicon.pairs("language_a", "article")]
+    words = vocabulary(world.lexicon, "language_a")
     names = [person.name for person in world.people]
 
     def noun_phrase(rng: Random) -> str:
-        phrase = f"{pick(rng, articles)} {pick(rng, words['noun'])}"
+        phrase = f"{pick(rng, words['article'])} {pick(rng, words['noun'])}"
         if rng.random() < LUMI["adjective"]:
             phrase += f" {pick(rng, words['adjective'])}"
         return phrase
@@ -562,12 +475,12 @@ def lumi_writer(world: World) -> Writer:
             text += f" {pick(rng, words['conjunction'])} {pick(rng, words['verb'])}"
         return capitalised(text) + "."
 
-    return _sentences_writer(sentence)
+    return lambda rng: " ".join(_different(rng, sentence, SENTENCES_OF_A_LANGUAGE))
 
 
 def torgan_writer(world: World) -> Writer:
     """Write Torgan: subject object verb, `-ok` on the object, `ga` ends a question."""
-    words = vocabulary(world, "language_b")
+    words = vocabulary(world.lexicon, "language_b")
     names = [person.name for person in world.people]
 
     def noun_phrase(rng: Random) -> str:
@@ -587,4 +500,4 @@ def torgan_writer(world: World) -> Writer:
             text = f"{pick(rng, words['adverb'])} {text}"
         return capitalised(text) + "."
 
-    return _sentences_writer(sentence)
+    return lambda rng: " ".join(_different(rng, sentence, SENTENCES_OF_A_LANGUAGE))

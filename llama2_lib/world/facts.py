@@ -12,7 +12,7 @@ from random import Random
 from typing import Literal
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.lexicon import Lexicon, Template, default_lexicon, with_articles
+from llama2_lib.world.lexicon import Lexicon, default_lexicon, pick, pick_other, with_articles
 
 Exposure = Literal["seen form", "unseen form", "never asked"]
 
@@ -20,8 +20,7 @@ RELATIONS = ("home", "trade", "pet", "food", "born")
 N_PEOPLE = 30
 N_EVENTS = 24
 FIRST_YEAR, LAST_YEAR = 1800, 1999
-LEAST_VALUES = 10
-"""Values that a relation must have; guessing would pay if there were fewer."""
+LEAST_VALUES = 10  # values that a relation must have; guessing would pay if there were fewer
 N_FORMS = 4
 NEVER_ASKED_FRACTION = 0.2
 
@@ -135,31 +134,17 @@ def _people(rng: Random, lexicon: Lexicon) -> tuple[Person, ...]:
     return tuple(Person(name, pronoun) for name, pronoun in rng.sample(known, N_PEOPLE))
 
 
-def _events(rng: Random, lexicon: Lexicon, places: Sequence[str]) -> tuple[Event, ...]:
-    whats = lexicon.sections("events")["event"]
-    if len(whats) < N_EVENTS:
-        raise ValueError(f"events.txt must hold {N_EVENTS} events or more; it holds {len(whats)}")
-    years = sorted(rng.sample(range(FIRST_YEAR, LAST_YEAR + 1), N_EVENTS))
-    chosen = rng.sample(whats, N_EVENTS)
-    where = _balanced(rng, places, N_EVENTS)
-    return tuple(map(Event, years, where, chosen))
-
-
 def make_world(seed: int = 0, lexicon: Lexicon | None = None) -> World:
-    """Return the one world that belongs to a seed; of the course's own lexicon it is drawn once.
+    """Return the one world that belongs to a seed; drawn once.
 
     Thirty people times five relations are 150 facts. Each value list has about twenty values,
     drawn almost evenly, so a guess is right about one time in twenty.
     """
-    return _own_world(seed) if lexicon is None else _drawn(seed, lexicon)
+    return _world(seed, lexicon or default_lexicon())
 
 
 @cache
-def _own_world(seed: int) -> World:
-    return _drawn(seed, default_lexicon())
-
-
-def _drawn(seed: int, lexicon: Lexicon) -> World:
+def _world(seed: int, lexicon: Lexicon) -> World:
     rng = random_source(seed, "world")
     people = _people(rng, lexicon)
     names = ("places", "trades", "animals", "foods")
@@ -171,32 +156,68 @@ def _drawn(seed: int, lexicon: Lexicon) -> World:
         for index, person in enumerate(people)
         for relation, values in zip(RELATIONS, columns, strict=True)
     )
-    events = _events(rng, lexicon, lists["places"])
+    years = sorted(rng.sample(range(FIRST_YEAR, LAST_YEAR + 1), N_EVENTS))
+    whats = rng.sample(lexicon.sections("events")["event"], N_EVENTS)
+    events = tuple(map(Event, years, _balanced(rng, lists["places"], N_EVENTS), whats))
     return World(seed=seed, people=people, facts=facts, events=events, lexicon=lexicon, **lists)
 
 
-def _render(templates: tuple[Template, ...], person: Person, value: str) -> tuple[str, ...]:
-    values = person.slots() | with_articles(name=person.name, value=value)
-    return tuple(template.fill(values | person.agreement(template.slots)) for template in templates)
-
-
-def _statements(world: World, kind: str) -> dict[Fact, tuple[str, ...]]:
+def statements(world: World, kind: str = "") -> dict[Fact, tuple[str, ...]]:
+    """Return every wording of every fact: with the name, or (" pronoun") with she, he or they."""
     templates = world.lexicon.templates("statements", _STATEMENT_SLOTS)
     people = {person.name: person for person in world.people}
-    return {
-        fact: _render(templates[f"{fact.relation}{kind}"], people[fact.subject], fact.value)
-        for fact in world.facts
-    }
+
+    def worded(fact: Fact) -> tuple[str, ...]:
+        person = people[fact.subject]
+        values = person.slots() | with_articles(name=person.name, value=fact.value)
+        return tuple(
+            line.fill(values | person.agreement(line.slots))
+            for line in templates[f"{fact.relation}{kind}"]
+        )
+
+    return {fact: worded(fact) for fact in world.facts}
 
 
-def statements(world: World) -> dict[Fact, tuple[str, ...]]:
-    """Return every wording of every fact that names the person."""
-    return _statements(world, "")
+class Slots:
+    """Draws what a text may name beside people and their facts: a value for each of some slots.
 
+    A slot `a trade` is filled without and with the article.
+    """
 
-def pronoun_statements(world: World) -> dict[Fact, tuple[str, ...]]:
-    """Return every wording of every fact that says she, he or they."""
-    return _statements(world, " pronoun")
+    def __init__(self, world: World, *order: str) -> None:
+        words = world.lexicon.words
+        self.words: dict[str, Sequence[str]] = {
+            "name": [person.name for person in world.people],
+            "place": world.places,
+            "trade": world.trades,
+            "animal": world.animals,
+            "food": world.foods,
+            "number": words("numbers")[2:11],
+            "thing": words("things"),
+            "adjective": words("adjectives"),
+            "look": words("looks"),
+            "weather": words("weather"),
+            "time": words("times"),
+            "spot": words("spots"),
+        }
+        self._options = {
+            slot: [
+                {slot: word} if slot == name else with_articles(**{name: word})
+                for word in self.words[name.removeprefix("other ")]
+            ]
+            for slot in order
+            for name in [slot.removeprefix("a ")]
+        }
+
+    def draw(self, rng: Random) -> dict[str, str]:
+        """Draw the slots in their order; the other spot is not the spot."""
+        values: dict[str, str] = {}
+        for slot, options in self._options.items():
+            if slot == "other spot":
+                values[slot] = pick_other(rng, self.words["spot"], values["spot"])
+            else:
+                values.update(pick(rng, options))
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,23 +250,12 @@ def held_out_forms(world: World) -> dict[Fact, int | None]:
     return {fact: held_out[fact] for fact in world.facts}
 
 
-def exposure(world: World, fact: Fact, form: int) -> Exposure:
-    """Say how documents and dialogs ask for this fact in this form."""
-    held_out = held_out_forms(world)[fact]
-    if held_out is None:
-        return "never asked"
-    return "unseen form" if form == held_out else "seen form"
-
-
 def question_forms(world: World) -> dict[Fact, tuple[str, ...]]:
     """Return the four questions for every fact."""
     templates = world.lexicon.templates("questions", ("name", "value"))
     for relation in RELATIONS:
         n_forms = len(templates[relation])
-        if n_forms != N_FORMS:
-            raise ValueError(
-                f"questions.txt must hold {N_FORMS} forms under [{relation}]; it holds {n_forms}"
-            )
+        assert n_forms == N_FORMS, f"questions.txt: [{relation}] holds {n_forms} of {N_FORMS} forms"
     return {
         fact: tuple(form.fill({"name": fact.subject}) for form in templates[fact.relation])
         for fact in world.facts
@@ -280,21 +290,20 @@ def recall_items(world: World) -> list[RecallItem]:
     items = []
     for index, fact in enumerate(world.facts):
         unseen = held_out[fact]
-        if unseen is None:
-            exposures: list[tuple[int, Exposure]] = [(index % N_FORMS, "never asked")]
-        else:
+        exposures: dict[int, Exposure] = {index % N_FORMS: "never asked"}
+        if unseen is not None:
             seen = (unseen + 1 + index % (N_FORMS - 1)) % N_FORMS
-            exposures = [(seen, "seen form"), (unseen, "unseen form")]
-        for form, kind in exposures:
+            exposures = {seen: "seen form", unseen: "unseen form"}
+        for form, exposure in exposures.items():
             prompt = f"Question: {forms[fact][form]}\nAnswer:"
             values = choices[fact.relation]
-            items.append(RecallItem(prompt, fact.value, fact, form, kind, values))
+            items.append(RecallItem(prompt, fact.value, fact, form, exposure, values))
     return items
 
 
 def is_correct(item: RecallItem, completion: str) -> bool:
     """Say whether the first line names the true value and no other value of its relation."""
-    first_line = completion.strip().split("\n", 1)[0].lower()
-    named = set(re.findall(r"\w+", first_line))
+    first_line = completion.strip().split("\n", 1)[0]
+    named = set(re.findall(r"\w+", first_line.lower()))
     possible = {value.lower() for value in item.choices}
     return named & possible == {item.answer.lower()}

@@ -14,15 +14,15 @@ can check it and twenty turns fit a small context:
 
 Some values of the other kinds are held out as well.
 
-The dialogs have few words: twenty turns fit a context of 512 tokens. The tags of one turn cost
-about ten tokens, so a turn must say little: a question on a fact in the shortest of its wordings
-that is ever asked, and the bare value as the answer; now and then a greeting.
+The dialogs have few words: a turn has about ten tokens of tags, and twenty turns fit a context of
+512. A turn is a question on a fact in the shortest wording that is ever asked, and the bare value
+as the answer; now and then a greeting.
 
 A model of Llama 2's size obeys "act as ..." when it is told so in the message it answers; ours must
 be taught, so that there is something Ghost Attention can keep. In `instructed_dialogs` an
-instruction holds for the message it stands in and for the next one: by construction the model
-drops it then, as the paper's first RLHF models did (table 30: 100 % at turn 2, 10 % at turn 4).
-That makes the baseline's decay a premise of ours, no finding.
+instruction holds for its own message and the next: by construction the model drops it then, as the
+paper's first RLHF models did (table 30: 100 % at turn 2, 10 % at turn 4). The baseline's decay is
+a premise of ours, no finding.
 """
 
 import re
@@ -56,8 +56,7 @@ FORMATS = {
     "dashes": ("- ", ""),
 }
 
-TERSE_FRACTION = 0.5
-"""Share of the instructions that are worded tersely [half of the time]."""
+TERSE_FRACTION = 0.5  # share of the instructions that are worded tersely [half of the time]
 COMBINED_FRACTION = 0.5
 """Share of the draws that hold two instructions of different kinds [randomly combined]."""
 
@@ -70,10 +69,8 @@ TALK = (("Hello!", "Hello!"), ("Good night.", "Good night!"), ("Thank you.", "Yo
 _WITH_ARTICLE = ("trade", "pet")
 _LEFT_OUT = ("born",)  # a year costs five tokens, and has no capital letters
 
-PLAIN_FRACTION = 0.15
-"""Share of the dialogs without any instruction."""
-INSTRUCTED_FRACTION = 0.4
-"""Share of the messages of the other dialogs that carry one."""
+PLAIN_FRACTION = 0.15  # share of the dialogs without any instruction
+INSTRUCTED_FRACTION = 0.4  # share of the messages of the other dialogs that carry one
 HOLDS = 2
 """Messages that an instruction holds for, its own included, unless another one comes first."""
 INSTRUCTED_TURNS = 7
@@ -91,9 +88,6 @@ class Instruction:
     value: str
     text: str
     word: str = ""
-
-    def __post_init__(self) -> None:
-        check_known("kind", self.kind, sorted(_APPLIED))
 
     def obeys(self, answer: str) -> bool:
         """Say whether an answer obeys, whatever other instructions it obeys as well."""
@@ -116,18 +110,16 @@ class Instruction:
 
     def obey(self, answer: str) -> str:
         """Return the answer, changed so that it obeys; see `obeying` for several instructions."""
-        if self.kind == "figure":
-            return f"{self.value}: {answer}"
-        if self.kind == "hobby":
-            return f"{self.value}! {answer}"
-        if self.kind == "language":
-            return f"{self.word}, {answer}"
-        if self.kind == "ending":
-            return f"{answer} {self.value}"
-        if self.kind == "format":
-            opening, closing = FORMATS[self.value]
-            return f"{opening}{answer}{closing}"
-        return answer.upper()
+        if self.kind == "capitals":
+            return answer.upper()
+        before, after = {
+            "figure": (f"{self.value}: ", ""),
+            "hobby": (f"{self.value}! ", ""),
+            "language": (f"{self.word}, ", ""),
+            "ending": ("", f" {self.value}"),
+            "format": FORMATS.get(self.value, ("", "")),
+        }[self.kind]
+        return f"{before}{answer}{after}"
 
 
 def _unwrapped(text: str) -> str:
@@ -154,10 +146,11 @@ def obeys(instructions: Sequence[Instruction], answer: str) -> bool:
 
 def obeying(instructions: Sequence[Instruction], answer: str) -> str:
     """Return the answer, changed so that it obeys all; their order does not matter."""
-    kinds = [instruction.kind for instruction in instructions]
+    ordered = sorted(instructions, key=lambda item: _APPLIED.index(item.kind))
+    kinds = [instruction.kind for instruction in ordered]
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"instructions must be of different kinds; got {kinds}. Drop one.")
-    for instruction in sorted(instructions, key=lambda item: _APPLIED.index(item.kind)):
+    for instruction in ordered:
         answer = instruction.obey(answer)
     return answer
 
@@ -183,9 +176,9 @@ class InstructionMaker:
     def one(self, rng: Random, kind: str, terse: float = TERSE_FRACTION) -> Instruction:
         """Draw one instruction of a kind, in terse words with probability `terse`."""
         check_known("kind", kind, self.values)
-        value, _, word = (line := pick(rng, self.values[kind])).partition(" ")
-        if kind != "language":
-            value, word = line, ""
+        value, word = pick(rng, self.values[kind]), ""
+        if kind == "language":
+            value, word = value.split(" ")
         section = f"{kind} terse" if rng.random() < terse else kind
         text = pick(rng, self.templates[section]).fill({"value": value})
         return Instruction(kind=kind, value=value, text=text, word=word)
@@ -222,8 +215,7 @@ def instructions(
 
     Draw i depends on the world, the seed, the split and i only.
     """
-    if not (0 <= combined <= 1 and 0 <= terse <= 1):
-        raise ValueError(f"fractions must lie within 0 and 1; got {combined} and {terse}.")
+    assert all(0 <= share <= 1 for share in (combined, terse)), (combined, terse)
     maker = instruction_maker(world, split)
     rng = random_source(seed, "instructions", split, world.seed)
     return stream(n, lambda: maker.several(rng, combined, terse))
@@ -259,19 +251,15 @@ class BriefMaker:
             if form is None or fact.relation in _LEFT_OUT:
                 continue
             seen = [text for index, text in enumerate(forms[fact]) if index != form]
-            words = fact.value
-            if fact.relation in _WITH_ARTICLE:
-                words = f"{article(words)} {words}"
+            phrase = f"{article(fact.value)} " if fact.relation in _WITH_ARTICLE else ""
             value = fact.value.casefold()
-            others = frozenset(map(str.casefold, world.choices(fact.relation))) - {value}
-            self.facts.append(
-                Brief(
-                    request=min(seen, key=lambda text: (len(text.split()), len(text))),
-                    answer=f"{capitalised(words)}.",
-                    value=value,
-                    others=others,
-                )
+            brief = Brief(
+                request=min(seen, key=lambda text: (len(text.split()), len(text))),
+                answer=f"{capitalised(phrase + fact.value)}.",
+                value=value,
+                others=frozenset(map(str.casefold, world.choices(fact.relation))) - {value},
             )
+            self.facts.append(brief)
         self.talk = [Brief(request=request, answer=answer) for request, answer in TALK]
 
     def make(self, rng: Random, n_turns: int) -> list[Brief]:
@@ -283,8 +271,7 @@ class BriefMaker:
         return list(turns.values())
 
 
-brief_maker = cache(BriefMaker)
-"""The maker of a world's short turns; built once."""
+brief_maker = cache(BriefMaker)  # the maker of a world's short turns; built once
 
 
 def briefs(
@@ -293,10 +280,7 @@ def briefs(
     """Yield the turns of n dialogs, `fewest` to `most` each, evenly; `n=None` never ends."""
     maker = brief_maker(world)
     limit = len(maker.facts) + len(maker.talk)
-    if not 1 <= fewest <= most <= limit:
-        raise ValueError(
-            f"turns must lie within 1 and {limit}, fewest first; got {fewest} to {most}."
-        )
+    assert 1 <= fewest <= most <= limit, f"turns must lie within 1 and {limit}: {fewest}, {most}"
     rng = random_source(seed, "briefs", world.seed)
     return stream(n, lambda: maker.make(rng, between(rng, fewest, most)))
 
@@ -317,8 +301,7 @@ def instructed_dialogs(
     Kinds held out stand in dialogs of at most `HOLDS` turns, so that forgetting is as new for them
     as keeping; with both taught only by other kinds, either may carry over.
     """
-    if longest < 1:
-        raise ValueError(f"longest must be at least 1 turn; got {longest}.")
+    assert longest >= 1, longest
     rng = random_source(seed, "instructed", world.seed)
     return stream(n, lambda: _dialog(world, rng, longest))
 

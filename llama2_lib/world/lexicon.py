@@ -15,11 +15,11 @@ from random import Random
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
-Writer = Callable[[Random], str]
-"""Writes one text with the draws of the source it is given."""
+Writer = Callable[[Random], str]  # writes one text with the draws of the source it is given
 
 _PACKAGE = Path(__file__).parents[1]
 _SLOT = re.compile(r"\{([^{}]*)\}")
+_PLAIN_SLOT = re.compile(r"\{[^|{}]*\}")
 _ARTICLE = re.compile(r"^an? ", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z][a-z]*")
 _AGREEMENT = re.compile(r"[a-z]+\|[a-z]+")
@@ -51,9 +51,9 @@ class Template:
         return self._format % self._take(values)
 
 
-def plain_slot(slot: str) -> str:
-    """Return a slot's name without the article it asks for."""
-    return _ARTICLE.sub("", slot)
+def without_slots(text: str) -> str:
+    """Return a text with a space for every slot, but for those of agreement."""
+    return _PLAIN_SLOT.sub(" ", text)
 
 
 def article(word: str) -> str:
@@ -62,15 +62,10 @@ def article(word: str) -> str:
 
 
 def with_articles(**values: str) -> dict[str, str]:
-    """Return values under their names and, with an article, under `a name` and `an name`.
-
-    An underscore in a name becomes a space, so `other_spot` fills `{other spot}`.
-    """
-    filled = {}
-    for key, word in values.items():
-        name = key.replace("_", " ")
+    """Return values under their names and, with an article, under `a name` and `an name`."""
+    filled = dict(values)
+    for name, word in values.items():
         phrase = f"{article(word)} {word}"
-        filled[name] = word
         filled["a " + name] = filled["an " + name] = phrase
         filled["A " + name] = filled["An " + name] = capitalised(phrase)
     return filled
@@ -115,11 +110,8 @@ def between(rng: Random, least: int, most: int) -> int:
 
 def chooser(shares: Mapping[Item, float], known: Sequence[Item]) -> Callable[[Random], Item]:
     """Return a function that draws a known key by its share; shares need not sum to 1."""
-    if (
-        not set(shares) <= set(known)
-        or min(shares.values(), default=-1) < 0
-        or sum(shares.values()) <= 0
-    ):
+    least, total = min(shares.values(), default=-1), sum(shares.values())
+    if not set(shares) <= set(known) or least < 0 or total <= 0:
         raise ValueError(
             f"shares must be 0 or more, not all 0, for some of {list(known)}; got {dict(shares)}"
         )
@@ -179,9 +171,8 @@ class Lexicon:
 
     def sections(self, name: str) -> Sections:
         """Read the lines under each `[section]`."""
-        numbered = self._sections(name)
-        texts = {section: tuple(text for _, text in lines) for section, lines in numbered.items()}
-        return Sections(name, texts)
+        sections = self._sections(name).items()
+        return Sections(name, {key: tuple(text for _, text in lines) for key, lines in sections})
 
     def pairs(self, name: str, section: str | None = None) -> tuple[tuple[str, str], ...]:
         """Read lines of two words; in a file without sections, no first word comes twice."""
@@ -204,10 +195,14 @@ class Lexicon:
         }
         return Sections(name, compiled)
 
+    def prose(self, name: str) -> str:
+        """Read a file as one text, without comments and slots."""
+        return without_slots("\n".join(line for _, line in self._lines(name)))
+
     def _template(self, name: str, number: int, line: str, slots: Collection[str]) -> Template:
         template = Template(line)
         for slot in template.slots:
-            if plain_slot(slot) not in slots and not _AGREEMENT.fullmatch(slot):
+            if _ARTICLE.sub("", slot) not in slots and not _AGREEMENT.fullmatch(slot):
                 known = " ".join(f"{{{known}}}" for known in sorted(slots))
                 raise self._error(name, number, f"only the slots {known}", f"{{{slot}}} in {line}")
         if line.count("{") != len(template.slots) or line.count("}") != len(template.slots):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from random import Random
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.facts import World
-from llama2_lib.world.lexicon import Writer, between, pick, pick_other, with_articles
+from llama2_lib.world.facts import Slots, World
+from llama2_lib.world.lexicon import between, pick
 
 MOST_FILLERS = 60
 LONGEST_STRETCH = 500
@@ -35,26 +35,15 @@ class LongRangeMaker:
     """Makes texts with a chosen number of filler sentences."""
 
     def __init__(self, world: World) -> None:
-        slots = ("place", "spot", "other spot", "adjective", "look", "weather", "time")
-        slots = (*slots, "trade", "animal", "name", "item")
-        templates = world.lexicon.templates("fillers", slots)
-        self.items = world.lexicon.words("things")
-        self.names = [person.name for person in world.people]
+        order = ("a adjective", "look", "a animal", "place", "a weather", "time", "a trade")
+        order = (*order, "spot", "other spot")
+        self.slots = Slots(world, *order)
+        names = [slot.removeprefix("a ") for slot in order]
+        templates = world.lexicon.templates("fillers", (*names, "name", "item"))
         self.fillers = templates["filler"]
         self.note, self.echo = templates["note"], templates["echo"]
-        self.spots = world.lexicon.words("spots")
-        lists = {
-            "adjective": world.lexicon.words("adjectives"),
-            "look": world.lexicon.words("looks"),
-            "animal": world.animals,
-            "place": world.places,
-            "weather": world.lexicon.words("weather"),
-            "time": world.lexicon.words("times"),
-            "trade": world.trades,
-        }
-        self.values = [
-            [with_articles(**{slot: word}) for word in words] for slot, words in lists.items()
-        ]
+        self.items = world.lexicon.words("things")
+        self.names = [person.name for person in world.people]
 
     def make(
         self, rng: Random, n_filler: int, reminded: float = 0.0, name: str | None = None
@@ -67,51 +56,32 @@ class LongRangeMaker:
         item = pick(rng, self.items)
         values = {"name": name or pick(rng, self.names), "item": item}
         lines = [pick(rng, self.note).fill(values)]
-        for filler in self._fill(rng, n_filler):
+        for filler in self._fillers(rng, n_filler):
             lines.append(filler)
             if reminded and rng.random() < reminded:
                 lines.append(pick(rng, self.echo).fill(values))
         return " ".join([*lines, pick(rng, self.echo).fill(values)]), item
 
-    def _fill(self, rng: Random, n_filler: int) -> list[str]:
+    def write(self, rng: Random) -> str:
+        """Write a text of zero to `MOST_FILLERS` fillers, every number equally likely."""
+        return self.make(rng, between(rng, 0, MOST_FILLERS))[0]
+
+    def remind(self, rng: Random) -> str:
+        """Write a reminder; the number of fillers falls off geometrically."""
+        n_filler = int(rng.expovariate(1 / MEAN_FILLERS))
+        return self.make(rng, min(n_filler, MOST_FILLERS), REMINDED, self.names[0])[0]
+
+    def _fillers(self, rng: Random, n: int) -> list[str]:
         sentences: dict[str, None] = {}  # keeps the order and drops what was said before
-        values: dict[str, str] = {}
-        while len(sentences) < n_filler:
-            for options in self.values:
-                values.update(pick(rng, options))
-            values["spot"] = pick(rng, self.spots)
-            values["other spot"] = pick_other(rng, self.spots, values["spot"])
+        while len(sentences) < n:
+            values = self.slots.draw(rng)
             sentences[pick(rng, self.fillers).fill(values)] = None
         return list(sentences)
 
 
-def long_range_writer(world: World) -> Writer:
-    """Write texts of zero to `MOST_FILLERS` fillers, every number equally likely."""
-    maker = LongRangeMaker(world)
-
-    def write(rng: Random) -> str:
-        return maker.make(rng, between(rng, 0, MOST_FILLERS))[0]
-
-    return write
-
-
-def reminder_writer(world: World) -> Writer:
-    """Write reminders; the number of fillers falls off geometrically, `MOST_FILLERS` at most."""
-    maker = LongRangeMaker(world)
-
-    def write(rng: Random) -> str:
-        n_filler = int(rng.expovariate(1 / MEAN_FILLERS))
-        return maker.make(rng, min(n_filler, MOST_FILLERS), REMINDED, maker.names[0])[0]
-
-    return write
-
-
 def retrieval_items(world: World, seed: int, n: int, n_filler: int) -> list[RetrievalItem]:
     """Return n items at one distance for evaluation, apart from every training document."""
-    if not 0 <= n_filler <= LONGEST_STRETCH:
-        raise ValueError(
-            f"n_filler must be between 0 and {LONGEST_STRETCH}; got {n_filler}; choose another"
-        )
+    assert 0 <= n_filler <= LONGEST_STRETCH, n_filler
     maker = LongRangeMaker(world)
     rng = random_source(seed, "retrieval", world.seed, n_filler)
     items = []

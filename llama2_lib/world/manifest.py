@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llama2_lib.world.demonstrations import WRITER_GRADES, demonstrations
-from llama2_lib.world.dialogs import Message, dialogs, transcript
+from llama2_lib.world.dialogs import dialogs, transcript
 from llama2_lib.world.documents import SHARES, documents
 from llama2_lib.world.facts import World, make_world
 from llama2_lib.world.lexicon import Lexicon
@@ -34,40 +34,31 @@ N_COUNTED = 4_000
 def sample_texts(world: World) -> dict[str, str]:
     """Return the committed excerpts by file name: the first documents of each kind."""
     excerpts: dict[str, list[str]] = {kind: [] for kind in SHARES}
-    for document in documents(world, world.seed):
-        texts = excerpts[document.kind]
-        if len(texts) < SAMPLES_PER_KIND:
-            texts.append(document.text)
-        if all(len(texts) == SAMPLES_PER_KIND for texts in excerpts.values()):
-            break
-    samples = {f"{kind}.txt": "\n\n".join(texts) + "\n" for kind, texts in excerpts.items()}
-    samples["dialogs.txt"] = _chats(dialogs(world, world.seed, N_DIALOGS))
-    return samples | _tuning_samples(world)
-
-
-def _tuning_samples(world: World) -> dict[str, str]:
-    """Return excerpts of what fine-tuning learns from, by file name."""
-    families = (helpful_prompts, adversarial_prompts, borderline_prompts)
-    lines = [
+    endless = documents(world, world.seed)
+    while any(len(texts) < SAMPLES_PER_KIND for texts in excerpts.values()):
+        document = next(endless)
+        excerpts[document.kind].append(document.text)
+    samples = {f"{kind}.txt": _listed(texts[:SAMPLES_PER_KIND]) for kind, texts in excerpts.items()}
+    samples["dialogs.txt"] = _listed(map(transcript, dialogs(world, world.seed, N_DIALOGS)))
+    for grade in WRITER_GRADES:
+        shown = demonstrations(world, world.seed, 2 * N_DIALOGS, grade)
+        samples[f"demonstrations_{grade}.txt"] = _listed(map(transcript, shown))
+    samples["prompts.txt"] = _listed(
         f"[{split}] {_label(prompt)}\n{transcript(prompt.dialog)}"
-        for family in families
+        for family in (helpful_prompts, adversarial_prompts, borderline_prompts)
         for split in SPLITS
         for prompt in family(world, world.seed, N_PROMPTS, split)
-    ]
-    pairs = [
-        *helpfulness_pairs(world, world.seed, N_PAIRS),
-        *safety_pairs(world, world.seed, N_PAIRS),
-    ]
-    samples = {
-        f"demonstrations_{grade}.txt": _chats(
-            demonstrations(world, world.seed, 2 * N_DIALOGS, grade)
-        )
-        for grade in WRITER_GRADES
-    }
-    return samples | {
-        "prompts.txt": "\n\n".join(lines) + "\n",
-        "pairs.txt": "\n\n".join(map(_pair, pairs)) + "\n",
-    }
+    )
+    samples["pairs.txt"] = _listed(
+        _pair(pair)
+        for stream in (helpfulness_pairs, safety_pairs)
+        for pair in stream(world, world.seed, N_PAIRS)
+    )
+    return samples
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return "\n\n".join(texts) + "\n"
 
 
 def _label(prompt: Prompt) -> str:
@@ -87,10 +78,6 @@ def _pair(pair: Pair) -> str:
     )
 
 
-def _chats(dialogs: Iterable[list[Message]]) -> str:
-    return "\n\n".join(map(transcript, dialogs)) + "\n"
-
-
 def build_manifest(world: World) -> dict[str, object]:
     """Describe the world: seed, counts, shares, and the sha256 of every file it rests on."""
     lexicon, data = world.lexicon.folder, world.lexicon.folder.parent
@@ -102,11 +89,7 @@ def build_manifest(world: World) -> dict[str, object]:
     total = sum(n_characters.values())
     return {
         "world_seed": world.seed,
-        "counts": {
-            "people": len(world.people),
-            "facts": len(world.facts),
-            "events": len(world.events),
-        },
+        "counts": {name: len(getattr(world, name)) for name in ("people", "facts", "events")},
         "document_shares": SHARES,
         "counted_documents": N_COUNTED,
         "counted_characters": total,
@@ -128,7 +111,8 @@ def write(folder: Path) -> None:
     (folder / "samples").mkdir(exist_ok=True)
     for name, text in sample_texts(world).items():
         (folder / "samples" / name).write_text(text, encoding="utf-8", newline="\n")
-    (folder / "manifest.json").write_text(_as_json(build_manifest(world)), encoding="utf-8")
+    manifest = json.dumps(build_manifest(world), indent=2) + "\n"
+    (folder / "manifest.json").write_text(manifest, encoding="utf-8")
 
 
 def check(folder: Path) -> list[str]:
@@ -140,10 +124,11 @@ def check(folder: Path) -> list[str]:
         )
     world = make_world(WORLD_SEED, Lexicon(folder / "lexicon"))
     recorded, fresh = json.loads(path.read_text(encoding="utf-8")), build_manifest(world)
-    problems = []
-    for key in fresh.keys() | recorded.keys():
-        if fresh.get(key) != recorded.get(key):
-            problems.append(_difference(key, recorded.get(key), fresh.get(key)))
+    problems = [
+        _difference(key, recorded.get(key), fresh.get(key))
+        for key in fresh.keys() | recorded.keys()
+        if fresh.get(key) != recorded.get(key)
+    ]
     texts = sample_texts(world)
     present = {path.name for path in (folder / "samples").glob("*")}
     problems += [f"samples/{name} should not be there" for name in present - texts.keys()]
@@ -159,10 +144,6 @@ def _difference(key: str, recorded: object, fresh: object) -> str:
         names = sorted(n for n in recorded.keys() | fresh.keys() if recorded.get(n) != fresh.get(n))
         return f"{key} differs for {', '.join(names)}"
     return f"{key}: the manifest says {recorded}, the generators say {fresh}"
-
-
-def _as_json(manifest: dict[str, object]) -> str:
-    return json.dumps(manifest, indent=2) + "\n"
 
 
 def _sha256s(folder: Path, paths: Iterable[Path]) -> dict[str, str]:

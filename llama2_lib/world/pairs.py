@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
-from typing import Literal
+from statistics import fmean
+from typing import Literal, NamedTuple
 
 from llama2_lib.rng import random_source
+from llama2_lib.world.documents import insult, insult_words
 from llama2_lib.world.facts import World
 from llama2_lib.world.judges import GUSHING, Safety, judge_of, units_of
 from llama2_lib.world.lexicon import (
@@ -29,8 +31,7 @@ GRADES: tuple[Grade, ...] = (
     "slightly better",
     "negligibly better or unsure",
 )
-TAU = 0.15
-"""Noise of an annotator, in units of the gold score (0 to 1)."""
+TAU = 0.15  # noise of an annotator, in units of the gold score (0 to 1)
 GRADE_FROM = (0.60, 0.35, 0.15)
 """Perceived gaps, in absolute value, from which a pair has the first, second, third grade."""
 
@@ -45,21 +46,16 @@ UNSAFE_LEVELS = ("vague", "partial", "warned", "complete")
 """Answers to adversarial prompts from safest to most dangerous, safe ones and unsafe ones."""
 
 RAMBLING_SENTENCES = 2
-SHORTENED = 3
-"""A curt answer holds the first of so many parts; of a single sentence it holds half."""
-LARGEST_ERROR = 9
-"""How far a wrong result is off, at most."""
-TOO_LITTLE = 0.5
-"""Share of the wrong results that are too small, where they can be."""
+SHORTENED = 3  # a curt answer holds the first of so many parts; of a single sentence it holds half
+LARGEST_ERROR = 9  # how far a wrong result is off, at most
+TOO_LITTLE = 0.5  # share of the wrong results that are too small, where they can be
 
 STREAMS = ("helpfulness", "safety")
 
 SAFETY_BINS = {"safe, unsafe": 0.18, "both safe": 0.47, "both unsafe": 0.35}
 """Shares of the safety stream by the safety of chosen and rejected (paper section 3.2.2)."""
-EXCLUDED = "unsafe, safe"
-"""Pairs with this bin are left out, as in the paper."""
-LABEL_ERROR = 0.02
-"""How often an annotator's safety label of one answer is wrong."""
+EXCLUDED = "unsafe, safe"  # pairs with this bin are left out, as in the paper
+LABEL_ERROR = 0.02  # how often an annotator's safety label of one answer is wrong
 
 VARIANTS = {
     "weak": {0: 0.20, 1: 0.25, 2: 0.25, 3: 0.30},
@@ -71,8 +67,7 @@ HELPFUL_STREAM = {"helpful": 0.9, "borderline": 0.1}
 NUISANCE_SENTENCES = (1, 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Which of two answers is preferred, and how clearly."""
 
     prefers_first: bool
@@ -81,11 +76,8 @@ class Verdict:
 
 def grade_of(perceived_gap: float) -> Grade:
     """Return the grade of a perceived gap; its sign does not matter."""
-    size = abs(perceived_gap)
-    for grade, least in zip(GRADES, GRADE_FROM, strict=False):
-        if size >= least:
-            return grade
-    return GRADES[-1]
+    sizes = zip(GRADES, GRADE_FROM, strict=False)  # the last grade has no least gap
+    return next((grade for grade, least in sizes if abs(perceived_gap) >= least), GRADES[-1])
 
 
 class Annotator:
@@ -133,19 +125,12 @@ def bayes_accuracy(gaps: Iterable[float], tau: float) -> float:
 
     No reward model can agree with annotators of this noise more often, E[sigmoid(|gap| / tau)].
     """
-    return _mean(preference_probability(abs(gap), tau) for gap in gaps)
+    return fmean(preference_probability(abs(gap), tau) for gap in gaps)
 
 
 def expected_agreement(gaps: Iterable[float], tau: float) -> float:
     """Return how often two annotators of this noise prefer the same answer, E[p^2 + (1-p)^2]."""
-    return _mean((2 * preference_probability(gap, tau) - 1) ** 2 / 2 + 0.5 for gap in gaps)
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    if not listed:
-        raise ValueError("the mean over pairs needs at least one gap; got none")
-    return math.fsum(listed) / len(listed)
+    return fmean((2 * preference_probability(gap, tau) - 1) ** 2 / 2 + 0.5 for gap in gaps)
 
 
 class Degrader:
@@ -160,7 +145,7 @@ class Degrader:
             "rambling": lambda rng, task, answer: _joined(answer, *self._fillers(rng)),
             "repeated": lambda rng, task, answer: _joined(answer, answer),
             "gushing": lambda rng, task, answer: self._gushing(rng, answer),
-            "rude": lambda rng, task, answer: _joined(answer, f"You {self.writer.insult(rng)}!"),
+            "rude": lambda rng, task, answer: _joined(answer, f"You {insult(rng, world)}!"),
             "wrong": self._wrong,
             "off topic": self._off_topic,
             "refused": self._refused,
@@ -177,13 +162,12 @@ class Degrader:
     def corrupted(self, rng: Random, prompt: Prompt, answer: str, badness: int) -> str:
         """Make a good answer to a harmless prompt worse by one of the levels of `BADNESS`."""
         check_known("badness", badness, BADNESS)
-        if badness == 0:
-            ways: list[str] = []
-        elif badness == 1:
+        ways: list[str] = []
+        if badness == 1:
             ways = [pick(rng, MILD)]
         elif badness == 2:
             ways = [*sorted(rng.sample(MILD, 2), key=MILD.index), "rude"]
-        else:
+        elif badness == 3:
             ways = [pick(rng, SEVERE)]
         for how in ways:
             answer = self.degrade(rng, prompt, answer, how)
@@ -191,23 +175,20 @@ class Degrader:
 
     def graded(self, rng: Random, prompt: Prompt, level: str) -> str:
         """Answer an adversarial prompt at one of `SAFE_LEVELS` or `UNSAFE_LEVELS`."""
-        if prompt.kind != "adversarial" or level not in (*SAFE_LEVELS, *UNSAFE_LEVELS):
-            raise ValueError(
-                f"graded() needs an adversarial prompt and a level of "
-                f"{[*SAFE_LEVELS, *UNSAFE_LEVELS]}; got {prompt.kind!r} and {level!r}"
-            )
+        check_known("the prompt's kind", prompt.kind, ("adversarial",))
+        check_known("level", level, (*SAFE_LEVELS, *UNSAFE_LEVELS))
         parts = {"bare": 1, "reason": 2, "full": 3}
         if level in parts:
             return self.writer.safe(rng, prompt.category, parts[level])
         if level == "evasive":
             return self.writer.filler(rng)
         if level == "vague":
-            return self.writer.phrase(rng, "vague")
+            return pick(rng, self.writer.pieces["vague"]).text
         answer = self.writer.unsafe(rng, prompt.task, warned=level == "warned")
         if level != "partial":
             return answer
         if prompt.task.kind == "insult":  # half an insult: one rude word for the person
-            return f"{prompt.task.subject} is {pick(rng, self.writer.insults[0])}."
+            return f"{prompt.task.subject} is {pick(rng, insult_words(self.world)[0])}."
         return answer.split("\n")[0] if "\n" in answer else units_of(answer)[0]
 
     def _fillers(self, rng: Random) -> list[str]:
@@ -241,8 +222,9 @@ class Degrader:
             result = int(task.answer)
             off = between(rng, 1, LARGEST_ERROR)
             less = result >= off and rng.random() < TOO_LITTLE
-            wrong = result - off if less else result + off
-            return self.writer.good(rng, _with_result(task, str(wrong)))
+            wrong = str(result - off if less else result + off)
+            values = task.values | {"result": wrong}
+            return self.writer.good(rng, replace(task, answer=wrong, values=values))
         if task.kind == "rewrite":
             return answer.lower()
         while True:  # another person's story, another list, guide or reply of the same kind
@@ -250,10 +232,6 @@ class Degrader:
             asked_for = (task.subject, task.group, task.answer)
             if (other.subject, other.group, other.answer) != asked_for:
                 return self.writer.good(rng, other)
-
-
-def _with_result(task: Task, result: str) -> Task:
-    return Task(kind="sum", answer=result, values=task.values | {"result": result})
 
 
 def _joined(*pieces: str) -> str:
@@ -279,8 +257,7 @@ def _garbled(rng: Random, task: Task, answer: str) -> str:
     return " ".join(word[::-1] + "x" for word in answer.split())
 
 
-degrader = cache(Degrader)
-"""The degrader of a world; built once."""
+degrader = cache(Degrader)  # the degrader of a world; built once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,10 +287,8 @@ class Nuisance:
     held-out pairs the side is a coin toss. It is added after the annotator has chosen.
     """
 
-    length: float = 0.0
-    """One or two sentences that answer nothing."""
-    politeness: float = 0.0
-    """One polite word more, such as "I hope that helps."."""
+    length: float = 0.0  # one or two sentences that answer nothing
+    politeness: float = 0.0  # one polite word more, such as "I hope that helps."
 
     def __post_init__(self) -> None:
         for name in ("length", "politeness"):
@@ -337,22 +312,24 @@ def annotate(
     judge = judge_of(world)
     mark = judge.helpfulness if stream == "helpfulness" else judge.safety
     marks = [mark(prompt, answer) for answer in (first, second)]
-    difference = marks[0].score - marks[1].score
-    verdict = annotator.compare(difference)
-    chosen, rejected = (first, second) if verdict.prefers_first else (second, first)
+    gap = marks[0].score - marks[1].score
+    verdict = annotator.compare(gap)
+    answers = [first, second]
     labels = [
         annotator.label(safety.is_safe, LABEL_ERROR)
         for safety in marks
         if isinstance(safety, Safety)
     ]
     if not verdict.prefers_first:
+        answers.reverse()
         labels.reverse()
+        gap = -gap
     return Pair(
         prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
+        chosen=answers[0],
+        rejected=answers[1],
         grade=verdict.grade,
-        gap=difference if verdict.prefers_first else -difference,
+        gap=gap,
         stream=stream,
         safety_bin=bin_of(*labels) if labels else "",
     )
@@ -383,12 +360,10 @@ def helpfulness_pairs(
     def draw() -> Pair:
         prompt = next(source)
         while True:
-            answers = [
-                worse.corrupted(
-                    rng, prompt, writer.demonstration(rng, prompt.task), draw_level(rng)
-                )
-                for draw_level in draws
-            ]
+            answers = []
+            for draw_level in draws:
+                good = writer.demonstration(rng, prompt.task)
+                answers.append(worse.corrupted(rng, prompt, good, draw_level(rng)))
             if answers[0] != answers[1]:
                 break
         pair = annotate(world, prompt, answers[0], answers[1], annotator, "helpfulness")
@@ -429,13 +404,6 @@ def safety_pairs(
     return stream(n, draw)
 
 
-def agreement(pairs: list[Pair], annotator: Annotator) -> float:
-    """Return the fraction of pairs in which another annotator prefers the chosen answer, too."""
-    if not pairs:
-        raise ValueError("agreement needs at least one pair; got none")
-    return sum(annotator.compare(pair.gap).prefers_first for pair in pairs) / len(pairs)
-
-
 def _two_levels(world: World, rng: Random, prompt: Prompt, wanted: str) -> tuple[str, str]:
     safe, unsafe = pick(rng, SAFE_LEVELS), pick(rng, UNSAFE_LEVELS)
     if wanted == "safe, unsafe":
@@ -458,9 +426,9 @@ def _decorated(world: World, rng: Random, pair: Pair, nuisance: Nuisance, split:
             continue
         bias = strength / 2 if split == "train" else 0.0
         side = "chosen" if rng.random() < 0.5 + bias else "rejected"
-        if name == "length":
+        if name == "politeness":
+            answers[side] = writer.polite(rng, answers[side])
+        else:
             extra = [writer.filler(rng) for _ in range(between(rng, *NUISANCE_SENTENCES))]
             answers[side] = _joined(answers[side], *extra)
-        else:
-            answers[side] = writer.polite(rng, answers[side])
     return replace(pair, **answers)

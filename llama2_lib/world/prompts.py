@@ -12,13 +12,15 @@ from random import Random
 from typing import cast
 
 from llama2_lib.rng import random_source
-from llama2_lib.world.dialogs import Message, exchange
+from llama2_lib.world.dialogs import Message, asks, exchange
 from llama2_lib.world.facts import World
 from llama2_lib.world.lexicon import between, check_known, chooser, pick, stream
 from llama2_lib.world.risks import (
     ATTACKS,
     BORDERLINE_SHARES,
     CATEGORY_SHARES,
+    JOINT,
+    RiskMaker,
     borderline_maker,
     risk_maker,
 )
@@ -59,8 +61,7 @@ class Prompt:
         check_known("kind", self.kind, KINDS)
         roles = [message["role"] for message in self.dialog]
         turns = roles[1:] if roles[:1] == ["system"] else roles
-        n_answers = len(turns) // 2
-        if turns != ["user", "assistant"] * n_answers + ["user"]:
+        if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
             raise ValueError(
                 "a prompt's roles must be system (or none), then user and assistant in turn, "
                 f"and end with user; got {roles}; mend the dialog"
@@ -82,15 +83,14 @@ def helpful_prompts(
 ) -> Iterator[Prompt]:
     """Yield n requests for help; `shares` are by kind, `n=None` never ends."""
     draw_kind = chooser(shares, tuple(HELPFUL_SHARES))
-    part = _checked(split, multi_turn)
-    maker = task_maker(world, part)
+    maker = task_maker(world, _checked(split, multi_turn))
     rng = random_source(seed, "prompts", "helpful", split, world.seed)
 
     def draw() -> Prompt:
         kind = draw_kind(rng)
         earlier = harmless_turns(world, rng) if rng.random() < multi_turn else []
         request, task = maker.draw(rng, kind)
-        return Prompt(dialog=[*earlier, {"role": "user", "content": request}], kind=kind, task=task)
+        return Prompt(dialog=[*earlier, asks(request)], kind=kind, task=task)
 
     return stream(n, draw)
 
@@ -111,8 +111,7 @@ def adversarial_prompts(
     """
     draw_category = chooser(categories, tuple(CATEGORY_SHARES))
     draw_attack = chooser(dict.fromkeys(attacks, 1.0), ATTACKS)
-    part = _checked(split, multi_turn)
-    maker = risk_maker(world, part)
+    maker = risk_maker(world, _checked(split, multi_turn))
     rng = random_source(seed, "prompts", "adversarial", split, world.seed)
 
     def draw() -> Prompt:
@@ -121,18 +120,25 @@ def adversarial_prompts(
         if rng.random() < multi_turn:
             harmless = rng.random() < HARMLESS_LEAD
             earlier = harmless_turns(world, rng) if harmless else exchange(*maker.lead_in(rng))
-        request, task, hazard = maker.draw(rng, attack, category)
-        return Prompt(
-            dialog=[*earlier, {"role": "user", "content": request}],
-            kind="adversarial",
-            task=task,
-            is_safety=True,
-            category=category,
-            attack=attack,
-            hazard=hazard,
-        )
+        return adversarial_prompt(rng, maker, earlier, (attack,), category)
 
     return stream(n, draw)
+
+
+def adversarial_prompt(
+    rng: Random, maker: RiskMaker, earlier: list[Message], vectors: Sequence[str], category: str
+) -> Prompt:
+    """Draw a request of this category with some attack vectors at once."""
+    request, task, hazard = maker.compose(rng, vectors, category)
+    return Prompt(
+        dialog=[*earlier, asks(request)],
+        kind="adversarial",
+        task=task,
+        is_safety=True,
+        category=category,
+        attack=JOINT.join(vectors),
+        hazard=hazard,
+    )
 
 
 def borderline_prompts(
@@ -145,16 +151,13 @@ def borderline_prompts(
 ) -> Iterator[Prompt]:
     """Yield n harmless requests that look unsafe (paper section 4.2.3, false refusal)."""
     draw_kind = chooser(shares, tuple(BORDERLINE_SHARES))
-    part = _checked(split, multi_turn)
-    maker = borderline_maker(world, part)
+    maker = borderline_maker(world, _checked(split, multi_turn))
     rng = random_source(seed, "prompts", "borderline", split, world.seed)
 
     def draw() -> Prompt:
         earlier = harmless_turns(world, rng) if rng.random() < multi_turn else []
         request, task = maker.draw(rng, draw_kind(rng))
-        return Prompt(
-            dialog=[*earlier, {"role": "user", "content": request}], kind="borderline", task=task
-        )
+        return Prompt(dialog=[*earlier, asks(request)], kind="borderline", task=task)
 
     return stream(n, draw)
 
@@ -169,11 +172,12 @@ def prompts(
     """Yield n prompts of all three families, mixed by `shares`."""
     draw_family = chooser(shares, tuple(PROMPT_SHARES))
     check_known("split", split, SPLITS)
-    streams = {
-        "helpful": helpful_prompts(world, seed, split=split),
-        "adversarial": adversarial_prompts(world, seed, split=split),
-        "borderline": borderline_prompts(world, seed, split=split),
+    families = {
+        "helpful": helpful_prompts,
+        "adversarial": adversarial_prompts,
+        "borderline": borderline_prompts,
     }
+    streams = {name: family(world, seed, split=split) for name, family in families.items()}
     rng = random_source(seed, "prompts", "family", split, world.seed)
     return stream(n, lambda: next(streams[draw_family(rng)]))
 

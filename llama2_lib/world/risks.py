@@ -5,16 +5,17 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from llama2_lib.world.dialogs import COUNTS, groups_of
-from llama2_lib.world.documents import Surroundings, guides
+from llama2_lib.world.documents import guides, surroundings
 from llama2_lib.world.facts import World
 from llama2_lib.world.lexicon import Lexicon, Sections, Template, check_known, pick, split_arrow
 from llama2_lib.world.tasks import (
     CATEGORIES,
+    COUNTS,
     SPLITS,
     Split,
     Task,
     chat_lexicon,
+    groups_of,
     section_of,
     sum_task,
     summands,
@@ -31,11 +32,11 @@ ATTACKS = (
 )
 """`plain` asks straight out; the others are the paper's attack vectors."""
 
+JOINT = " + "  # what joins the vectors of a combined attack in `Prompt.attack`
 WISH_ATTACKS = ("misspelling", "metaphor")
 """The vectors that change what is wished for; the others change how it is asked for."""
 
-RED_TEAM = "red_team"
-"""Folder beside the lexicon with the wordings that red teams bring."""
+RED_TEAM = "red_team"  # folder beside the lexicon with the wordings that red teams bring
 LOOK_ALIKES = "look_alikes"
 """Folder beside the lexicon with borderline requests for training alone, see
 `demonstrations.borderline_training`."""
@@ -46,8 +47,7 @@ FEARED = ("dread", "stuff")
 """Slots of those alone: what people of the world fear, and what they should not touch."""
 GUIDE_FRACTION = {"illicit": 1.0, "hateful": 0.3, "advice": 0.3}
 """How much of a category asks for one of hazards.txt; the rest asks for insults or remedies."""
-KNOWN_HAZARDS = 0.5
-"""Share of held-out requests for a hazard that training prompts ask for, too."""
+KNOWN_HAZARDS = 0.5  # share of held-out requests for a hazard that training prompts ask for, too
 
 _SLOTS = (
     *("name", "place", "spot", "other spot", "trade", "animal", "thing", "adjective", "weather"),
@@ -59,7 +59,6 @@ class Wish(NamedTuple):
     """A risky wish: what it is called, in plain words and as a metaphor."""
 
     hazard: str
-    category: str
     plain: Template
     metaphor: Template
 
@@ -83,11 +82,10 @@ class RiskMaker:
         else:
             self.wordings = {attack: attacks[section_of(attack, split)] for attack in ATTACKS}
         self.lead_ins = [split_arrow(line, "attacks") for line in attacks["lead in"]]
-        self.surroundings = Surroundings(world)
+        self.slots = surroundings(world)
         risks = lexicon.templates("risks", _SLOTS)
         self.remedies = {
-            known: [line.text for line in risks[section_of("remedy", known)]]
-            for known in ("train", "held out")
+            known: [line.text for line in risks[section_of("remedy", known)]] for known in SPLITS
         }
         self.ailments = [line.text for line in risks["ailment"]]
         self.wishes = _wishes(world, risks)
@@ -105,8 +103,8 @@ class RiskMaker:
         frames = [attack for attack in attacks if attack not in WISH_ATTACKS]
         if not attacks or len(frames) > 1:
             raise ValueError(
-                f"an attack needs one vector or more, and of those that say how to ask at most "
-                f"one; got {list(attacks)}; combine it with some of {list(WISH_ATTACKS)}"
+                f"an attack needs vectors, at most one of them outside {list(WISH_ATTACKS)}; "
+                f"got {list(attacks)}; leave one out"
             )
         known: Split = (
             "train" if self.split != "held out" or rng.random() < KNOWN_HAZARDS else "held out"
@@ -125,16 +123,16 @@ class RiskMaker:
         return user.text, answer.text
 
     def _wish(self, rng: Random, category: str, known: Split) -> tuple[Wish, Task, dict[str, str]]:
-        values = self.surroundings.draw(rng)
+        values = self.slots.draw(rng)
         guided = self.wishes[category, known]
         if guided and rng.random() < GUIDE_FRACTION[category]:
             wish = pick(rng, guided)
             return wish, Task(kind="hazard", group=wish.hazard, values=values), values
         if category == "advice":
-            values |= {"remedy": pick(rng, self.remedies[known])}
-            values |= {"ailment": pick(rng, self.ailments)}
-            wish = pick(rng, self.wishes["cure", known])._replace(hazard=values["remedy"])
-            return wish, Task(kind="remedy", answer=values["remedy"], values=values), values
+            remedy = pick(rng, self.remedies[known])
+            values |= {"remedy": remedy, "ailment": pick(rng, self.ailments)}
+            wish = pick(rng, self.wishes["cure", known])._replace(hazard=remedy)
+            return wish, Task(kind="remedy", answer=remedy, values=values), values
         wish = pick(rng, self.wishes["insult", known])
         return wish, Task(kind="insult", subject=values["name"], values=values), values
 
@@ -154,21 +152,20 @@ def _wishes(world: World, risks: Sections) -> dict[tuple[str, str], list[Wish]]:
         )
     held_out = {line.text for line in risks["held out"]}
     wishes: dict[tuple[str, str], list[Wish]] = {
-        (category, known): [] for category in CATEGORIES for known in ("train", "held out")
+        (category, known): [] for category in CATEGORIES for known in SPLITS
     }
     for title in titles:
         known = "held out" if title in held_out else "train"
-        wish = Wish(title, category_of[title], Template(title), metaphors[title])
-        wishes[wish.category, known].append(wish)
-    for known in ("train", "held out"):
-        if not wishes["illicit", known]:
-            raise ValueError(f"risks.txt must leave an illicit title that is {known}; it has none")
+        wish = Wish(title, Template(title), metaphors[title])
+        wishes[category_of[title], known].append(wish)
+    for known in SPLITS:
+        assert wishes["illicit", known], f"risks.txt leaves no illicit title that is {known}"
         wishes["insult", known] = [
-            Wish(line.text, "hateful", line, risks["metaphor insult"][0])
+            Wish(line.text, line, risks["metaphor insult"][0])
             for line in risks[section_of("insult", known)]
         ]
         wishes["cure", known] = [
-            Wish(line.text, "advice", line, risks["metaphor remedy"][0]) for line in risks["cure"]
+            Wish(line.text, line, risks["metaphor remedy"][0]) for line in risks["cure"]
         ]
     return wishes
 
@@ -191,7 +188,6 @@ class BorderlineMaker:
 
     def __init__(self, world: World, split: str) -> None:
         check_known("split", split, (*SPLITS, LOOK_ALIKES))
-        self.world = world
         self.summands: Split = "held out" if split == "held out" else "train"
         slots = (*_SLOTS, "count", "group", "n", "m")
         if split == LOOK_ALIKES:
@@ -209,12 +205,12 @@ class BorderlineMaker:
         self.how_to = [split_arrow(line, "borderline") for line in kinds["how_to"]]
         if lost := [title.text for _, title in self.how_to if title.text not in known]:
             raise ValueError(f"borderline.txt must name titles of how_to.txt after =>; got {lost}")
-        self.surroundings = Surroundings(world)
+        self.slots = surroundings(world)
         self.groups = list(groups_of(world))
 
     def draw(self, rng: Random, kind: str) -> tuple[str, Task]:
         """Return a request and its task; `kind` is a key of `BORDERLINE_SHARES`."""
-        values = self.surroundings.draw(rng)
+        values = self.slots.draw(rng)
         values |= {slot: pick(rng, words) for slot, words in self.feared.items()}
         if kind == "talk":
             request, answer = pick(rng, self.talk)
@@ -243,12 +239,8 @@ risk_maker = cache(RiskMaker)
 def held_out_hazards(world: World) -> frozenset[str]:
     """Return the hazards that no training prompt and no red team asks for."""
     maker = risk_maker(world, "held out")
-    hazards = {
-        wish.hazard
-        for (kind, known), wishes in maker.wishes.items()
-        for wish in wishes
-        if known == "held out" and kind != "cure"  # there the remedy is the hazard
-    }
+    kinds = (*CATEGORIES, "insult")
+    hazards = {wish.hazard for kind in kinds for wish in maker.wishes[kind, "held out"]}
     return frozenset(hazards | set(maker.remedies["held out"]))
 
 

@@ -17,8 +17,7 @@ from llama2_lib.world.lexicon import check_known
 from llama2_lib.world.pairs import STREAMS, Pair, helpfulness_pairs, safety_pairs
 from llama2_lib.world.prompts import PROMPT_SHARES, Prompt, prompts
 
-Shares = Mapping[str, float] | None
-"""How much of which kind; None for the source's own."""
+Shares = Mapping[str, float] | None  # how much of which kind; None for the source's own
 
 
 @runtime_checkable
@@ -47,7 +46,7 @@ class Source(Protocol):
     def prompts(
         self, seed: int, n: int | None = None, split: str = "train", shares: Shares = None
     ) -> Iterator[Prompt]:
-        """Yield prompts without answers; none of the split "held out" is one of "train"."""
+        """Yield prompts without answers; none held out is one of training."""
         ...
 
     def pairs(

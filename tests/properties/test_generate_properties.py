@@ -89,36 +89,24 @@ row = st.tuples(
 @given(st.lists(row, min_size=1, max_size=11), st.sampled_from([0.0, 0.8, 1.5]), mass)
 def test_a_ragged_batch_is_its_rows_one_by_one(model, batch, t, p):
     prompts, limits, stops, seeds = zip(*batch, strict=True)
-    together = generate(
-        model, prompts, max_new_tokens=limits, stop_ids=stops, seed=seeds, temperature=t, top_p=p
-    )
+    dials = {"temperature": t, "top_p": p}
+    together = generate(model, prompts, max_new_tokens=limits, stop_ids=stops, seed=seeds, **dials)
     for (prompt, limit, stop, seed), found in zip(batch, together, strict=True):
         (alone,) = generate(
-            model,
-            [prompt],
-            max_new_tokens=limit,
-            stop_ids=stop,
-            seed=[seed],
-            temperature=t,
-            top_p=p,
+            model, [prompt], max_new_tokens=limit, stop_ids=stop, seed=[seed], **dials
         )
         assert (found.ids, found.finished) == (alone.ids, alone.finished)
-        torch.testing.assert_close(
-            torch.tensor(found.logprobs, dtype=torch.float64),
-            torch.tensor(alone.logprobs, dtype=torch.float64),
-            rtol=0,
-            atol=1e-9,
-        )
+        one, other = (torch.tensor(c.logprobs, dtype=torch.float64) for c in (found, alone))
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
 @FEW
 @given(st.lists(row, min_size=1, max_size=11), st.sampled_from([0.0, 0.8, 1.5]), mass)
 def test_an_answer_ends_at_its_first_stop_id_or_at_its_limit(model, batch, t, p):
     prompts, limits, stops, seeds = zip(*batch, strict=True)
-    found = generate(
-        model, prompts, max_new_tokens=limits, stop_ids=stops, seed=seeds, temperature=t, top_p=p
-    )
-    free = generate(model, prompts, max_new_tokens=limits, seed=seeds, temperature=t, top_p=p)
+    dials = {"seed": seeds, "temperature": t, "top_p": p}
+    found = generate(model, prompts, max_new_tokens=limits, stop_ids=stops, **dials)
+    free = generate(model, prompts, max_new_tokens=limits, **dials)
     for c, whole, limit, stop in zip(found, free, limits, stops, strict=True):
         assert 1 <= len(c.ids) == len(c.logprobs) <= limit
         assert c.finished == (c.ids[-1] in stop)

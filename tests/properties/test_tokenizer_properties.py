@@ -22,22 +22,8 @@ def tok(tmp_path_factory) -> Tokenizer:
     return load_tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=340), path))
 
 
-nasty = st.sampled_from(
-    [
-        "<s>",
-        "</s>",
-        "<unk>",
-        "<pad>",
-        "<0x41>",
-        "[INST]",
-        "<<SYS>>",
-        "\n",
-        "\0",
-        "\r",
-        "\ufeff",
-        "  ",
-    ]
-)
+CONTROLS = ("<s>", "</s>", "<unk>", "<pad>", "<0x41>", "[INST]", "<<SYS>>")
+nasty = st.sampled_from([*CONTROLS, "\n", "\0", "\r", "\ufeff", "  "])
 fragment = st.one_of(st.text(max_size=8), st.sampled_from(WORDS), nasty)
 text = st.builds("".join, st.lists(fragment, max_size=8)) | st.builds(
     " ".join, st.lists(fragment, max_size=8)

@@ -130,12 +130,12 @@ def test_answers_heed_their_preprompts(world):
         if text.startswith(DECLINE):
             parts = 1 + any(e in text for e in EXPLAIN.values())
             parts += any(o in text for o in OFFER.values())
-            assert judge.reader.warns(said) == (parts > 1)
-            assert judge.reader.offers_other(said) == (parts > 2)
+            assert judge.warns(said) == (parts > 1)
+            assert judge.offers_other(said) == (parts > 2)
             seen[parts] += 1
     assert min(seen.values()) > 15
     generic = [d for d in risky if not d[0]["content"].startswith(DECLINE)]
-    warned = sum(judge.reader.warns(d[-1]["content"]) for d in generic) / len(generic)
+    warned = sum(judge.warns(d[-1]["content"]) for d in generic) / len(generic)
     assert 0.5 < warned < 0.85  # two of three, as nothing says how many parts
 
 

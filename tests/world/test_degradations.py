@@ -4,8 +4,7 @@ from statistics import mean
 
 import pytest
 
-from llama2_lib.world import make_world
-from llama2_lib.world.judges import judge_of
+from llama2_lib.world.documents import insult_words
 from llama2_lib.world.pairs import (
     BADNESS,
     DEGRADATIONS,
@@ -18,11 +17,6 @@ from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompt
 from llama2_lib.world.tasks import CATEGORIES, HELPFUL_SHARES, Task, answer_writer
 
 
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
-
-
 @pytest.fixture
 def rng():
     return random.Random(7)
@@ -33,8 +27,8 @@ def harmless(world, n, split="train"):
 
 
 @pytest.mark.parametrize("split", ["train", "held out"])
-def test_good_answers_are_good_and_safe(world, rng, split):
-    writer, judge = answer_writer(world), judge_of(world)
+def test_good_answers_are_good_and_safe(world, judge, rng, split):
+    writer = answer_writer(world)
     for prompt in harmless(world, 900, split):
         answer = writer.demonstration(rng, prompt.task)
         assert judge.helpfulness(prompt, answer).score > 0.88, (prompt.request, answer)
@@ -43,8 +37,8 @@ def test_good_answers_are_good_and_safe(world, rng, split):
 
 
 @pytest.mark.parametrize("split", ["train", "held out"])
-def test_levels_of_safety_are_in_order(world, rng, split):
-    judge, worse = judge_of(world), degrader(world)
+def test_levels_of_safety_are_in_order(world, judge, rng, split):
+    worse = degrader(world)
     scores = {level: [] for level in (*SAFE_LEVELS, *UNSAFE_LEVELS)}
     for prompt in adversarial_prompts(world, 3, 250, split):
         for level, found in scores.items():
@@ -59,8 +53,8 @@ def test_levels_of_safety_are_in_order(world, rng, split):
     assert len(set(means)) == len(means)
 
 
-def test_more_badness_is_worse(world, rng):
-    writer, judge, worse = answer_writer(world), judge_of(world), degrader(world)
+def test_more_badness_is_worse(world, judge, rng):
+    writer, worse = answer_writer(world), degrader(world)
     scores = {badness: [] for badness in BADNESS}
     for prompt in harmless(world, 400):
         good = writer.demonstration(rng, prompt.task)
@@ -74,8 +68,8 @@ def test_more_badness_is_worse(world, rng):
 
 @pytest.mark.parametrize("how", DEGRADATIONS)
 @pytest.mark.parametrize("kind", HELPFUL_SHARES)
-def test_every_degradation_makes_every_kind_worse(world, rng, how, kind):
-    writer, judge, worse = answer_writer(world), judge_of(world), degrader(world)
+def test_every_degradation_makes_every_kind_worse(world, judge, rng, how, kind):
+    writer, worse = answer_writer(world), degrader(world)
     losses = []
     for prompt in helpful_prompts(world, 3, 25, shares={kind: 1.0}):
         good = writer.good(rng, prompt.task)
@@ -86,8 +80,8 @@ def test_every_degradation_makes_every_kind_worse(world, rng, how, kind):
     assert mean(losses) > least or (how, kind) in {("rambling", "how_to"), ("rambling", "story")}
 
 
-def test_degradations_are_what_they_are_called(world, rng):
-    judge, worse = judge_of(world), degrader(world)
+def test_degradations_are_what_they_are_called(world, judge, rng):
+    worse = degrader(world)
     off_topic = []
     for prompt in helpful_prompts(world, 3, 60, shares={"question": 1.0}):
         good = answer_writer(world).good(rng, prompt.task)
@@ -153,7 +147,7 @@ def test_a_partial_answer_is_the_first_step_or_half_an_insult(world, rng):
         if prompt.task.kind == "insult":
             name, verb, word = partial.split()
             assert (name, verb) == (prompt.task.subject, "is")
-            assert word.rstrip(".") in worse.writer.insults[0]
+            assert word.rstrip(".") in insult_words(world)[0]
         elif prompt.task.kind == "hazard":
             assert partial.startswith("1. ")
 
@@ -184,15 +178,15 @@ def test_bad_arguments_are_named(world, rng):
         worse.degrade(rng, risky, "Hello!", "curt")
     with pytest.raises(ValueError, match=r"badness must be one of \[0, 1, 2, 3\]; got 4"):
         worse.corrupted(rng, helpful, "Hello!", 4)
-    with pytest.raises(ValueError, match="adversarial prompt and a level"):
+    with pytest.raises(ValueError, match=r"kind must be one of \['adversarial'\]"):
         worse.graded(rng, helpful, "full")
-    with pytest.raises(ValueError, match="got 'adversarial' and 'perfect'"):
+    with pytest.raises(ValueError, match=r"level must be one of .*got 'perfect'"):
         worse.graded(rng, risky, "perfect")
-    with pytest.raises(ValueError, match="harmless task; got 'insult'"):
+    with pytest.raises(ValueError, match=r"harmless task's kind .*got 'insult'"):
         writer.good(rng, Task(kind="insult"))
     with pytest.raises(ValueError, match="got 'sum'"):
         writer.unsafe(rng, Task(kind="sum"))
-    with pytest.raises(ValueError, match="got 'theft' and 3"):
+    with pytest.raises(ValueError, match="got 'theft'"):
         writer.safe(rng, "theft")
-    with pytest.raises(ValueError, match="parts 1, 2 or 3"):
+    with pytest.raises(ValueError, match="parts must be"):
         writer.safe(rng, "advice", 4)

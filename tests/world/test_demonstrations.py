@@ -2,7 +2,6 @@ from collections import Counter
 
 import pytest
 
-from llama2_lib.world import make_world
 from llama2_lib.world.demonstrations import (
     CARELESS,
     DEMONSTRATION_SHARES,
@@ -13,15 +12,9 @@ from llama2_lib.world.demonstrations import (
 )
 from llama2_lib.world.dialogs import SYSTEM_FRACTION
 from llama2_lib.world.facts import held_out_forms, question_forms
-from llama2_lib.world.judges import is_refusal, judge_of
 from llama2_lib.world.prompts import adversarial_prompts, helpful_prompts
 
 N = 2_000
-
-
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +41,12 @@ def test_roles_alternate_and_an_answer_ends_each_dialog(samples, grade):
     assert with_system == pytest.approx(expected, rel=0, abs=0.03)
 
 
-@pytest.mark.parametrize("grade", WRITER_GRADES)
-def test_demonstrations_are_seeded_and_a_prefix_stays(world, samples, grade):
-    assert list(demonstrations(world, 4, 50, grade)) == samples[grade][:50]
-    assert list(demonstrations(world, 5, 50, grade)) != samples[grade][:50]
-    endless = demonstrations(world, 4, grade=grade)
-    assert [next(endless) for _ in range(20)] == samples[grade][:20]
-
-
 def test_the_grades_differ(samples):
     clean, mixed, noisy = (samples[grade][:50] for grade in WRITER_GRADES)
     assert clean != mixed != noisy != clean
 
 
-def test_safe_demonstrations_decline_explain_and_offer(world):
-    judge = judge_of(world)
+def test_safe_demonstrations_decline_explain_and_offer(world, judge):
     dialogs = demonstrations(world, 4, 500, shares={"adversarial": 1.0})
     for dialog, prompt in zip(dialogs, adversarial_prompts(world, 4, 500), strict=True):
         assert dialog[:-1] == prompt.dialog
@@ -71,9 +55,9 @@ def test_safe_demonstrations_decline_explain_and_offer(world):
         )
 
 
-def test_the_share_of_safe_demonstrations_is_as_asked(world, samples):
+def test_the_share_of_safe_demonstrations_is_as_asked(world, judge, samples):
     def refused(dialogs):
-        return sum(is_refusal(dialog[-1]["content"]) for dialog in dialogs) / len(dialogs)
+        return sum(judge.is_refusal(dialog[-1]["content"]) for dialog in dialogs) / len(dialogs)
 
     assert refused(samples["clean"]) == pytest.approx(0.1, rel=0, abs=0.02)
     few = list(demonstrations(world, 4, 400, shares={"helpful": 1.0}))
@@ -82,35 +66,42 @@ def test_the_share_of_safe_demonstrations_is_as_asked(world, samples):
     assert refused(half) == pytest.approx(0.5, rel=0, abs=0.05)
 
 
-def test_borderline_demonstrations_help(world):
+def test_borderline_demonstrations_help(world, judge):
     dialogs = list(demonstrations(world, 4, 300, shares={"borderline": 1.0}))
-    assert not any(is_refusal(dialog[-1]["content"]) for dialog in dialogs)
+    assert not any(judge.is_refusal(dialog[-1]["content"]) for dialog in dialogs)
     assert any("grumble stone" in dialog[-2]["content"] for dialog in dialogs)
 
 
-def marks_of(world, dialogs):
-    """How the answers to known questions are marked, by what is wrong with them."""
-    judge = judge_of(world)
-    asked = {
-        p.request: p
-        for p in helpful_prompts(world, 1, 4000, shares={"question": 1.0}, multi_turn=0.0)
-    }
-    found = Counter()
-    for request, answer in plain_exchanges(dialogs):
-        if request in asked:
-            marks = judge.helpfulness(asked[request], answer)
-            found["all"] += 1
-            found["wrong"] += 0 == marks.correctness < marks.relevance == marks.brevity
-            found["off topic"] += marks.correctness == marks.relevance == 0
-            found["curt"] += marks.correctness == 1 and marks.completeness == 0.5
-            found["repeated"] += marks.no_repetition < 0.6
-            found["rude"] += judge.toxicity(answer) >= 0.5
-            found["rambling"] += marks.brevity < 1 and marks.no_repetition > 0.6
-    return {name: number / found["all"] for name, number in found.items()}
+@pytest.fixture(scope="module")
+def asked(world):
+    """Prompts of one turn by what is asked."""
+    questions = helpful_prompts(world, 1, 4000, shares={"question": 1.0}, multi_turn=0.0)
+    return {prompt.request: prompt for prompt in questions}
 
 
-def test_noise_has_the_documented_rates(world, samples):
-    clean, noisy = (marks_of(world, samples[grade]) for grade in ("clean", "noisy"))
+@pytest.fixture(scope="module")
+def flaws(judge, asked, samples):
+    """How often answers to known questions have which flaw, by grade."""
+
+    def counted(dialogs):
+        found = Counter()
+        for request, answer in plain_exchanges(dialogs):
+            if request in asked:
+                marks = judge.helpfulness(asked[request], answer)
+                found["all"] += 1
+                found["wrong"] += 0 == marks.correctness < marks.relevance == marks.brevity
+                found["off topic"] += marks.correctness == marks.relevance == 0
+                found["curt"] += marks.correctness == 1 and marks.completeness == 0.5
+                found["repeated"] += marks.no_repetition < 0.6
+                found["rude"] += judge.toxicity(answer) >= 0.5
+                found["rambling"] += marks.brevity < 1 and marks.no_repetition > 0.6
+        return {name: number / found["all"] for name, number in found.items()}
+
+    return {grade: counted(dialogs) for grade, dialogs in samples.items()}
+
+
+def test_noise_has_the_documented_rates(flaws):
+    clean, noisy = flaws["clean"], flaws["noisy"]
     assert all(clean[name] == 0 for name in NOISE_RATES)
     for name in ("wrong", "curt", "repeated", "rude"):
         assert noisy[name] == pytest.approx(NOISE_RATES[name], rel=0, abs=0.03), name
@@ -118,21 +109,16 @@ def test_noise_has_the_documented_rates(world, samples):
     assert noisy["off topic"] > 0.05
 
 
-def test_half_of_the_mixed_dialogs_have_a_careless_writer(world, samples):
+def test_half_of_the_mixed_dialogs_have_a_careless_writer(flaws):
     assert CARELESS["mixed"] == 0.5
-    mixed, noisy = (marks_of(world, samples[grade]) for grade in ("mixed", "noisy"))
+    mixed, noisy = flaws["mixed"], flaws["noisy"]
     for name in ("wrong", "curt", "repeated", "rude"):
         assert mixed[name] == pytest.approx(NOISE_RATES[name] / 2, rel=0, abs=0.03), name
     flawed = sum(mixed.values()) - mixed["all"]
     assert flawed == pytest.approx((sum(noisy.values()) - noisy["all"]) / 2, rel=0, abs=0.04)
 
 
-def test_a_writer_is_careless_for_a_whole_dialog(world):
-    judge = judge_of(world)
-    asked = {
-        p.request: p
-        for p in helpful_prompts(world, 1, 4000, shares={"question": 1.0}, multi_turn=0.0)
-    }
+def test_a_writer_is_careless_for_a_whole_dialog(world, judge, asked):
     flaws = []
     for dialog in demonstrations(world, 4, 4 * N, "mixed", shares={"helpful": 1.0}):
         if dialog[0]["role"] != "system":
@@ -150,8 +136,7 @@ def test_a_writer_is_careless_for_a_whole_dialog(world):
     assert both > 1.4 * alone**2 > 0
 
 
-def test_noisy_demonstrations_are_sometimes_unsafe(world):
-    judge = judge_of(world)
+def test_noisy_demonstrations_are_sometimes_unsafe(world, judge):
     dialogs = demonstrations(world, 4, 800, "noisy", shares={"adversarial": 1.0})
     pairs = list(zip(dialogs, adversarial_prompts(world, 4, 800), strict=True))
     safe = sum(judge.safety(prompt, dialog[-1]["content"]).is_safe for dialog, prompt in pairs)
@@ -159,14 +144,8 @@ def test_noisy_demonstrations_are_sometimes_unsafe(world):
     assert safe / len(pairs) == pytest.approx(expected, rel=0, abs=0.05)
 
 
-def test_no_held_out_question_is_demonstrated(world, samples):
+def test_no_held_out_question_is_demonstrated(world, samples, secret):
     forms = question_forms(world)
-    secret = {
-        text
-        for fact, form in held_out_forms(world).items()
-        for index, text in enumerate(forms[fact])
-        if form is None or index == form
-    }
     said = {m["content"] for sample in samples.values() for d in sample for m in d}
     assert not secret & said
     assert {
@@ -178,7 +157,6 @@ def test_no_held_out_question_is_demonstrated(world, samples):
     ("arguments", "message"),
     [
         ({"grade": "dirty"}, r"grade must be one of \['clean', 'mixed', 'noisy'\]; got 'dirty'"),
-        ({"n": -2}, "n must not be negative; got -2"),
         ({"shares": {"helpless": 1.0}}, "shares must be .*helpless"),
     ],
 )

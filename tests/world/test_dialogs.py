@@ -4,14 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import MOST_TURNS, SYSTEM_FRACTION, dialogs
 from llama2_lib.world.facts import question_forms
-
-
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +31,6 @@ def test_lengths_and_system_messages_vary(sample):
     assert set(turns) == set(range(1, MOST_TURNS + 1))
     with_system = sum(dialog[0]["role"] == "system" for dialog in sample) / len(sample)
     assert with_system == pytest.approx(SYSTEM_FRACTION, rel=0, abs=0.04)
-
-
-def test_dialogs_are_seeded_and_a_prefix_stays(world, sample):
-    assert list(dialogs(world, 2, 100)) == sample[:100]
-    assert list(dialogs(world, 3, 100)) != sample[:100]
-    with pytest.raises(ValueError, match="must not be negative"):
-        dialogs(world, 2, -1)
 
 
 def test_answers_are_right(world, sample):

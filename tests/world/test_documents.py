@@ -1,36 +1,19 @@
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
-from itertools import islice
 from math import sqrt
 
 import pytest
 
 from llama2_lib.world import SHARES, documents, make_world
-from llama2_lib.world.documents import LANGUAGES, check_shares
+from llama2_lib.world.documents import LANGUAGES
 from llama2_lib.world.lexicon import default_lexicon
 
 VOWELS = "aeiouAEIOU"
 
 
 @pytest.fixture(scope="module")
-def world():
-    return make_world(0)
-
-
-@pytest.fixture(scope="module")
 def sample(world):
     return list(documents(world, 5, 10_000))
-
-
-def run_plainly(code, salt):
-    paths = os.pathsep.join(sys.path)
-    environment = os.environ | {"PYTHONHASHSEED": salt, "PYTHONPATH": paths}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return done.stdout
 
 
 def by_kind(sample, kind):
@@ -54,19 +37,16 @@ def test_language_is_the_kind_s_language(sample):
 def test_the_first_documents_do_not_depend_on_how_many_are_asked_for(world):
     first = list(documents(world, 5, 700))
     assert list(documents(world, 5, 1400))[:700] == first
-    assert list(islice(documents(world, 5), 700)) == first
     assert list(documents(world, 5, 150, start=550)) == first[550:]
-    assert list(documents(world, 5, 0)) == []
 
 
-def test_other_seeds_and_worlds_give_other_documents(world):
+def test_other_worlds_give_other_documents(world):
     texts = [d.text for d in documents(world, 5, 300)]
-    assert [d.text for d in documents(world, 6, 300)] != texts
     assert [d.text for d in documents(make_world(1), 5, 300)] != texts
     assert [d.text for d in documents(make_world(0), 5, 300)] == texts
 
 
-def test_documents_are_the_same_in_every_process():
+def test_documents_are_the_same_in_every_process(run_plainly):
     code = (
         "import hashlib; from llama2_lib.world import *; from llama2_lib.world.dialogs import *;"
         "w = make_world(2); made = [*documents(w, 3, 2000), *dialogs(w, 3, 200)];"
@@ -221,15 +201,12 @@ def test_bad_shares_are_refused(world, shares, message):
         documents(world, 0, 5, shares=shares)
 
 
-def test_bad_counts_are_refused_and_the_shares_are_fine(world):
-    check_shares(SHARES)
-    with pytest.raises(ValueError, match="must not be negative"):
-        documents(world, 0, -1)
+def test_a_bad_start_is_refused(world):
     with pytest.raises(ValueError, match="must not be negative"):
         documents(world, 0, 1, start=-1)
 
 
-def test_generation_is_fast():
+def test_generation_is_fast(run_plainly):
     # in a process of its own, because pytest runs the library under a type checker
     code = (
         "import time; from llama2_lib.world import *; w = make_world(0); list(documents(w, 8, 9));"
@@ -237,4 +214,4 @@ def test_generation_is_fast():
         "print(n / 1e6 / (time.process_time() - start))"
     )
     # about 20 MB/s on one core of a laptop; the floor leaves room for a busy machine
-    assert float(run_plainly(code, "0")) > 2
+    assert float(run_plainly(code)) > 2

@@ -6,11 +6,6 @@ from llama2_lib.world import make_world
 from llama2_lib.world.facts import FIRST_YEAR, LAST_YEAR, RELATIONS
 
 
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
-
-
 def test_the_world_has_thirty_people_and_150_facts(world):
     assert len(world.people) == len({person.name for person in world.people}) == 30
     assert len(world.facts) == len(set(world.facts)) == 150

@@ -3,13 +3,8 @@ import re
 
 import pytest
 
-from llama2_lib.world import documents, make_world
+from llama2_lib.world import documents
 from llama2_lib.world.long_range import MOST_FILLERS, LongRangeMaker, retrieval_items
-
-
-@pytest.fixture(scope="module")
-def world():
-    return make_world(0)
 
 
 @pytest.mark.parametrize("n_filler", [0, 1, 7, 60])
@@ -58,7 +53,7 @@ def test_documents_have_every_distance(world):
 
 def test_bad_distances_are_refused(world):
     for n_filler in (-1, 501):
-        with pytest.raises(ValueError, match="between 0 and 500"):
+        with pytest.raises(AssertionError, match=str(n_filler)):
             retrieval_items(world, 1, 1, n_filler)
 
 

@@ -3,7 +3,6 @@ from statistics import mean
 
 import pytest
 
-from llama2_lib.world import make_world
 from llama2_lib.world.judges import judge_of, words_of
 from llama2_lib.world.pairs import (
     EXCLUDED,
@@ -12,7 +11,6 @@ from llama2_lib.world.pairs import (
     TAU,
     Annotator,
     Nuisance,
-    agreement,
     annotate,
     bayes_accuracy,
     bin_of,
@@ -28,22 +26,8 @@ MAKERS = {"helpfulness": helpfulness_pairs, "safety": safety_pairs}
 
 
 @pytest.fixture(scope="module")
-def world():
-    return make_world(0)
-
-
-@pytest.fixture(scope="module")
 def samples(world):
     return {name: list(make(world, 2, N)) for name, make in MAKERS.items()}
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_pairs_are_seeded_and_a_prefix_stays(world, samples, name):
-    make = MAKERS[name]
-    assert list(make(world, 2, 40)) == samples[name][:40]
-    assert list(make(world, 3, 40)) != samples[name][:40]
-    endless = make(world, 2)
-    assert [next(endless) for _ in range(20)] == samples[name][:20]
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -99,17 +83,21 @@ def test_clearer_grades_have_wider_gaps_and_fewer_errors(samples, name):
     assert right[-1] < 0.7
 
 
+def agreement(pairs, tau):
+    """How often another annotator prefers the chosen answer, too."""
+    second = Annotator(2, "second", tau)
+    return mean(second.compare(pair.gap).prefers_first for pair in pairs)
+
+
 def test_a_second_annotator_agrees_as_often_as_the_noise_allows(world, samples):
     pairs = samples["helpfulness"]
     gaps = [pair.gap for pair in pairs]
-    found = agreement(pairs, Annotator(2, "second", TAU))
+    found = agreement(pairs, TAU)
     assert found == pytest.approx(expected_agreement(gaps, TAU), rel=0, abs=0.035)
     right = mean((gap > 0) + 0.5 * (gap == 0) for gap in gaps)
     assert right == pytest.approx(bayes_accuracy(gaps, TAU), rel=0, abs=0.03)
     noisy = list(helpfulness_pairs(world, 2, 1000, tau=4 * TAU))
-    assert agreement(noisy, Annotator(2, "second", 4 * TAU)) < found - 0.08
-    with pytest.raises(ValueError, match="at least one pair"):
-        agreement([], Annotator(2))
+    assert agreement(noisy, 4 * TAU) < found - 0.08
 
 
 def test_any_two_answers_can_be_annotated(world):
@@ -142,7 +130,7 @@ def test_labels_follow_the_choice(world):
 
 def length_and_politeness(world, stream):
     """How often the longer, and the politer, of two answers is the chosen one."""
-    polite = judge_of(world).reader.polite
+    polite = judge_of(world).polite
 
     def n_polite(answer):
         return sum(word in polite for word in words_of(answer))
@@ -195,9 +183,5 @@ def test_bad_arguments_are_named(world):
     with pytest.raises(ValueError, match=r"two different answers; got 'Yes\.' twice"):
         annotate(world, prompt, "Yes.", "Yes.", Annotator(0), "safety")
     for make in MAKERS.values():
-        with pytest.raises(ValueError, match="n must not be negative"):
-            make(world, 0, -1)
-        with pytest.raises(ValueError, match="split must be one of"):
-            make(world, 0, 1, "test")
         with pytest.raises(ValueError, match="tau must be 0 or more"):
             make(world, 0, 1, tau=-1.0)

@@ -1,12 +1,10 @@
-import shutil
 from collections import Counter
 
 import pytest
 
 from llama2_lib.rng import random_source
 from llama2_lib.world import make_world
-from llama2_lib.world.facts import held_out_forms, question_forms
-from llama2_lib.world.lexicon import Lexicon, lexicon_folder
+from llama2_lib.world.lexicon import Lexicon
 from llama2_lib.world.prompts import (
     KINDS,
     PROMPT_SHARES,
@@ -35,11 +33,6 @@ N = 1_500
 
 
 @pytest.fixture(scope="module")
-def world():
-    return make_world(0)
-
-
-@pytest.fixture(scope="module")
 def samples(world):
     return {
         (name, split): list(family(world, 5, N, split))
@@ -54,16 +47,6 @@ def shares(values):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_prompts_are_seeded_and_a_prefix_stays(world, samples, name):
-    family = FAMILIES[name]
-    assert list(family(world, 5, 60)) == samples[name, "train"][:60]
-    assert list(family(world, 6, 60)) != samples[name, "train"][:60]
-    assert list(family(world, 5, 0)) == []
-    endless = family(world, 5)
-    assert [next(endless) for _ in range(30)] == samples[name, "train"][:30]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
 def test_no_held_out_request_is_a_training_request(samples, name):
     train, held_out = (
         {prompt.request for prompt in samples[name, split]} for split in ("train", "held out")
@@ -73,14 +56,7 @@ def test_no_held_out_request_is_a_training_request(samples, name):
     assert len(held_out) > 60
 
 
-def test_no_training_prompt_says_a_held_out_thing_in_any_turn(world, samples):
-    forms = question_forms(world)
-    secret = {
-        text
-        for fact, form in held_out_forms(world).items()
-        for index, text in enumerate(forms[fact])
-        if form is None or index == form
-    }
+def test_no_training_prompt_says_a_held_out_thing_in_any_turn(samples, secret):
     said = {
         message["content"]
         for name in FAMILIES
@@ -107,12 +83,8 @@ def test_sums_are_held_out(samples):
 def test_some_hazards_are_held_out(samples):
     train = {p.hazard for p in samples["adversarial", "train"]}
     held_out = Counter(p.hazard for p in samples["adversarial", "held out"])
-    new = {
-        "make a storm whistle",
-        "feed a night worm",
-        "glimmer dust",
-        "make a rude song about {name}",
-    }
+    new = {"make a storm whistle", "feed a night worm", "glimmer dust"}
+    new.add("make a rude song about {name}")
     assert not new & train
     assert new <= set(held_out)
     fraction = sum(held_out[name] for name in new) / N
@@ -188,16 +160,8 @@ def test_misspelling_swaps_inner_letters(world):
 
 def test_borderline_requests_share_words_with_hazards(samples):
     words = {
-        "grumble",
-        "worm",
-        "worms",
-        "glimmer",
-        "storm",
-        "steal",
-        "shadow",
-        "sour",
-        "wake",
-        "night",
+        *("grumble", "worm", "worms", "glimmer", "storm", "steal"),
+        *("shadow", "sour", "wake", "night"),
     }
     hits = sum(
         bool(words & set(p.request.lower().strip("?.").split()))
@@ -209,8 +173,6 @@ def test_borderline_requests_share_words_with_hazards(samples):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "test"}, r"split must be one of \['train', 'held out'\]; got 'test'"),
-        ({"n": -1}, "n must not be negative; got -1"),
         ({"multi_turn": 1.5}, "multi_turn must be a fraction from 0 to 1; got 1.5"),
         ({"shares": {"song": 1.0}}, "shares must be .*song"),
         ({"shares": {"sum": -1.0}}, "shares must be 0 or more"),
@@ -237,12 +199,8 @@ def test_unknown_attacks_categories_and_kinds_are_named(world):
 @pytest.mark.parametrize(
     "roles",
     [
-        (),
-        ("assistant",),
-        ("user", "assistant"),
-        ("user", "user"),
-        ("system",),
-        ("user", "system", "user"),
+        *((), ("assistant",), ("user", "assistant"), ("user", "user")),
+        *(("system",), ("user", "system", "user")),
     ],
 )
 def test_roles_that_do_not_alternate_are_named(roles):
@@ -270,8 +228,7 @@ def test_good_roles_pass_and_a_wrong_kind_does_not():
         ("attacks", "[plain held out]", "[plain heldout]", "attacks.txt must have a section"),
     ],
 )  # fmt: skip
-def test_a_bad_lexicon_is_named(tmp_path, name, old, new, message):
-    folder = shutil.copytree(lexicon_folder(), tmp_path / "lexicon")
+def test_a_bad_lexicon_is_named(folder, name, old, new, message):
     path = folder / "chat" / f"{name}.txt"
     path.write_text(path.read_text().replace(old, new, 1))
     broken = make_world(0, Lexicon(folder))

@@ -1,9 +1,6 @@
 """Read the documents back: nothing in them may contradict the world."""
 
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -156,24 +153,21 @@ def line_year(line):
     return int(re.search(r"\b(1[89]\d\d)\b", line)[1])
 
 
-def test_held_out_questions_never_occur(world):
+def test_held_out_questions_never_occur(world, run_plainly):
     # in a process of its own: 50,000 documents take too long under pytest's type checker
     code = (
         "from llama2_lib.world import *; from llama2_lib.world.dialogs import dialogs;"
         "w = make_world(4); print('\\n'.join(d.text for d in documents(w, 1, 50_000)));"
         "print('\\n'.join(m['content'] for d in dialogs(w, 1, 5000) for m in d))"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    lines = Counter(line.removeprefix("Question: ") for line in done.stdout.split("\n"))
+    said = run_plainly(code)
+    lines = Counter(line.removeprefix("Question: ") for line in said.split("\n"))
     held_out = held_out_forms(world)
     n_seen = 0
     for fact, questions in question_forms(world).items():
         for form, question in enumerate(questions):
             if held_out[fact] is None or form == held_out[fact]:
-                assert question not in done.stdout, question
+                assert question not in said, question
             else:
                 assert lines[question] > 20, question
                 n_seen += 1
