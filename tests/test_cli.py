@@ -410,6 +410,7 @@ def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
     assert "a dialog must leave room for an answer in 128 tokens" in errors
 
 
+@pytest.mark.slow
 def test_all_versions_answer_side_by_side(root, say):
     answers, errors = say(["What is 3 plus 4?", ""], "--compare", "--max-new-tokens", "5")
     assert errors == ""
@@ -533,6 +534,7 @@ def test_the_kernel_is_looked_at_before_the_training(monkeypatch, capsys):
 # --- the process
 
 
+@pytest.mark.slow
 def test_a_log_holds_lines_and_a_signal_to_end_is_answered_with_one(tmp_path):
     """Training into a file: no carriage return, no bar over a bar; then SIGTERM, and on again."""
     command = ["-m", "llama2_lib", "run", "pretrain", "--recipe", "toy", "--device", "cpu"]

@@ -23,6 +23,7 @@ def root(toy_root, tmp_path, monkeypatch):
     return root
 
 
+@pytest.mark.slow
 def test_it_says_what_was_made(root, capsys):
     assert course.run(device="cpu", notebooks=False) == 0
     shown = capsys.readouterr().out
@@ -99,6 +100,7 @@ def test_it_returns_how_many_notebooks_failed_and_names_them(two_lessons, capsys
     assert asked[1:] == [("03_attention",)], "only the one that failed"
 
 
+@pytest.mark.slow
 def test_a_notebook_is_executed_again_when_what_it_is_made_from_changes(two_lessons, monkeypatch):
     source, asked, _ = two_lessons
     course.run(device="cpu")

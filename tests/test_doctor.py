@@ -208,6 +208,7 @@ def test_the_speed_is_read_where_gradients_are_switched_off():
     assert fastest >= median > 0
 
 
+@pytest.mark.slow
 def test_the_speed_is_that_of_a_quiet_machine_while_others_hold_the_cores():
     """Steps that wait for a core cost wall time, and no more processor time than before."""
     n_cores = machine.usable_cores()

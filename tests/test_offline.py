@@ -94,6 +94,7 @@ def test_children_are_closed_too(closed):
     assert "example.org" in log.read_text()
 
 
+@pytest.mark.slow
 def test_the_whole_chain_runs_without_a_network(closed, tmp_path):
     """From nothing: world, tokenizer, corpus, pretraining, tuning, then a chat with either."""
     environment, log = closed

@@ -100,6 +100,7 @@ def test_claim_6_is_refuted_by_a_cache_that_repeats_its_heads(monkeypatch):
 SHORT = replace(grid(), model=replace(grid().model, max_seq_len=64))
 
 
+@pytest.mark.slow
 def test_claim_7_runs_out_where_the_arithmetic_says(monkeypatch):
     monkeypatch.setattr(attention, "ROUNDS", 1)
     values = CLAIMS[7].measure(SHORT, 0).values

@@ -64,6 +64,7 @@ def test_measured_dialogs_are_whole_and_hold_the_instruction_once(toy_root):
     assert ghosts.measured_cases(recipe, 2, 3) != ghosts.measured_cases(recipe, 1, 3)
 
 
+@pytest.mark.slow
 def test_a_context_too_short_for_twenty_turns_cannot_show(toy_root, monkeypatch):
     monkeypatch.setattr(pipeline, "artifacts", lambda requests: None)
     load = pipeline.load

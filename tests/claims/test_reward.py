@@ -128,6 +128,7 @@ def few(toy_copy, monkeypatch):
         monkeypatch.setattr(variants, name, value)
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_those_that_were_scored(few):
     run = arms(toy(), 0)["safe"]
     with pytest.raises(ValueError, match="the recipe 'toy' has none"):

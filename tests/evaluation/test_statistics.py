@@ -223,6 +223,7 @@ def covered(estimate, truth):
     return estimate.low <= truth <= estimate.high
 
 
+@pytest.mark.slow
 def test_coverage_of_the_intervals():
     source = np.random.default_rng(20)
     runs = 1500

@@ -19,6 +19,7 @@ def outputs(folder, name):
     return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
 
+@pytest.mark.slow
 def test_a_second_build_gives_the_same_bytes_and_a_changed_source_others(course):
     written = course / "90_sample.ipynb"
     first, drawn = written.read_bytes(), outputs(course, "90_sample")

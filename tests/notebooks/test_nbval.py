@@ -76,6 +76,7 @@ def test_a_sound_notebook_passes_and_each_planted_fault_is_red(small, plant, cap
     assert "the kernel died while it ran this cell" in report
 
 
+@pytest.mark.slow
 def test_a_stripped_notebook_passes_nbval_which_is_why_check_refuses_it(plant, capfd):
     path = plant("stripped", 1, execution_count=None, outputs=[])
     assert compare((path,)) == []
@@ -97,6 +98,7 @@ def test_plain_nbval_runs_in_the_environment_of_the_course(small):
     assert "1 failed, 4 passed" in run.stdout, run.stdout
 
 
+@pytest.mark.slow
 def test_comparing_does_without_xdist(small, monkeypatch):
     find, commands = importlib.util.find_spec, []
     monkeypatch.setattr(

@@ -232,6 +232,7 @@ def test_evaluation_names_no_artifact():
     assert "llama2_lib.stages.rehearsal" in settings.modules("llama2_lib.stages.red_team")
 
 
+@pytest.mark.slow
 def test_fingerprints_are_the_same_in_another_process():
     code = (
         "import json; from llama2_lib import pipeline; from llama2_lib.recipes import toy; "

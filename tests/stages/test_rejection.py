@@ -204,6 +204,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_the_salt_of_pythons_hashes_changes_nothing():
     started = [
         subprocess.Popen(
