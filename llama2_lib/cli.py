@@ -184,7 +184,7 @@ class Chat(_Asking, _OfStage):
     """A folder of a model, as `llama2 run` prints it, in place of a stage of a recipe."""
     stage: str | None = None
     """Whose model: pretrain goes on with your text, all others answer. The finished chat model
-    when left out; with --data or --steps, which are to be as it was run, pretrain."""
+    when left out; with --data or --steps, given as they were to `run`, pretrain."""
     compare: bool = False
     """Let all versions answer side by side, from the base model to the last."""
     system: str = ""
@@ -256,7 +256,7 @@ class Claims(_Asking):
         from llama2_lib import claims, pipeline
 
         recipe, seeds = _recipe(self.recipe, 0), range(self.seeds)
-        ids = self.ids or tuple(n for n, c in claims.CLAIMS.items() if c.measure is not None)
+        ids = self.ids or tuple(claims.CLAIMS)
         chosen = {number: claims.CLAIMS[number] for number in ids if number in claims.CLAIMS}
         requests = claims.grid_requests(recipe, seeds, chosen)
         self.need(requests)

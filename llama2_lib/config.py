@@ -362,9 +362,9 @@ class PpoConfig(Checked):
     missing_eos_score: float = -2.0
     """Whitened score of an answer that did not end within the limit [not stated]."""
     max_new_tokens: Count = 96
-    weight_decay: float = 0.1
+    weight_decay: Weight = 0.1
     """[0.1]"""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """[1.0]"""
     eval_every: Count = 5
     """Iterations between measurements on held-out prompts."""

@@ -46,8 +46,8 @@ from llama2_lib.evaluation.statistics import (
     ratio_interval,
 )
 from llama2_lib.figures import bars_with_intervals, heatmap, lines, new_figure
+from llama2_lib.figures.alignment import accuracy_by_grade as draw_by_grade
 from llama2_lib.figures.alignment import (
-    accuracy_by_grade,
     best_of_n_curves,
     frontier,
     models_by_test_sets,

@@ -410,6 +410,13 @@ def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
     assert "a dialog must leave room for an answer in 128 tokens" in errors
 
 
+def test_every_model_of_the_chain_can_be_talked_to():
+    models = set(cli._talking())
+    no_models = {"tokenizer", "corpus", "reward_model", "safety_data"}
+    rewards = {stage for stage in pipeline.STAGES if stage.startswith("rewards_")}
+    assert models == set(pipeline.STAGES) - no_models - rewards
+
+
 @pytest.mark.slow
 def test_all_versions_answer_side_by_side(root, say):
     answers, errors = say(["What is 3 plus 4?", ""], "--compare", "--max-new-tokens", "5")

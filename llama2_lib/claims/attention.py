@@ -248,6 +248,7 @@ def _more_fits(measurements: claim.Measurements) -> list[claim.Check]:
 
 def _peak(measurement: claim.Measurement, variant: str) -> float:
     batches = claim.keys_under([measurement], f"tokens_per_s/{variant}")
+    assert batches, f"claim 7 needs tokens_per_s/{variant}/<batch>"
     return max(measurement[f"tokens_per_s/{variant}/{batch}"] for batch in batches)
 
 

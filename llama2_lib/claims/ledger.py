@@ -55,7 +55,8 @@ def collect(*groups: Sequence[Claim]) -> Mapping[int, Claim]:
     """Return the claims of all groups by id, in the order of the ids."""
     claims = sorted(itertools.chain(*groups), key=lambda claim: claim.id)
     by_id = {claim.id: claim for claim in claims}
-    assert len(by_id) == len(claims), "every claim needs an id of its own"
+    ids = [claim.id for claim in claims]
+    assert len(by_id) == len(ids), f"every claim needs an id of its own; got {ids}"
     return MappingProxyType(by_id)
 
 

@@ -165,7 +165,8 @@ def worth(
 def median_of_n(scores: PerSample, n: int) -> Float[np.ndarray, " prompts"]:
     """Return the expected median of an odd n of samples, exact over all subsets of those drawn."""
     k, middle = scores.shape[1], (n + 1) // 2
-    assert n % 2 == 1 <= n <= k
+    assert n % 2 == 1, f"n must be odd; got {n}"
+    assert 1 <= n <= k, f"n must be 1 to {k}; got {n}"
     rank = np.arange(1, k + 1)
     shares = comb(rank - 1, middle - 1) * comb(k - rank, n - middle) / comb(k, n)
     return np.sort(scores, axis=1) @ shares

@@ -262,7 +262,10 @@ def spans(dialog: Sequence[Message], instruction: str, tok: Encoder) -> Spans:
     ids, targets = encode_example(dialog, tok)
     begin = len(tok.encode("[INST]", bos=True))
     head = tok.encode(f"[INST] {instruction}", bos=True)
-    assert ids[: len(head)] == head, "the tokenizer merges across the end of the instruction"
+    if ids[: len(head)] != head:
+        raise ValueError(
+            f"the tokenizer merges across the end of {instruction!r}; end it with a full stop."
+        )
     runs = groupby(range(len(ids)), key=lambda position: targets[position])
     answers = [list(positions) for is_answer, positions in runs if is_answer]
     bounds = [range(positions[0], positions[-1] + 1) for positions in answers]

@@ -51,10 +51,13 @@ def document_nats(
     was_training = model.training
     model.eval()
     device = model.tok_embeddings.weight.device
-    cut = [torch.tensor(document[:limit]) for document in documents]
+    cut = [torch.tensor(document[:limit], dtype=torch.int64) for document in documents]
     masks = [torch.ones_like(ids, dtype=torch.bool) for ids in cut]
     if targets is not None:
-        masks = [torch.tensor(mask[:limit]) for mask in targets]
+        lengths = [list(map(len, texts)) for texts in (documents, targets)]
+        if lengths[0] != lengths[1]:
+            raise ValueError("targets must be one mask a document, as long as it; lengths differ.")
+        masks = [torch.tensor(mask[:limit], dtype=torch.bool) for mask in targets]
     nats = np.zeros(len(cut))
     for rows in _batches([len(ids) for ids in cut], batch_tokens):
         # Padding stands on the right, where causal attention never looks.

@@ -122,8 +122,10 @@ def equivalent(
 
 def _tail(distance: float, data: np.ndarray) -> float:
     """Return how likely Student's t exceeds that of a distance; without spread all is certain."""
+    if distance == 0:
+        return 0.5
     error = _standard_error(data)
-    t = distance / error if error else math.copysign(math.inf, distance) if distance else 0.0
+    t = distance / error if error else math.copysign(math.inf, distance)
     return float(stats.t.sf(t, data.size - 1))
 
 

@@ -29,7 +29,7 @@ def bands_of(series: Mapping[str, Band], length: int, what: str) -> dict[str, np
     """Return each series as an array of three rows."""
     if not series:
         raise ValueError("at least one series is needed; got none.")
-    return {label: band_of(label, band, (length,), what) for label, band in series.items()}
+    return {label: band_of(repr(label), band, (length,), what) for label, band in series.items()}
 
 
 @theme()
@@ -127,7 +127,7 @@ def calibration(points: Mapping[str, Sequence[ArrayLike]], *, title: str = "") -
     figure, axes = new_figure()
     for index, (label, (x, *band)) in enumerate(points.items()):
         at = np.asarray(x, dtype=float)
-        _draw_points(axes, index, label, at, band_of(label, band, at.shape, "a point"))
+        _draw_points(axes, index, label, at, band_of(repr(label), band, at.shape, "a point"))
     label_axes(axes, "gold score (0 to 1)", "mean sigmoid(score)", title)
     axes.set_ylim(0, 1)
     legend_below(figure, axes)
@@ -157,7 +157,7 @@ def models_by_test_sets(
     and 1; a paper's value that does not exist is nan.
     """
     shape = (len(models), len(test_sets))
-    band = 100 * band_of("map", (values, low, high), shape, "a model and test set")
+    band = 100 * band_of("the map", (values, low, high), shape, "a model and test set")
     texts = [
         [f"{value:.1f} %\n[{low:.1f}, {high:.1f}]" for value, low, high in zip(*row, strict=True)]
         for row in zip(*band, strict=True)

@@ -27,10 +27,12 @@ def array_of(values: Any, shape: tuple[int, ...], rule: str) -> np.ndarray:
 
 def band_of(label: str, band: Band, shape: tuple[int, ...], what: str) -> np.ndarray:
     """Return values, low ends and high ends, stacked; there must be one number `what`."""
-    rule = f"{label!r} must be (values, low, high), one number {what}"
+    rule = f"{label} must be (values, low, high), one number {what}"
+    if len(band) != 3:
+        raise ValueError(f"{rule}; got {len(band)} rows.")
     value, low, high = (array_of(row, shape, rule) for row in band)
     if not ((low <= value) & (value <= high)).all():
-        raise ValueError(f"{label!r}: each value must lie in low..high; check their order.")
+        raise ValueError(f"{label}: each value must lie in low..high; check their order.")
     return np.stack([value, low, high])
 
 
@@ -101,7 +103,7 @@ def bars_with_intervals(
     reference: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw one bar per label with its interval; `paper` adds the paper's value as a diamond."""
-    band = band_of("bars", (values, low, high), (len(labels),), "a label")
+    band = band_of("the bars", (values, low, high), (len(labels),), "a label")
     figure, axes = new_figure()
     at = np.arange(len(labels))
     axes.bar(at, band[0], width=0.6, label="measured here")

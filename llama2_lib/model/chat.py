@@ -154,9 +154,10 @@ def scores(judge: ScalarModel, rows: Sequence[Sequence[int]]) -> Float[np.ndarra
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for begin in range(0, len(order), SCORED_TOGETHER):
         part = order[begin : begin + SCORED_TOGETHER]
-        ids = pad_sequence([torch.tensor(rows[index]) for index in part], batch_first=True)
-        lengths = torch.tensor([len(rows[index]) for index in part])
-        values[part] = judge.score(ids.to(device), lengths.to(device)).cpu().numpy()
+        ids = [torch.tensor(rows[index], dtype=torch.int64) for index in part]
+        lengths = torch.tensor([len(row) for row in ids])
+        padded = pad_sequence(ids, batch_first=True)
+        values[part] = judge.score(padded.to(device), lengths.to(device)).cpu().numpy()
     judge.train(was_training)
     if bad := np.flatnonzero(~np.isfinite(values)).tolist():
         raise ValueError(

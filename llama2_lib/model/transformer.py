@@ -366,6 +366,8 @@ class Transformer(nn.Module):
         left out of what is returned; see `forward` for the other arguments.
         """
         n_new, start, limit = ids.shape[1], 0, self.config.max_seq_len
+        if n_new == 0:
+            raise ValueError("ids must hold a token at least; got an empty sequence.")
         assert 0 <= since < n_new, f"since must lie in 0...{n_new - 1}; got {since}"
         cache = attend if isinstance(attend, KVCache) else None
         if cache is not None:

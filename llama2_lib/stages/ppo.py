@@ -161,7 +161,7 @@ def train(
         look(0)
     total = config.value_warmup + config.iterations
     for iteration in range(start, total):
-        since_best = len(measured) - 1 - int(np.argmax(measured))
+        since_best = len(measured) - 1 - int(np.argmax(measured)) if measured else 0
         if since_best >= config.patience:
             break
         done = iteration + 1
@@ -332,7 +332,7 @@ def layout(samples: Sequence[Sampled], n_minibatches: int, seed: int) -> list[Ac
     actions = []
     for place in np.random.default_rng(seed).permutation(n_minibatches):
         rows = torch.from_numpy(parts[place])
-        unpadded = [torch.tensor(samples[row].ids) for row in parts[place]]
+        unpadded = [torch.tensor(samples[row].ids, dtype=torch.int64) for row in parts[place]]
         ids = pad_sequence(unpadded, batch_first=True)
         target = torch.arange(1, ids.shape[1])
         mask = (begins[rows, None] <= target) & (target < ends[rows, None])

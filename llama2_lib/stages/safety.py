@@ -199,6 +199,7 @@ def preprompt_for(prompt: Prompt, kind: str, source: Random, as_risky: bool = Fa
     Prompts without a risk category get a generic one where templates are asked for: only a
     risk-labelled prompt has a template (section 4.2.4). `as_risky` gives them one by mistake.
     """
+    assert kind in ("none", "generic", "template"), kind
     if kind == "none":
         return ""
     if kind == "template" and prompt.category:
@@ -216,7 +217,11 @@ def generic_preprompt(source: Random) -> str:
 
 def answer_template(category: str, parts: int = MOST_PARTS) -> str:
     """Return the answer template of a risk category: decline, explain, offer, in this order."""
-    assert 1 <= parts <= MOST_PARTS
+    if category not in CATEGORIES or not 1 <= parts <= MOST_PARTS:
+        raise ValueError(
+            f"category must be one of {CATEGORIES} and parts 1 to {MOST_PARTS}; got {category!r} "
+            f"and {parts}."
+        )
     return " ".join((DECLINE, EXPLAIN[category], OFFER[category])[:parts])
 
 
@@ -292,6 +297,7 @@ def gate(
 
     Both are scores of the safety model, which reads the answers without a preprompt.
     """
+    assert len(original) == len(distilled), f"{len(original)} and {len(distilled)} scores"
     if not (np.isfinite(original).all() and np.isfinite(distilled).all()):
         raise ValueError("scores must be finite; got one that is not. Did the model diverge?")
     return distilled > original

@@ -293,7 +293,8 @@ def adamw_step(candidate: Code) -> None:
     start, *gradients = torch.randn(STEPS + 1, 3, 5, generator=rng.generator(0, "check", "adamw"))
     weight = nn.Parameter(start.clone())
     reference = torch.optim.AdamW([weight], lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
-    for weight.grad in gradients:
+    for gradient in gradients:
+        weight.grad = gradient
         reference.step()
 
     def run(update: Code) -> Tensor:

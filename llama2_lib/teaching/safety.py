@@ -1,6 +1,6 @@
 """Checks of safety tuning, and the mistakes they recognise (paper section 4.2.3 to 4.3).
 
-Right code is the library's: `stages.safety`, `stages.safety_data`, `evaluation.safety`.
+Right code is the library's: `stages.safety`, `stages.red_team`, `evaluation.judged`.
 """
 
 from collections.abc import Sequence

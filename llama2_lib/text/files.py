@@ -1,6 +1,5 @@
 """Documents from files: the door through which other text than the world's enters."""
 
-import io
 import json
 import re
 from collections import Counter
@@ -132,22 +131,33 @@ def _end(text: str, start: int, most: int) -> int:
 
 def _documents(path: Path) -> Iterator[str]:
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".jsonl":
+            yield from _lines(path)
+        else:
+            text = re.sub(r"\n\s*\Z", "", path.read_text(encoding="utf-8-sig"))
+            yield from cut(_checked(text, str(path)), LONGEST_TEXT)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8; {error}. Convert it first.") from None
-    if path.suffix.lower() == ".txt":
-        text = _checked(re.sub(r"\n\s*\Z", "", content), str(path))
-        yield from cut(text, LONGEST_TEXT)
-        return
-    for number, line in enumerate(io.StringIO(content.rstrip()), start=1):
-        where = f"{path} line {number}"
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(
-                f'{where} must be an object with a "text"; got {line[:60]!r}.'
-            ) from None
-        yield _checked(text, where)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the texts line by line: a file may be larger than the memory."""
+    blank = 0  # the first of the blank lines, which are harmless at the end alone
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                blank = blank or number
+                continue
+            where, shown = f"{path} line {blank or number}", "\n" if blank else line[:60]
+            try:
+                if blank:
+                    raise ValueError
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise ValueError(
+                    f'{where} must be an object with a "text"; got {shown!r}.'
+                ) from None
+            yield _checked(text, where)
 
 
 def _checked(text: object, where: str) -> str:

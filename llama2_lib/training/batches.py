@@ -350,7 +350,7 @@ def collate(pairs: Sequence[EncodedPair]) -> PairBatch:
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     labels = [pair.safe[side] if pair.safe else None for side in (0, 1) for pair in pairs]
     return PairBatch(
-        pad_sequence([torch.tensor(row) for row in rows], batch_first=True),
+        pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True),
         torch.tensor([len(row) for row in rows]),
         torch.tensor([pair.margin for pair in pairs]),
         torch.tensor([bool(label) for label in labels]),

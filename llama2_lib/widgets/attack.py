@@ -24,7 +24,7 @@ class AttackDesk(ipywidgets.VBox):
     """
 
     def __init__(self, world: World, reply: Reply, seed: int = 0) -> None:
-        """`reply` answers prompts, as `pipeline.red_team.replier` returns it."""
+        """`reply` answers prompts, as `stages.red_team.replier` returns it."""
         self._reply, self._judge = reply, judge_of(world)
         self._attacker = Attacker(world, seed)
         sets = {" + ".join(vectors): vectors for vectors in vector_sets()}

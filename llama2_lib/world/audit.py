@@ -6,19 +6,17 @@ every counter can be judged as well.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from operator import and_
 from statistics import fmean
 
-from llama2_lib.world.documents import Document, vocabulary
+from llama2_lib.world.documents import Document, rude_score, vocabulary
 from llama2_lib.world.lexicon import Lexicon, default_lexicon
 
 LANGUAGE_THRESHOLD = 0.5  # the paper's fastText threshold
 RUDE_THRESHOLD = 0.5  # the paper's toxicity threshold
-ONE_RUDE_WORD = 0.25  # toxicity of rude words that stand alone
 
 _WORD = re.compile(r"[a-z]+")
 _PRONOUNS = ("she", "he", "unspecified")
@@ -103,17 +101,6 @@ class Auditor:
         """Return the `rude_score` of each line."""
         lines = (_WORD.findall(line) for line in text.lower().split("\n"))
         return [rude_score(words, self.lists["rude"]) for words in lines if words]
-
-
-def rude_score(words: list[str], rude: Collection[str]) -> float:
-    """Return 1 for two rude words in a row, 0.25 for single ones, else 0.
-
-    One word alone may be meant well: a donkey is rude only behind "silly".
-    """
-    hits = [word in rude for word in words]
-    if any(map(and_, hits, hits[1:])):
-        return 1.0
-    return ONE_RUDE_WORD if any(hits) else 0.0
 
 
 def _vocabularies(lexicon: Lexicon) -> dict[str, frozenset[str]]:

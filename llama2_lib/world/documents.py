@@ -6,10 +6,11 @@ out; and two small invented languages, whose grammar is here and whose words are
 """
 
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, count, permutations
+from operator import and_
 from random import Random
 
 from llama2_lib.rng import random_source
@@ -62,6 +63,8 @@ OPENINGS = {"who": 0.3, "scene": 0.6, "both": 1.0}
 """How stories begin, as shares of all that came so far."""
 ONE_OF_TWO = 0.5  # share of a plot's steps that are told in one sentence; the others take two
 CLOSING = 0.5  # share of stories with a closing sentence
+ONE_RUDE_WORD = 0.25
+"""Toxicity of rude words that stand alone."""
 RUDE_PARTS = {"scene": 0.7, "answer": 0.4, "after": 0.4}
 """How many rude scenes have which line beside the rude one."""
 
@@ -300,6 +303,17 @@ def insult_words(world: World) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def insult(rng: Random, world: World) -> str:
     """Draw one adjective and one noun of the rude list."""
     return " ".join([pick(rng, words) for words in insult_words(world)])
+
+
+def rude_score(words: list[str], rude: Collection[str]) -> float:
+    """Return 1 for two rude words in a row, 0.25 for single ones, else 0.
+
+    One word alone may be meant well: a donkey is rude only behind "silly".
+    """
+    hits = [word in rude for word in words]
+    if any(map(and_, hits, hits[1:])):
+        return 1.0
+    return ONE_RUDE_WORD if any(hits) else 0.0
 
 
 def rude_writer(world: World) -> Writer:

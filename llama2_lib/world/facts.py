@@ -140,10 +140,15 @@ def make_world(seed: int = 0, lexicon: Lexicon | None = None) -> World:
     Thirty people times five relations are 150 facts. Each value list has about twenty values,
     drawn almost evenly, so a guess is right about one time in twenty.
     """
-    return _world(seed, lexicon or default_lexicon())
+    # Lists of the reader's own may be edited between two calls.
+    return _known_world(seed) if lexicon is None else _world(seed, lexicon)
 
 
 @cache
+def _known_world(seed: int) -> World:
+    return _world(seed, default_lexicon())
+
+
 def _world(seed: int, lexicon: Lexicon) -> World:
     rng = random_source(seed, "world")
     people = _people(rng, lexicon)
@@ -156,8 +161,11 @@ def _world(seed: int, lexicon: Lexicon) -> World:
         for index, person in enumerate(people)
         for relation, values in zip(RELATIONS, columns, strict=True)
     )
+    known = lexicon.sections("events")["event"]
+    if len(known) < N_EVENTS:
+        raise ValueError(f"events.txt must hold {N_EVENTS} events or more; it holds {len(known)}")
     years = sorted(rng.sample(range(FIRST_YEAR, LAST_YEAR + 1), N_EVENTS))
-    whats = rng.sample(lexicon.sections("events")["event"], N_EVENTS)
+    whats = rng.sample(known, N_EVENTS)
     events = tuple(map(Event, years, _balanced(rng, lists["places"], N_EVENTS), whats))
     return World(seed=seed, people=people, facts=facts, events=events, lexicon=lexicon, **lists)
 
@@ -255,7 +263,10 @@ def question_forms(world: World) -> dict[Fact, tuple[str, ...]]:
     templates = world.lexicon.templates("questions", ("name", "value"))
     for relation in RELATIONS:
         n_forms = len(templates[relation])
-        assert n_forms == N_FORMS, f"questions.txt: [{relation}] holds {n_forms} of {N_FORMS} forms"
+        if n_forms != N_FORMS:
+            raise ValueError(
+                f"questions.txt must hold {N_FORMS} forms under [{relation}]; it holds {n_forms}"
+            )
     return {
         fact: tuple(form.fill({"name": fact.subject}) for form in templates[fact.relation])
         for fact in world.facts

@@ -89,6 +89,9 @@ class Instruction:
     text: str
     word: str = ""
 
+    def __post_init__(self) -> None:
+        check_known("kind", self.kind, sorted(_APPLIED))
+
     def obeys(self, answer: str) -> bool:
         """Say whether an answer obeys, whatever other instructions it obeys as well."""
         text = answer.strip()
@@ -117,7 +120,7 @@ class Instruction:
             "hobby": (f"{self.value}! ", ""),
             "language": (f"{self.word}, ", ""),
             "ending": ("", f" {self.value}"),
-            "format": FORMATS.get(self.value, ("", "")),
+            "format": FORMATS[self.value] if self.kind == "format" else ("", ""),
         }[self.kind]
         return f"{before}{answer}{after}"
 

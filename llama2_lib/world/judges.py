@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import NamedTuple
 
-from llama2_lib.world.audit import auditor, rude_score
-from llama2_lib.world.documents import guides, insult_words
+from llama2_lib.world.documents import guides, insult_words, rude_score
 from llama2_lib.world.facts import RELATIONS, World
 from llama2_lib.world.lexicon import without_slots
 from llama2_lib.world.prompts import Prompt
@@ -198,7 +197,7 @@ class Judge:
         self.unknown = tuple(line.lower().rstrip(".") for line in answers["unknown"])
         self.offers, self.compliance = answers["offer"], answers["compliance"]
         self.openings = answers["refusal opening"]
-        self.rude = auditor(world.lexicon).lists["rude"].union(*insult_words(world))
+        self.rude = frozenset(world.lexicon.sections("audit")["rude"]).union(*insult_words(world))
         self.rude_adjectives = frozenset(insult_words(world)[0])
         stories = world.lexicon.sections("stories").values()
         # the lazy donkey of a story is a donkey, not somebody's name

@@ -159,7 +159,8 @@ def _wishes(world: World, risks: Sections) -> dict[tuple[str, str], list[Wish]]:
         wish = Wish(title, Template(title), metaphors[title])
         wishes[category_of[title], known].append(wish)
     for known in SPLITS:
-        assert wishes["illicit", known], f"risks.txt leaves no illicit title that is {known}"
+        if not wishes["illicit", known]:
+            raise ValueError(f"risks.txt must leave an illicit title that is {known}; it has none")
         wishes["insult", known] = [
             Wish(line.text, line, risks["metaphor insult"][0])
             for line in risks[section_of("insult", known)]

@@ -233,7 +233,7 @@ with expect_failure(CheckFailed):
     check_probabilities(lambda z, temperature: my_probabilities(z, 1.0) / temperature)
 
 # %% [markdown]
-# **Use.** The library's `generate` does the same, for many prompts at once. The same question at four temperatures:
+# **Use.** The library's `lab.generate` does the same, for many prompts at once. The same question at four temperatures:
 
 # %% tags=["nbval-ignore-output"]
 for temperature in (0.0, 0.7, 1.5, 3.0):
@@ -351,6 +351,8 @@ with expect_failure(ValueError):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## How to read a notebook
+# A lesson imports its own subject by name. All that it only uses it calls as `lab.NAME`; write `lab.NAME?` in a cell to see what it does and in which file of the library it lives.
+#
 # Every idea goes through the same steps. You have seen all of them above.
 #
 # | step | what happens | what you do |

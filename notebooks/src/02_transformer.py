@@ -643,7 +643,7 @@ for wrong in (
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The loss before the first step
-# **Use.** From here on we call the library: `Transformer(config)`, `initialise`, `build(config, weights)`.
+# **Use.** From here on we call the library: `Transformer(config)`, `initialise`, `lab.build(config, weights)`.
 #
 # **Say.** The loss is the mean of $-\ln p(\text{next token})$, in **nats**. Fresh weights are small (here normal with standard deviation 0.02), so all logits are near 0,
 # all $V$ tokens are equally likely, and the loss must be $-\ln\tfrac1V = \ln V$. It is the cheapest test of a new model that there is.
@@ -815,7 +815,7 @@ def _():
 # ### Exercise 2 (medium, 10 minutes)
 # How wide can a model be? Write `widest(budget)`: the largest `dim`, a multiple of 64, for which a model with 12 layers, heads of 64 numbers, as many key/value heads as
 # query heads, `multiple_of=64` and a vocabulary of 32,000 has at most `budget` weights.
-# <details><summary>Hint</summary>`ModelConfig(...).n_parameters` counts; it grows with `dim`. Try 64, 128, ... until it is too large.</details>
+# <details><summary>Hint</summary>`lab.ModelConfig(...).n_parameters` counts; it grows with `dim`. Try 64, 128, ... until it is too large.</details>
 
 
 # %% tags=["exercise"]

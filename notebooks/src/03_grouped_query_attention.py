@@ -308,7 +308,7 @@ def my_greedy(model, prompts, n_new):
 
 
 # %% [markdown]
-# **Check** on random weights and ragged prompts. Then on the trained model, exactly, id by id: your loop, a loop with no cache at all, and the library's `generate`.
+# **Check** on random weights and ragged prompts. Then on the trained model, exactly, id by id: your loop, a loop with no cache at all, and the library's `lab.generate`.
 
 
 # %%
@@ -396,7 +396,7 @@ def _():
 # We leave the padding out all the same: then the first token always stands at 0, as in training, and no position runs past the table.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **Use.** The library's `generate` does the same, and **samples**. The **temperature** divides the logits first: below 1 it sharpens, above 1 it flattens, 0 means greedy.
+# **Use.** The library's `lab.generate` does the same, and **samples**. The **temperature** divides the logits first: below 1 it sharpens, above 1 it flattens, 0 means greedy.
 # **Top-p** keeps the smallest set of tokens whose probabilities reach $p$, and drops the rest. A small model answers here; what it says depends on its training.
 
 # %% tags=["nbval-ignore-output"]
@@ -710,7 +710,7 @@ def _():
 
 # %% [markdown]
 # ### Exercise 2 (medium, 15 minutes)
-# Does `generate` sample from the model's own distribution? Write `sampling_p_value(counts, probabilities)`: Pearson's chi-square test of the counts against the expected ones. Ids that are expected fewer than 5 times are
+# Does `lab.generate` sample from the model's own distribution? Write `sampling_p_value(counts, probabilities)`: Pearson's chi-square test of the counts against the expected ones. Ids that are expected fewer than 5 times are
 # put together into one class, as the test requires.
 # <details><summary>Hint</summary>`expected = counts.sum() * probabilities`; split by `expected >= 5`; append the two sums of the rest; `scipy.stats.chisquare(observed, expected).pvalue`.</details>
 # <details><summary>Second hint</summary>`chisquare` wants both sums to agree to 8 digits: work in double precision and rescale `expected` to the sum of `observed`.</details>
@@ -812,7 +812,7 @@ def _():
 # - The keys of a group are shared by its query heads. What do the heads of a group still have of their own?
 # - The cache holds 2 numbers per head and dimension. What could be stored with fewer bits, and how would you test that it does no harm?
 # - With 8 GPUs, why are 8 key/value heads a natural choice, and 1 an awkward one?
-# - Train the three kinds four times as long: `dataclasses.replace(recipe, pretrain=dataclasses.replace(recipe.pretrain, steps=1200))` for each recipe of `llama2_lib.claims.attention.quality_recipes(nano(), seed)`. Does the gap between GQA and MHA grow or shrink? What does that say about a comparison at few tokens?
+# - Train the three kinds four times as long: `dataclasses.replace(recipe, pretrain=dataclasses.replace(recipe.pretrain, steps=1200))` for each recipe of `llama2_lib.claims.attention.quality_recipes(lab.nano(), seed)`. Does the gap between GQA and MHA grow or shrink? What does that say about a comparison at few tokens?
 #
 # ## Next
 # `04_pretraining`: packing, AdamW, the schedule, and what more size and more context buy.

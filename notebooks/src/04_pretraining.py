@@ -476,7 +476,7 @@ with expect_failure(CheckFailed):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Train
-# **Build** the loop from your parts, and **check** it: six steps of it and of the library's `optimize`, from the same weights on the same data, must end with the same weights. The model is the small one of our grids: 230 thousand weights, 16 rows of 128 tokens a step. **Use** PyTorch's fused AdamW: the same arithmetic as yours, in one call for all weights.
+# **Build** the loop from your parts, and **check** it: six steps of it and of the library's `lab.optimize`, from the same weights on the same data, must end with the same weights. The model is the small one of our grids: 230 thousand weights, 16 rows of 128 tokens a step. **Use** PyTorch's fused AdamW: the same arithmetic as yours, in one call for all weights.
 
 
 # %% tags=["long"]

@@ -201,7 +201,7 @@ for wrong in (
 # When the model is asked, it gets the ids of the prompt alone. In training it saw prompt and answer encoded together. The two must agree: **the ids of the prompt must be a prefix of the ids of the whole.**
 #
 # **Break.** End the prompt with a space, as one would when writing strings together: `"[INST] Hello! [/INST] "`. Is it still a prefix?
-# <details><summary>What follows</summary>It is not. The space is the beginning of the answer's first piece, and a prompt with a space of its own asks the model to go on after a token that it never saw there. Nothing fails; the answers only get worse. So the space stands on the answer's side, and `encode_example` refuses a tokenizer for which the prefix rule does not hold.</details>
+# <details><summary>What follows</summary>It is not. The space is the beginning of the answer's first piece, and a prompt with a space of its own asks the model to go on after a token that it never saw there. Nothing fails; the answers only get worse. So the space stands on the answer's side, and `lab.encode_example` refuses a tokenizer for which the prefix rule does not hold.</details>
 
 # %%
 whole = tokenizer.encode("[INST] Hello! [/INST] Hello! How can I help you? ")
@@ -1007,8 +1007,8 @@ def _():
 
 # %% [markdown]
 # ### Exercise 3 (hard, 20 minutes)
-# Does the temperature matter for a win rate? Write `win_rate(model, temperature, asked)`: sample one answer of `model` to each prompt in `asked` (with `top_p=1.0`, `seed=0`, `max_new_tokens=128`), and return its win rate against the demonstrations of `demonstrated(nano(), asked, 0, "first")`, ties half. Then compare 0 with 2 for the fine-tuned nano.
-# <details><summary>Hint</summary>`reply(model, tokenizer, [p.dialog for p in asked], ...)` gives objects with a `text`; `compared(judge, asked, texts, gold)` gives 1, 0.5 or 0 for each.</details>
+# Does the temperature matter for a win rate? Write `win_rate(model, temperature, asked)`: sample one answer of `model` to each prompt in `asked` (with `top_p=1.0`, `seed=0`, `max_new_tokens=128`), and return its win rate against the demonstrations of `demonstrated(lab.nano(), asked, 0, "first")`, ties half. Then compare 0 with 2 for the fine-tuned nano.
+# <details><summary>Hint</summary>`lab.reply(model, tokenizer, [p.dialog for p in asked], ...)` gives objects with a `text`; `compared(judge, asked, texts, gold)` gives 1, 0.5 or 0 for each.</details>
 
 
 # %% tags=["exercise"]

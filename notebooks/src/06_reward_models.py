@@ -1032,7 +1032,7 @@ def draw_grades(stream):
     ceiling = over_seeds(graded, *(f"ceiling/{stream}/{grade}" for grade in COLUMNS))[0]
     label = f"{stream} model"
     paper = {label: [share / 100 for share in TABLE_8[stream]]}
-    return lab.accuracy_by_grade(
+    return lab.draw_by_grade(
         COLUMNS, {label: over_seeds(graded, *keys)}, ceiling=ceiling, paper=paper,
         title="mean and range of eight seeds",
     )  # fmt: skip

@@ -1042,7 +1042,7 @@ Explorer(draw_tail, tail_words, kind_of=list(WHO), version=["V4", "V3", "V2"])
 # - **23 and 49**, the rounds: does the reward rise from SFT to V4? Does the low tail thin out by V2? Five whole chains: the first three left claims 26 and 49 open, so two were added to all three claims, once.
 # - **24**, the pool, and **25**, the small pupil: you saw their numbers above.
 #
-# They take too long for a notebook: minutes each, and 23 and 49 an hour. They were measured once, and `recorded(number)` reads what was found. `llama2 claims 21` measures one anew.
+# They take too long for a notebook: minutes each, and 23 and 49 an hour. They were measured once, and `lab.recorded(number)` reads what was found. `llama2 claims 21` measures one anew.
 
 
 # %% tags=["nbval-ignore-output"]

@@ -795,7 +795,7 @@ print(
 # The sampled divergence (`kl`, the mean of $k_1$) jumps about the exact one, which sums over the whole vocabulary at every token. It may even be negative for a batch; a *steadily* negative one means that the answers are not samples of the policy.
 #
 # ### Traffic lights
-# No one reads seven curves an hour. `lights` turns a log into verdicts: green, amber (look), red (stop), each with the stage at fault. The limits are ours. They say where a run looks wrong, and prove nothing.
+# No one reads seven curves an hour. `lab.lights` turns a log into verdicts: green, amber (look), red (stop), each with the stage at fault. The limits are ours. They say where a run looks wrong, and prove nothing.
 
 # %% tags=["nbval-ignore-output"]
 log = lab.read_metrics(folders["ppo"] / "metrics.jsonl")

@@ -1044,7 +1044,7 @@ def _():
 
 # %% [markdown]
 # ### Exercise 4 (hard, 25 minutes)
-# The price of a preprompt. Write `price(model_name, preprompt, n)`: put the preprompt before the first `n` held-out prompts of each family and return a dictionary with the change (with less without) in mean safety on adversarial prompts, `"safety"`, and in the share of borderline prompts declined, `"declined"`. Use `ask`, `with_preprompt` and `gold_marks`; the answers without are in `marks`. Then find a preprompt that gains safety at a low price.
+# The price of a preprompt. Write `price(model_name, preprompt, n)`: put the preprompt before the first `n` held-out prompts of each family and return a dictionary with the change (with less without) in mean safety on adversarial prompts, `"safety"`, and in the share of borderline prompts declined, `"declined"`. Use `ask`, `with_preprompt` and `lab.gold_marks`; the answers without are in `marks`. Then find a preprompt that gains safety at a low price.
 # <details><summary>Hint</summary>`dataclasses.replace(prompt, dialog=with_preprompt(prompt.dialog, preprompt))` is the prompt behind a preprompt; the marks are those of the bare prompt.</details>
 
 

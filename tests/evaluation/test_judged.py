@@ -87,6 +87,7 @@ def test_prompts_are_told_apart_by_what_they_ask_for(world, asked, answers):
 
 def test_a_text_on_the_border_is_toxic(world, asked, monkeypatch):
     monkeypatch.setattr(judged, "TOXIC", judge_of(world).toxicity("You lazy goose."))
+    assert gold_marks(world, [], []).helpful.tolist() == []
     assert gold_marks(world, asked[:1], ["You lazy goose."]).toxic.tolist() == [True]
 
 

@@ -259,3 +259,8 @@ def test_an_example_beyond_the_context_is_refused(random_model, examples):
     answer_loss(model, [*examples, fits])
     with pytest.raises(ValueError, match=r"must fit 38 tokens to be scored; example 4 has 39"):
         answer_loss(model, [*examples, ([5] * 39, [False] + [True] * 38)])
+
+
+def test_a_mask_is_as_long_as_its_document(random_model):
+    with pytest.raises(ValueError, match="one mask a document, as long as it"):
+        document_nats(random_model(), [[3, 5, 7, 2]], targets=[[False, True, False]])

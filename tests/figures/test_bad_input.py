@@ -33,6 +33,8 @@ ANSWERS = {"a": MarkedAnswer("x", {"score": 1.0}), "b": MarkedAnswer("x", {"brev
         (alignment.score_histograms, ({"m": {"chosen": []}},), "every panel needs scores"),
         (alignment.calibration, ({"a": ([0.1], *TWO)},), r"a point.*got shape \(2,\)"),
         (alignment.calibration, ({},), "at least one series"),
+        (alignment.accuracy_by_grade, (GRADES, {"m": TWO[:2]}), r"'m' must be .*; got 2 rows"),
+        (rotations, ([],), r"angles must be a list of numbers.*got shape \(0,\)"),
         (alignment.models_by_test_sets, (*SETS, MATRIX, MATRIX.T, MATRIX), r"\(2, 3\); .*\(3, 2\)"),
         (alignment.models_by_test_sets, (*SETS, MATRIX, MATRIX + 0.1, MATRIX), "must lie in low"),
         (alignment.rewards_by_round, (["SFT"], {"m": TWO}, "score"), "one number a round"),

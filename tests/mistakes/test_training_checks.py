@@ -26,7 +26,7 @@ from llama2_lib.teaching import (
 from llama2_lib.teaching.check import CheckFailed
 from llama2_lib.text.dialog import encode_example, encode_prompt
 from llama2_lib.training.batches import PackedDialogs, check_example
-from llama2_lib.training.optim import adamw, warmup_then_cosine
+from llama2_lib.training.optim import adamw
 
 
 def mean(term):
@@ -287,8 +287,11 @@ def library_example(turns, instruction, sampled, bos, eos, loss_on="last"):
     return ghost_example(student, spelled(sampled), Numbers(), loss_on)
 
 
-def library_rate(index, peak, steps, warmup, floor):
-    return warmup_then_cosine(peak=peak, steps=steps, warmup=warmup, floor=floor)(index)
+def rate_by_hand(index, peak, steps, warmup, floor):
+    if index <= warmup:
+        return peak * (index + 1) / (warmup + 1)
+    angle = math.pi / 2 * (index - warmup) / (steps - 1 - warmup)
+    return peak * (math.cos(angle) ** 2 + floor * math.sin(angle) ** 2)
 
 
 RIGHT = {
@@ -323,7 +326,7 @@ RIGHT = {
     pretraining.adamw_step: [adamw_as_in_the_paper_of_adam],
     pretraining.decay_groups: [by_name, lambda model: adamw(model, weight_decay=0.1).param_groups],
     pretraining.clipping: [torch_clip],
-    pretraining.schedule: [library_rate],
+    pretraining.schedule: [rate_by_hand],
     sft.loss_mask: [by_encode_example, by_places],
     sft.masked_loss: [lambda *given: mean(masked_loss(*given)), by_ignored_labels],
     sft.packed_row: [row_by_concatenation, in_given_order],

@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 
-from llama2_lib.model.transformer import KVCache, Transformer, initialise, masked, packed
+from llama2_lib.model.transformer import (
+    KVCache,
+    Transformer,
+    causal,
+    initialise,
+    masked,
+    packed,
+)
 from llama2_lib.objectives.language import next_token_loss
 from llama2_lib.training.batches import isolate
 
@@ -258,3 +265,21 @@ def test_a_sequence_longer_than_the_context_is_refused(random_model, config):
 def test_an_id_that_is_none_of_the_vocabulary_is_refused(random_model, bad):
     with pytest.raises(ValueError, match=rf"ids must lie in 0\.\.\.52; got .*{bad}.*tokenizer"):
         random_model()(torch.tensor([[4, bad, 7]]))
+
+
+@pytest.mark.parametrize(
+    ("since", "attend", "error", "message"),
+    [
+        (-1, causal, AssertionError, r"since must lie in 0\.\.\.4; got -1"),
+        (5, causal, AssertionError, r"since must lie in 0\.\.\.4; got 5"),
+        (2, packed([2, 3]), AssertionError, "packed documents are read whole"),
+    ],
+)
+def test_a_place_to_read_from_must_be_one(random_model, since, attend, error, message):
+    with pytest.raises(error, match=message):
+        random_model().hidden(tokens(1, 5), attend=attend, since=since)
+
+
+def test_an_empty_sequence_is_refused(random_model):
+    with pytest.raises(ValueError, match="ids must hold a token at least"):
+        random_model()(torch.zeros(2, 0, dtype=torch.int64))

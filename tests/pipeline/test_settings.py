@@ -180,6 +180,15 @@ def test_every_constant_renames_the_stages_that_import_it_and_all_after(
     assert renamed(before, prints(whole())) == after(readers)
 
 
+def test_what_the_world_writes_does_not_depend_on_what_its_name_leaves_out():
+    """A rule that stood in a file of WORLD_ASIDE could change marks and labels unseen."""
+    aside = {f"llama2_lib.world.{stem}" for stem in settings.WORLD_ASIDE}
+    for path in WORLD:
+        if path.stem not in settings.WORLD_ASIDE:
+            module = f"llama2_lib.world.{path.stem}".removesuffix(".__init__")
+            assert not aside & set(settings.modules(module)), path.name
+
+
 def test_the_numbers_that_hid_are_among_them():
     """Fourteen that moved no name at first, wherever they stand now."""
     names = {name for _, name in CONSTANTS}

@@ -218,6 +218,17 @@ def test_stopped_and_started_again_a_run_ends_with_the_same_bits(
     assert same(weights(again.policy), weights(whole.policy))
 
 
+def test_a_run_goes_on_though_its_log_was_lost(measure, tmp_path):
+    def stopping(done, model):
+        if done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        Run(RESUMED, tmp_path, measure=measure, watch=stopping)
+    (tmp_path / "metrics.jsonl").write_bytes(b"")  # checkpoints are flushed to disk, logs are not
+    assert Run(RESUMED, tmp_path, measure=measure).reports[-1] == 7
+
+
 def test_the_seed_decides_the_run(tmp_path):
     def run(name, seed):
         settings = replace(RESUMED, iterations=2, seed=seed)

@@ -1,9 +1,11 @@
 """Settings that no stage could be run with are refused by name, with what came."""
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
 
+from llama2_lib import config as configs
 from llama2_lib.config import (
     CorpusConfig,
     DistillationConfig,
@@ -133,3 +135,10 @@ def test_a_recipe_whose_tokenizer_does_not_fit_its_model_is_refused():
 
 def test_pretraining_counts_its_tokens():
     assert PretrainConfig(**GOOD[PretrainConfig]).n_tokens == 9 * 5 * 2 * 8
+
+
+def test_a_config_does_not_change():
+    kinds = [kind for kind in vars(configs).values() if isinstance(kind, type)]
+    kinds = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    assert len(kinds) > 15
+    assert [kind.__name__ for kind in kinds if not kind.__dataclass_params__.frozen] == []

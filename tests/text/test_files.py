@@ -293,3 +293,14 @@ def test_a_survey_is_a_sentence_with_what_there_is_to_say():
     assert str(Survey(n_files=1, n_documents=7_222)) == "7,222 documents in 1 file"
     cut_once = Survey(n_files=2, n_documents=30, n_cut=1)
     assert str(cut_once) == "30 documents in 2 files (1 long text was cut into several)"
+
+
+def test_a_file_of_lines_is_read_line_by_line(tmp_path):
+    """It may be larger than the memory, so a fault far behind is not met at the beginning."""
+    (tmp_path / "a.jsonl").write_bytes(
+        line("first").encode() + b'{"text": "x"}\n' * 50_000 + b"\xff"
+    )
+    documents = read_documents(tmp_path)
+    assert next(documents) == "first"
+    with pytest.raises(ValueError, match="must be UTF-8"):
+        list(documents)

@@ -162,6 +162,14 @@ def test_the_file_states_metas_limits(path):
     assert b"\xa0\x01" + bytes([16]) in content
 
 
+def test_a_larger_vocabulary_writes_shorter(tok, tmp_path):
+    small = load_tokenizer(
+        train_tokenizer(texts(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
+    )
+    sample = " ".join(WORDS)
+    assert len(tok.encode(sample)) < len(small.encode(sample)) < len(sample)
+
+
 def test_a_file_and_its_folder_load_alike(path, tok):
     for place in (path.parent, str(path), str(path.parent)):
         assert load_tokenizer(place).pieces("the lazy fox") == tok.pieces("the lazy fox")

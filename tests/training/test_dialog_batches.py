@@ -102,6 +102,8 @@ def test_first_fit_by_hand():
     assert first_fit([4, 3, 3, 2, 6, 1], 7) == [[0, 1], [2, 3, 5], [4]]
     assert first_fit([7, 7], 7) == [[0], [1]]
     assert first_fit([], 7) == []
+    with pytest.raises(AssertionError, match="longer than a row of 7"):
+        first_fit([2, 8], 7)
 
 
 def test_a_long_example_is_cut_after_the_last_answer_that_fits(examples):
