@@ -1,6 +1,7 @@
 """Shared by the tests of the floors: a small model in which every axis has a size of its own,
 and the finished artifacts of the recipe `toy`."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,11 +66,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory) -> Path:
-    """Finished artifacts of the recipe `toy`, made once; copy them before you damage them."""
+    """Finished artifacts of the recipe `toy`, made once for all workers, as the lock of an artifact
+    lets only one of them train it; copy them before you damage them."""
     from llama2_lib import pipeline
     from llama2_lib.recipes import toy
 
-    root = tmp_path_factory.mktemp("toy")
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "toy"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pipeline.artifact("red_team_v4", toy(), device="cpu", root=root, bar=False)

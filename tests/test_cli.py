@@ -580,6 +580,7 @@ def test_a_claim_is_told_for_people():
     assert shown.splitlines()[-1].startswith("  verdict  ")
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command(tmp_path):
     command = ("run", "tokenizer", "--recipe", "toy", "--data", str(tmp_path))
     result = process("-m", "llama2_lib", *command)

@@ -85,6 +85,7 @@ def two_lessons(root, tmp_path, monkeypatch):
     return source, asked, faults
 
 
+@pytest.mark.slow
 def test_it_returns_how_many_notebooks_failed_and_names_them(two_lessons, capsys):
     _, asked, faults = two_lessons
     faults += ["03_attention.ipynb: cell 1 raised"]

@@ -185,6 +185,7 @@ print(llama2_lib.__file__, len(made), recorded(46).declared["id"])
 """
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_data_that_the_library_reads(tmp_path):
     """Laid out as a wheel lays it out, far from the checkout."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]

@@ -216,12 +216,12 @@ def _keeps(history: str, measurements: claim.Measurements) -> list[claim.Check]:
 
     False if the whole interval of some cell lies below the share that is asked.
     """
-    found = [pooled([one], name) for one in measurements for name in cells(AFTER, history)]
-    worst = min(found, key=lambda estimate: estimate.value)
-    enough = all(e.value >= SHARE and e.low >= LOW for e in found)
-    refuted = any(e.high < SHARE for e in found)
+    shares = [pooled([one], name) for one in measurements for name in cells(AFTER, history)]
+    worst = min(shares, key=lambda estimate: estimate.value)
+    enough = all(e.value >= SHARE and e.low >= LOW for e in shares)
+    refuted = any(e.high < SHARE for e in shares)
     text = (
-        f"{AFTER}, {history} history: the worst of {len(found)} cells has {worst}, must be at "
+        f"{AFTER}, {history} history: the worst of {len(shares)} cells has {worst}, must be at "
         f"least {SHARE:g} with a lower bound of {LOW:g}"
     )
     return [claim.Check(text=text, holds=False if refuted else True if enough else None)]

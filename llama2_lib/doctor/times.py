@@ -13,12 +13,12 @@ def missing(requests: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Return every stage that these requests still need, each once, in order."""
     from llama2_lib import pipeline
 
-    found: dict[tuple[str, str], tuple[str, Any]] = {}
+    stages: dict[tuple[str, str], tuple[str, Any]] = {}
     for stage, recipe in requests:
         names = pipeline.fingerprints(stage, recipe)
         for name in pipeline.missing(stage, recipe):
-            found.setdefault((name, names[name]), (name, recipe))
-    return list(found.values())
+            stages.setdefault((name, names[name]), (name, recipe))
+    return list(stages.values())
 
 
 def stage_seconds(stage: str, recipe: Any, tokens_per_second: float) -> float:

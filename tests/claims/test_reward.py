@@ -151,6 +151,7 @@ def test_every_claim_is_measured_on_toy_models(few, measure):
         measure(claim.id)
 
 
+@pytest.mark.slow
 def test_drift_agrees_with_what_the_rounds_noted(toy_copy, measure):
     values = measure(18)
     right = pairs = 0.0
@@ -165,6 +166,7 @@ def test_drift_agrees_with_what_the_rounds_noted(toy_copy, measure):
     assert 0.5 <= values["ceiling/own"] <= 1
 
 
+@pytest.mark.slow
 def test_shares_are_counts_of_all_comparisons(toy_copy, measure):
     values = measure(19)
     for stream in STREAMS:

@@ -34,6 +34,7 @@ def test_a_second_build_gives_the_same_bytes_and_a_changed_source_others(course)
     assert outputs(course, "90_sample")["90_sample-008"] != drawn["90_sample-008"]
 
 
+@pytest.mark.slow
 def test_an_ignored_output_is_kept_until_a_fresh_build(course):
     ignored = "90_sample-012"
     before = outputs(course, "90_sample")

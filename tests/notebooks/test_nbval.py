@@ -87,6 +87,7 @@ WITHOUT_DEV = ("-p", "no:timeout", "-p", "no:xdist")
 """The course's own environment has neither of these plugins."""
 
 
+@pytest.mark.slow
 def test_plain_nbval_runs_in_the_environment_of_the_course(small):
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval", "-q", "-c", str(ROOT / "pyproject.toml"),

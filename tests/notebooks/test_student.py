@@ -9,6 +9,7 @@ def texts(notebook):
     return "\n".join(cell.source for cell in notebook.cells)
 
 
+@pytest.mark.slow
 def test_the_teacher_has_the_solution_and_the_student_a_stub(course):
     source = course / "src" / "90_sample.py"
     solved, blank = texts(teacher(source)), texts(blanked(source))

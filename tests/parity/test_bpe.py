@@ -33,6 +33,7 @@ def sentencepiece(texts, tmp_path_factory):
     return load_tokenizer(train_tokenizer(texts, config, Path(path)))
 
 
+@pytest.mark.slow
 def test_the_learned_pieces_are_sentencepieces_in_the_same_order(texts, sentencepiece):
     words = words_of(texts)
     ours = _learn(words, N_MERGES)

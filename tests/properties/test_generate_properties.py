@@ -85,6 +85,7 @@ row = st.tuples(
 )
 
 
+@pytest.mark.slow
 @FEW
 @given(st.lists(row, min_size=1, max_size=11), st.sampled_from([0.0, 0.8, 1.5]), mass)
 def test_a_ragged_batch_is_its_rows_one_by_one(model, batch, t, p):

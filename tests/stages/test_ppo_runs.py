@@ -284,6 +284,7 @@ def test_the_warm_up_does_not_use_up_the_patience(tmp_path):
     assert run.reports[-1] == 6
 
 
+@pytest.mark.slow
 def test_it_learns_to_say_one_symbol_only(tmp_path):
     settings = config(
         iterations=40, batch_size=64, minibatch_size=16, max_new_tokens=6, beta=0.0,

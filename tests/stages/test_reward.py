@@ -126,6 +126,7 @@ def test_scores_do_not_depend_on_the_batch(tokenizer, chat):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_learns_32_pairs_by_heart(tokenizer, chat, tmp_path):
     pairs = encode_pairs(world_pairs("helpfulness", 0, 0, 90, "train"), tokenizer, "none")
     pairs = [p for p in pairs if max(map(len, p[:2])) <= 120][:32]
