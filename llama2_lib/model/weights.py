@@ -47,13 +47,13 @@ def save_model(model: Transformer | ScalarModel, folder: Path) -> None:
         OSError: The disk is full or the folder cannot be written.
     """
     weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    path = folder / "model.safetensors"
+    config, path = folder / "config.json", folder / "model.safetensors"
+    config.write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n")
     try:
         save_file(weights, path)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}. Free some disk space.") from None
-    document = dataclasses.asdict(model.config)
-    (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
+    path.chmod(config.stat().st_mode)  # safetensors gives it rights for its owner alone
 
 
 def load_model(

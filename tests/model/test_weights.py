@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -427,3 +428,15 @@ def test_exactly_the_weights_asked_for_are_taken(model, config):
     del weights["norm.weight"]
     with pytest.raises(ValueError, match=r"weight norm.weight must have shape \(48,\); .*None"):
         build(config, weights)
+
+
+def test_saved_weights_have_the_rights_that_the_umask_grants(model, tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_model(model, tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode)[-3:] for path in tmp_path.iterdir()} == {
+        "config.json": "644",
+        "model.safetensors": "644",
+    }
