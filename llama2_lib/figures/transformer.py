@@ -13,8 +13,9 @@ from llama2_lib.figures.theme import label_axes, new_figure, theme
 @theme()
 def rotations(angles: ArrayLike, *, title: str = "") -> Figure:
     """Draw one clock per rotary pair; its hand stands at the pair's angle, in radians."""
+    values = np.asarray(angles, dtype=float)  # a tensor's `size` is a method
     values = array_of(
-        angles, (max(1, np.size(angles)),), "angles must be a list of numbers, one a pair"
+        values, (max(1, values.size),), "angles must be a list of numbers, one a pair"
     )
     figure, axes = new_figure(1.75 * values.size, 2.6, columns=values.size, squeeze=False)
     around = np.linspace(0, 2 * np.pi, 100)

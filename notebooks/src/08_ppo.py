@@ -1069,7 +1069,7 @@ Explorer(draw_changes, changes_words, before=["SFT", "V4"], after=["V5", "V4"], 
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # A mean over prompts hides trades as well. **See** the change by *kind* of prompt. **Predict**: which kinds suffer in wordings that no reward model and no policy was trained on?
-# <details><summary>What came out, and why</summary>In the training shown here lists in new wordings lose most. Asked "I need five foods. Which do you know?" V5 often falls back on one sentence, such as "I am a helper who knows this little world." or "I am well, thank you. How are you?"; which one differs from chain to chain. That sentence answers another question. But it is fluent, short and harmless, SFT says it now and then, and the reward models mark it well enough where they know no better. So PPO makes it likelier wherever the policy is at a loss. This is over-optimisation in an ordinary, well-behaved run, with a price, early stopping and all lights green. Only a look at single kinds shows it.</details>
+# <details><summary>What came out, and why</summary>Which kind loses most differs from chain to chain. In the training shown here it is the borderline prompts: V5 declines more of them than SFT did. In another training it was lists: asked "I need five foods. Which do you know?" V5 answered 27 of 118 such prompts with one sentence, "I am a helper who knows this little world."; here it does so no more often than SFT does on its own favourite. Both have one cause. A refusal, or a fluent sentence that answers another question, is harmless and short, and the reward models mark it well enough where they know no better. So PPO makes it likelier wherever the policy is at a loss. This is over-optimisation in an ordinary, well-behaved run, with a price, early stopping and all lights green. Only a look at single kinds shows it.</details>
 
 
 # %% tags=["hide-input", "long", "nbval-ignore-output"]
@@ -1122,11 +1122,12 @@ to_lists = {
 }  # fmt: skip
 favourite = {name: Counter(said).most_common(1)[0] for name, said in to_lists.items()}
 for name, (sentence, n) in favourite.items():
-    print(f"{name:4s} says {n} times of {len(to_lists[name])}: {sentence!r}")
+    share = lab.proportion_exact(n, len(to_lists[name]))
+    print(f"{name:4s} says {n} times of {len(to_lists[name])}, a share of {share}: {sentence!r}")
 
 # %%
-print("asked for a list in new wordings, V5 falls back on one sentence more often than SFT:",
-      favourite["V5"][1] > favourite["SFT"][1])  # fmt: skip
+print("prompts for a list in new wordings that each model answered:",
+      {name: len(texts) for name, texts in to_lists.items()})  # fmt: skip
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The price of distance
