@@ -1,12 +1,15 @@
 """What the pictures of transformer and attention hold: the data, not the pixels."""
 
 import numpy as np
+import torch
 
 from llama2_lib.figures.transformer import attention_map, rotations, shares
 
 
 def test_each_hand_stands_at_its_angle():
-    figure = rotations([0.0, np.pi / 2, -1.0], title="position 3")
+    figure = rotations(
+        torch.tensor([0.0, np.pi / 2, -1.0], dtype=torch.float64), title="position 3"
+    )
     hands = [axes.lines[1].get_xydata()[1] for axes in figure.axes]
     expected = [[1, 0], [0, 1], [np.cos(1), -np.sin(1)]]
     np.testing.assert_allclose(hands, expected, rtol=0, atol=1e-12)
