@@ -193,11 +193,11 @@ def logit_gradient(model: Transformer, batch: DialogBatch, loss_mask: Tensor) ->
     """Return (batch, seq): the largest derivative of the loss by the logits of each position."""
     kept: list[Tensor] = []
 
-    def recording(ids: Tensor, **seen: Any) -> Tensor:
+    def recording(ids: Tensor, at: Tensor, **seen: Any) -> Tensor:
         logits = model(ids, **seen)
         logits.retain_grad()
         kept.append(logits)
-        return logits
+        return logits.flatten(0, 1)[at]
 
     loss: Callable = dialog_loss(isolate_documents=True)
     term = loss(recording, batch._replace(loss_mask=loss_mask))

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch.nn.utils.rnn import pad_sequence
 
-from llama2_lib import rng
+from llama2_lib import parallel, rng
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import Past, generate
 from llama2_lib.model.heads import ScalarModel
@@ -63,8 +64,8 @@ def reply(
                 f"a dialog must leave room for an answer in {context} tokens; dialog {index} has "
                 f"{len(prompt)}. Drop its first turns."
             )
-    replies: dict[int, Reply] = {}
-    for rows in _batches([len(prompt) for prompt in prompts], room(model, max_new_tokens)):
+
+    def answer(rows: Sequence[int]) -> list[tuple[int, Reply]]:
         left = context - max(len(prompts[row]) for row in rows)
         completions = generate(
             model,
@@ -76,9 +77,14 @@ def reply(
             stop_ids={tokenizer.eos_id},
             pasts=None if pasts is None else [pasts[row] for row in rows],
         )
-        for row, done in zip(rows, completions, strict=True):
-            text = sanitised(tokenizer.decode(done.ids)).strip()
-            replies[row] = Reply(text, done.ids, done.finished)
+        texts = (sanitised(tokenizer.decode(done.ids)).strip() for done in completions)
+        return [
+            (row, Reply(text, done.ids, done.finished))
+            for row, text, done in zip(rows, texts, completions, strict=True)
+        ]
+
+    batches = list(_batches([len(prompt) for prompt in prompts], room(model, max_new_tokens)))
+    replies = dict(chain(*parallel.shared(batches, lambda own: list(map(answer, own)))))
     return [replies[row] for row in range(len(prompts))]
 
 
@@ -86,7 +92,8 @@ def _batches(lengths: Sequence[int], longest: int) -> Iterator[list[int]]:
     """Yield rows of similar length; one with less room than the others comes by itself."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     free = [row for row in order if lengths[row] <= longest]
-    yield from (free[begin : begin + BATCH] for begin in range(0, len(free), BATCH))
+    size = min(BATCH, -(-len(free) // parallel.n_processes()) or 1)
+    yield from (free[begin : begin + size] for begin in range(0, len(free), size))
     yield from ([row] for row in order[len(free) :])
 
 
@@ -152,12 +159,18 @@ def scores(judge: ScalarModel, rows: Sequence[Sequence[int]]) -> Float[np.ndarra
     judge.eval()
     values = np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for begin in range(0, len(order), SCORED_TOGETHER):
-        part = order[begin : begin + SCORED_TOGETHER]
+    starts = range(0, len(order), SCORED_TOGETHER)
+    parts = [order[begin : begin + SCORED_TOGETHER] for begin in starts]
+
+    def score(part: Sequence[int]) -> np.ndarray:
         ids = [torch.tensor(rows[index], dtype=torch.int64) for index in part]
         lengths = torch.tensor([len(row) for row in ids])
         padded = pad_sequence(ids, batch_first=True)
-        values[part] = judge.score(padded.to(device), lengths.to(device)).cpu().numpy()
+        return judge.score(padded.to(device), lengths.to(device)).cpu().numpy()
+
+    scored = parallel.shared(parts, lambda own: list(map(score, own)))
+    for part, of_part in zip(parts, scored, strict=True):
+        values[part] = of_part
     judge.train(was_training)
     if bad := np.flatnonzero(~np.isfinite(values)).tolist():
         raise ValueError(

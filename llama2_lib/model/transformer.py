@@ -174,6 +174,30 @@ def packed(lengths: Sequence[int]) -> Attend:
     return attend
 
 
+def branched(lengths: Sequence[Sequence[int]]) -> Attend:
+    """Let two continuations of one beginning see that and themselves, and not each other.
+
+    A row holds `lengths` tokens of the beginning, of one continuation and of the other, and then
+    padding. The beginning is read once for both.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert q.shape[2] == k.shape[2], "branches are read whole: no `since` beside them"
+        rows = []
+        for row, (common, first, second) in enumerate(lengths):
+            fork, end = common + first, common + first + second
+            one = [x[row : row + 1, :, :end] for x in (q, k, v)]
+            keys, values = (torch.cat([x[:, :, :common], x[:, :, fork:]], dim=2) for x in one[1:])
+            parts = [
+                causal(*(x[:, :, :fork] for x in one)),
+                causal(one[0][:, :, fork:], keys, values),
+            ]
+            rows.append(F.pad(torch.cat(parts, dim=2), (0, 0, 0, q.shape[2] - end)))
+        return torch.cat(rows)
+
+    return attend
+
+
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
@@ -331,8 +355,13 @@ class Transformer(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(
-        self, ids: Ids, *, positions: Ids | None = None, attend: Attend | KVCache = causal
-    ) -> Float[Tensor, "batch seq vocab"]:
+        self,
+        ids: Ids,
+        *,
+        positions: Ids | None = None,
+        attend: Attend | KVCache = causal,
+        at: Int[Tensor, " wanted"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "wanted vocab"]:
         """Return the logits of each next token, in fp32 (fp64 for an fp64 model).
 
         Args:
@@ -340,12 +369,14 @@ class Transformer(nn.Module):
             positions: Rotary position of each token; counted from the cache's end if left out.
             attend: Who sees whom: `causal`, `masked(visible)`, `packed(lengths)`, or a `KVCache`,
                 which holds the tokens before these and is extended in place.
+            at: Places of the flattened `ids` whose logits alone are wanted.
 
         Raises:
             ValueError: The sequence does not fit `max_seq_len` or the cache, an id is none of the
                 vocabulary, or packed documents do not fill the rows.
         """
-        return self.logits(self.hidden(ids, positions=positions, attend=attend))
+        hidden = self.hidden(ids, positions=positions, attend=attend)
+        return self.logits(hidden if at is None else hidden.flatten(0, 1)[at])
 
     def logits(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """Return the logits of normalised hidden states."""
@@ -373,7 +404,8 @@ class Transformer(nn.Module):
         if cache is not None:
             start, limit = cache.length, min(limit, cache.max_len)
             positions = cache.positions(n_new) if positions is None else positions
-        if start + n_new > limit:
+        # With positions of their own, several texts may stand in a row that is longer than each.
+        if start + n_new > limit and (positions is None or cache is not None):
             raise ValueError(
                 f"a sequence must fit {limit} tokens; got {start + n_new}. Shorten it, or use a "
                 "model with a larger max_seq_len."
@@ -400,7 +432,13 @@ class Transformer(nn.Module):
         dtype = torch.complex128 if h.dtype == torch.float64 else torch.complex64
         table = rotary_table(c.head_dim, c.max_seq_len, c.rope_theta, dtype, h.device)
         if positions is not None:
-            return table[positions]
+            try:
+                return table[positions]
+            except IndexError:
+                raise ValueError(
+                    f"positions must lie in 0...{c.max_seq_len - 1}; got {int(positions.min())}..."
+                    f"{int(positions.max())}. Shorten the text."
+                ) from None
         return table[start : start + h.shape[1]].unsqueeze(0)
 
 

@@ -42,18 +42,37 @@ def masked_loss(
     Raises:
         ValueError: No token is marked, or the first of a row is.
     """
+    at, targets = targets_of(ids, loss_mask)
+    return target_loss(logits.flatten(0, 1)[at], targets)
+
+
+def targets_of(
+    ids: Int[Tensor, "batch tokens"], loss_mask: Bool[Tensor, "batch tokens"]
+) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
+    """Return before which places of the flattened inputs a target stands, and the targets.
+
+    The logits of these places are all that `target_loss` needs.
+
+    Raises:
+        ValueError: No token is marked, or the first of a row is.
+    """
     if bool(loss_mask[:, 0].any()):
         raise ValueError(
             "the first token of a row cannot be a target, for nothing comes before it; "
             f"rows {loss_mask[:, 0].nonzero()[:5, 0].tolist()} mark it."
         )
-    targets = loss_mask[:, 1:]
-    count = targets.sum()
-    if count == 0:
+    at = loss_mask[:, 1:].flatten().nonzero()[:, 0]
+    if len(at) == 0:
         raise ValueError(
-            f"loss_mask marks none of {targets.numel()} tokens, so there is nothing to learn "
-            "from. Were the answers cut off?"
+            f"loss_mask marks none of {loss_mask[:, 1:].numel()} tokens, so there is nothing to "
+            "learn from. Were the answers cut off?"
         )
-    nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    total = nats.masked_fill(~targets.flatten(), 0.0).sum()
-    return LossTerm(total, count.to(total.dtype), {})
+    return at, ids[:, 1:].flatten()[at]
+
+
+def target_loss(
+    logits: Float[Tensor, "targets vocab"], targets: Int[Tensor, " targets"]
+) -> LossTerm:
+    """Negative log-likelihood of targets whose logits alone were computed, in nats."""
+    total = F.cross_entropy(logits, targets, reduction="sum")
+    return LossTerm(total, total.new_tensor(len(targets)), {})

@@ -27,17 +27,22 @@ from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_model
 from llama2_lib.pipeline.graph import (
     STAGES,
+    WITHOUT_MODEL,
     fingerprint,
     fingerprints,
     stage_settings,
     visible_recipe,
 )
+from llama2_lib.pipeline.peers import Peers
 from llama2_lib.stages.job import Job
 from llama2_lib.storage import artifact_root
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.facts import recall_items
 
+PROCESSES, LARGE = 2, 500_000
+"""Processes that train together on a CPU, and from how many weights on they pay: a smaller model is
+trained in the time that a process takes to start."""
 SECONDS_A_LINE = 30  # of a bar in a log file
 BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
 
@@ -87,6 +92,7 @@ def artifact(
     device: str = "auto",
     root: Path | None = None,
     bar: bool = True,
+    processes: int | None = None,
 ) -> Path:
     """Return the finished folder of `stage`, after running what is missing.
 
@@ -94,18 +100,24 @@ def artifact(
     aside with a message and built again. An interrupted stage goes on where it stopped.
 
     `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; artifacts live in `root`, or else in
-    `artifact_root()`; `bar` is whether to show progress.
+    `artifact_root()`; `bar` is whether to show progress. On a CPU `processes` train together, left
+    out `PROCESSES` if the model is large enough; the same number of them gives the same bits.
     """
     root = root or artifact_root()
     todo = missing(stage, recipe, root)
-    total = sum(STAGES[name].seconds for name in todo)
-    with progress_bar(total=total, disable=not bar or not todo, bar_format=BAR) as progress:
-        chosen = choose_device(device)
+    total, chosen = sum(STAGES[name].seconds for name in todo), choose_device(device)
+    models = chosen.type == "cpu" and not set(todo) <= set(WITHOUT_MODEL)
+    pays = recipe.model.n_parameters >= LARGE
+    n = processes or (min(PROCESSES, _n_cores()) if pays else 1)
+    with (
+        progress_bar(total=total, disable=not bar or not todo, bar_format=BAR) as progress,
+        Peers(n if models else 1) as peers,
+    ):
         folders: dict[str, Path] = {}  # each stage once: the rounds share most of their inputs
         for name, digits in fingerprints(stage, recipe).items():
             folders[name] = root / name / digits
             inputs = {other: folders[other] for other in STAGES[name].inputs}
-            _ensure(name, recipe, folders[name], inputs, chosen, progress)
+            _ensure(name, recipe, folders[name], inputs, chosen, progress, peers)
     return folders[stage]
 
 
@@ -116,6 +128,7 @@ def _ensure(
     inputs: dict[str, Path],
     device: torch.device,
     progress: tqdm,
+    peers: Peers,
 ) -> None:
     """Build a stage unless it is there and sound; what is damaged is set aside."""
     with contextlib.suppress(FileNotFoundError, storage.DamagedArtifactError):
@@ -131,7 +144,7 @@ def _ensure(
         except storage.DamagedArtifactError as error:
             aside = storage.set_aside(final)
             print(f"{error} Kept as {aside.name}; building it again.", file=sys.stderr)
-        _build(stage, recipe, final, inputs, device, progress)
+        _build(stage, recipe, final, inputs, device, progress, peers)
 
 
 def _build(
@@ -141,6 +154,7 @@ def _build(
     inputs: dict[str, Path],
     device: torch.device,
     progress: tqdm,
+    peers: Peers,
 ) -> None:
     meta: dict[str, Any] = {
         "stage": stage,
@@ -151,6 +165,7 @@ def _build(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "processes": peers.n,
     }
     begin, shown, node = time.perf_counter(), 0.0, STAGES[stage]
     progress.set_description(stage)
@@ -162,7 +177,8 @@ def _build(
         shown = share * node.seconds
 
     with storage.staged_folder(final, meta) as staging:
-        node.run(Job(visible_recipe(stage, recipe), staging, inputs, device, report))
+        job = Job(visible_recipe(stage, recipe), staging, inputs, device, report)
+        peers.run(stage, recipe, job)
         meta["wall_seconds"] = round(time.perf_counter() - begin, 2)
     report(1.0, "")
 
@@ -205,7 +221,7 @@ def _in_processes(
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
         progress_bar(total=len(requests), disable=not bar, unit="run", desc="grid") as progress,
     ):
-        build = partial(artifact, device="cpu", root=root, bar=False)
+        build = partial(artifact, device="cpu", root=root, bar=False, processes=1)
         waiting = [pool.submit(build, stage, recipe) for stage, recipe in ordered]
         try:
             for future in as_completed(waiting):

@@ -28,6 +28,8 @@ from llama2_lib.stages.job import Job
 JUDGE = f"rewards_v{ROUNDS + 1}"
 """The newest reward models: those of PPO and of all that comes after it."""
 GHOSTS = "ghost_attention"
+WITHOUT_MODEL = ("tokenizer", "corpus")
+"""Stages that train no model and ask none: one process runs them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import save_model
-from llama2_lib.objectives.language import LossTerm, masked_loss
+from llama2_lib.objectives.language import LossTerm, target_loss, targets_of
 from llama2_lib.training.batches import DialogBatch, Example, PackedDialogs, apart, shorten_all
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
 from llama2_lib.training.loop import optimize
@@ -139,7 +139,8 @@ def dialog_loss(isolate_documents: bool) -> Callable[[Forward, DialogBatch], Los
 
     def loss(model: Forward, batch: DialogBatch) -> LossTerm:
         options = apart(batch.document[:, :-1]) if isolate_documents else {}
-        return masked_loss(model(batch.ids[:, :-1], **options), batch.ids, batch.loss_mask)
+        at, targets = targets_of(batch.ids, batch.loss_mask)
+        return target_loss(model(batch.ids[:, :-1], at=at, **options), targets)
 
     return loss
 

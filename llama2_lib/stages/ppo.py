@@ -26,11 +26,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from llama2_lib import rng, storage
+from llama2_lib import parallel, rng, storage
 from llama2_lib.config import PpoConfig, Recipe
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.model.chat import reply, room
-from llama2_lib.model.generate import generate
+from llama2_lib.model.generate import Completion, generate
 from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_model, save_model
@@ -257,7 +257,9 @@ def rollout(ppo: Ppo, prompts: Sequence[TaggedPrompt], seed: int) -> Rollout:
     score = score.masked_fill(~torch.tensor(finished, device=device), config.missing_eos_score)
     # 3 and 4. shape, GAE; whiten the advantages of all mini-batches together
     parts = layout(samples, config.batch_size // config.minibatch_size, seed)
-    credited, divergences = zip(*(_credited(ppo, part, score) for part in parts), strict=True)
+    # Each process credits the rows that it will train on, in the shapes in which it will.
+    own = [_credited(ppo, parallel.own_rows(part), score) for part in parts]
+    credited, drifts = zip(*(map(parallel.all_rows, pair) for pair in own), strict=True)
     advantages = whiten_together(
         [part.advantages for part in credited], [part.response_mask for part in credited]
     )
@@ -266,16 +268,16 @@ def rollout(ppo: Ppo, prompts: Sequence[TaggedPrompt], seed: int) -> Rollout:
         for part, whitened in zip(credited, advantages, strict=True)
     ]
     n, n_tokens = len(samples), sum(len(sample.answer) for sample in samples)
-    sums = {name: sum(part[name] for part in divergences) for name in divergences[0]}
+    kl, exact_kl, entropy = (float(torch.cat(column).sum()) for column in zip(*drifts, strict=True))
     metrics = {
         "reward": float(rewarded.combined.mean()),
         "reward_std": float(rewarded.combined.std()),
         "helpfulness": float(rewarded.helpfulness.mean()),
         "safety": float(rewarded.safety.mean()),
         "score": float(score.mean()),
-        "kl": sums["kl"] / n,
-        "exact_kl": sums["exact_kl"] / n,
-        "entropy": sums["entropy"] / n_tokens,
+        "kl": kl / n,
+        "exact_kl": exact_kl / n,
+        "entropy": entropy / n_tokens,
         "length": n_tokens / n,
         "finished": sum(finished) / n,
         "distinct": len({tuple(sample.ids) for sample in samples}) / n,
@@ -287,14 +289,18 @@ def sample_answers(
     policy: Transformer, prompts: Sequence[TaggedPrompt], config: PpoConfig, seed: int, eos_id: int
 ) -> list[Sampled]:
     """Return one sampled answer to each prompt."""
-    completions = generate(
-        policy,
-        [ids for ids, _ in prompts],
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        seed=seed,
-        stop_ids={eos_id},
-    )
+
+    def ask(rows: Sequence[int]) -> list[Completion]:
+        return generate(
+            policy,
+            [prompts[row][0] for row in rows],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=[rng.seed_from(seed, "generate", row) for row in rows],
+            stop_ids={eos_id},
+        )
+
+    completions = parallel.shared(range(len(prompts)), ask)
     return [
         Sampled(list(ids), done.ids, done.finished)
         for (ids, _), done in zip(prompts, completions, strict=True)
@@ -340,8 +346,18 @@ def layout(samples: Sequence[Sampled], n_minibatches: int, seed: int) -> list[Ac
     return actions
 
 
-def _credited(ppo: Ppo, part: Actions, score: Tensor) -> tuple[Minibatch, dict[str, float]]:
-    """Return what each token is credited with, not whitened yet, and sums over all answers.
+class Drift(NamedTuple):
+    """How far the policy is from the reference, and how undecided; sums over each answer."""
+
+    kl: Float[Tensor, " rows"]
+    """Sampled: k1."""
+    exact_kl: Float[Tensor, " rows"]
+    """Over the whole vocabulary."""
+    entropy: Float[Tensor, " rows"]
+
+
+def _credited(ppo: Ppo, part: Actions, score: Tensor) -> tuple[Minibatch, Drift]:
+    """Return what each token is credited with, not whitened yet, and how far each answer strays.
 
     The log-probabilities are computed in the very shapes in which they are computed again for
     training: before the first step the ratio is then 1 to the last bit.
@@ -354,13 +370,16 @@ def _credited(ppo: Ppo, part: Actions, score: Tensor) -> tuple[Minibatch, dict[s
     reward = shaped_rewards(score[part.rows.to(device)], logprobs, ref_logprobs, mask, config.beta)
     advantages, returns = gae(reward, values, mask, gamma=config.gamma, lam=config.lam)
     p = full.exp()
-    sums = {
-        "kl": (logprobs - ref_logprobs).sum(dim=1).sum(),  # sampled: k1
-        "exact_kl": (p * (full - ref_full)).sum(),  # over the whole vocabulary
-        "entropy": -(p * full).sum(),
-    }
-    minibatch = Minibatch(ids, mask, logprobs, values, advantages, returns)
-    return minibatch, {name: float(total) for name, total in sums.items()}
+
+    def by_answer(of_tokens: Tensor) -> Tensor:
+        return torch.zeros_like(logprobs).masked_scatter(mask, of_tokens).sum(dim=1)
+
+    drift = Drift(
+        (logprobs - ref_logprobs).sum(dim=1),
+        by_answer((p * (full - ref_full)).sum(dim=-1)),
+        by_answer(-(p * full).sum(dim=-1)),
+    )
+    return Minibatch(ids, mask, logprobs, values, advantages, returns), drift
 
 
 def answer_logprobs(

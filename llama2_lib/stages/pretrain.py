@@ -15,7 +15,7 @@ from llama2_lib.config import PretrainConfig
 from llama2_lib.evaluation.language import document_nats
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.objectives.language import LossTerm, masked_loss, next_token_loss
+from llama2_lib.objectives.language import LossTerm, next_token_loss, target_loss, targets_of
 from llama2_lib.stages.corpus import CorpusSplit, load_corpus
 from llama2_lib.stages.fit import Forward, Report, check_rows, fit
 from llama2_lib.stages.job import Job
@@ -74,10 +74,11 @@ def packed_loss(isolate_documents: bool) -> Callable[[Forward, PackedBatch], Los
         return next_token_loss(model(batch.ids[:, :-1]), batch.ids)
 
     def isolated(model: Forward, batch: PackedBatch) -> LossTerm:
-        logits = model(batch.ids[:, :-1], **apart(batch.document[:, :-1]))
         # The first token of a document would have to be guessed from the document before.
-        targets = torch.zeros_like(batch.ids, dtype=torch.bool)
-        targets[:, 1:] = batch.document[:, 1:] == batch.document[:, :-1]
-        return masked_loss(logits, batch.ids, targets)
+        follows = torch.zeros_like(batch.ids, dtype=torch.bool)
+        follows[:, 1:] = batch.document[:, 1:] == batch.document[:, :-1]
+        at, targets = targets_of(batch.ids, follows)
+        logits = model(batch.ids[:, :-1], at=at, **apart(batch.document[:, :-1]))
+        return target_loss(logits, targets)
 
     return isolated if isolate_documents else plain

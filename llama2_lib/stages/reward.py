@@ -307,15 +307,16 @@ def pair_loss(safety_weight: float) -> Callable[[Forward, PairBatch], LossTerm]:
     """Return the ranking loss of a batch, with `safety_weight` times the auxiliary loss."""
 
     def loss(model: Forward, batch: PairBatch) -> LossTerm:
-        outputs = model(batch.ids)
-        answers = outputs.gather(1, batch.lengths[:, None] - 1)[:, 0]
-        chosen, rejected = answers.chunk(2)
-        term = ranking_loss(chosen, rejected, batch.margin)
+        answers = model(batch.ids, **batch.branches()).gather(1, batch.ends())
+        term = ranking_loss(answers[:, 0], answers[:, 1], batch.margin)
         if not safety_weight or not bool(batch.labelled.any()):
             return term
-        safety = safety_auxiliary_loss(answers[batch.labelled], batch.is_safe[batch.labelled])
-        # Per labelled answer, and then as many times as there are pairs: the count stays pairs.
-        total = term.total + safety_weight * safety.total / safety.count * term.count
+        safety = safety_auxiliary_loss(
+            answers[batch.labelled].flatten(), batch.is_safe[batch.labelled].flatten()
+        )
+        # Averaged over the labelled answers of the batch, and then as many times as it has pairs:
+        # what is counted stays pairs, and rows may be divided among processes.
+        total = term.total + safety_weight * batch.per_label[0].to(safety.total) * safety.total
         return LossTerm(total, term.count, term.metrics)
 
     return loss

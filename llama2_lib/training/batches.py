@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llama2_lib import rng
-from llama2_lib.model.transformer import Ids, masked, packed
+from llama2_lib.model.transformer import Ids, branched, masked, packed
 
 Epoch = TypeVar("Epoch")
 
@@ -271,7 +271,7 @@ class PackedDialogs:
             yield DialogBatch(*(torch.from_numpy(column[parts[place]]) for column in columns))
 
 
-# Preference pairs: both answers in one forward pass (paper section 3.2.2)
+# Preference pairs: both answers in one row (paper section 3.2.2)
 
 SORTED_TOGETHER = 16
 """Batches whose pairs are sorted by length before they are divided, so that little is padding."""
@@ -288,15 +288,40 @@ class EncodedPair(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Chosen answers in the first half of the rows, the rejected ones in the same order after."""
+    """One pair a row: what both answers begin with, the rest of the chosen one, of the other."""
 
-    ids: Int[Tensor, "2*pairs seq"]
-    lengths: Int[Tensor, " 2*pairs"]
-    """Real tokens of each row; padding stands on the right."""
+    ids: Int[Tensor, "pairs seq"]
+    """Padded on the right."""
+    lengths: Int[Tensor, "pairs 3"]
+    """Tokens of the common beginning, which is read once, and of the two rests."""
     margin: Float[Tensor, " pairs"]
-    is_safe: Bool[Tensor, " 2*pairs"]
-    """Safety labels; False where there is none."""
-    labelled: Bool[Tensor, " 2*pairs"]
+    is_safe: Bool[Tensor, "pairs 2"]
+    """Safety labels of chosen and rejected; False where there is none."""
+    labelled: Bool[Tensor, " pairs"]
+    per_label: Float[Tensor, " pairs"]
+    """Pairs of the whole batch over labelled answers in it, the same in every row."""
+
+    def branches(self) -> dict[str, Any]:
+        """Return the arguments with which a model reads each answer as if it stood alone."""
+        common, first, second = self.lengths.T[:, :, None]
+        place = torch.arange(self.ids.shape[1], device=self.ids.device)
+        positions = place - first * (place >= common + first)
+        positions = positions.masked_fill(place >= common + first + second, 0)
+        on_cpu = self.ids.device.type == "cpu"  # elsewhere the shapes stay the same, as in `apart`
+        attend = branched(self.lengths.tolist()) if on_cpu else masked(self.visible())
+        return {"positions": positions, "attend": attend}
+
+    def visible(self) -> Bool[Tensor, "pairs seq seq"]:
+        """Return what `branched` lets a token (row) see, as a mask; padding sees what it likes."""
+        common, first, _ = self.lengths.T[:, :, None]
+        place = torch.arange(self.ids.shape[1], device=self.ids.device)
+        in_first = (place >= common) & (place < common + first)
+        behind = place >= common + first
+        return (place[:, None] >= place) & ~(behind[:, :, None] & in_first[:, None])
+
+    def ends(self) -> Int[Tensor, "pairs 2"]:
+        """Return the places of the last tokens of the chosen and of the rejected answer."""
+        return self.lengths.cumsum(dim=1)[:, 1:] - 1
 
 
 class PairedAnswers:
@@ -338,21 +363,31 @@ class PairedAnswers:
         """Return the pairs of each batch: of similar length, in random order."""
         source = np.random.default_rng(rng.seed_from(self.seed, "pairs", epoch))
         order = source.permutation(len(self.pairs))
-        lengths = np.array([max(len(p.chosen), len(p.rejected)) for p in self.pairs])[order]
+        lengths = np.array([sum(_branches(pair)) for pair in self.pairs])[order]
         group = np.arange(len(order)) // (SORTED_TOGETHER * batch_size)
         ordered = order[np.lexsort((lengths, group))]
         parts = np.array_split(ordered, self.batches_per_epoch(batch_size))
         return [parts[index] for index in source.permutation(len(parts))]
 
 
+def _branches(pair: EncodedPair) -> tuple[int, int, int]:
+    """Return the tokens that both answers begin with, prompt included, and those of the rests."""
+    alike = zip(pair.chosen, pair.rejected, strict=False)
+    shorter = min(len(pair.chosen), len(pair.rejected))
+    common = next((at for at, (a, b) in enumerate(alike) if a != b), shorter - 1)
+    return common, len(pair.chosen) - common, len(pair.rejected) - common
+
+
 def collate(pairs: Sequence[EncodedPair]) -> PairBatch:
-    """Lay pairs into one batch, padded on the right to the longest answer."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    labels = [pair.safe[side] if pair.safe else None for side in (0, 1) for pair in pairs]
+    """Lay pairs into one batch, padded on the right to the longest row."""
+    lengths = [_branches(pair) for pair in pairs]
+    rows = [p.chosen + p.rejected[common:] for p, (common, *_) in zip(pairs, lengths, strict=True)]
+    n_labelled = sum(pair.safe is not None for pair in pairs)
     return PairBatch(
         pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True),
-        torch.tensor([len(row) for row in rows]),
+        torch.tensor(lengths),
         torch.tensor([pair.margin for pair in pairs]),
-        torch.tensor([bool(label) for label in labels]),
-        torch.tensor([label is not None for label in labels]),
+        torch.tensor([pair.safe or (False, False) for pair in pairs]),
+        torch.tensor([pair.safe is not None for pair in pairs]),
+        torch.full((len(pairs),), len(pairs) / max(1, 2 * n_labelled)),
     )

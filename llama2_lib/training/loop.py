@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from llama2_lib import parallel
 from llama2_lib.objectives.language import LossTerm
 
 Batch = TypeVar("Batch")
@@ -44,9 +45,9 @@ def optimize(
 ) -> Iterator[Step]:
     """Take one optimiser step per item of `steps`, yielding after each.
 
-    Each step sums the gradients of `accumulate` micro-batches and divides once by what they
-    counted, so how the data is split into micro-batches changes nothing but memory. It ends
-    early when the batches run out.
+    Each step sums the gradients of `accumulate` micro-batches, and of all processes' rows of them,
+    and divides once by what they counted: how the data is split changes nothing but memory and
+    time. It ends early when the batches run out.
 
     Raises:
         FloatingPointError: The loss or gradient is not finite; the weights are untouched.
@@ -58,15 +59,22 @@ def optimize(
         model.train()
         terms = []
         for micro_batch in micro_batches:
-            term = loss_fn(model, micro_batch)
+            term = loss_fn(model, parallel.own_rows(micro_batch))
             term.total.backward()
             terms.append(LossTerm(term.total.detach(), term.count, term.metrics))
 
+        sums = {
+            name: torch.stack([term.metrics[name] * term.count for term in terms]).sum()
+            for name in terms[0].metrics
+        }
+        total = torch.stack([term.total for term in terms]).sum()
         count = torch.stack([term.count for term in terms]).sum()
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(count.item())
-        loss = (torch.stack([term.total for term in terms]).sum() / count).item()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        parallel.add_up(gradients)
+        parallel.add_up([total, count, *sums.values()])
+        for gradient in gradients:
+            gradient.div_(count.item())
+        loss = (total / count).item()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
         if not (abs(loss) < float("inf") and grad_norm < float("inf")):
             optimizer.zero_grad(set_to_none=True)
@@ -81,8 +89,5 @@ def optimize(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        metrics = {
-            name: (sum(term.metrics[name] * term.count for term in terms) / count).item()
-            for name in terms[0].metrics
-        }
+        metrics = {name: (value / count).item() for name, value in sums.items()}
         yield Step(index, loss, grad_norm, lr, int(count), metrics)

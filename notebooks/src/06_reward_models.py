@@ -511,7 +511,7 @@ Explorer(draw_way, way_words, answer=list(SPOILED))
 # | | paper | nano |
 # |---|---|---|
 # | pairs | 1.5 million open-source ones, then 1.4 million of its own | 3,500 and 1,200 of the world, then those of the models' answers |
-# | batch | 512 pairs, that is 1,024 rows | 16 pairs, 32 rows |
+# | batch | 512 pairs, that is 1,024 rows | 16 pairs |
 # | epochs | 1: longer training over-fits | 1 |
 # | schedule | cosine from 1e-5 (5e-6 for 70B) to 10 %, 3 % of warm-up, 5 steps at least | cosine from 5e-4 to 10 %, 5 steps of warm-up |
 # | margin | tried none, small, large; which was used is not stated | small |
@@ -519,7 +519,7 @@ Explorer(draw_way, way_words, answer=list(SPOILED))
 # | helpfulness model's data | all helpfulness pairs, as many others | 85 % helpfulness, 15 % safety |
 # | safety model's data | 90 % safety and harmlessness, 10 % helpfulness | the same |
 #
-# Both answers of a pair go through the model in one pass, chosen ones in the first half of the rows.
+# Both answers of a pair stand in one row: what they begin with, the prompt above all, is read once; then come the rest of the chosen answer and the rest of the other. Neither sees the other (`branches` says who sees whom), so each score is the one that the answer has alone. That saves a third of the work.
 #
 # With a head of zeros every score is 0 and the first loss is known: the mean of softplus(m), ln 2 without a margin. A loss that begins elsewhere points to a fault.
 #
@@ -540,7 +540,8 @@ def my_training(model, pairs, batch_size=16, peak=1e-3):
     rate = lab.warmup_then_cosine(peak=peak, steps=steps, warmup=5)
     model.train()
     for i, batch in enumerate(islice(paired.batches(batch_size=batch_size), steps)):
-        chosen, rejected = model.score(batch.ids, batch.lengths).chunk(2)
+        scores = model(batch.ids, **batch.branches()).gather(1, batch.ends())
+        chosen, rejected = scores.unbind(1)
         loss = my_ranking_loss(chosen, rejected, batch.margin)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -563,7 +564,8 @@ def _():
     first = next(my_training(fresh, encoded))  # the loss before the first step
     expected = torch.nn.functional.softplus(batch.margin).mean()
     assert math.isclose(first, expected, rel_tol=1e-5), "a head of zeros: softplus(m)"
-    chosen, rejected = models.helpfulness.score(batch.ids, batch.lengths).chunk(2)
+    scores = models.helpfulness(batch.ids, **batch.branches()).gather(1, batch.ends())
+    chosen, rejected = scores.unbind(1)
     term = pair_loss(0.0)(models.helpfulness, batch)
     mine = my_ranking_loss(chosen, rejected, batch.margin)
     assert torch.allclose(mine, term.total / term.count, rtol=1e-5), "not the library's"

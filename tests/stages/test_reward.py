@@ -94,19 +94,19 @@ BATCH = collate(
 )
 
 
-def numbers(ids):
+def numbers(ids, **_):
     return torch.arange(ids.numel(), dtype=torch.float64).view(ids.shape) / 10
 
 
 def test_the_loss_reads_the_last_tokens_and_adds_the_safety_term():
-    # Row r of five columns holds 0.5 r + 0.1 t at t: scores at t = 3, 2, 2, 4.
-    chosen, rejected = [0.3, 0.7], [1.2, 1.9]
+    # Row r of six columns holds 0.6 r + 0.1 t at t: scores at t = 3 and 4, at t = 2 and 5.
+    chosen, rejected = [0.3, 0.8], [0.4, 1.1]
     gaps = [c - r - m for c, r, m in zip(chosen, rejected, (0.5, 1.0), strict=True)]
     ranking = sum(math.log(1 + math.exp(-gap)) for gap in gaps)
     plain = pair_loss(0.0)(numbers, BATCH)
     assert abs(plain.total.item() - ranking) < 1e-12
     assert plain.count.item() == 2
-    safety = (math.log(1 + math.exp(-0.3)) + math.log(1 + math.exp(1.2))) / 2  # two labels
+    safety = (math.log(1 + math.exp(-0.3)) + math.log(1 + math.exp(0.4))) / 2  # two labels
     both = pair_loss(0.7)(numbers, BATCH)
     assert abs(both.total.item() - (ranking + 0.7 * safety * 2)) < 1e-12
     assert both.count.item() == 2

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from llama2_lib.model.transformer import masked
+from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.heads import scalar_model
+from llama2_lib.model.transformer import Transformer, initialise, masked
 from llama2_lib.training import batches
 from llama2_lib.training.batches import (
     EncodedPair,
@@ -158,21 +160,78 @@ def many(n, longest=30):
 
 
 def chosen_of(batch):
-    return batch.ids[: len(batch.margin), 0].tolist()
+    return batch.ids[:, 0].tolist()
 
 
-def test_chosen_rows_come_first_and_padding_stands_on_the_right():
+def test_a_row_holds_the_beginning_once_and_then_both_rests():
     batch = collate([ONE, TWO])
-    assert batch.ids.tolist() == [
-        [1, 5, 6, 2, 0],
-        [1, 7, 2, 0, 0],
-        [1, 5, 2, 0, 0],
-        [1, 7, 8, 9, 2],
+    assert batch.lengths.tolist() == [[2, 2, 1], [2, 1, 3]]
+    assert [row[:n] for row, n in zip(batch.ids.tolist(), (5, 6), strict=True)] == [
+        [1, 5, 6, 2, 2],
+        [1, 7, 2, 8, 9, 2],
     ]
-    assert batch.lengths.tolist() == [4, 3, 3, 5]
+    assert batch.ends().tolist() == [[3, 4], [2, 5]]
     assert batch.margin.tolist() == [0.5, 1.0]
-    assert batch.is_safe.tolist() == [True, False, False, False]
-    assert batch.labelled.tolist() == [True, False, True, False]
+    assert batch.is_safe.tolist() == [[True, False], [False, False]]
+    assert batch.labelled.tolist() == [True, False]
+    assert batch.per_label.tolist() == [1.0, 1.0], "two pairs for two labelled answers"
+
+
+def test_an_answer_that_begins_the_other_keeps_a_token_of_its_own():
+    batch = collate([EncodedPair([1, 5, 6], [1, 5, 6, 7, 2])])
+    assert batch.lengths.tolist() == [[2, 1, 3]]
+    assert batch.ids.tolist() == [[1, 5, 6, 6, 7, 2]]
+
+
+@pytest.fixture(scope="module")
+def judge():
+    config = ModelConfig(vocab_size=31, dim=24, n_layers=3, n_heads=6, n_kv_heads=2, max_seq_len=12)
+    return scalar_model(initialise(Transformer(config), seed=1), seed=2).double()
+
+
+def random_pairs(n, longest=14):
+    source = torch.Generator().manual_seed(1)
+    pairs = []
+    for _ in range(n):
+        common, one, other = torch.randint(1, longest // 2, (3,), generator=source).tolist()
+        ids = torch.randint(3, 31, (common + one + other,), generator=source).tolist()
+        pairs.append(EncodedPair(ids[: common + one], ids[:common] + ids[common + one :]))
+    return pairs
+
+
+@pytest.mark.parametrize("path", ["branched", "masked"], ids=["on a CPU", "on a GPU"])
+def test_answers_read_behind_one_beginning_have_the_scores_and_gradients_they_have_alone(
+    judge, path
+):
+    """A row may be longer than the context: each answer for itself fits."""
+    pairs = random_pairs(7)
+    batch = collate(pairs)
+    assert batch.ids.shape[1] > judge.config.max_seq_len
+    options = batch.branches()
+    if path == "masked":
+        options["attend"] = masked(batch.visible())
+    scores = judge(batch.ids, **options).gather(1, batch.ends())
+    alone = torch.stack([
+        torch.cat([judge(torch.tensor([ids]))[:, -1] for ids in (p.chosen, p.rejected)])
+        for p in pairs
+    ])  # fmt: skip
+    torch.testing.assert_close(scores, alone, rtol=1e-10, atol=1e-12)
+    weights = torch.linspace(-1, 2, 14, dtype=torch.float64).view(7, 2)
+    got, expected = (
+        torch.autograd.grad((weights * x).sum(), judge.backbone.layers[0].attention.wq.weight)[0]
+        for x in (scores, alone)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_answer_does_not_see_the_other(judge):
+    pairs = random_pairs(3)
+    changed = [p._replace(chosen=[*p.chosen[:-1], (p.chosen[-1] + 1) % 31]) for p in pairs]
+    before, after = (
+        judge(b.ids, **b.branches()).gather(1, b.ends()) for b in map(collate, (pairs, changed))
+    )
+    assert torch.equal(before[:, 1], after[:, 1])
+    assert (before[:, 0] != after[:, 0]).all()
 
 
 def test_every_pair_comes_once_an_epoch_in_another_order():
@@ -203,6 +262,7 @@ def test_pairs_of_a_batch_have_similar_lengths():
     real = sum(int(batch.lengths.sum()) for batch in batches)
     unsorted = sum(collate(pairs.pairs[i : i + 10]).ids.numel() for i in range(0, 640, 10))
     assert padded < 0.8 * unsorted
+    # no two answers of `many` have a token in common
     assert real == sum(len(p.chosen) + len(p.rejected) for p in pairs.pairs)
 
 
