@@ -238,7 +238,6 @@ class RewardConfig(TrainConfig):
     """Later rounds continue from the model of the round before, at this fraction of the peak."""
     warmup: int = 5
     """Steps [3 %, 5 at least]."""
-    eval_every: Count = 25
     save_every: Count = 50
 
 

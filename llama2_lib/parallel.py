@@ -2,11 +2,16 @@
 
 All of them run the same stage, line by line, on the same inputs. They differ where work is divided:
 `optimize` gives each its rows of a batch and adds up gradients, and what is asked of a model row by
-row is asked of each in part (`shared`). PyTorch's gloo carries the sums. A single process, which is
-what there is unless `pipeline.peers` starts others, divides nothing.
+row is asked of each in part (`shared`). PyTorch's gloo carries the sums. Outside of `joined`, and
+in every other thread, a process is alone and divides nothing.
 """
 
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,16 +20,49 @@ from torch import Tensor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for the others, which may have been stopped by hand."""
+_group: ContextVar[Any] = ContextVar("group", default=None)
+
+
+def available() -> bool:
+    """Return whether this PyTorch can connect processes."""
+    return dist.is_available() and dist.is_gloo_available()
+
+
+def connect(folder: Path, rank: int, n: int) -> Any:
+    """Meet the other processes that are given this folder; wait for all, and return the group.
+
+    It is no default group of PyTorch's: a program may have one of its own. Without a network a
+    machine may not know the address of its own name; this one it always has.
+    """
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname="127.0.0.1")]
+    options._timeout = PATIENCE
+    return gloo(dist.FileStore(str(folder / "store"), n), rank, n, options)
+
+
+@contextmanager
+def joined(group: Any) -> Iterator[None]:
+    """Divide work among the processes of a group within the block."""
+    token = _group.set(group)
+    try:
+        yield
+    finally:
+        _group.reset(token)
 
 
 def n_processes() -> int:
     """Return how many processes run this stage."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    group = _group.get()
+    return 1 if group is None else group.size()
 
 
 def rank() -> int:
     """Return the number of this process, from 0 on."""
-    return dist.get_rank() if n_processes() > 1 else 0
+    group = _group.get()
+    return 0 if group is None else group.rank()
 
 
 def own_rows(batch: Any) -> Any:
@@ -39,16 +77,14 @@ def own_rows(batch: Any) -> Any:
     return type(batch)(*(column[rank() :: n] for column in batch))
 
 
-def all_rows(batch: Any) -> Any:
-    """Return what `own_rows` divided: the rows of all processes, in their old order."""
+def all_rows(batch: Any, n_rows: int) -> Any:
+    """Return what `own_rows` divided: all `n_rows` of all processes, in their old order."""
     n = n_processes()
-    parts: list[Any] = [None] * n
-    if n == 1:
+    if n == 1 or n_rows < n:
         return batch
-    dist.all_gather_object(parts, tuple(batch))
     columns = []
-    for column in zip(*parts, strict=True):
-        whole = column[0].new_empty(sum(map(len, column)), *column[0].shape[1:])
+    for column in zip(*gathered(tuple(batch)), strict=True):
+        whole = column[0].new_empty(n_rows, *column[0].shape[1:])
         for number, part in enumerate(column):
             whole[number::n] = part
         columns.append(whole)
@@ -60,7 +96,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     if n_processes() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
+    _group.get().allreduce([flat]).wait()
     for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
 
@@ -72,10 +108,24 @@ def shared(
     n = n_processes()
     if n == 1:
         return list(compute(items))
-    parts: list[Any] = [None] * n
     own = items[rank() :: n]
-    dist.all_gather_object(parts, list(compute(own)) if own else [])
     results: list[Any] = [None] * len(items)
-    for number, part in enumerate(parts):
+    for number, part in enumerate(gathered(list(compute(own)) if own else [])):
         results[number::n] = part
     return results
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return what every process gives, by rank; it must be something that can be pickled."""
+    group = _group.get()
+    if group is None:
+        return [value]
+    content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
+    group.allgather([lengths], [torch.tensor([len(content)])]).wait()
+    longest = int(max(lengths))
+    parts = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
+    padded = torch.cat([content, content.new_zeros(longest - len(content))])
+    group.allgather([parts], [padded]).wait()
+    pairs = zip(parts, lengths, strict=True)
+    return [pickle.loads(part[: int(n)].numpy().tobytes()) for part, n in pairs]

@@ -120,14 +120,14 @@ def seal(folder: Path, meta: Mapping[str, Any]) -> None:
     rights = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
     files = {}
-    for path in _files(folder):
+    for path in files_of(folder):
         path.chmod(rights)
         files[path.relative_to(folder).as_posix()] = file_sha256(path)
     document = {**meta, "files": files}
     write_atomically(folder / META, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     """Return all files of an artifact but its seal, without what desktops leave lying about."""
 
     def is_litter(path: Path) -> bool:
@@ -162,7 +162,7 @@ def read_sealed(folder: Path, stage: str, expected: str) -> dict[str, Any]:
             f"{folder} must be {stage}/{expected}; its {META} says "
             f"{meta.get('stage')}/{meta.get('fingerprint')}. It was copied from elsewhere."
         )
-    present = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    present = {path.relative_to(folder).as_posix() for path in files_of(folder)}
     for name in sorted(files.keys() | present):
         if not (folder / name).is_file():
             raise DamagedArtifactError(f"{folder / name} must exist; it is missing.")

@@ -210,14 +210,22 @@ def ppo_value_loss(
     if clip is not None:
         near = old_values + (values - old_values).clamp(-clip, clip)
         error = torch.maximum(error, (near - returns).square())
-    with torch.no_grad():
-        spread, missed = (
-            _centred(x, mask, count).square().sum() for x in (returns, returns - values)
-        )
-        # Equal returns leave a spread of rounding errors, of which nothing can be explained.
-        explained = 1 - missed / spread.clamp(min=1e-30)
-        explained = torch.where(spread > count * _rounding(returns), explained, 0.0)
-    return LossTerm(0.5 * error.sum(), count, {"explained_variance": explained})
+    metrics = {"explained_variance": explained_variance(values[mask], returns[mask])}
+    return LossTerm(0.5 * error.sum(), count, metrics)
+
+
+@torch.no_grad()
+def explained_variance(
+    values: Float[Tensor, " tokens"], returns: Float[Tensor, " tokens"]
+) -> Float[Tensor, ""]:
+    """Return which share of the variance of the returns the values foresaw; 0 where there is none.
+
+    Of a batch as a whole: it is no mean over the parts of one.
+    """
+    spread, missed = ((x - x.mean()).square().sum() for x in (returns, returns - values))
+    # Equal returns leave a spread of rounding errors, of which nothing can be explained.
+    explained = 1 - missed / spread.clamp(min=1e-30)
+    return torch.where(spread > len(returns) * _rounding(returns), explained, 0.0)
 
 
 def _count(mask: Tensor, name: str) -> Tensor:

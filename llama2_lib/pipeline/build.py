@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from llama2_lib import storage
+from llama2_lib import parallel, storage
 from llama2_lib.config import Recipe
 from llama2_lib.device import choose_device
 from llama2_lib.evaluation.language import fact_recall
@@ -106,12 +106,9 @@ def artifact(
     root = root or artifact_root()
     todo = missing(stage, recipe, root)
     total, chosen = sum(STAGES[name].seconds for name in todo), choose_device(device)
-    models = chosen.type == "cpu" and not set(todo) <= set(WITHOUT_MODEL)
-    pays = recipe.model.n_parameters >= LARGE
-    n = processes or (min(PROCESSES, _n_cores()) if pays else 1)
     with (
         progress_bar(total=total, disable=not bar or not todo, bar_format=BAR) as progress,
-        Peers(n if models else 1) as peers,
+        Peers(_n_processes(recipe, chosen, processes), root) as peers,
     ):
         folders: dict[str, Path] = {}  # each stage once: the rounds share most of their inputs
         for name, digits in fingerprints(stage, recipe).items():
@@ -119,6 +116,13 @@ def artifact(
             inputs = {other: folders[other] for other in STAGES[name].inputs}
             _ensure(name, recipe, folders[name], inputs, chosen, progress, peers)
     return folders[stage]
+
+
+def _n_processes(recipe: Recipe, device: torch.device, wanted: int | None) -> int:
+    if device.type != "cpu" or not parallel.available():
+        return 1
+    pays = recipe.model.n_parameters >= LARGE
+    return wanted or (min(PROCESSES, _n_cores()) if pays else 1)
 
 
 def _ensure(
@@ -165,7 +169,6 @@ def _build(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "processes": peers.n,
     }
     begin, shown, node = time.perf_counter(), 0.0, STAGES[stage]
     progress.set_description(stage)
@@ -178,6 +181,8 @@ def _build(
 
     with storage.staged_folder(final, meta) as staging:
         job = Job(visible_recipe(stage, recipe), staging, inputs, device, report)
+        if peers.n > 1 and stage not in WITHOUT_MODEL:
+            meta |= {"threads": 1, "processes": peers.n}
         peers.run(stage, recipe, job)
         meta["wall_seconds"] = round(time.perf_counter() - begin, 2)
     report(1.0, "")
@@ -193,9 +198,10 @@ def artifacts(
 ) -> list[Path]:
     """Return the folders of many small runs, training those that are missing side by side.
 
-    On a CPU every run gets one core: small models keep one core busy and waste the second. On
-    a GPU they run one after the other. A script must call this under `if __name__ == "__main__":`,
-    or the processes cannot start, which is a ChildProcessError, as if one was killed.
+    On a CPU every run gets one core: small models keep one core busy and waste the second. (A large
+    one comes out with other bits than from `artifact`, which trains it in two processes.) On a GPU
+    they run one after the other. A script must call this under `if __name__ == "__main__":`, or the
+    processes cannot start, which is a ChildProcessError, as if one was killed.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A worker imports the script that asked, and met this call: it had no `__main__` guard.

@@ -1,4 +1,4 @@
-"""Processes that run the missing stages beside this one, each with its rows of every batch.
+"""Processes that run a chain's stages beside this one, each with its rows of every batch.
 
 A peer is started once, and told stage after stage. It copies what the stage has left so far, its
 checkpoints too, into a folder of its own, runs it line by line as this process does, and throws
@@ -17,104 +17,128 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 import torch
-import torch.distributed as dist
 
-from llama2_lib import storage
+from llama2_lib import parallel, storage
 from llama2_lib.config import Recipe
 from llama2_lib.pipeline.graph import STAGES, WITHOUT_MODEL, visible_recipe
 from llama2_lib.stages.job import Job
+
+SERVE = "import sys; from llama2_lib.pipeline.peers import serve; serve(*sys.argv[1:])"
+LAST_WORDS = 5.0
+"""Seconds that a dying peer has to end, after its connection broke."""
+
+
+class ProcessesDiffer(RuntimeError):
+    """The processes of a stage have written different bytes."""
 
 
 class Peers:
     """The processes of one chain; to be used in a `with` statement, which ends them."""
 
-    def __init__(self, n: int):
+    def __init__(self, n: int, root: Path):
         self.n = n
         """This process included."""
+        self.root = root
+        """Under it the peers have their folders, on the disk where artifacts lie."""
         self.started: list[subprocess.Popen[bytes]] = []
-        self.folder = Path(tempfile.mkdtemp(prefix="llama2-peers-") if n > 1 else "")
-        for rank in range(1, n):
-            self._start(rank)
-
-    def _start(self, rank: int) -> None:
-        """Start a program of its own: `multiprocessing` would run the caller's script again."""
-        code = "import sys; from llama2_lib.pipeline.peers import serve; serve(*sys.argv[1:])"
-        with (self.folder / f"errors-{rank}.txt").open("wb") as errors:
-            self.started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", code, str(self.folder), str(rank), str(self.n)],
-                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
-                    env=os.environ | {
-                        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                        "LLAMA2_PARENT": str(os.getpid()),  # says whose it is, to whoever looks
-                    },
-                    start_new_session=True,  # Ctrl-C is for this process, which ends the others
-                )
-            )  # fmt: skip
+        self.group: Any = None
+        self.folder = Path()
 
     def __enter__(self) -> "Peers":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for peer in self.started:
-            with contextlib.suppress(OSError):
-                _told(peer).close()  # the sign to end
-            if sys.exc_info()[0] is not None:
+        try:
+            for peer in self.started:
+                with contextlib.suppress(OSError):
+                    _told(peer).close()  # the sign to end
+                if sys.exc_info()[0] is None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        peer.wait(LAST_WORDS)
                 peer.kill()  # it may wait for sums that will never come
-            peer.wait()
-        if self.n > 1:
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            shutil.rmtree(self.folder, ignore_errors=True)
+                peer.wait()
+        finally:
+            self.group = None
+            if self.started:
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, stage: str, recipe: Recipe, job: Job) -> None:
         """Run a stage in all processes; a model's stage with one thread in each.
 
         Raises:
             ChildProcessError: A peer died.
-            RuntimeError: The processes wrote different bytes.
+            ProcessesDiffer: What was written is not the same; it is set aside.
         """
         if self.n == 1 or stage in WITHOUT_MODEL:
             STAGES[stage].run(job)
             return
         threads = torch.get_num_threads()
         try:
+            if not self.started:
+                self._start()
             for peer in self.started:
                 pickle.dump((stage, recipe, job.folder, job.inputs), _told(peer))
                 _told(peer).flush()
-            self._meet()
+            if self.group is None:
+                self._connect()
             torch.set_num_threads(1)
-            STAGES[stage].run(job)
-            _compare(job.folder)
+            with parallel.joined(self.group):
+                parallel.gathered("copied")  # waits until the peers have what is there
+                STAGES[stage].run(job)
+                _compare(job.folder)
+        except ProcessesDiffer as error:
+            aside = storage.set_aside(job.folder)
+            raise ProcessesDiffer(f"{error} Kept as {aside.name}.") from None
         except (RuntimeError, OSError):
-            time.sleep(0.5)  # a dying process closes its connections before it ends
+            end = time.monotonic() + LAST_WORDS
+            while time.monotonic() < end and all(peer.poll() is None for peer in self.started):
+                time.sleep(0.1)
             self._look_for_dead()
             raise
         finally:
             torch.set_num_threads(threads)
 
-    def _meet(self) -> None:
-        """Wait until all peers have copied what the stage has left so far."""
-        if not dist.is_initialized():
-            while len(list(self.folder.glob("ready-*"))) < len(self.started):
-                self._look_for_dead()  # nothing else would say so before they are connected
-                time.sleep(0.02)
-            _join(self.folder, 0, self.n)
-        dist.barrier()
+    def _start(self) -> None:
+        """Start programs of their own: `multiprocessing` would run the caller's script again."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=".peers-", dir=self.root))
+        env = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "LLAMA2_PARENT": str(os.getpid()),
+        }
+        for rank in range(1, self.n):
+            # -P: not from the current folder first, as this process does not either
+            command = [sys.executable, "-P", "-c", SERVE, str(self.folder), str(rank), str(self.n)]
+            with (self.folder / f"errors-{rank}.txt").open("wb") as errors:
+                self.started.append(
+                    subprocess.Popen(
+                        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                        stderr=errors,
+                        start_new_session=True,  # Ctrl-C is for this process, which ends them
+                    )
+                )  # fmt: skip
+
+    def _connect(self) -> None:
+        while len(list(self.folder.glob("ready-*"))) < len(self.started):
+            self._look_for_dead()  # nothing else would say so before they are connected
+            time.sleep(0.02)
+        self.group = parallel.connect(self.folder, 0, self.n)
 
     def _look_for_dead(self) -> None:
         for rank, peer in enumerate(self.started, 1):
             if peer.poll() is None:
                 continue
             told = (self.folder / f"errors-{rank}.txt").read_text(errors="replace").strip()
+            why = "it was killed. Close other programs if memory ran out"
+            if (peer.returncode or 0) >= 0 and told:
+                why = told.splitlines()[-1].rstrip(".")
             raise ChildProcessError(
-                f"process {rank} of {self.n}, which trains beside this one, has died: "
-                f"{told.splitlines()[-1] if told else 'it was killed'}. Close other programs if "
-                "memory ran out, and start again: the stage goes on where it stopped."
+                f"process {rank} of {self.n}, which trains beside this one, has died: {why}. Start "
+                "again: the stage goes on where it stopped."
             )
 
 
@@ -123,67 +147,58 @@ def _told(peer: subprocess.Popen[bytes]) -> IO[bytes]:
     return peer.stdin
 
 
-def _join(folder: Path, rank: int, n: int) -> None:
-    # Without a network a machine may not know the address of its own name; itself it always knows.
-    loopback = (
-        name for name, addresses in psutil.net_if_addrs().items()
-        if any(address.address == "127.0.0.1" for address in addresses)
-    )  # fmt: skip
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", next(loopback, "lo"))
-    store = dist.FileStore(str(folder / "store"), n)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=n)
-
-
 def _compare(folder: Path) -> None:
     """Refuse to go on where the processes have written different files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    own = {path.relative_to(folder).as_posix(): storage.file_sha256(path) for path in files}
-    every: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(every, own)
+    own = {
+        path.relative_to(folder).as_posix(): storage.file_sha256(path)
+        for path in storage.files_of(folder)
+    }
+    every = parallel.gathered(own)
     if apart := sorted({name for one in every for name, _ in one.items() ^ every[0].items()}):
-        raise RuntimeError(
+        raise ProcessesDiffer(
             f"all processes of a stage must write the same bytes; {', '.join(apart)} differ. "
             "Something in the stage depends on the process that runs it, or the cores differ."
         )
 
 
+# --- a peer
+
+
 def serve(folder: str, rank: str, n: str) -> None:
     """Be a peer: run what is told on standard input until it is closed."""
-    torch.set_num_threads(1)
-    parent = os.getppid()
+    parent = int(os.environ["LLAMA2_PARENT"])
 
     def end_with_parent() -> None:
         while psutil.pid_exists(parent) and os.getppid() == parent:
             time.sleep(1)
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        _serve(Path(folder), int(rank), int(n))
+    except RuntimeError:
+        if os.getppid() != parent:  # that broke the connection
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _serve(folder: Path, rank: int, n: int) -> None:
+    group = None
     while True:
         try:
             stage, recipe, there, inputs = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        _work(stage, recipe, there, inputs, Path(folder), int(rank), int(n))
-
-
-def _work(
-    stage: str,
-    recipe: Recipe,
-    there: Path,
-    inputs: dict[str, Path],
-    folder: Path,
-    rank: int,
-    n: int,
-) -> None:
-    own = folder / f"{rank}-{stage}"
-    shutil.copytree(there, own)
-    if not dist.is_initialized():
-        (folder / f"ready-{rank}").touch()
-        _join(folder, rank, n)
-    dist.barrier()
-    job = Job(
-        visible_recipe(stage, recipe), own, inputs, torch.device("cpu"), lambda done, words: None
-    )
-    STAGES[stage].run(job)
-    _compare(own)
-    shutil.rmtree(own)
+        own = folder / f"{rank}-{stage}"
+        shutil.copytree(there, own)
+        if group is None:
+            (folder / f"ready-{rank}").touch()
+            group = parallel.connect(folder, rank, n)
+        with parallel.joined(group):
+            parallel.gathered("copied")
+            visible, device = visible_recipe(stage, recipe), torch.device("cpu")
+            STAGES[stage].run(Job(visible, own, inputs, device, lambda done, words: None))
+            _compare(own)
+        shutil.rmtree(own)

@@ -35,7 +35,14 @@ from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_model, save_model
 from llama2_lib.objectives.language import LossTerm
-from llama2_lib.objectives.rlhf import gae, ppo_policy_loss, ppo_value_loss, shaped_rewards, whiten
+from llama2_lib.objectives.rlhf import (
+    explained_variance,
+    gae,
+    ppo_policy_loss,
+    ppo_value_loss,
+    shaped_rewards,
+    whiten,
+)
 from llama2_lib.stages.fit import Report
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import sample_prompts
@@ -194,9 +201,10 @@ def iterate(
             clip_norm=ppo.config.clip_norm,
         )
     )
-    row = batch.metrics
-    for name in steps[0].metrics:
-        row[name] = sum(step.metrics[name] for step in steps) / len(steps)
+    averages = {
+        name: sum(step.metrics[name] for step in steps) / len(steps) for name in steps[0].metrics
+    }
+    row = averages | batch.metrics
     # Before the first step policy and old policy are the same: anything but 0 is a bug.
     row["first_approx_kl"] = steps[0].metrics.get("approx_kl", 0.0)
     row["grad_norm"] = sum(step.grad_norm for step in steps) / len(steps)
@@ -259,7 +267,10 @@ def rollout(ppo: Ppo, prompts: Sequence[TaggedPrompt], seed: int) -> Rollout:
     parts = layout(samples, config.batch_size // config.minibatch_size, seed)
     # Each process credits the rows that it will train on, in the shapes in which it will.
     own = [_credited(ppo, parallel.own_rows(part), score) for part in parts]
-    credited, drifts = zip(*(map(parallel.all_rows, pair) for pair in own), strict=True)
+    credited, drifts = (
+        [parallel.all_rows(each, len(part.rows)) for each, part in zip(column, parts, strict=True)]
+        for column in zip(*own, strict=True)
+    )
     advantages = whiten_together(
         [part.advantages for part in credited], [part.response_mask for part in credited]
     )
@@ -268,6 +279,10 @@ def rollout(ppo: Ppo, prompts: Sequence[TaggedPrompt], seed: int) -> Rollout:
         for part, whitened in zip(credited, advantages, strict=True)
     ]
     n, n_tokens = len(samples), sum(len(sample.answer) for sample in samples)
+    values, returns = (
+        torch.cat([getattr(part, name)[part.response_mask] for part in credited])
+        for name in ("old_values", "returns")
+    )
     kl, exact_kl, entropy = (float(torch.cat(column).sum()) for column in zip(*drifts, strict=True))
     metrics = {
         "reward": float(rewarded.combined.mean()),
@@ -281,6 +296,7 @@ def rollout(ppo: Ppo, prompts: Sequence[TaggedPrompt], seed: int) -> Rollout:
         "length": n_tokens / n,
         "finished": sum(finished) / n,
         "distinct": len({tuple(sample.ids) for sample in samples}) / n,
+        "explained_variance": float(explained_variance(values, returns)),
     }
     return Rollout(minibatches, samples, metrics)
 

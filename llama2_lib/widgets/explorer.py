@@ -13,8 +13,16 @@ from typing import Any
 import ipywidgets
 from IPython.display import display
 from matplotlib.figure import Figure
+from PIL import Image
 
 from llama2_lib.figures import theme
+
+DPI = 200
+"""Pixels an inch. A figure is shown at half of them, sharp on the screens of today."""
+COLOURS = 256
+"""Of a stored picture, which a drawing does not exhaust: a third of the bytes."""
+_shown = ""
+"""The picture above, which an Explorer that begins with the same one does not store again."""
 
 
 def png(figure: object) -> str:
@@ -24,33 +32,46 @@ def png(figure: object) -> str:
             f"a matplotlib Figure must be drawn; got {type(figure).__name__}. Does the drawing "
             "function end with `return figure`?"
         )
-    buffer = io.BytesIO()
+    drawn, buffer = io.BytesIO(), io.BytesIO()
     with theme():  # not at the user's resolution
-        # no software version inside: the same figure gives the same bytes
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        figure.savefig(drawn, format="png", dpi=DPI)
+    picture = Image.open(drawn).convert("RGB")
+    # no software version inside: the same figure gives the same bytes
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close(figure)  # pyplot would keep it, and show it a second time
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def _size(picture: str) -> dict[str, int]:
+    """Return at how many pixels of a page a picture is shown."""
+    width, height = Image.open(io.BytesIO(base64.b64decode(picture))).size
+    return {"width": width // 2, "height": height // 2}
+
+
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure; `alt` says in a sentence what is to be seen in it.
+    """Display a figure, and below it `alt`, which says in a sentence what is to be seen in it.
 
     nbval compares the sentence (pixels it cannot), so put the finding there, rounded.
     """
+    global _shown
     if not alt.strip():
         raise ValueError("a figure needs a description; got an empty alt. Say what it shows.")
+    _shown = png(figure)
     display(
-        {"image/png": png(figure), "text/plain": f"Figure: {alt}"},
-        metadata={"image/png": {"alt": alt}},
+        {"image/png": _shown, "text/plain": "Figure"},
+        metadata={"image/png": {"alt": alt, **_size(_shown)}},
         raw=True,
     )
+    caption = f"<figure><figcaption>{html.escape(alt)}</figcaption></figure>"
+    display({"text/html": caption, "text/plain": alt}, raw=True)
 
 
 class Explorer(ipywidgets.VBox):
     """Controls above a figure that is drawn anew when one of them changes.
 
-    Without a kernel (GitHub, the web site) the cell shows the first picture and its sentence.
+    Without a kernel (GitHub, the web site) the cell shows the first picture, unless it stands above
+    already, or its sentence.
     No Output widget inside: what nbval compares is the sentence and the values.
     """
 
@@ -96,8 +117,9 @@ class Explorer(ipywidgets.VBox):
 
     def _publish(self, *, failed: bool = False) -> None:
         text = html.escape(self.caption)
+        width = f"width:{_size(self.picture)['width']}px;" if self.picture else ""
         image = (
-            f'<img alt="{text}" style="max-width:100%;opacity:{0.3 if failed else 1}" '
+            f'<img alt="{text}" style="{width}max-width:100%;opacity:{0.3 if failed else 1}" '
             f'src="data:image/png;base64,{self.picture}">'
         )
         mark = '<strong style="color:#a00000">Error. </strong>' if failed else ""
@@ -111,9 +133,11 @@ class Explorer(ipywidgets.VBox):
 
     # pyrefly: ignore[bad-override]
     def _repr_mimebundle_(self, **_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = dict(super()._repr_mimebundle_() or {})
-        data |= {"text/plain": repr(self), "image/png": self.picture}
-        return data, {"image/png": {"alt": self.caption}}
+        data = dict(super()._repr_mimebundle_() or {}) | {"text/plain": repr(self)}
+        if self.picture == _shown:
+            return data, {}
+        data["image/png"] = self.picture
+        return data, {"image/png": {"alt": self.caption, **_size(self.picture)}}
 
 
 class Stepper(Explorer):

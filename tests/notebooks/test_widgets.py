@@ -1,10 +1,12 @@
 import base64
+import io
 import sys
 import types
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import pytest
+from PIL import Image
 
 from llama2_lib.figures import lines
 from llama2_lib.teaching.check import start
@@ -111,14 +113,28 @@ def keep(calls):
     return lambda *positional, **named: calls.append((positional, named))
 
 
-def test_show_stores_picture_and_description(monkeypatch):
+def test_show_stores_a_sharp_picture_and_says_below_what_is_in_it(monkeypatch):
     shown = []
     monkeypatch.setattr("llama2_lib.widgets.explorer.display", keep(shown))
-    show(draw(1), alt="A rising line.")
-    ((data,), options) = shown.pop()
-    assert data["text/plain"] == "Figure: A rising line."
-    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
-    assert options == {"raw": True, "metadata": {"image/png": {"alt": "A rising line."}}}
+    show(draw(1), alt="A line & more.")
+    ((data,), options), ((caption,), _) = shown
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    width, height = picture.size
+    sizes = {"width": width // 2, "height": height // 2}
+    assert options == {"raw": True, "metadata": {"image/png": {"alt": "A line & more.", **sizes}}}
+    assert width == 2 * 700
+    assert caption["text/plain"] == "A line & more."
+    assert "<figcaption>A line &amp; more.</figcaption>" in caption["text/html"]
+
+
+def test_a_picture_that_stands_above_is_not_stored_again(monkeypatch):
+    monkeypatch.setattr("llama2_lib.widgets.explorer.display", keep([]))
+    explorer = Explorer(draw, ALT, top=(0, 4))
+    show(draw(2), alt="A line.")
+    assert set(explorer._repr_mimebundle_()[0]) >= {"text/plain"}
+    assert "image/png" not in explorer._repr_mimebundle_()[0]
+    explorer.set(top=3)
+    assert "image/png" in explorer._repr_mimebundle_()[0]
 
 
 def test_what_is_no_description_figure_or_control_is_refused():

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llama2_lib import parallel, pipeline
-from llama2_lib.pipeline.peers import Peers
+from llama2_lib.pipeline import peers
+from llama2_lib.pipeline.peers import Peers, ProcessesDiffer
 from llama2_lib.recipes import toy
 from llama2_lib.storage import read_metrics
 
@@ -41,7 +42,7 @@ def as_process(monkeypatch):
 def test_a_process_alone_divides_nothing():
     batch = Rows(torch.arange(3), torch.arange(6).view(3, 2))
     assert parallel.own_rows(batch) is batch
-    assert parallel.all_rows(batch) is batch
+    assert parallel.all_rows(batch, 3) is batch
     assert parallel.shared([3, 1], lambda items: [10 * i for i in items]) == [30, 10]
     total = torch.tensor([2.5])
     parallel.add_up([total])
@@ -65,30 +66,39 @@ def test_a_batch_with_fewer_rows_than_processes_goes_to_all(as_process):
 
 
 SCRIPT = """
-    import sys
+    import sys, threading
     import torch
+    import torch.distributed as dist
     from pathlib import Path
     from typing import NamedTuple
     from llama2_lib import parallel
-    from llama2_lib.pipeline.peers import _join
 
     class Rows(NamedTuple):
         one: torch.Tensor
         other: torch.Tensor
 
     rank = int(sys.argv[1])
-    _join(Path(sys.argv[2]), rank, 3)
-    assert (parallel.n_processes(), parallel.rank()) == (3, rank)
-    sums = [torch.tensor([1.0 + rank, 2.0]), torch.tensor(10.0 * rank)]
-    parallel.add_up(sums)
-    assert [t.tolist() for t in sums] == [[6.0, 6.0], 30.0]
-    assert parallel.shared(range(7), lambda own: [(i, rank) for i in own]) == [
-        (i, i % 3) for i in range(7)
-    ]
-    assert parallel.shared([5], lambda own: [i + 1 for i in own]) == [6], "some have nothing to do"
-    batch = Rows(torch.arange(7), torch.arange(14).view(7, 2))
-    again = parallel.all_rows(parallel.own_rows(batch))
-    assert all(torch.equal(a, b) for a, b in zip(again, batch)) and type(again) is Rows
+    # the program's own group
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = parallel.connect(Path(sys.argv[2]), rank, 3)
+    assert parallel.n_processes() == 1
+    with parallel.joined(group):
+        assert (parallel.n_processes(), parallel.rank()) == (3, rank)
+        sums = [torch.tensor([1.0 + rank, 2.0]), torch.tensor(10.0 * rank)]
+        parallel.add_up(sums)
+        assert [t.tolist() for t in sums] == [[6.0, 6.0], 30.0]
+        shared = parallel.shared(range(7), lambda own: [(i, rank) for i in own])
+        assert shared == [(i, i % 3) for i in range(7)]
+        assert parallel.shared([5], lambda own: [i + 1 for i in own]) == [6], "nothing for some"
+        for n_rows in (7, 3, 2):  # the last is not divided
+            batch = Rows(torch.arange(n_rows), torch.arange(2 * n_rows).view(n_rows, 2))
+            again = parallel.all_rows(parallel.own_rows(batch), n_rows)
+            assert all(torch.equal(a, b) for a, b in zip(again, batch)) and type(again) is Rows
+        seen = []  # another thread asks a model meanwhile: it must not wait for the others
+        other = threading.Thread(target=lambda: seen.append(parallel.n_processes()))
+        other.start(), other.join()
+        assert seen == [1]
+    assert (parallel.n_processes(), dist.get_world_size()) == (1, 1)
     print("well", flush=True)
 """
 
@@ -180,17 +190,66 @@ def test_killed_two_processes_go_on_to_the_same_bits_and_leave_nobody_behind(fre
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(2.5)  # a peer looks once a second whether its parent is there
-    left = [p for p in Path("/proc").glob("[0-9]*/environ") if _belongs(p, process.pid)]
-    assert left == []
+    assert_nobody_is_left(root, process.pid)
     again = pipeline.artifact("pretrain", short(), root=root, bar=False, processes=2)
     assert files(again) == files(whole)
 
 
-def _belongs(environ, pid):
-    try:
-        return f"LLAMA2_PARENT={pid}".encode() in environ.read_bytes().split(b"\0")
-    except OSError:
-        return False
+def assert_nobody_is_left(root, pid):
+    def belongs(environ):
+        try:
+            return f"LLAMA2_PARENT={pid}".encode() in environ.read_bytes().split(b"\0")
+        except OSError:
+            return False
+
+    assert [path for path in Path("/proc").glob("[0-9]*/environ") if belongs(path)] == []
+    assert list(root.glob(".peers-*")) == []
+
+
+@pytest.mark.slow
+def test_a_peer_whose_parent_dies_while_it_starts_ends_as_well(fresh_root):
+    root = fresh_root("early", ["tokenizer", "corpus"])
+    command = [sys.executable, "-c", textwrap.dedent(BUILD), str(root)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    pickle.dump(short(), process.stdin)
+    process.stdin.close()
+    while not list(root.glob(".peers-*/errors-1.txt")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(8)  # it must import PyTorch before it can look
+    assert_nobody_is_left(root, process.pid)
+
+
+@pytest.mark.slow
+def test_a_damaged_artifact_is_built_again_to_the_same_bits(fresh_root):
+    root = fresh_root("damaged", ["tokenizer", "corpus"])
+    folder = pipeline.artifact("pretrain", short(), root=root, bar=False, processes=2)
+    before = files(folder)
+    (folder / "samples.txt").write_text("spoiled")
+    assert (
+        files(pipeline.artifact("pretrain", short(), root=root, bar=False, processes=2)) == before
+    )
+    assert list(root.glob(".peers-*")) == []
+
+
+@pytest.mark.slow
+def test_what_the_processes_wrote_differently_is_set_aside(fresh_root, monkeypatch):
+    root = fresh_root("differs", ["tokenizer", "corpus"])
+    compare = peers._compare
+
+    def spoil(folder):
+        (folder / "samples.txt").write_text("spoiled")
+        compare(folder)
+
+    monkeypatch.setattr(peers, "_compare", spoil)  # in this process alone
+    with pytest.raises(ProcessesDiffer, match=r"samples.txt differ.* Kept as "):
+        pipeline.artifact("pretrain", short(), root=root, bar=False, processes=2)
+    assert not list(root.glob("pretrain/.*.partial"))
+    monkeypatch.undo()
+    folder = pipeline.artifact("pretrain", short(), root=root, bar=False, processes=2)
+    assert (folder / "samples.txt").read_text() != "spoiled"
 
 
 @pytest.mark.slow
@@ -198,8 +257,8 @@ def test_a_peer_that_dies_is_named_and_the_stage_can_go_on(fresh_root, monkeypat
     root = fresh_root("dies", ["tokenizer", "corpus"])
     start = Peers._start
 
-    def start_and_kill(self, rank):
-        start(self, rank)
+    def start_and_kill(self):
+        start(self)
         self.started[-1].kill()
 
     monkeypatch.setattr(Peers, "_start", start_and_kill)

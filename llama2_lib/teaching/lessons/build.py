@@ -17,7 +17,6 @@ from llama2_lib.teaching.lessons.kernel import kernel_environment, need_kernel
 from llama2_lib.teaching.lessons.source import (
     Names,
     blanked,
-    ignored,
     read_notebook,
     runs,
     sources,
@@ -32,17 +31,14 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
 
 
-def build(
-    names: Names = (), /, *, folder: Path = NOTEBOOKS, out: Path | None = None, fresh: bool = False
-) -> list[str]:
+def build(names: Names = (), /, *, folder: Path = NOTEBOOKS, out: Path | None = None) -> list[str]:
     """Write executed notebooks from `folder`/src into `out` (default: `folder` itself).
 
-    Rebuilt in place, a cell whose output is ignored keeps the stored one as long as its source
-    is the same, so that a second build changes nothing; `fresh` replaces those outputs as well.
-    Returns one line per lesson that failed; the other lessons are written all the same.
+    All outputs of a notebook come from one execution. A second build gives the same bytes, but for
+    cells whose output is ignored. Returns one line per lesson that failed; the others are written.
     """
     lessons = [(path, teacher(path)) for path in sources(folder, names)]
-    return _execute_all(lessons, out or folder, keep_ignored=out is None and not fresh)
+    return _execute_all(lessons, out or folder)
 
 
 def student(
@@ -109,19 +105,7 @@ def _normal_output(output: NotebookNode) -> NotebookNode | None:
     return output
 
 
-def _keep_ignored_outputs(notebook: NotebookNode, written: Path) -> None:
-    if not written.exists():
-        return
-    before = {cell.id: cell for cell in read_notebook(written).cells}
-    for cell in notebook.cells:
-        old = before.get(cell.id)
-        if cell.cell_type == "code" and old and ignored(cell) and old.source == cell.source:
-            cell.outputs = old.get("outputs", [])
-
-
-def _execute_all(
-    lessons: Sequence[tuple[Path, NotebookNode]], out: Path, *, keep_ignored: bool
-) -> list[str]:
+def _execute_all(lessons: Sequence[tuple[Path, NotebookNode]], out: Path) -> list[str]:
     """Execute `KERNELS` lessons at a time; return a line for each that failed, in their order."""
     from llama2_lib.pipeline.build import progress_bar  # here: not every command needs torch
 
@@ -151,10 +135,7 @@ def _execute_all(
         finally:
             progress.update(left)  # of a lesson that stopped early
         normalise(notebook)
-        written = out / f"{path.stem}.ipynb"
-        if keep_ignored:
-            _keep_ignored_outputs(notebook, written)
-        _write(notebook, written)
+        _write(notebook, out / f"{path.stem}.ipynb")
         return None
 
     # In threads: the caller's own may have a running loop already, as a notebook's has.

@@ -20,6 +20,7 @@ BLOCK = re.compile(
     r"^(?P<indent>[ \t]*)### BEGIN SOLUTION[^\n]*\n.*?^[ \t]*### END SOLUTION[^\n]*$", re.M | re.S
 )
 MARKER_LINE = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION[^\n]*\n?", re.M)
+IMPORTS = re.compile(r"(import|from) \w")
 PASSED = re.compile(r"^\[ OK \] (.*)$", re.M)
 STUB = "raise NotImplementedError  # your code here"
 
@@ -72,6 +73,8 @@ def read_source(path: Path) -> NotebookNode:
     for index, cell in enumerate(notebook.cells):
         cell["id"] = f"{path.stem}-{index:03d}"[-64:]
         kept = {key: value for key, value in cell.metadata.items() if key in KEPT_METADATA}
+        if "hide-input" in cell.metadata.get("tags", []) or IMPORTS.match(cell.source):
+            kept["jupyter"] = {"source_hidden": True}  # folded in JupyterLab, a click opens it
         cell.metadata = nbformat.from_dict(kept)
     return notebook
 
