@@ -177,6 +177,18 @@ class PretrainConfig(TrainConfig):
     """[2,000, which is 0.4 % of the run]"""
     isolate_documents: bool = False
     """Whether documents in a pack are hidden from each other [not stated]."""
+    whole_every: Extra = 0
+    """Every so many batches documents see each other all the same (0: never). Few documents are
+    long, and without it a token would hardly ever look far back: a dialog of twenty turns then goes
+    wrong at its end (docs/log.md)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.whole_every and not self.isolate_documents:
+            raise ValueError(
+                f"whole_every is for isolated documents; got {self.whole_every} without. All "
+                "batches are whole then: set it to 0, or isolate_documents."
+            )
 
     @property
     def n_tokens(self) -> int:

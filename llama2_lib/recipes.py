@@ -31,8 +31,7 @@ def nano(seed: int = 0) -> Recipe:
         tokenizer=TokenizerConfig(vocab_size=1024),
         model=ModelConfig(vocab_size=1024, dim=128, n_layers=4, n_heads=8, n_kv_heads=2),
         pretrain=PretrainConfig(
-            steps=700, batch_size=4, seq_len=512, peak_lr=4e-3, warmup=40, isolate_documents=True,
-            seed=seed,
+            steps=1000, batch_size=4, seq_len=512, peak_lr=4e-3, warmup=40, seed=seed
         ),
         sft=SftConfig(n_dialogs=2000, grade="mixed", batch_size=4, seq_len=512, seed=seed),
         helpfulness=RewardConfig(
@@ -126,7 +125,7 @@ def grid(seed: int = 0) -> Recipe:
         model=replace(recipe.model, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=256),
         pretrain=PretrainConfig(
             steps=300, batch_size=16, seq_len=128, peak_lr=1e-2, warmup=15,
-            isolate_documents=True, eval_every=300, save_every=300, seed=seed,
+            eval_every=300, save_every=300, seed=seed,
         ),
         sft=SftConfig(
             n_dialogs=1000, batch_size=8, seq_len=256, peak_lr=3e-3,
@@ -149,7 +148,7 @@ def small(seed: int = 0) -> Recipe:
         ),
         pretrain=PretrainConfig(
             steps=1500, batch_size=64, seq_len=1024, peak_lr=2e-3, warmup=100,
-            isolate_documents=True, precision="bf16", compile=True, save_every=500, seed=seed,
+            precision="bf16", compile=True, save_every=500, seed=seed,
         ),
         sft=SftConfig(
             n_dialogs=27_540, grade="mixed", batch_size=16, seq_len=1024, peak_lr=1e-3, warmup=20,

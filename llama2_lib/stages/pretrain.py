@@ -48,7 +48,8 @@ def pretrain(
     check_rows(config.seq_len, model_config)
     n_measured = min(N_MEASURED, validation.packed.n_documents)
     probe = [validation.document(number) for number in range(n_measured)]
-    rows = {"seed": config.seed, "batch_size": config.batch_size, "seq_len": config.seq_len}
+    names = ("seed", "batch_size", "seq_len", "whole_every")
+    rows = {name: getattr(config, name) for name in names}
 
     def measure(model: Transformer) -> dict[str, float]:
         nats = document_nats(model, probe, max_len=config.seq_len)

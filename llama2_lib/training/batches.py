@@ -41,7 +41,8 @@ class PackedBatch(NamedTuple):
 
     ids: Int[Tensor, "batch seq+1"]
     document: Int[Tensor, "batch seq+1"]
-    """Number of the document each token belongs to, unique within its row."""
+    """Number of the document each token belongs to, unique within its row; in a whole batch, whose
+    documents see each other, that of the row."""
 
 
 class PackedCorpus:
@@ -65,10 +66,11 @@ class PackedCorpus:
         return self.ids[place], np.repeat(np.arange(self.n_documents), lengths)
 
     def batches(
-        self, *, seed: int, batch_size: int, seq_len: int, start: int = 0
+        self, *, seed: int, batch_size: int, seq_len: int, start: int = 0, whole_every: int = 0
     ) -> Iterator[PackedBatch]:
         """Yield batch `start`, `start + 1`, ... without end, reshuffling every epoch.
 
+        Of every `whole_every` batches the last is whole: its rows count as one document each.
         A row begins with the last token of the row before it, so that every token is a target
         once an epoch. The few tokens that do not fill a last batch wait for the next shuffle.
         """
@@ -79,11 +81,13 @@ class PackedCorpus:
                 f"{self.n_tokens}. Make it larger or the batch smaller."
             )
         rows = np.arange(batch_size)[:, None] * seq_len + np.arange(seq_len + 1)
-        for (ids, document), place in epochs(partial(self.epoch, seed), per_epoch, start):
+        stream = epochs(partial(self.epoch, seed), per_epoch, start)
+        for number, ((ids, document), place) in enumerate(stream, start + 1):
             index = place * batch_size * seq_len + rows
+            whole = whole_every > 0 and number % whole_every == 0
             yield PackedBatch(
                 torch.from_numpy(ids[index].astype(np.int64)),
-                torch.from_numpy(document[index].astype(np.int64)),
+                torch.from_numpy((0 * index if whole else document[index]).astype(np.int64)),
             )
 
 

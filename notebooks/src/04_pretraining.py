@@ -359,7 +359,7 @@ with expect_failure(CheckFailed):
 #
 # $$\frac{\eta_i}{\eta_\mathrm{peak}} = \begin{cases} \dfrac{i+1}{w+1} & i < w \\[1ex] f + (1-f)\,\frac{1}{2}\left(1 + \cos \pi \dfrac{i-w}{n-1-w}\right) & i \ge w \end{cases}$$
 #
-# The paper's 2,000 steps are 0.4 % of its run (2 trillion tokens, 4 million a step: about 500 thousand steps). Nano has 700 steps and warms up for 40: 0.4 % would be 3, and the average $v$ needs about $1/(1-\beta_2) = 20$ to know anything.
+# The paper's 2,000 steps are 0.4 % of its run (2 trillion tokens, 4 million a step: about 500 thousand steps). Nano has 1,000 steps and warms up for 40: 0.4 % would be 4, and the average $v$ needs about $1/(1-\beta_2) = 20$ to know anything.
 #
 # **Build**, and **break**: a cosine that begins at step 0, not where the warm-up ends; and one that falls to zero. Where do the curves differ from the right one?
 
@@ -385,24 +385,24 @@ with expect_failure(CheckFailed):
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
 def draw_schedule(warmup, floor):
-    steps = range(700)
-    rate = [my_rate(i, 1.0, 700, warmup, floor) for i in steps]
+    steps = range(1000)
+    rate = [my_rate(i, 1.0, 1000, warmup, floor) for i in steps]
     return lab.lines(
         {"rate": (steps, rate)},
         "step",
         "rate / peak",
-        title=f"warm-up {warmup} of 700 steps, floor {floor:g}",
+        title=f"warm-up {warmup} of 1,000 steps, floor {floor:g}",
         reference={"the paper's floor": 0.1},
     )
 
 
 def schedule_words(warmup, floor):
-    rates = [my_rate(i, 1.0, 700, warmup, floor) for i in range(700)]
-    return f"Warm-up of {warmup} steps, then a cosine to {floor:.0%}; the mean rate is {sum(rates) / 700:.0%} of the peak."
+    rates = [my_rate(i, 1.0, 1000, warmup, floor) for i in range(1000)]
+    return f"Warm-up of {warmup} steps, then a cosine to {floor:.0%}; the mean rate is {sum(rates) / 1000:.0%} of the peak."
 
 
 show(draw_schedule(40, 0.1), alt=schedule_words(40, 0.1))
-Explorer(draw_schedule, schedule_words, warmup=[40, 3, 200, 0], floor=[0.1, 0.0, 1.0])
+Explorer(draw_schedule, schedule_words, warmup=[40, 4, 200, 0], floor=[0.1, 0.0, 1.0])
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Clipping

@@ -86,6 +86,21 @@ def test_each_token_carries_its_document(corpus):
     assert max(len(row.unique()) for batch in batches for row in batch.document) >= 3
 
 
+@pytest.mark.parametrize("start", [0, 1, 2, 5])
+def test_every_third_batch_is_whole_wherever_one_starts(corpus, start):
+    plain = take(corpus, 7, start=start)
+    mixed = list(islice(
+        corpus.batches(seed=0, batch_size=BATCH, seq_len=SEQ, start=start, whole_every=3), 7
+    ))  # fmt: skip
+    for number, (one, other) in enumerate(zip(plain, mixed, strict=True), start):
+        assert torch.equal(one.ids, other.ids)
+        if number % 3 == 2:
+            assert not other.document.any()
+            assert one.document.any()
+        else:
+            assert torch.equal(one.document, other.document)
+
+
 @pytest.mark.parametrize("start", [1, 4, 5, 6, 17])
 def test_starting_late_is_skipping(corpus, start):
     skipped = take(corpus, start + 3)[start:]
