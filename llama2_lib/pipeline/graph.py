@@ -74,7 +74,7 @@ def _rewards(number: int) -> Stage:
     return _node(
         "helpfulness safety",
         "tokenizer sft",
-        65 if number == 1 else 18,
+        75 if number == 1 else 18,
         reward.run,
         number=number,
         newest=_before(number),
@@ -87,31 +87,31 @@ def _rejection(number: int) -> Stage:
     """Sample, choose and fine-tune: round `number`."""
     policy, rewards = _before(number), f"rewards_v{number}"
     options = {"number": number, "policy": policy, "rewards": rewards}
-    return _node("rejection", "tokenizer pretrain", 46, rejection.run, **options)
+    return _node("rejection", "tokenizer pretrain", 45, rejection.run, **options)
 
 
 def _red_team(number: int, series: str, start: str, needs: str, ghosts: str | None) -> Stage:
     """Attack, learn from what broke the model: round `number` of a series after `start`."""
     options = {"number": number, "policy": _before(number, series, start), "ghosts": ghosts}
-    return _node("red_team", needs, 13, red_team.run, **options)
+    return _node("red_team", needs, 8, red_team.run, **options)
 
 
 STAGES: dict[str, Stage] = {
     "tokenizer": _node("corpus tokenizer", "", 2, corpus.run_tokenizer),
     "corpus": _node("corpus", "tokenizer", 4, corpus.run_corpus),
-    "pretrain": _node("model pretrain", "tokenizer corpus", 95, pretrain.run),
-    "sft": _node("sft", "tokenizer pretrain", 26, sft.run),
+    "pretrain": _node("model pretrain", "tokenizer corpus", 160, pretrain.run),
+    "sft": _node("sft", "tokenizer pretrain", 30, sft.run),
     **{f"rewards_v{n}": _rewards(n) for n in range(1, ROUNDS + 2)},
     **{f"rejection_v{n}": _rejection(n) for n in range(1, ROUNDS + 1)},
-    "ppo": _node("ppo", "tokenizer", 100, ppo.run, start=f"rejection_v{ROUNDS}", rewards=JUDGE),
+    "ppo": _node("ppo", "tokenizer", 105, ppo.run, start=f"rejection_v{ROUNDS}", rewards=JUDGE),
     # From here on a policy rehearses its own answers, documents of the corpus, and ghosts.
     "instructed": _node(
-        "instructed", "tokenizer corpus", 96, ghost_attention.run_instructed, start="ppo"
+        "instructed", "tokenizer corpus", 80, ghost_attention.run_instructed, start="ppo"
     ),
     "ghost_attention": _node(
         "ghost_attention",
         "tokenizer corpus",
-        123,
+        110,
         ghost_attention.run,
         start="instructed",
         policy="ppo",
@@ -120,7 +120,7 @@ STAGES: dict[str, Stage] = {
     "safety": _node(
         "distillation",
         "tokenizer corpus",
-        28,
+        23,
         safety.run,
         policy=GHOSTS,
         rewards=JUDGE,

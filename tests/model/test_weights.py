@@ -100,6 +100,18 @@ def test_a_hugging_face_folder_comes_back(foreign, model, config):
     same(loaded, model)
 
 
+def test_a_model_of_one_layer_comes_back(foreign, random_model, config):
+    """The least that a size may be; found by a mutant that refused it."""
+    thin = dataclasses.replace(config, n_layers=1)
+    model = random_model(config=thin, dtype=torch.float32)
+    weights = to_hugging_face(model.state_dict(), thin)
+    save_file({k: v.contiguous() for k, v in weights.items()}, foreign / "model.safetensors")
+    rewrite(foreign, num_hidden_layers=1)
+    loaded, found = load_model(foreign)
+    assert found.n_layers == 1
+    same(loaded, model)
+
+
 def test_a_folder_in_shards_comes_back(foreign, model):
     shard(foreign)
     same(load_model(foreign)[0], model)

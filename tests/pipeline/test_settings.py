@@ -206,7 +206,7 @@ NO_DIALS = {
     "lr_at", "kl_estimates", "ppo_value_loss", "pairwise_accuracy", "attention_weights",  # formulas
     "scalar_model", "initialise",  # exponents: one over the root of a width
     "adamw", "warmup_then_cosine", "gae", "ppo_policy_loss",  # defaults, which a config replaces
-    "whiten", "sample",  # guards against a division by 0
+    "whiten", "explained_variance", "sample",  # guards against a division by 0
     "variant_pairs",  # a coin
     "run", "teacher", "_taught",  # parts of the progress bar
 }  # fmt: skip

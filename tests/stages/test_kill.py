@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -42,18 +43,18 @@ def run(start_build, recipe, root, **options):
     return process.exitcode
 
 
-def planted(root):
-    """Attacks of which one broke the model, where a killed red team would have left them.
+def planted(root, n_broken):
+    """Attacks of which so many broke the model, where a killed red team would have left them.
 
-    Toy's own attackers find nothing, which is the stage's other branch.
+    Whether toy's own attackers find anything is a matter of rounding; both are branches.
     """
     final = pipeline.artifact_path("red_team_v2", toy(), root)
     [before] = (root / "red_team_v1").glob("*/attacks.jsonl")
-    first, *rest = before.read_text().splitlines()
-    partial = final.with_name(f".{final.name}.partial")
-    partial.mkdir(parents=True)
-    broken = json.dumps(json.loads(first) | {"violated": True})
-    (partial / "attacks.jsonl").write_text("\n".join([broken, *rest]) + "\n")
+    attacks = [json.loads(line) for line in before.read_text().splitlines()]
+    staging = final.with_name(f".{final.name}.partial")
+    staging.mkdir(parents=True)
+    rows = (attack | {"violated": place < n_broken} for place, attack in enumerate(attacks))
+    (staging / "attacks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 TUNED = replace(toy(), sft=replace(toy().sft, n_dialogs=20, save_every=2, eval_every=3))
@@ -79,9 +80,9 @@ KILLED_AT = [
     Killed("ppo", PPO, 0, 3, 30, resumed=3),
     *(Killed(stage) for stage in (
         "rewards_v2", "rejection_v2", "instructed", "ghost_attention", "safety", "safety_early",
-        "red_team_v2",
     )),
-    Killed("red_team_v2", plant=planted),
+    Killed("red_team_v2", plant=partial(planted, n_broken=0)),
+    Killed("red_team_v2", plant=partial(planted, n_broken=1)),
 ]  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def test_killed_before_its_file_operations_a_stage_ends_with_the_same_bits(
     operations = int((whole / "builds.operations").read_text())
     assert operations > case.operations
     trained = len(expected["metrics.jsonl"].splitlines()) if "metrics.jsonl" in expected else 0
-    nothing_found = stage == "red_team_v2" and case.plant is None
+    nothing_found = case.plant is not None and case.plant.keywords["n_broken"] == 0
     assert (trained > 1) is not nothing_found or "rewards" in stage
     resumed = 0
     for deadline in range(case.first, operations, case.every or max(1, operations // 6)):
@@ -153,8 +154,8 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(
             process.kill()
             process.join()
             kills += process.exitcode == KILLED
-            partial = folder.with_name(f".{folder.name}.partial")
-            resumed += process.exitcode == KILLED and any(partial.glob("step-*"))
+            staging = folder.with_name(f".{folder.name}.partial")
+            resumed += process.exitcode == KILLED and any(staging.glob("step-*"))
             assert process.exitcode in (0, KILLED)
         # builds only if the minute is over
         assert run(start_build, recipe, root, stage=stage) == 0
