@@ -177,6 +177,8 @@ def test_answers_are_greedy_first_lines_in_order(answering, items, random_model)
     assert all(options["temperature"] == 0.0 for _, options in calls)
     assert all(options["stop_ids"] == {2, ord("\n")} for _, options in calls)
     assert all(options["max_new_tokens"] == 7 for _, options in calls)
+    recall_answers(random_model(), Letters(), many[:1])
+    assert calls[-1][1]["max_new_tokens"] == 24
 
 
 def test_an_untrained_model_recalls_next_to_nothing(toy_root, items):

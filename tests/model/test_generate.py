@@ -81,6 +81,8 @@ def test_the_same_seed_gives_the_same_tokens(model):
     )
     assert first == again
     assert all(a.ids != b.ids for a, b in zip(first, other, strict=True))
+    unnamed, named = (generate(model, PROMPTS, max_new_tokens=9, **s) for s in ({}, {"seed": 0}))
+    assert unnamed == named
 
 
 def test_generating_leaves_the_global_stream_alone(model):

@@ -219,6 +219,7 @@ def test_a_shard_that_the_index_forgets_is_missed(foreign):
     ("{}", "must map weights to files; it does not"),
     ('{"weight_map": 3}', "must map weights to files; it does not"),
     ('{"weight_map": {"a": 3}}', "must map weights to files; it does not"),
+    ('{"weight_map": {"a": 3, "b": "x.safetensors"}}', "must map weights to files; it does not"),
     ('{"weight_map": {"a": "../x.safetensors"}}', "must name files beside it; it names '../x"),
     ('{"weight_map": {"a": "/etc/passwd"}}', "must name files beside it; it names '/etc"),
     ('{"weight_map": {"a": ".."}}', "must name files beside it; it names '..'"),

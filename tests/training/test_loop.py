@@ -112,6 +112,8 @@ def test_a_step_is_the_mean_gradient_times_the_rate(module, rows):
     assert_equal(after, expected, rtol=RTOL, atol=1e-13)
     assert done[0].loss == pytest.approx(term.total.item() / 7, rel=RTOL, abs=0)
     assert done[0].grad_norm == pytest.approx(norm, rel=RTOL, abs=0)
+    largest = term.metrics["largest"].item()
+    assert done[0].metrics["largest"] == pytest.approx(largest, rel=RTOL, abs=0)
 
 
 @pytest.mark.parametrize("fraction", [0.3, 4.0])
