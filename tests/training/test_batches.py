@@ -108,6 +108,8 @@ def test_starting_late_is_skipping(corpus, start):
         assert torch.equal(late.ids, batch.ids)
         assert torch.equal(late.document, batch.document)
     assert not torch.equal(skipped[0].ids, take(corpus, 1)[0].ids)
+    first = next(corpus.batches(seed=0, batch_size=BATCH, seq_len=SEQ))  # said or not
+    assert torch.equal(first.ids, take(corpus, 1, start=0)[0].ids)
 
 
 def test_ids_come_as_int64_whatever_the_file_holds(corpus):

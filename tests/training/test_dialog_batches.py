@@ -161,6 +161,8 @@ def test_a_mask_that_cannot_be_right_is_refused(examples, mask, message):
     check_example((bad[0], [False, False, True, True, True]))
     with pytest.raises(ValueError, match=message):
         PackedDialogs([examples[0], bad], seq_len=SEQ)
+    with pytest.raises(ValueError, match=message.replace("example 1", "example 0")):
+        check_example(bad)
 
 
 def take(packed, n, start=0):
