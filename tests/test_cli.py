@@ -69,6 +69,7 @@ def fails(arguments, capsys):
     return lines[0]
 
 
+@pytest.mark.slow
 def test_show_prints_every_setting_and_what_is_on_disk(root, capsys):
     assert main(["show", "toy"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -103,6 +103,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_three_processes_add_up_and_share(tmp_path):
     code = textwrap.dedent(SCRIPT)
     started = [

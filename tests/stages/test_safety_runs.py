@@ -160,6 +160,7 @@ def half_broken(world, attacker, reply, *, budget, queries_together, number=1):
     ]
 
 
+@pytest.mark.slow
 def test_rounds_keep_all_attacks_and_learn_from_those_that_broke(root, monkeypatch):
     monkeypatch.setattr("llama2_lib.stages.red_team.attack", half_broken)
     first, second = (build(root, f"red_team_early_v{n}", toy()) for n in (1, 2))
