@@ -32,7 +32,7 @@ LAST_WORDS = 5.0
 """Seconds that a dying peer has to end, after its connection broke."""
 
 
-class ProcessesDiffer(RuntimeError):
+class ProcessesDiffer(ChildProcessError):
     """The processes of a stage have written different bytes."""
 
 

@@ -162,3 +162,9 @@ def test_the_plain_loss_is_that_of_each_row_as_one_text(random_model, batch):
     assert term.total.item() != pytest.approx(
         packed_loss(True)(model, batch).total.item(), rel=0.01, abs=0
     )
+
+
+def test_whole_batches_are_for_isolated_documents():
+    assert replace(SHORT, isolate_documents=True, whole_every=4).whole_every == 4
+    with pytest.raises(ValueError, match="whole_every is for isolated documents; got 4 without"):
+        replace(SHORT, whole_every=4)

@@ -112,6 +112,24 @@ def test_the_loss_reads_the_last_tokens_and_adds_the_safety_term():
     assert both.count.item() == 2
 
 
+def test_rows_of_a_batch_may_be_divided_among_processes():
+    """One part has both labels, the other none; what is averaged is averaged over the whole."""
+    whole = pair_loss(0.7)(numbers, BATCH)
+    table = numbers(BATCH.ids)
+    parts = [
+        pair_loss(0.7)(
+            lambda ids, row=row, **_: table[row::2], type(BATCH)(*(c[row::2] for c in BATCH))
+        )
+        for row in (0, 1)
+    ]
+    assert abs(sum(part.total.item() for part in parts) - whole.total.item()) < 1e-12
+    assert [part.count.item() for part in parts] == [1, 1]
+    three = collate([EncodedPair([1, 5, 6, 2], [1, 5, 2], 0.5, (True, False))] * 2 + [
+        EncodedPair([1, 7, 2], [1, 7, 8, 9, 2])
+    ])  # fmt: skip
+    assert three.per_label.tolist() == [0.75] * 3, "three pairs for four labelled answers"
+
+
 def test_scores_do_not_depend_on_the_batch(tokenizer, chat):
     model = scalar_model(chat, seed=1).eval()
     pairs = encode_pairs(world_pairs("helpfulness", 0, 0, 9, "train"), tokenizer, "none")
