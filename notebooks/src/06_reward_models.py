@@ -519,7 +519,7 @@ Explorer(draw_way, way_words, answer=list(SPOILED))
 # | helpfulness model's data | all helpfulness pairs, as many others | 85 % helpfulness, 15 % safety |
 # | safety model's data | 90 % safety and harmlessness, 10 % helpfulness | the same |
 #
-# Both answers of a pair stand in one row: what they begin with, the prompt above all, is read once; then come the rest of the chosen answer and the rest of the other. Neither sees the other (`branches` says who sees whom), so each score is the one that the answer has alone. Of the positions that two padded rows a pair would take, 57 % are left in helpfulness and 55 % in safety.
+# Both answers of a pair stand in one row: what they begin with, the prompt above all, is read once; then come the rest of the chosen answer and the rest of the other. Neither sees the other (`branches` says who sees whom, `ends` where each answer's last token stands), so each score is the one that the answer has alone. Of the positions that two padded rows a pair would take, 57 % are left in helpfulness and 55 % in safety.
 #
 # With a head of zeros every score is 0 and the first loss is known: the mean of softplus(m), ln 2 without a margin. A loss that begins elsewhere points to a fault.
 #
