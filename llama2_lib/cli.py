@@ -233,10 +233,12 @@ class Chat(_Asking, _OfStage):
         from llama2_lib.storage import META
         from llama2_lib.text.tokenizer import load_tokenizer
 
-        stage = self.stage or "chat"
-        if self.stage is None and (folder / META).is_file():
+        stage, own = self.stage or "chat", (folder / META).is_file()
+        if self.stage is None and own:
             stage = str(json.loads((folder / META).read_text(encoding="utf-8")).get("stage"))
-        model, _ = load_model(folder, choose_device(self.device))
+        device = choose_device(self.device)
+        # A model from elsewhere may be large: it keeps the precision that it comes in.
+        model, _ = load_model(folder, device) if own else load_model(folder, device, None)
         return stage, model, load_tokenizer(folder)
 
 

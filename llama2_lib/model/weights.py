@@ -40,13 +40,18 @@ HF_NAMES = {
 ROTATED = ("attention.wq", "attention.wk")
 
 
-def save_model(model: Transformer | ScalarModel, folder: Path) -> None:
+def save_model(
+    model: Transformer | ScalarModel, folder: Path, dtype: torch.dtype | None = None
+) -> None:
     """Write `config.json` (Meta's field names) and `model.safetensors` into `folder`.
+
+    The weights are rounded to `dtype`, or else keep the model's own precision.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
-    weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    weights = {name: t.detach().to("cpu", dtype) for name, t in model.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     config, path = folder / "config.json", folder / "model.safetensors"
     config.write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n")
     try:
@@ -57,11 +62,14 @@ def save_model(model: Transformer | ScalarModel, folder: Path) -> None:
 
 
 def load_model(
-    path: Path | str, device: torch.device | str = "cpu"
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
 ) -> tuple[Transformer, ModelConfig]:
     """Load a model and its configuration from a folder.
 
-    The folder is a finished artifact of this course, or a Hugging Face folder of a Llama model.
+    The folder is a finished artifact of this course, or a Hugging Face folder of a Llama model. The
+    model computes in `dtype`; None: in the precision of the file.
 
     Raises:
         FileNotFoundError: The folder, its `config.json` or its weights are missing.
@@ -69,15 +77,19 @@ def load_model(
             integer precision, or not finite.
     """
     config, weights = _read(Path(path))
-    return build(config, weights, device), config
+    return build(config, weights, device).to(dtype), config
 
 
-def load_scalar_model(path: Path | str, device: torch.device | str = "cpu") -> ScalarModel:
-    """Load a reward model or value function from a finished artifact; refusals: `load_model`."""
+def load_scalar_model(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+) -> ScalarModel:
+    """Load a reward model or value function from a finished artifact; see `load_model`."""
     config, weights = _read(Path(path))
     with torch.device("meta"):
         model = ScalarModel(Transformer(config))
-    return _filled(model, weights, device)
+    return _filled(model, weights, device).to(dtype)
 
 
 def build(

@@ -30,6 +30,8 @@ from llama2_lib.stages.job import Job
 SERVE = "import sys; from llama2_lib.pipeline.peers import serve; serve(*sys.argv[1:])"
 LAST_WORDS = 5.0
 """Seconds that a dying peer has to end, after its connection broke."""
+LOOK = 1.0
+"""Seconds between two looks of a peer whether its parent is there."""
 
 
 class ProcessesDiffer(ChildProcessError):
@@ -170,18 +172,20 @@ def serve(folder: str, rank: str, n: str) -> None:
 
     def end_with_parent() -> None:
         while psutil.pid_exists(parent) and os.getppid() == parent:
-            time.sleep(1)
-        shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(LOOK)
+        while os.path.exists(folder):  # what runs beside this may leave one more file
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         _serve(Path(folder), int(rank), int(n))
-    except RuntimeError:
-        if os.getppid() != parent:  # that broke the connection
-            shutil.rmtree(folder, ignore_errors=True)
+    except Exception:
+        # A dying parent's connections break before it is gone: the thread above must see that too.
+        time.sleep(2 * LOOK)
         raise
+    shutil.rmtree(folder, ignore_errors=True)  # told to end, or nobody is left to tell
 
 
 def _serve(folder: Path, rank: int, n: int) -> None:

@@ -43,7 +43,7 @@ from llama2_lib.objectives.rlhf import (
     shaped_rewards,
     whiten,
 )
-from llama2_lib.stages.fit import Report
+from llama2_lib.stages.fit import STORED, Report
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.stages.reward import Rewarded, RewardModels, load_rewards, text_rows
@@ -160,7 +160,7 @@ def train(
     def look(step: int) -> None:
         row = measure(model.policy)
         if not measured or row["held_out_reward"] > max(measured):
-            save_model(model.policy, folder)
+            save_model(model.policy, folder, STORED)
         measured.append(row["held_out_reward"])
         log.write(step, **row)
 

@@ -24,7 +24,7 @@ from llama2_lib.config import Recipe, RedTeamConfig
 from llama2_lib.evaluation.judged import violations
 from llama2_lib.model import chat
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.model.weights import save_model
+from llama2_lib.stages.fit import finish
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import answered
 from llama2_lib.stages.safety import rehearsed
@@ -86,7 +86,7 @@ def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
         log = storage.MetricsLog(job.folder / "metrics.jsonl")
         log.keep_up_to(-1)  # a killed job may have written this row already
         log.write(0, lessons=0)
-        save_model(model, job.folder)
+        finish(model, job.folder)
         job.write_answers(model, unseen_dialogs(job))
     models = {"old model": attacked, "new model": model}
     summary = summarise(job, number, attacks, models, seed)

@@ -32,11 +32,11 @@ from llama2_lib.evaluation.reward import accuracy, accuracy_by_grade
 from llama2_lib.model.chat import reply, room, scored_row, scores
 from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.model.weights import load_scalar_model, save_model
+from llama2_lib.model.weights import load_scalar_model
 from llama2_lib.objectives.language import LossTerm
 from llama2_lib.objectives.preference import margins, ranking_loss, safety_auxiliary_loss
 from llama2_lib.objectives.rlhf import combined_reward
-from llama2_lib.stages.fit import Forward, Report, fit
+from llama2_lib.stages.fit import Forward, Report, finish, fit
 from llama2_lib.stages.job import Job, variant_of
 from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.text.dialog import Encoder
@@ -146,7 +146,7 @@ def _run_stream(
     summary["accuracy"] = _accuracy(model, held, validation)
     if config.stream == "helpfulness":
         summary["mean before centring"] = centre(model, _centre_rows(job))
-        save_model(model, folder)
+        finish(model, folder)
     storage.write_rows(folder / "fresh.jsonl", [*earlier, *fresh])
     storage.write_rows(folder / "held.jsonl", held)
     storage.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -88,9 +88,18 @@ def test_a_loaded_model_is_no_view_of_another(ours, model):
 def test_the_precision_of_the_file_is_kept(random_model, tmp_path, dtype):
     model = random_model(dtype=dtype)
     save_model(model, tmp_path)
-    loaded, _ = load_model(tmp_path)
+    loaded, _ = load_model(tmp_path, dtype=None)
     assert loaded.norm.weight.dtype == dtype
     same(loaded, model)
+    assert load_model(tmp_path)[0].norm.weight.dtype == torch.float32
+
+
+def test_weights_are_rounded_to_the_precision_asked_for(model, tmp_path):
+    save_model(model, tmp_path, torch.float16)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    loaded, _ = load_model(tmp_path)
+    same(loaded, model.half().float())
 
 
 def test_a_hugging_face_folder_comes_back(foreign, model, config):
