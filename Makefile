@@ -12,13 +12,22 @@ VENV_WORKS := $(shell [ "$$(cat $(VENV)/here 2>/dev/null)" = "$(CURDIR)" ] && \
 	$(BIN)/python -c 'import pip' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help course test check same lab notebooks student slides claims doctor browser clean FORCE
+.PHONY: help course chat test check chain release same lab notebooks student slides claims doctor browser clean FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-course: $(VENV)/course-installed  ## Set up, train the chain, execute the notebooks into build/course
+course: $(VENV)/course-installed  ## Set up, check the released chain, execute the notebooks into build/course
 	@$(BIN)/llama2 course
+
+chat: $(VENV)/course-installed  ## Talk to the released chat model
+	@$(BIN)/llama2 chat
+
+chain: $(VENV)/course-installed  ## Train the whole chain anew, and set its numbers beside the released ones
+	@$(BIN)/llama2 chain
+
+release: $(VENV)/course-installed  ## Replace data/release by the chain that this code trains
+	@$(BIN)/llama2 release
 
 test: $(VENV)/dev-installed  ## Set up, then every test there is (notebooks and browser included)
 	@.ci/parts all

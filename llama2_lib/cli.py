@@ -128,6 +128,57 @@ class Course(_OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chain(_OnDevice):
+    """Train the whole chain from nothing, and set its numbers beside the released ones."""
+
+    def _do(self) -> int:
+        from llama2_lib import release
+
+        print("\n".join(release.train_beside(self.device)))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release(_OnDevice):
+    """Train what is missing, and replace the release in data/release by this chain."""
+
+    def _do(self) -> int:
+        from llama2_lib import release
+
+        print(release.make(self.device))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Run the first steps of released stages again, and compare numbers, samples and data."""
+
+    stages: tyro.conf.Positional[tuple[str, ...]] = ()
+    """All of the chain when left out."""
+
+    def _do(self) -> int:
+        from llama2_lib import pipeline
+        from llama2_lib.pipeline.replay import replay
+        from llama2_lib.recipes import nano
+
+        chain = pipeline.fingerprints(VERSIONS["chat"], nano())
+        faults, seconds = [], 0.0
+        print(f"{'stage':16s} {'seconds':>7s}  {'numbers':>7s}  {'apart':>7s}  lines as they were")
+        for stage in self.stages or tuple(chain):
+            found = replay(_known("stage", stage, chain), nano())
+            same, n = (sum(column) for column in zip(*found.lines.values(), (0, 0), strict=True))
+            print(
+                f"{stage:16s} {found.seconds:7.1f}  {len(found.numbers):7d}  {found.largest:7.1g}  "
+                f"{same:,} of {n:,}" + ", the same processor" * found.exact,
+                flush=True,
+            )
+            faults += found.differences()
+            seconds += found.seconds
+        print(*faults, f"{seconds:.0f} s, {len(faults)} differences", sep="\n")
+        return int(bool(faults))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(_OnDevice, _OfStage):
     """Run one stage, and first any stage it needs that is not yet on disk."""
 
@@ -295,7 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
         # OpenMP reads it once. Threads that spin while they wait for each other make training
         # five times as slow beside one other program, and 8 % faster on a quiet machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    commands = Doctor | Course | Run | Show | Chat | Claims | Bench
+    commands = Doctor | Course | Chain | Release | Replay | Run | Show | Chat | Claims | Bench
     command = tyro.cli(commands, args=arguments, prog="llama2", description=__doc__)
     before = signal.signal(signal.SIGTERM, _end)
     try:

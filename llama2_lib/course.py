@@ -1,4 +1,4 @@
-"""The main job: train the chain, execute the notebooks, say what was made."""
+"""The main job: check the released chain, execute the notebooks, measure what they stand on."""
 
 import json
 import sys
@@ -7,33 +7,24 @@ from pathlib import Path
 
 import torch
 
-from llama2_lib import pipeline, storage
-from llama2_lib.claims.chain import new_prompts
+from llama2_lib import pipeline, release, storage
+from llama2_lib.claims.headline import headline, lines
 from llama2_lib.config import VERSIONS
-from llama2_lib.evaluation.chat_report import report, table
-from llama2_lib.evaluation.judged import improvement, marks_of
 from llama2_lib.recipes import nano
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import load_tokenizer
-from llama2_lib.world import make_world
-from llama2_lib.world.instructions import MOST_TURNS
 
 LAST = VERSIONS["chat"]
-"""The stage at the end of the chain; all others are built on the way."""
-CHAT_MODELS = {"SFT": VERSIONS["SFT"], "V5": VERSIONS["V5"], "chat model": LAST}
-"""Columns of the closing table."""
-N_TURNS = MOST_TURNS
-"""Of its long dialogs."""
-N_MARKED = 800
-"""Prompts in each wording that the summary is made from."""
-SUMMARY_SEED = 50
-"""Other prompts than those of the claims and the notebooks."""
+"""The stage at the end of the chain."""
 
 
 def run(*, device: str = "auto", notebooks: bool = True) -> int:
-    """Make all that the notebooks need, then the notebooks; return how many of these failed."""
+    """Make what no release holds, then the notebooks; return how many of these failed."""
     begin = time.perf_counter()
     recipe = nano()
+    faults = release.faults()
+    sound = f"release: {storage.release_root()} is this code's chain, and sound"
+    print("\n".join(faults or [sound]))
     todo = pipeline.missing(LAST, recipe)
     print(f"chain: {', '.join(todo) + ' to build' if todo else 'all on disk'}", flush=True)
     pipeline.artifact(LAST, recipe, device=device)
@@ -85,69 +76,16 @@ def summary(folder: Path, trained: float, total: float) -> str:
     recipe = nano()
     losses = [row for row in read_metrics(folder / "metrics.jsonl") if "validation_loss" in row]
     pieces = load_tokenizer(folder).vocab_size
-    lines = [
+    closing = [
         "",
         f"made      a tokenizer of {pieces} pieces, a Llama 2 of {recipe.model.n_parameters:,} "
         "weights",
         f"trained   {recipe.pretrain.n_tokens:,} tokens; validation loss "
         f"{losses[-1]['validation_loss']:.3f} nats per token",
-        *(
-            f"recall    {name:12s} {100 * share.value:5.1f} %  "
-            f"[{100 * share.low:.1f}, {100 * share.high:.1f}]  of {share.n} questions"
-            for name, share in pipeline.recall(recipe).items()
-        ),
-        *aligned(),
-        "",
-        *chat_models(),
+        *lines(headline(recipe)),
         "",
         f"time      stages {trained:.0f} s, all {total:.0f} s",
         f"where     {folder}",
         "next      make lab     (then open notebooks/00_start_here.ipynb)",
     ]
-    return "\n".join(lines)
-
-
-def chat_models() -> list[str]:
-    """Return the table of what the finished chat model does, beside two models before it."""
-    recipe = nano()
-    room = min(96, recipe.model.max_seq_len // 2)
-    return table({
-        name: report(
-            *pipeline.load(stage, recipe), make_world(recipe.corpus.world_seed),
-            n=N_MARKED // 4, n_turns=N_TURNS, seed=SUMMARY_SEED, max_new_tokens=room,
-        )
-        for name, stage in CHAT_MODELS.items()
-    })  # fmt: skip
-
-
-def aligned() -> list[str]:
-    """Return a line for each quality: the gold judges' marks of the chain's versions.
-
-    Helpfulness where help is all that is asked for, safety where harm is, and how many of the
-    prompts that only sound harmful are refused; on prompts that nobody asked before, first in
-    wordings of training, then in others.
-    """
-    recipe = nano()
-    loaded = {name: pipeline.load(VERSIONS[name], recipe) for name in ("SFT", "V4", "V5")}
-    world, room = make_world(recipe.corpus.world_seed), min(96, recipe.model.max_seq_len // 2)
-    lines = []
-    for split, wordings in (("train", "known wordings"), ("held out", "new wordings")):
-        prompts = new_prompts(recipe, SUMMARY_SEED, split, loaded["SFT"][1], N_MARKED).prompts
-        marks = {
-            name: marks_of(*model, world, prompts, max_new_tokens=room)
-            for name, model in loaded.items()
-        }
-        kinds = marks["SFT"]
-        for word, quality, rows in (
-            ("helpful", "helpfulness", kinds.helpful),
-            ("safe", "safety", kinds.adversarial),
-            ("refused", "refuses", kinds.borderline),
-        ):
-            values = {name: 1.0 * getattr(each, quality)[rows] for name, each in marks.items()}
-            gain = improvement(values["SFT"], values["V5"])
-            means = ", ".join(f"{name} {value.mean():.3f}" for name, value in values.items())
-            lines.append(
-                f"{word:9s} {means}; SFT to V5 {gain.value:+.3f} [{gain.low:+.3f}, "
-                f"{gain.high:+.3f}] of {gain.n} prompts, {wordings}"
-            )
-    return lines
+    return "\n".join(closing)

@@ -1,8 +1,10 @@
 """Where the numbers live: device, precision, and the memory a process has used."""
 
 import contextlib
+import platform
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -79,3 +81,12 @@ def peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def processor() -> str:
+    """Return what kind of processor adds up the numbers: the same kind gives the same bits."""
+    cpuinfo = Path("/proc/cpuinfo")  # only Linux tells it there
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

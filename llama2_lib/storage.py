@@ -38,8 +38,17 @@ def artifact_root() -> Path:
         root = Path(given).expanduser().absolute()
         os.environ["LLAMA2_ARTIFACTS"] = str(root)
         return root
+    return _home() / "artifacts"
+
+
+def release_root() -> Path:
+    """Return where the released chain lies: `data/release/` beside the library."""
+    return _home() / "data" / "release"
+
+
+def _home() -> Path:
     home = Path(__file__).resolve().parents[1]
-    return (home if (home / "pyproject.toml").is_file() else Path.cwd()) / "artifacts"
+    return home if (home / "pyproject.toml").is_file() else Path.cwd()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

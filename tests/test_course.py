@@ -6,6 +6,7 @@ from shutil import copytree, rmtree
 import pytest
 
 from llama2_lib import course, pipeline
+from llama2_lib.claims import headline
 from llama2_lib.recipes import toy
 from llama2_lib.storage import read_metrics
 from llama2_lib.teaching import lessons
@@ -18,8 +19,8 @@ def root(toy_root, tmp_path, monkeypatch):
     root = copytree(toy_root, tmp_path / "artifacts")
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
     monkeypatch.setattr(course, "nano", toy)
-    monkeypatch.setattr(course, "N_MARKED", 40)
-    monkeypatch.setattr(course, "N_TURNS", 2)
+    monkeypatch.setattr(headline, "N_MARKED", 40)
+    monkeypatch.setattr(headline, "N_TURNS", 2)
     return root
 
 
@@ -35,17 +36,15 @@ def test_it_says_what_was_made(root, capsys):
     assert f"{toy().model.n_parameters:,} weights\n" in shown
     assert f"{30 * 4 * 64:,} tokens" in shown
     for name, share in pipeline.recall(toy()).items():
-        row = rf"recall +{name} +{100 * share.value:.1f} % .* of {share.n} questions"
-        assert len(re.findall(row, shown)) == 1
-    row = r"^(helpful|safe|refused) +SFT .*, V4 .*, V5 .*; SFT to V5 .*, (known|new) wordings$"
-    found = re.findall(row, shown, re.MULTILINE)
-    assert sorted(found) == sorted(
-        (word, "known" if split == "train" else "new")
-        for word in ("helpful", "safe", "refused")
-        for split in ("train", "held out")
-    )
+        row = rf"^knows facts, {name} +{100 * share.value:.0f} % \[\d+, \d+\]$"
+        assert len(re.findall(row, shown, re.MULTILINE)) == 1
+    cell = r"-?[\d.]+(?: %)? \[-?[\d.]+, -?[\d.]+\] *"
+    assert re.search(r"^ +SFT +V4 +V5 +SFT to V5$", shown, re.MULTILINE)
+    for word in ("helps (mark)", "is safe (mark)", "declines what only sounds harmful"):
+        for split in ("known", "new"):
+            row = rf"^{re.escape(word)}, {split} wording +({cell}){{4}}$"
+            assert re.search(row, shown, re.MULTILINE), f"{row}"
     assert re.search(r"^ +SFT +V5 +chat model$", shown, re.MULTILINE)
-    cell = r"[\d.]+(?: %)? \[[\d.]+, [\d.]+\] *"
     for what in ("violates, new wording", "keeps an instruction, turn 2", "knows facts, seen form"):
         assert re.search(rf"^{what} +({cell}){{3}}$", shown, re.MULTILINE)
     assert str(folder) in shown

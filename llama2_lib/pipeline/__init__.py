@@ -1,8 +1,8 @@
 """The graph of stages and its cache: ask for an artifact, and what is missing is built first.
 
-`artifacts/<stage>/<fingerprint>/` holds a finished stage. The fingerprint covers every setting that
-decides what the stage makes, and its inputs' fingerprints, so a changed number never meets stale
-files.
+`<stage>/<fingerprint>/` under `data/release/` or `artifacts/` holds a finished stage. The
+fingerprint covers every setting that decides what the stage makes, and its inputs' fingerprints, so
+a changed number never meets stale files.
 """
 
 from llama2_lib.pipeline.build import (
@@ -10,6 +10,7 @@ from llama2_lib.pipeline.build import (
     artifact_path,
     artifact_root,
     artifacts,
+    folders_of,
     load,
     missing,
     recall,
@@ -26,6 +27,7 @@ __all__ = [
     "artifacts",
     "fingerprint",
     "fingerprints",
+    "folders_of",
     "load",
     "missing",
     "recall",

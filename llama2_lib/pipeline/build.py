@@ -1,6 +1,5 @@
 """Artifacts: finished folders, built when asked for, one after the other or side by side."""
 
-import contextlib
 import multiprocessing
 import os
 import platform
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from llama2_lib import parallel, storage
 from llama2_lib.config import Recipe
-from llama2_lib.device import choose_device
+from llama2_lib.device import choose_device, processor
 from llama2_lib.evaluation.language import fact_recall
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.transformer import Transformer
@@ -28,7 +27,6 @@ from llama2_lib.model.weights import load_model
 from llama2_lib.pipeline.graph import (
     STAGES,
     WITHOUT_MODEL,
-    fingerprint,
     fingerprints,
     stage_settings,
     visible_recipe,
@@ -67,17 +65,32 @@ def progress_bar(**settings: Any) -> tqdm:
     return tqdm(leave=False, dynamic_ncols=True, **settings)
 
 
+def folders_of(
+    stage: str, recipe: Recipe, root: Path | None = None, *, released: bool = True
+) -> dict[str, Path]:
+    """Return the folders of `stage` and of all that it needs, whether or not they are there yet.
+
+    What was released is taken from the release, so that everybody reads the same numbers; the rest
+    lies under `root`, or else `artifact_root()`.
+    """
+    folders = {}
+    for name, digits in fingerprints(stage, recipe).items():
+        folder = storage.release_root() / name / digits
+        own = (root or artifact_root()) / name / digits
+        folders[name] = folder if released and folder.exists() else own
+    return folders
+
+
 def artifact_path(stage: str, recipe: Recipe, root: Path | None = None) -> Path:
     """Return the folder of a finished stage, whether or not it is there yet."""
-    return (root or artifact_root()) / stage / fingerprint(stage, recipe)
+    return folders_of(stage, recipe, root)[stage]
 
 
-def missing(stage: str, recipe: Recipe, root: Path | None = None) -> list[str]:
+def missing(
+    stage: str, recipe: Recipe, root: Path | None = None, *, released: bool = True
+) -> list[str]:
     """Return the stages that must run before `stage` of `recipe` is there, in order."""
-    folders = {
-        name: (root or artifact_root()) / name / digits
-        for name, digits in fingerprints(stage, recipe).items()
-    }
+    folders = folders_of(stage, recipe, root, released=released)
     needed = {stage}
     for name in reversed(folders):  # whatever needs a stage comes after it
         if name in needed and not folders[name].exists():
@@ -93,28 +106,29 @@ def artifact(
     root: Path | None = None,
     bar: bool = True,
     processes: int | None = None,
+    released: bool = True,
 ) -> Path:
     """Return the finished folder of `stage`, after running what is missing.
 
     Safe to call from several processes: one builds, the others wait. A damaged folder is set
     aside with a message and built again. An interrupted stage goes on where it stopped.
 
-    `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; artifacts live in `root`, or else in
-    `artifact_root()`; `bar` is whether to show progress. On a CPU `processes` train together, left
+    `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `root` and `released` are explained in
+    `folders_of`; `bar` is whether to show progress. On a CPU `processes` train together, left
     out `PROCESSES` if the model is large enough; the same number of them gives the same bits.
     """
     root = root or artifact_root()
-    todo = missing(stage, recipe, root)
+    todo = missing(stage, recipe, root, released=released)
     total, chosen = sum(STAGES[name].seconds for name in todo), choose_device(device)
     with (
         progress_bar(total=total, disable=not bar or not todo, bar_format=BAR) as progress,
         Peers(_n_processes(recipe, chosen, processes), root) as peers,
     ):
-        folders: dict[str, Path] = {}  # each stage once: the rounds share most of their inputs
-        for name, digits in fingerprints(stage, recipe).items():
-            folders[name] = root / name / digits
+        # each stage once: the rounds share most of their inputs
+        folders = folders_of(stage, recipe, root, released=released)
+        for name, folder in folders.items():
             inputs = {other: folders[other] for other in STAGES[name].inputs}
-            _ensure(name, recipe, folders[name], inputs, chosen, progress, peers)
+            _ensure(name, recipe, folder, inputs, chosen, progress, peers)
     return folders[stage]
 
 
@@ -135,9 +149,16 @@ def _ensure(
     peers: Peers,
 ) -> None:
     """Build a stage unless it is there and sound; what is damaged is set aside."""
-    with contextlib.suppress(FileNotFoundError, storage.DamagedArtifactError):
+    try:
         storage.read_sealed(final, stage, final.name)
         return
+    except FileNotFoundError:
+        pass
+    except storage.DamagedArtifactError as error:
+        if final.is_relative_to(storage.release_root()):
+            # Trained again it would not be the one that all others have.
+            restore = f"Restore it: git checkout -- {final}"
+            raise storage.DamagedArtifactError(f"{error} {restore}") from None
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(final.parent / f".{final.name}.lock"):
         try:
@@ -168,6 +189,7 @@ def _build(
         "inputs": {name: path.name for name, path in inputs.items()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": str(device),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
     }
     begin, shown, node = time.perf_counter(), 0.0, STAGES[stage]

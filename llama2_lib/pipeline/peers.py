@@ -8,6 +8,7 @@ beside another busy program: threads wait for the slowest of them at every produ
 """
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import shutil
@@ -36,6 +37,23 @@ LOOK = 1.0
 
 class ProcessesDiffer(ChildProcessError):
     """The processes of a stage have written different bytes."""
+
+
+class Stopped(Exception):
+    """A stage has logged as many rows as were asked for."""
+
+
+def stopping(job: Job, until: tuple[str, int] | None) -> Job:
+    """Return a job that stops where a metrics file holds so many rows: in each process alike."""
+    if until is None:
+        return job
+
+    def report(done: float, words: str) -> None:
+        job.report(done, words)
+        if len(storage.read_metrics(job.folder / until[0])) >= until[1]:
+            raise Stopped
+
+    return dataclasses.replace(job, report=report)
 
 
 class Peers:
@@ -68,29 +86,36 @@ class Peers:
             if self.started:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, stage: str, recipe: Recipe, job: Job) -> None:
+    def run(
+        self, stage: str, recipe: Recipe, job: Job, until: tuple[str, int] | None = None
+    ) -> None:
         """Run a stage in all processes; a model's stage with one thread in each.
+
+        With `until`, a metrics file of the stage and a number of rows, only its beginning.
 
         Raises:
             ChildProcessError: A peer died.
             ProcessesDiffer: What was written is not the same; it is set aside.
         """
+        job = stopping(job, until)
         if self.n == 1 or stage in WITHOUT_MODEL:
-            STAGES[stage].run(job)
+            with contextlib.suppress(Stopped):
+                STAGES[stage].run(job)
             return
         threads = torch.get_num_threads()
         try:
             if not self.started:
                 self._start()
             for peer in self.started:
-                pickle.dump((stage, recipe, job.folder, job.inputs), _told(peer))
+                pickle.dump((stage, recipe, job.folder, job.inputs, until), _told(peer))
                 _told(peer).flush()
             if self.group is None:
                 self._connect()
             torch.set_num_threads(1)
             with parallel.joined(self.group):
                 parallel.gathered("copied")  # waits until the peers have what is there
-                STAGES[stage].run(job)
+                with contextlib.suppress(Stopped):
+                    STAGES[stage].run(job)
                 _compare(job.folder)
         except ProcessesDiffer as error:
             aside = storage.set_aside(job.folder)
@@ -192,7 +217,7 @@ def _serve(folder: Path, rank: int, n: int) -> None:
     group = None
     while True:
         try:
-            stage, recipe, there, inputs = pickle.load(sys.stdin.buffer)
+            stage, recipe, there, inputs, until = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         own = folder / f"{rank}-{stage}"
@@ -203,6 +228,8 @@ def _serve(folder: Path, rank: int, n: int) -> None:
         with parallel.joined(group):
             parallel.gathered("copied")
             visible, device = visible_recipe(stage, recipe), torch.device("cpu")
-            STAGES[stage].run(Job(visible, own, inputs, device, lambda done, words: None))
+            job = Job(visible, own, inputs, device, lambda done, words: None)
+            with contextlib.suppress(Stopped):
+                STAGES[stage].run(stopping(job, until))
             _compare(own)
         shutil.rmtree(own)

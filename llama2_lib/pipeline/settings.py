@@ -34,6 +34,8 @@ OUTSIDE = ("config", "storage", "device", "evaluation")
 evaluation says of a model changes no weight of it."""
 WORLD_ASIDE = ("audit", "manifest")
 """Files of the world that look at its texts and write none."""
+NO_LISTS = ("samples", "release")
+"""Folders of `data/` whose texts the world does not read: they were made with it."""
 
 
 # --- modules
@@ -110,7 +112,7 @@ def world_fingerprint() -> str:
     """
     files = [path for path in (PACKAGE / "world").glob("*.py") if path.stem not in WORLD_ASIDE]
     data = lexicon_folder().parent
-    lists = sorted(p for p in data.rglob("*.txt") if p.relative_to(data).parts[0] != "samples")
+    lists = sorted(p for p in data.rglob("*.txt") if p.relative_to(data).parts[0] not in NO_LISTS)
     words = {str(path.relative_to(data)): _content(path, path.stat().st_mtime_ns) for path in lists}
     return storage.fingerprint([sorted(_content(p, p.stat().st_mtime_ns) for p in files), words])
 

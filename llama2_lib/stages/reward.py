@@ -141,14 +141,14 @@ def _run_stream(
         n_old = min(len(fresh), len(old))
         train = [*fresh, *rng.random_source(seed, "older pairs").sample(old, n_old)]
         config = dataclasses.replace(config, peak_lr=config.later_lr_ratio * config.peak_lr)
+    storage.write_rows(folder / "fresh.jsonl", [*earlier, *fresh])
+    storage.write_rows(folder / "held.jsonl", held)
     encoded = encode_pairs(train, tokenizer, config.margin)
     model = train_reward(config, start, encoded, validation, folder, job.device, report)
     summary["accuracy"] = _accuracy(model, held, validation)
     if config.stream == "helpfulness":
         summary["mean before centring"] = centre(model, _centre_rows(job))
         finish(model, folder)
-    storage.write_rows(folder / "fresh.jsonl", [*earlier, *fresh])
-    storage.write_rows(folder / "held.jsonl", held)
     storage.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 

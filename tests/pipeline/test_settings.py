@@ -335,7 +335,9 @@ def test_an_edited_word_renames_everything(tmp_path, monkeypatch, quick):
         now = prints(toy())
         assert renamed(before, now) == set(STAGES)
         before = now
-    (data / "samples" / "more.txt").write_text("a text to read")
+    (data / "release").mkdir(exist_ok=True)
+    for folder in ("samples", "release"):
+        (data / folder / "more.txt").write_text("a text to read")
     assert prints(toy()) == before
 
 
