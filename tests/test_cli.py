@@ -20,6 +20,7 @@ from llama2_lib.config import VERSIONS
 from llama2_lib.doctor import machine
 from llama2_lib.model.chat import Reply
 from llama2_lib.recipes import toy
+from llama2_lib.stages import fit
 from llama2_lib.stages.corpus import training_documents
 from llama2_lib.teaching.lessons import kernel
 from llama2_lib.text.dialog import encode_prompt
@@ -128,6 +129,24 @@ def test_run_takes_other_texts(root, capsys, own_texts, monkeypatch):
     line = fails([*arguments, "--data", "texts"], capsys)
     assert "the texts must supply 512 pieces" in line
     assert "Give more text, or set vocab_size=" in line
+
+
+@pytest.mark.slow
+def test_replay_prints_a_row_a_stage_and_what_has_changed(root, capsys, monkeypatch):
+    monkeypatch.setattr("llama2_lib.recipes.nano", toy)
+    assert main(["replay", "corpus", "sft"]) == 0
+    _, corpus, sft, end = capsys.readouterr().out.splitlines()
+    assert corpus.split()[0] == "corpus"
+    name, _, numbers, apart, *_ = sft.split()
+    assert (name, apart) == ("sft", "0")
+    assert int(numbers) > 10
+    assert end.endswith(" s, 0 differences")
+    adamw = fit.adamw
+    monkeypatch.setattr(fit, "adamw", lambda model, **options: adamw(model, weight_decay=0.5))
+    assert main(["replay", "sft"]) == 1
+    shown = capsys.readouterr().out
+    assert "sft: metrics.jsonl, row " in shown
+    assert "there is no stage 'fly'" in fails(["replay", "fly"], capsys)
 
 
 def test_an_unknown_command_names_the_choices(capsys):

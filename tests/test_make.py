@@ -126,7 +126,7 @@ def test_all_parts_run_and_pass(checkout):
     made = "\n".join(calls(checkout))
     for command in (
         "pytest -q -n auto --dist loadfile",
-        "llama2 run red_team_v4",
+        "llama2 replay",
         "lessons check",
         "lessons both",
         "lessons compare",

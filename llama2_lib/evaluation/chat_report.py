@@ -77,11 +77,13 @@ def report(
     dialogs = cases(world, rng.seed_from(seed, "persona"), max(2, n // 2), n_turns=n_turns)
     own = on_own_history(model, tokenizer, dialogs)
     neutral = on_neutral_history(model, tokenizer, dialogs, (n_turns,))
+    # Of all dialogs: a model that has filled its context with chatter by then keeps nothing.
+    obeyed, right = own.obeyed[:, n_turns - 1], own.right[:, n_turns - 1]
     lines |= {
-        f"keeps an instruction, turn {n_turns}": own.obedience(n_turns),
+        f"keeps an instruction, turn {n_turns}": _share(obeyed),
         f"the same, neutral history, turn {n_turns}": neutral.obedience(n_turns),
         "keeps it at all turns": _share(np.asarray(own.obeyed.all(axis=1))),
-        f"right answers meanwhile, turn {n_turns}": own.correctness(n_turns),
+        f"right answers meanwhile, turn {n_turns}": _share(right),
     }
     recalled = chat_recall(model, tokenizer, recall_items(world))
     return lines | {f"knows facts, {exposure}": share for exposure, share in recalled.items()}

@@ -92,7 +92,8 @@ def test_every_line_is_of_its_own_prompts_or_dialogs(reported, monkeypatch):
     numbers, everywhere = [], np.ones((4, 2), dtype=bool)
     obeyed = np.array([[1, 1], [1, 0], [0, 1], [1, 1]], dtype=bool)
     right = np.array([[1, 0], [1, 0], [1, 0], [1, 1]], dtype=bool)
-    own, neutral = Kept(obeyed, right, everywhere), Kept(~everywhere, ~right, everywhere)
+    full = obeyed | right  # one dialog had filled the context before its end, and kept nothing
+    own, neutral = Kept(obeyed, right, full), Kept(~everywhere, ~right, everywhere)
     monkeypatch.setattr(
         chat_report, "on_own_history", lambda *of: numbers.append(len(of[2])) or own
     )
