@@ -26,6 +26,15 @@ def edit_by_hand(notebook):
     code(notebook)[1].source += "\n# quick fix"
 
 
+def run_out_of_order(notebook):
+    first, second = code(notebook)[:2]
+    first.execution_count, second.execution_count = second.execution_count, first.execution_count
+
+
+def of_another_chain(notebook):
+    notebook.metadata.made_from = notebook.metadata.made_from | {"chain": "000000000000"}
+
+
 def stores(kind, **values):
     """Add an output to a cell."""
     output = nbformat.v4.new_output(kind, **values)
@@ -42,6 +51,10 @@ def stores(kind, **values):
         (stores("error", ename="E", evalue="e", traceback=[]), "not tagged raises-exception"),
         (stores("stream", text="<object object at 0x7f3a1c0b5d30>"), "address of an object"),
         (stores("stream", text="saved in /home/ann/course"), "folder of one machine"),
+        (stores("stream", text="more than half: True\nloss 1.2\n"), "'more than half: True'"),
+        (stores("execute_result", data={"text/plain": "False"}), "print the number"),
+        (run_out_of_order, "several executions"),
+        (of_another_chain, "its outputs are of {'chain': '000000000000'"),
     ],
 )
 def test_a_planted_fault_in_a_notebook_is_found(course, edit, change, fault):

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
@@ -74,6 +75,53 @@ def test_a_sound_notebook_passes_and_each_planted_fault_is_red(small, plant, cap
         assert any(path.name in line for line in failed), f"{path.name} passed\n{report}"
     assert not any(small.name in line for line in failed), report
     assert "the kernel died while it ran this cell" in report
+
+
+NEAR = """\
+# %% tags=["near=0.02"]
+print("loss 1.250 of 1,000 pieces")
+
+# %%
+print("loss 1.25")
+
+# %% tags=["near=0.02"]
+"a mark of 9.99"
+"""
+
+
+@pytest.mark.slow
+def test_numbers_of_a_tagged_cell_may_be_as_far_apart_as_it_says(tmp_path, capfd):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "94_near.py").write_text(NEAR)
+    assert build(folder=tmp_path) == []
+    whole = nbformat.read(tmp_path / "94_near.ipynb", as_version=4)
+
+    def plant(name, cell, text):
+        notebook = deepcopy(whole)
+        [output] = notebook.cells[cell].outputs
+        if "text" in output:
+            output.text = text
+        else:
+            output.data["text/plain"] = text
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        return tmp_path / f"{name}.ipynb"
+
+    sound = (
+        plant("near", 0, "loss   1.231 of 1,000 pieces\n"),
+        plant("near_value", 2, "'a mark of 10.01'"),
+    )
+    far = (
+        plant("far", 0, "loss 1.229 of 1,000 pieces\n"),
+        plant("far_thousands", 0, "loss 1.250 of 1,001 pieces\n"),
+        plant("other_word", 0, "loss 1.250 of 1,000 words\n"),
+        plant("lost_number", 0, "loss 1.250 of pieces\n"),
+        plant("untagged", 1, "loss 1.24\n"),
+    )
+    assert compare((*sound, *far)) != []
+    report = capfd.readouterr().out
+    failed = {line.split("::")[0] for line in report.splitlines() if line.startswith("FAILED")}
+    red = {Path(line.removeprefix("FAILED ")).name for line in failed}
+    assert red == {path.name for path in far}
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from nbformat import NotebookNode
 from llama2_lib.teaching.lessons.source import (
     Names,
     ignored,
+    made_from,
     marker_faults,
     read_notebook,
     read_source,
@@ -23,6 +24,7 @@ from llama2_lib.teaching.lessons.source import (
     tags,
     teacher,
 )
+from llama2_lib.teaching.nbval_glue import NEAR
 
 LONGEST_CELL = 25  # lines, unless tagged `long`
 KNOWN_TAGS = {
@@ -85,12 +87,19 @@ def notebook_faults(source: Path, written: Path) -> Iterator[str]:
     if _bare(notebook) != _bare(wanted):
         yield "stale: the notebook is not what its source gives; build it anew"
         return
+    if notebook.metadata.get("made_from") != made_from():
+        yield f"its outputs are of {notebook.metadata.get('made_from')}; build it on {made_from()}"
+    counts = [cell.execution_count for cell in filter(runs, notebook.cells)]
+    if None not in counts and counts != list(range(1, len(counts) + 1)):
+        yield "its outputs are of several executions; build it anew"
     for cell in filter(runs, notebook.cells):
         if cell.execution_count is None:
             yield f"{cell.id} was never run, so nbval would compare nothing; build it anew"
         failed = any(output.output_type == "error" for output in cell.outputs)
         if failed and "raises-exception" not in tags(cell):
             yield f"{cell.id} holds an error and is not tagged raises-exception"
+        for line in re.findall(r"^.*\b(?:True|False)\W*$", _printed(cell), re.M):
+            yield f"{cell.id} prints {line.strip()!r}: print the number, and assert what must hold"
         for pattern, reason in MACHINE.items():
             if not ignored(cell) and re.search(pattern, _printed(cell)):
                 yield f"{cell.id} {reason}; print something that is the same everywhere"
@@ -112,7 +121,10 @@ def lesson_faults(source: Path) -> list[str]:
 
 
 def _cell_faults(cell: NotebookNode) -> Iterator[str]:
-    if unknown := tags(cell) - KNOWN_TAGS:
+    near = {tag for tag in tags(cell) if NEAR.fullmatch(tag)}
+    if near and (ignored(cell) or len(near) > 1):
+        yield f"{cell.id}: a cell is compared within one `near=`, or ignored; not both"
+    if unknown := tags(cell) - KNOWN_TAGS - near:
         yield f"{cell.id}: unknown tags {sorted(unknown)}; known: {sorted(KNOWN_TAGS)}"
     if len({"nbval-skip", "skip-execution"} & tags(cell)) == 1:
         yield f"{cell.id}: nbval-skip and skip-execution go together"

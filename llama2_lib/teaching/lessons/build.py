@@ -17,6 +17,7 @@ from llama2_lib.teaching.lessons.kernel import kernel_environment, need_kernel
 from llama2_lib.teaching.lessons.source import (
     Names,
     blanked,
+    made_from,
     read_notebook,
     runs,
     sources,
@@ -135,6 +136,7 @@ def _execute_all(lessons: Sequence[tuple[Path, NotebookNode]], out: Path) -> lis
         finally:
             progress.update(left)  # of a lesson that stopped early
         normalise(notebook)
+        notebook.metadata["made_from"] = made_from()
         _write(notebook, out / f"{path.stem}.ipynb")
         return None
 

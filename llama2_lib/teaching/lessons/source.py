@@ -22,6 +22,8 @@ BLOCK = re.compile(
 MARKER_LINE = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION[^\n]*\n?", re.M)
 IMPORTS = re.compile(r"(import|from) \w")
 PASSED = re.compile(r"^\[ OK \] (.*)$", re.M)
+LEDGERS = ("claims.json", "runs.json")
+"""Recorded results that notebooks print."""
 STUB = "raise NotImplementedError  # your code here"
 
 
@@ -56,6 +58,17 @@ def runs(cell: NotebookNode) -> bool:
     """Return whether a cell is executed."""
     skipped = "skip-execution" in tags(cell)
     return cell.cell_type == "code" and bool(cell.source.strip()) and not skipped
+
+
+def made_from() -> dict[str, str]:
+    """Return what the outputs of a notebook rest on beside its source: fingerprints."""
+    from llama2_lib import pipeline, storage  # here: not every command needs torch
+    from llama2_lib.config import VERSIONS
+    from llama2_lib.recipes import nano
+
+    data = storage.release_root().parent
+    ledgers = {name: storage.file_sha256(data / name)[:12] for name in LEDGERS}
+    return {"chain": pipeline.fingerprint(VERSIONS["chat"], nano()), **ledgers}
 
 
 def read_notebook(path: Path) -> NotebookNode:

@@ -1,0 +1,62 @@
+"""A claim is shown in two halves: what was declared, and later what came out."""
+
+import pytest
+
+from llama2_lib.claims import CLAIMS, recorded
+from llama2_lib.widgets import claim as cards
+from llama2_lib.widgets import show_claim, show_prediction
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    texts = []
+    monkeypatch.setattr(cards, "display", lambda markdown: texts.append(markdown.data))
+    return texts
+
+
+def rows(text):
+    head, rule, *lines = text.splitlines()
+    assert rule == "|---|---|"
+    return head, dict(line.strip("| ").split(" | ", 1) for line in lines)
+
+
+def test_the_prediction_gives_nothing_away(shown):
+    show_prediction(15)
+    head, found = rows(*shown)
+    assert head == "| claim 15 | |"
+    assert list(found) == ["question", "paper", "our prediction", "rule"]
+    assert found["question"] == CLAIMS[15].statement
+    assert "(printed in the paper; section 3.2.2)" in found["paper"]
+    assert CLAIMS[15].threshold.split("(")[0].strip() in found["rule"]
+    verdict = recorded(15).verdict
+    assert str(verdict.outcome) not in shown[0]
+    assert verdict.reason.split(";")[0] not in shown[0]
+
+
+def test_the_answer_has_the_numbers_of_the_rule_and_the_verdict(shown):
+    result = show_claim(15)
+    assert result == recorded(15)
+    _, found = rows(*shown)
+    assert list(found) == ["question", "paper", "ours", "measured on", "verdict"]
+    assert found["ours"].split("<br>") == result.verdict.reason.split("; ")
+    assert found["measured on"].startswith(f"{len(result.measurements)} seeds")
+    assert found["verdict"] == f"**{result.verdict.outcome}**"
+
+
+def test_a_record_of_another_recipe_says_so(shown, monkeypatch):
+    show_claim(15)
+    theirs = recorded(15).provenance
+    monkeypatch.setattr(cards, "provenance", lambda recipe: theirs)
+    show_claim(15)
+    assert not rows(shown[1])[1]["measured on"].endswith("chain's")
+    monkeypatch.setattr(cards, "provenance", lambda recipe: theirs | {"fingerprint": "another"})
+    show_claim(15)
+    assert rows(shown[2])[1]["measured on"].endswith(
+        ", of an earlier recipe than the released chain's"
+    )
+
+
+def test_a_record_of_another_declaration_is_refused(monkeypatch):
+    monkeypatch.setattr(cards, "same_declaration", lambda *_: False)
+    with pytest.raises(ValueError, match="llama2 claims 15 --write"):
+        show_claim(15)
