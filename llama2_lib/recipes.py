@@ -29,11 +29,11 @@ def nano(seed: int = 0) -> Recipe:
         name="nano",
         corpus=CorpusConfig(),
         tokenizer=TokenizerConfig(vocab_size=1024),
-        model=ModelConfig(vocab_size=1024, dim=128, n_layers=4, n_heads=8, n_kv_heads=2),
+        model=ModelConfig(vocab_size=1024, dim=128, n_layers=4, n_heads=4, n_kv_heads=2),
         pretrain=PretrainConfig(
-            steps=1000, batch_size=4, seq_len=512, peak_lr=4e-3, warmup=40, seed=seed
+            steps=2000, batch_size=4, seq_len=512, peak_lr=4e-3, warmup=40, seed=seed
         ),
-        sft=SftConfig(n_dialogs=2000, grade="mixed", batch_size=4, seq_len=512, seed=seed),
+        sft=SftConfig(n_dialogs=4000, grade="mixed", batch_size=4, seq_len=512, seed=seed),
         helpfulness=RewardConfig(
             stream="helpfulness", n_pairs=3500, n_fresh=2500, n_fresh_later=600, seed=seed
         ),
@@ -41,7 +41,7 @@ def nano(seed: int = 0) -> Recipe:
             stream="safety", n_pairs=1200, n_fresh=800, n_fresh_later=300, seed=seed
         ),
         rejection=RejectionConfig(
-            n_prompts=800, n_samples=6, n_demonstrations=1000, steps=250, seed=seed
+            n_prompts=800, n_samples=6, n_demonstrations=3000, steps=600, seed=seed
         ),
         ppo=PpoConfig(iterations=24, seed=seed),
         instructed=InstructedConfig(
@@ -131,6 +131,7 @@ def grid(seed: int = 0) -> Recipe:
             n_dialogs=1000, batch_size=8, seq_len=256, peak_lr=3e-3,
             eval_every=300, save_every=300, seed=seed,
         ),
+        rejection=replace(recipe.rejection, n_demonstrations=1000, steps=250),
     )  # fmt: skip
 
 

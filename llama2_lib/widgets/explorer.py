@@ -70,8 +70,8 @@ def show(figure: Figure, alt: str) -> None:
 class Explorer(ipywidgets.VBox):
     """Controls above a figure that is drawn anew when one of them changes.
 
-    Without a kernel (GitHub, the web site) the cell shows the first picture, unless it stands above
-    already, or its sentence.
+    Without a kernel (GitHub, the web site) the cell shows the first picture, or says that it stands
+    above.
     No Output widget inside: what nbval compares is the sentence and the values.
     """
 
@@ -135,7 +135,8 @@ class Explorer(ipywidgets.VBox):
     def _repr_mimebundle_(self, **_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data = dict(super()._repr_mimebundle_() or {}) | {"text/plain": repr(self)}
         if self.picture == _shown:
-            return data, {}
+            of = f"Explorer({_spelled(self.values)}) of the picture above"
+            return data | {"text/plain": f"{of}: run the cell to move its controls."}, {}
         data["image/png"] = self.picture
         return data, {"image/png": {"alt": self.caption, **_size(self.picture)}}
 

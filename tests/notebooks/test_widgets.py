@@ -131,8 +131,9 @@ def test_a_picture_that_stands_above_is_not_stored_again(monkeypatch):
     monkeypatch.setattr("llama2_lib.widgets.explorer.display", keep([]))
     explorer = Explorer(draw, ALT, top=(0, 4))
     show(draw(2), alt="A line.")
-    assert set(explorer._repr_mimebundle_()[0]) >= {"text/plain"}
-    assert "image/png" not in explorer._repr_mimebundle_()[0]
+    stored = explorer._repr_mimebundle_()[0]
+    assert "image/png" not in stored
+    assert stored["text/plain"].startswith("Explorer(top=2) of the picture above: ")
     explorer.set(top=3)
     assert "image/png" in explorer._repr_mimebundle_()[0]
 
