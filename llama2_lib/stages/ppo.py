@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llama2_lib import parallel, rng, storage
 from llama2_lib.config import PpoConfig, Recipe
 from llama2_lib.evaluation.judged import gold_marks
-from llama2_lib.model.chat import reply, room
+from llama2_lib.model.chat import reply, room, scored_row
 from llama2_lib.model.generate import Completion, generate
 from llama2_lib.model.heads import ScalarModel, scalar_model
 from llama2_lib.model.transformer import Transformer
@@ -46,7 +46,7 @@ from llama2_lib.objectives.rlhf import (
 from llama2_lib.stages.fit import STORED, Report
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import sample_prompts
-from llama2_lib.stages.reward import Rewarded, RewardModels, load_rewards, text_rows
+from llama2_lib.stages.reward import Rewarded, RewardModels, load_rewards
 from llama2_lib.stages.sft import unseen_dialogs
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
@@ -502,7 +502,7 @@ def held_out(recipe: Recipe, tokenizer: Tokenizer, models: RewardModels) -> Meas
     """
     config, world = recipe.ppo, make_world(recipe.corpus.world_seed)
     seed = rng.seed_from(config.seed, "ppo held out")
-    longest, context = room(recipe.model, config.max_new_tokens), room(recipe.model, 0)
+    longest = room(recipe.model, config.max_new_tokens)
     prompt_set = sample_prompts(
         WorldSource(world), seed, config.n_held_out, tokenizer, longest=longest
     )
@@ -512,8 +512,8 @@ def held_out(recipe: Recipe, tokenizer: Tokenizer, models: RewardModels) -> Meas
     def measure(policy: Transformer) -> dict[str, float]:
         replies = reply(policy, tokenizer, dialogs, **options)
         texts = [answer.text for answer in replies]
-        # A text ends with EOS though its answer may not have: give the reply to a new chain.
-        rewarded = models(text_rows(dialogs, texts, tokenizer, context), prompt_set.tags)
+        rows = [scored_row(*asked, tokenizer) for asked in zip(dialogs, replies, strict=True)]
+        rewarded = models(rows, prompt_set.tags)
         marks = gold_marks(world, prompt_set.prompts, texts)
         harmless = ~marks.adversarial
         return {

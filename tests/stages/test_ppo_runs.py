@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from llama2_lib.config import PpoConfig
+from llama2_lib.model.chat import Reply
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.model.weights import load_model
+from llama2_lib.recipes import toy
+from llama2_lib.stages import ppo as ppo_stage
 from llama2_lib.stages.ppo import ActorCritic, Ppo, prompt_stream, sample_answers, train
 from llama2_lib.stages.reward import Rewarded, RewardModels
 from llama2_lib.storage import read_metrics
@@ -332,3 +335,29 @@ def test_a_rest_of_prompts_comes_before_any_comes_twice():
     of = prompt_stream([([1, row], False) for row in range(10)], 4, seed=0)
     drawn = [prompt for iteration in range(5) for prompt in of(iteration)]
     assert len({ids[1] for ids, _ in drawn[:10]}) == 10
+
+
+def test_the_held_out_measure_scores_answers_as_they_were_sampled(tokenizer, monkeypatch):
+    """An answer that met the limit has no EOS; read from its text it would be a finished one."""
+    ids = tokenizer.encode("Yes")
+    seen = []
+
+    def replies(policy, tok, dialogs, **options):
+        ends = [[], [EOS]]
+        return [
+            Reply(text="Yes", ids=[*ids, *ends[row % 2]], ended=row % 2 == 1)
+            for row, _ in enumerate(dialogs)
+        ]
+
+    def rewards(models, rows, tags):
+        seen.extend(rows)
+        return Rewarded(*(np.zeros(len(rows)) for _ in range(3)))
+
+    monkeypatch.setattr(ppo_stage, "reply", replies)
+    monkeypatch.setattr(RewardModels, "__call__", rewards)
+    models = RewardModels(scalar_model(network()), scalar_model(network()))
+    ppo_stage.held_out(toy(), tokenizer, models)(network())
+    assert len(seen) == toy().ppo.n_held_out
+    for number, row in enumerate(seen):
+        assert row[-len(ids) :] == ids or row[-len(ids) - 1 :] == [*ids, EOS]
+        assert (row[-1] == EOS) == (number % 2 == 1)
