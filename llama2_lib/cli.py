@@ -314,7 +314,8 @@ class Claims(_Asking):
         requests = claims.grid_requests(recipe, seeds, chosen)
         self.need(requests)
         pipeline.artifacts(requests, device=self.device)
-        results = claims.run_claims(ids, recipe, seeds)
+        keep = pipeline.artifact_root() / "claims"
+        results = claims.run_claims(ids, recipe, seeds, keep=keep)
         for result in sorted(results, key=lambda result: result.key):
             print(f"\n{_in_words(result)}")
         if self.write is not None:

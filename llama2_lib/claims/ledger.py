@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from llama2_lib import storage
+from llama2_lib import pipeline, storage
 from llama2_lib.claims import (
     attention,
     chain,
@@ -38,7 +38,7 @@ from llama2_lib.claims.claim import (
     Verdict,
     column,
 )
-from llama2_lib.config import Recipe
+from llama2_lib.config import VERSIONS, Recipe
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.world.lexicon import lexicon_folder
 
@@ -149,8 +149,12 @@ def run_claims(
     *,
     claims: Mapping[int, Claim] = CLAIMS,
     report: Callable[[str], object] = print,
+    keep: Path | None = None,
 ) -> list[Result]:
     """Measure claims over seeds and judge each; its prediction is reported before it is run.
+
+    In the folder `keep` every seed is written down as it ends, so that a run that was stopped
+    begins again with the seed that it had begun.
 
     Raises:
         ValueError: An id is unknown, or there is no seed; before any run.
@@ -167,11 +171,15 @@ def run_claims(
             f"seeds must be different numbers, at least one; got {list(seeds)}. "
             "The default is 0 to 4."
         )
-    return [_run(claims[claim_id], recipe, seeds, report) for claim_id in ids]
+    return [_run(claims[claim_id], recipe, seeds, report, keep) for claim_id in ids]
 
 
 def _run(
-    claim: Claim, recipe: Recipe, seeds: Sequence[int], report: Callable[[str], object]
+    claim: Claim,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    report: Callable[[str], object],
+    keep: Path | None,
 ) -> Result:
     report(f"claim {claim.id} (section {claim.section}): {claim.statement}")
     report(f"  predicted: {claim.prediction}")
@@ -180,7 +188,7 @@ def _run(
     measurements: list[Measurement] = []
     try:
         for seed in seeds:
-            measurements.append(claim.measure(recipe, seed))
+            measurements.append(_measured(claim, recipe, seed, keep))
     except CannotShow as limit:
         verdict = Verdict(outcome=Outcome.CANNOT_SHOW, reason=str(limit))
     else:
@@ -198,6 +206,23 @@ def _run(
             "wall_seconds": round(seconds, 1),
         },
     )
+
+
+def _measured(claim: Claim, recipe: Recipe, seed: int, keep: Path | None) -> Measurement:
+    """Measure one seed, or read it where it was measured with the same settings and code."""
+    if keep is None:
+        return claim.measure(recipe, seed)
+    folders = [Path(__file__).parent, Path(__file__).parents[1] / "evaluation"]
+    code = [storage.file_sha256(p) for folder in folders for p in sorted(folder.glob("*.py"))]
+    chain = pipeline.fingerprint(VERSIONS["chat"], recipe)
+    name = storage.fingerprint([claim.declaration(), chain, provenance(recipe), code])
+    path = keep / f"claim-{claim.id}" / f"{name}-seed-{seed}.json"
+    if path.is_file():
+        return Measurement(**json.loads(path.read_text(encoding="utf-8")))
+    measurement = claim.measure(recipe, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_atomically(path, json.dumps(dataclasses.asdict(measurement)))
+    return measurement
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -67,6 +69,32 @@ def test_the_prediction_is_reported_before_the_run():
         "measured 0", "measured 1", "measured 2",
     ]  # fmt: skip
     assert lines[6].startswith("  reproduced: level: 2.1 [")
+
+
+def test_a_run_that_is_stopped_loses_the_seed_that_it_had_begun_and_no_other(tmp_path):
+    begun = []
+
+    def measure(recipe, seed, stop=None):
+        begun.append(seed)
+        if seed == stop:
+            raise KeyboardInterrupt
+        return {"level": 2.0 + 0.1 * seed}
+
+    def measured(recipe, **changes):
+        known = {1: claim(measured_by=partial(measure, **changes))}
+        return ledger.run_claims(
+            [1], recipe, range(3), claims=known, report=lambda line: None, keep=tmp_path
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(toy(), stop=2)
+    [result] = measured(toy())
+    assert begun == [0, 1, 2, 2]
+    assert result["level"] == [2.0, 2.1, 2.2]
+    assert measured(toy())[0].measurements == result.measurements
+    assert begun == [0, 1, 2, 2]
+    measured(replace(toy(), sft=replace(toy().sft, seed=7)))
+    assert begun == [0, 1, 2, 2, 0, 1, 2], "another recipe is another measurement"
 
 
 def test_seeds_and_provenance_are_kept():
