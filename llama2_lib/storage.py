@@ -7,6 +7,7 @@ the seal first, so a truncated or foreign folder is refused instead of half-read
 import contextlib
 import dataclasses
 import errno
+import gzip
 import hashlib
 import itertools
 import json
@@ -241,8 +242,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
-    """Write dataclasses, named tuples or plain objects as JSON lines that people can read."""
-    write_atomically(path, "".join(json.dumps(_plain(row)) + "\n" for row in rows))
+    """Write dataclasses, named tuples or plain objects as JSON lines that people can read.
+
+    Where the name ends in .gz they are compressed; the same rows give the same bytes.
+    """
+    content = "".join(json.dumps(_plain(row)) + "\n" for row in rows).encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    write_atomically(path, content)
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
@@ -254,7 +261,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
         ValueError: A line is not such a row.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_bytes(path).decode("utf-8").splitlines(), 1):
         try:
             rows.append(_typed(json.loads(line), kind))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -263,6 +270,12 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
                 f"{error!r}."
             ) from None
     return rows
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds, unpacked where its name ends in .gz."""
+    content = path.read_bytes()
+    return gzip.decompress(content) if path.suffix == ".gz" else content
 
 
 def _plain(value: Any) -> Any:

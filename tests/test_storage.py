@@ -384,6 +384,17 @@ def test_rows_survive_the_file_one_a_line_and_as_what_they_were(tmp_path):
         storage.read_rows(tmp_path / "none.jsonl", Visit)
 
 
+def test_rows_are_packed_where_the_name_says_so_and_always_to_the_same_bytes(tmp_path):
+    plain, packed, again = (tmp_path / name for name in ("a.jsonl", "a.jsonl.gz", "b.jsonl.gz"))
+    rows = VISITS * 40
+    for path in (plain, packed, again):
+        storage.write_rows(path, rows)
+    assert storage.read_rows(packed, Visit) == rows
+    assert storage.read_bytes(packed) == plain.read_bytes() == storage.read_bytes(plain)
+    assert packed.read_bytes() == again.read_bytes()
+    assert 8 * packed.stat().st_size < plain.stat().st_size
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -96,7 +96,9 @@ def measure_drift(recipe: Recipe, seed: int) -> dict[str, float]:
     models = {n: load_rewards(folder, choose_device()) for n, folder in folders.items()}
     parts: dict[str, list[Scores]] = {"own": [], "next": [], "refreshed": []}
     for stream in STREAMS:
-        held = {n: read_rows(folder / stream / "held.jsonl", Pair) for n, folder in folders.items()}
+        held = {
+            n: read_rows(folder / stream / "held.jsonl.gz", Pair) for n, folder in folders.items()
+        }
         for number in range(1, len(folders)):
             old, new = (getattr(models[n], stream) for n in (number, number + 1))
             parts["own"].append(_scored(old, held[number], tokenizer))

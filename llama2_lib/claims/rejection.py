@@ -310,7 +310,7 @@ def pools(recipe: Recipe) -> dict[str, list[Sample]]:
     `last` has the chosen answers of the last round, `all` the best ones of all rounds; in `...,
     kinds missing` the last round has no prompt of those kinds, as if nobody had sent any.
     """
-    entries = read_rows(pipeline.artifact(NEWEST, recipe) / "pool.jsonl", Sample)
+    entries = read_rows(pipeline.artifact(NEWEST, recipe) / "pool.jsonl.gz", Sample)
     kinds, last = kinds_of_pool(recipe), max(entry.round for entry in entries)
     without = [e for e in entries if e.round < last or kinds[e.key] not in LOST]
     arms = {"all": entries, "all, kinds missing": without}

@@ -137,7 +137,7 @@ def means(answered: Mapping[str, Answered]) -> dict[str, float]:
 def measure_rlhf(recipe: Recipe, seed: int) -> dict[str, float]:
     """Measure claim 40: the pretrained model tuned on the best answers of all rounds, without and
     with those to adversarial prompts. Keys as in `compared` (`with over without`) and `means`."""
-    entries = best(read_rows(pipeline.artifact(NEWEST, recipe) / "pool.jsonl", Sample))
+    entries = best(read_rows(pipeline.artifact(NEWEST, recipe) / "pool.jsonl.gz", Sample))
     arms = {"without": [e for e in entries if not e.is_safety], "with": entries}
     models = (
         (name, tuned(pipeline.load("pretrain", recipe), part, RATE, seed))

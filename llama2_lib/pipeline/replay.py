@@ -27,7 +27,7 @@ from llama2_lib.pipeline.peers import Peers
 from llama2_lib.stages.job import Job
 from llama2_lib.world.pairs import STREAMS
 
-TEXTS = (".json", ".jsonl", ".txt")
+TEXTS = (".json", ".jsonl", ".gz", ".txt")
 """Files that are compared line by line, all others as one."""
 ROWS = 4
 """Of the log that are made again: what stands there before the first step, and three steps."""
@@ -141,7 +141,7 @@ def _lines(now: Path, then: Path) -> dict[str, tuple[int, int]]:
         if path.name == "metrics.jsonl" or weights or not (then / name).is_file():
             continue
         own, other = (
-            file.read_bytes().splitlines() if file.suffix in TEXTS else [file.read_bytes()]
+            storage.read_bytes(file).splitlines() if file.suffix in TEXTS else [file.read_bytes()]
             for file in (path, then / name)
         )
         found[name] = (sum(map(eq, own, other)), max(len(own), len(other)))

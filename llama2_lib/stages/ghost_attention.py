@@ -89,7 +89,7 @@ def run(job: Job, start: str, policy: str, rewards: str) -> None:
     """Build the data with the model of the stage `start` and fine-tune it on them.
 
     Beside them it rehearses the answers of the RLHF model, that of the stage `policy`. Leaves the
-    model, `ghosts.jsonl` (the teacher's prompts and the chosen answers) and, as step 0 of the
+    model, `ghosts.jsonl.gz` (the teacher's prompts and the chosen answers) and, as step 0 of the
     metrics, what became of the samples.
     """
     config, tokenizer = job.recipe.ghost_attention, job.tokenizer
@@ -111,7 +111,7 @@ def run(job: Job, start: str, policy: str, rewards: str) -> None:
             f"more than n_validation={n_held} dialogs must have a sample to keep; got "
             f"{len(ghosts)} of {len(prompts)}. Does the model obey an instruction at all?"
         )
-    storage.write_rows(job.folder / "ghosts.jsonl", ghosts)
+    storage.write_rows(job.folder / "ghosts.jsonl.gz", ghosts)
     counts |= {"too long": n_too_long, "ghosts": len(ghosts) - n_held, "held back": n_held}
     seed = rng.seed_from(config.seed, "short dialogs")
     short = instructed_dialogs(job.world, seed, config.n_short, longest=SHORT_TURNS)
@@ -317,7 +317,7 @@ def ghost_examples(ghosts: Sequence[Ghost], tok: Encoder, loss_on: str = "last")
 
 def old_ghosts(job: Job, stage: str, n: int, seed: int) -> list[Example]:
     """Return n of the dialogs that Ghost Attention trained on; all if there are fewer."""
-    ghosts = storage.read_rows(job.inputs[stage] / "ghosts.jsonl", Ghost)
+    ghosts = storage.read_rows(job.inputs[stage] / "ghosts.jsonl.gz", Ghost)
     drawn = rng.random_source(seed, "ghosts").sample(ghosts, min(n, len(ghosts)))
     return ghost_examples(drawn, job.tokenizer)
 

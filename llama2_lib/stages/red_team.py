@@ -57,15 +57,15 @@ class Attack(NamedTuple):
 def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
     """Do round `number` against the model of the stage `policy`.
 
-    Leaves the model that learned from what was found, `attacks.jsonl` (the queries of all rounds
+    Leaves the model that learned from what was found, `attacks.jsonl.gz` (the queries of all rounds
     so far) and `summary.json`, see `summarise`. A round that finds nothing changes no weight.
     """
     config, tokenizer = job.recipe.red_team, job.tokenizer
     seed = rng.seed_from(config.seed, "red team", number)
-    path = job.folder / "attacks.jsonl"
+    path = job.folder / "attacks.jsonl.gz"
     attacked = job.model(policy)
     if not path.exists():  # a killed job got this far
-        before = job.inputs[policy] / "attacks.jsonl"
+        before = job.inputs[policy] / "attacks.jsonl.gz"
         older = storage.read_rows(before, Attack) if before.exists() else []
         fresh = attack(
             job.world,

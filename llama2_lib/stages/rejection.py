@@ -56,7 +56,7 @@ class Sample(NamedTuple):
 def run(job: Job, number: int, policy: str, rewards: str) -> None:
     """Do round `number` with the samples of the stage `policy`, scored by the stage `rewards`.
 
-    Leaves the fine-tuned model, `pool.jsonl` (the chosen answers of all rounds so far, with the
+    Leaves the fine-tuned model, `pool.jsonl.gz` (the chosen answers of all rounds so far, with the
     scores of this round's reward models) and `temperatures.json` (the max-of-N curves).
     """
     config, tokenizer = job.recipe.rejection, job.tokenizer
@@ -72,10 +72,10 @@ def run(job: Job, number: int, policy: str, rewards: str) -> None:
     # 2. the best one of every prompt
     best_ones = chosen(fresh, config.select, config.seed)
     # 3. the pool of all rounds, scored anew
-    earlier = job.inputs[policy] / "pool.jsonl"
+    earlier = job.inputs[policy] / "pool.jsonl.gz"
     keeps = config.keep == "all rounds" and earlier.exists()
     pool = [*rescored(storage.read_rows(earlier, Sample) if keeps else [], score), *best_ones]
-    storage.write_rows(job.folder / "pool.jsonl", pool)
+    storage.write_rows(job.folder / "pool.jsonl.gz", pool)
     # 4. the base model, fine-tuned on it
     targets = best(pool) if config.select == "best" else pool
     counts |= {

@@ -91,8 +91,8 @@ DIGITS = 5
 def run(job: Job, number: int, newest: str, older: str, previous: str | None) -> None:
     """Collect comparisons of two policies' answers and train both reward models on them.
 
-    Leaves a folder for each, with `fresh.jsonl` (all comparisons of models' answers so far),
-    `held.jsonl` (those of this round that were not trained on) and `summary.json`.
+    Leaves a folder for each, with `fresh.jsonl.gz` (all comparisons of models' answers so far),
+    `held.jsonl.gz` (those of this round that were not trained on) and `summary.json`.
     """
     variants = (job.model(newest), job.model(older))
     for part, config in enumerate((job.recipe.helpfulness, job.recipe.safety)):
@@ -128,7 +128,7 @@ def _run_stream(
     n_held = max(1, round(HELD_BACK * len(pairs)))
     held, fresh = pairs[:n_held], pairs[n_held:]
     bootstrap = training_pairs(config, OWN_SHARE[config.stream], job.recipe.corpus.world_seed)
-    earlier = storage.read_rows(previous / "fresh.jsonl", Pair) if previous else []
+    earlier = storage.read_rows(previous / "fresh.jsonl.gz", Pair) if previous else []
     summary: dict[str, Any] = {"round": number, **counts}
     validation = encode_pairs(held, tokenizer, "none")
     start: Transformer | ScalarModel
@@ -141,8 +141,8 @@ def _run_stream(
         n_old = min(len(fresh), len(old))
         train = [*fresh, *rng.random_source(seed, "older pairs").sample(old, n_old)]
         config = dataclasses.replace(config, peak_lr=config.later_lr_ratio * config.peak_lr)
-    storage.write_rows(folder / "fresh.jsonl", [*earlier, *fresh])
-    storage.write_rows(folder / "held.jsonl", held)
+    storage.write_rows(folder / "fresh.jsonl.gz", [*earlier, *fresh])
+    storage.write_rows(folder / "held.jsonl.gz", held)
     encoded = encode_pairs(train, tokenizer, config.margin)
     model = train_reward(config, start, encoded, validation, folder, job.device, report)
     summary["accuracy"] = _accuracy(model, held, validation)

@@ -98,12 +98,12 @@ class Distilled(NamedTuple):
 def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
     """Distil the answers that the stage `policy` gives behind preprompts into itself.
 
-    The gate asks the safety model of the stage `rewards`. Leaves the model and `distilled.jsonl`:
-    for every prompt its answers and their scores, kept or not. A policy at the end of the chain
-    (see `rehearsed`) is safe already: where the gate drops an answer it rehearses its own.
+    The gate asks the safety model of the stage `rewards`. Leaves the model and, for every prompt,
+    its answers and their scores, kept or not, as `distilled.jsonl.gz`. A policy at the end of the
+    chain (see `rehearsed`) is safe already: where the gate drops an answer it rehearses its own.
     """
     config = job.recipe.distillation
-    path = job.folder / "distilled.jsonl"
+    path = job.folder / "distilled.jsonl.gz"
     if not path.exists():  # a killed job got this far
         judge = load_rewards(job.inputs[rewards], job.device).safety
         storage.write_rows(path, distilled(job, policy, judge))
@@ -376,4 +376,4 @@ def mixed_dialogs(config: SafetyData, world_seed: int) -> list[list[Message]]:
 
 def distilled_rows(folder: Path) -> list[Distilled]:
     """Return what a finished distillation says of its prompts."""
-    return storage.read_rows(folder / "distilled.jsonl", Distilled)
+    return storage.read_rows(folder / "distilled.jsonl.gz", Distilled)

@@ -64,7 +64,7 @@ def few(monkeypatch, toy_root):
 @pytest.mark.slow
 def test_pools_differ_in_what_they_are_said_to(few):
     arms = rejection.pools(toy())
-    entries = read_rows(pipeline.artifact("rejection_v4", toy()) / "pool.jsonl", Sample)
+    entries = read_rows(pipeline.artifact("rejection_v4", toy()) / "pool.jsonl.gz", Sample)
     kinds = rejection.kinds_of_pool(toy())
     asked = {name: {kinds[e.key] for e in arm} for name, arm in arms.items()}
     assert set(arms) == {"all", "last", "all, kinds missing", "last, kinds missing"}

@@ -158,7 +158,7 @@ def test_drift_agrees_with_what_the_rounds_noted(toy_copy, measure):
     for stream in STREAMS:
         for number in range(2, ROUNDS + 2):
             folder = pipeline.artifact(f"rewards_v{number}", toy(), bar=False)
-            n = len(read_rows(folder / stream / "held.jsonl", Pair))
+            n = len(read_rows(folder / stream / "held.jsonl.gz", Pair))
             right += values[f"accuracy/{stream}/{number}/before"] * n
             pairs += n
     assert values["pairs/next"] == values["pairs/refreshed-next"] == pairs
@@ -171,7 +171,9 @@ def test_shares_are_counts_of_all_comparisons(toy_copy, measure):
     values = measure(19)
     for stream in STREAMS:
         folder = pipeline.artifact("rewards_v1", toy(), bar=False) / stream
-        pairs = read_rows(folder / "fresh.jsonl", Pair) + read_rows(folder / "held.jsonl", Pair)
+        pairs = read_rows(folder / "fresh.jsonl.gz", Pair) + read_rows(
+            folder / "held.jsonl.gz", Pair
+        )
         for grade in GRADES:
             n = sum(pair.grade == grade for pair in pairs)
             assert values[f"count/{stream}/1/{grade}"] == n

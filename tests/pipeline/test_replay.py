@@ -28,7 +28,7 @@ def test_an_unchanged_stage_comes_out_exactly_as_it_did(toy_root, stage):
     assert found.differences() == []
     assert found.numbers or stage in ("tokenizer", "corpus"), "a log was compared"
     if stage.startswith(("rejection", "rewards", "red_team", "safety", "ghost")):
-        assert any(name.endswith(".jsonl") for name in found.lines), "samples were compared"
+        assert any(name.endswith(".jsonl.gz") for name in found.lines), "samples were compared"
 
 
 def all_targets(ids, mask):

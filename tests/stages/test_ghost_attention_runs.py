@@ -1,6 +1,5 @@
 """The stages `instructed` and `ghost_attention`, on the recipe `toy`."""
 
-import json
 from dataclasses import replace
 from shutil import copytree
 from unittest.mock import patch
@@ -39,14 +38,14 @@ def test_finished_stages_leave_what_they_promise(toy_root):
         before, after = _ends(folder)
         assert before["dropped"] == 0
         assert after["validation_loss"] < before["validation_loss"]
-    ghosts = (folder / "ghosts.jsonl").read_text().splitlines()
+    ghosts = storage.read_rows(folder / "ghosts.jsonl.gz", dict)
     config = toy().ghost_attention
     assert len(ghosts) == before["ghosts"] + before["held back"]
     assert before["held back"] == config.n_validation
     assert before["prompts"] + before["too long"] == config.n_dialogs
     assert before["samples"] == config.n_samples * before["prompts"]
     assert 0 <= before["obeying samples"] <= before["samples"]
-    for line in map(json.loads, ghosts):
+    for line in ghosts:
         words = " ".join(item["text"] for item in line["instructions"])
         users = [m["content"] for m in line["prompt"] if m["role"] == "user"]
         assert all(text.startswith(f"{words} ") for text in users)

@@ -1,6 +1,5 @@
 """Killed by SIGKILL at any moment and started again, a run ends with the same bits."""
 
-import json
 import random
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from llama2_lib import pipeline
+from llama2_lib import pipeline, storage
 from llama2_lib.config import Recipe
 from llama2_lib.recipes import toy
 
@@ -49,12 +48,12 @@ def planted(root, n_broken):
     Whether toy's own attackers find anything is a matter of rounding; both are branches.
     """
     final = pipeline.artifact_path("red_team_v2", toy(), root)
-    [before] = (root / "red_team_v1").glob("*/attacks.jsonl")
-    attacks = [json.loads(line) for line in before.read_text().splitlines()]
+    [before] = (root / "red_team_v1").glob("*/attacks.jsonl.gz")
+    attacks = storage.read_rows(before, dict)
     staging = final.with_name(f".{final.name}.partial")
     staging.mkdir(parents=True)
     rows = (attack | {"violated": place < n_broken} for place, attack in enumerate(attacks))
-    (staging / "attacks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    storage.write_rows(staging / "attacks.jsonl.gz", rows)
 
 
 TUNED = replace(toy(), sft=replace(toy().sft, n_dialogs=20, save_every=2, eval_every=3))

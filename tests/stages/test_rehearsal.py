@@ -1,10 +1,8 @@
 """What a finished policy rehearses, on the chain of the recipe `toy`."""
 
-import json
-
 import pytest
 
-from llama2_lib import pipeline
+from llama2_lib import pipeline, storage
 from llama2_lib.model.chat import Reply
 from llama2_lib.recipes import toy
 from llama2_lib.stages import rehearsal
@@ -84,8 +82,8 @@ def test_most_demonstrations_are_of_what_only_sounds_dangerous(job, monkeypatch)
 
 
 def test_old_ghosts_are_those_of_the_stage_with_the_instruction_once(job):
-    path = job.inputs["ghost_attention"] / "ghosts.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path = job.inputs["ghost_attention"] / "ghosts.jsonl.gz"
+    rows = storage.read_rows(path, dict)
     made = old_ghosts(job, "ghost_attention", 10_000, 0)
     assert len(made) == len(rows)
     assert len(old_ghosts(job, "ghost_attention", 2, 0)) == 2

@@ -48,5 +48,5 @@ def test_measuring_changes_no_bit_of_the_weights(toy_root, folder, tmp_path, mon
     blind = pipeline.artifact(STAGE, toy(), device="cpu", root=tmp_path, bar=False)
     assert blind.name == folder.name
     assert measured(blind) == {}
-    for name in ("model.safetensors", "pool.jsonl", "samples.txt"):
+    for name in ("model.safetensors", "pool.jsonl.gz", "samples.txt"):
         assert (blind / name).read_bytes() == (folder / name).read_bytes()

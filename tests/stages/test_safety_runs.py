@@ -86,7 +86,7 @@ def test_both_answers_are_scored_without_the_preprompt(distilled, toy_root):
 def test_the_teacher_is_thrown_away_and_the_model_is_new(distilled, toy_root):
     names = {path.name for path in distilled.iterdir()}
     assert "teacher" not in names
-    assert {WEIGHTS, "config.json", "tokenizer.model", "samples.txt", "distilled.jsonl"} <= names
+    assert {WEIGHTS, "config.json", "tokenizer.model", "samples.txt", "distilled.jsonl.gz"} <= names
     before = pipeline.artifact_path("ppo", toy(), toy_root) / WEIGHTS
     assert (distilled / WEIGHTS).read_bytes() != before.read_bytes()
 
@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_without_asking_again(distilled, root, monkeypatch)
     monkeypatch.setattr("llama2_lib.stages.safety.distilled", None)  # must not be called
     again = build(root, "safety", toy())
     assert again.name == distilled.name
-    for name in (WEIGHTS, "distilled.jsonl", "samples.txt"):
+    for name in (WEIGHTS, "distilled.jsonl.gz", "samples.txt"):
         assert (again / name).read_bytes() == (distilled / name).read_bytes()
 
 
@@ -165,7 +165,7 @@ def test_rounds_keep_all_attacks_and_learn_from_those_that_broke(root, monkeypat
     monkeypatch.setattr("llama2_lib.stages.red_team.attack", half_broken)
     first, second = (build(root, f"red_team_early_v{n}", toy()) for n in (1, 2))
     budget = toy().red_team.budget
-    attacks = [read_rows(folder / "attacks.jsonl", Attack) for folder in (first, second)]
+    attacks = [read_rows(folder / "attacks.jsonl.gz", Attack) for folder in (first, second)]
     assert [len(found) for found in attacks] == [budget, 2 * budget]
     assert attacks[1][:budget] == attacks[0]
     assert {row.round for row in attacks[1]} == {1, 2}
