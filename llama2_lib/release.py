@@ -25,11 +25,11 @@ def make(device: str = "auto") -> Path:
     recipe, final = nano(), storage.release_root()
     pipeline.artifact(LAST, recipe, device=device, released=False)
     folders = pipeline.folders_of(LAST, recipe, released=False)
+    tables = headline.headline(recipe, device=device, released=False)
     staging = final.with_name(".release")
     storage.remove(staging)
     for name, folder in folders.items():
         shutil.copytree(folder, staging / name / folder.name)
-    tables = headline.headline(recipe, device=device, released=False)
     headline.write(tables, staging / NUMBERS)
     metas = {name: _meta(staging / name / folder.name) for name, folder in folders.items()}
     (staging / CARD).write_text(card(metas, tables), encoding="utf-8")
@@ -140,8 +140,9 @@ Written by `make release`; do not edit it.
 
 ## What this is
 
-Llama 2's architecture with {weights:,} weights ({model}), trained from nothing on the
-documents of one invented world, and every version of the chat model that the paper's recipe makes
+Llama 2's architecture with {weights:,} weights ({model.n_layers} layers of width {model.dim}, {model.n_heads} heads,
+{model.n_kv_heads} of them for keys and values, {model.max_seq_len} tokens of context), trained from nothing on the documents of
+one invented world, and every version of the chat model that the paper's recipe makes
 of it: fine-tuned, V1 to V4 by rejection sampling, V5 by PPO, then Ghost Attention, safety context
 distillation and four rounds of red-teaming. A folder per stage, named after the fingerprint of its
 settings, holds weights in fp16, tokenizer, log, samples and the data that the stage sampled. No
@@ -181,6 +182,8 @@ the world, lie between 0 and 1; shares are in per cent.
 - It declines harmless requests that sound dangerous, and answers some dangerous ones in words that
   it was not trained on: the rows above say how often.
 - Facts that no dialog asks about are partly forgotten while it learns to chat.
+- V5 ends every answer politely. In a dialog of twenty turns that fills its context before the end; the stages after it
+  mend that.
 - One seed. Another comes out differently, by more than these intervals, which are over prompts.
 
 ## Licence

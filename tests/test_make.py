@@ -155,9 +155,3 @@ def test_a_browser_that_cannot_be_installed_is_a_failure(checkout):
     result = run(checkout, ".ci/parts", "all", CHROMIUM="/nowhere/chromium")
     assert result.returncode == 1
     assert results(result.stdout)["install browser"] == "FAILED"
-
-
-def test_the_last_stage_of_the_chain_is_what_the_parts_build():
-    from llama2_lib.course import LAST
-
-    assert f"llama2 run {LAST}\n" in (ROOT / ".ci/parts").read_text()

@@ -112,8 +112,13 @@ def world_fingerprint() -> str:
     """
     files = [path for path in (PACKAGE / "world").glob("*.py") if path.stem not in WORLD_ASIDE]
     data = lexicon_folder().parent
-    lists = sorted(p for p in data.rglob("*.txt") if p.relative_to(data).parts[0] not in NO_LISTS)
-    words = {str(path.relative_to(data)): _content(path, path.stat().st_mtime_ns) for path in lists}
+    lists = {path.relative_to(data): path for path in sorted(data.rglob("*.txt"))}
+    words = {
+        str(name): _content(path, path.stat().st_mtime_ns)
+        for name, path in lists.items()
+        # A hidden folder is half of a release, or an editor's.
+        if name.parts[0] not in NO_LISTS and not name.parts[0].startswith(".")
+    }
     return storage.fingerprint([sorted(_content(p, p.stat().st_mtime_ns) for p in files), words])
 
 

@@ -335,8 +335,8 @@ def test_an_edited_word_renames_everything(tmp_path, monkeypatch, quick):
         now = prints(toy())
         assert renamed(before, now) == set(STAGES)
         before = now
-    (data / "release").mkdir(exist_ok=True)
-    for folder in ("samples", "release"):
+    for folder in ("samples", "release", ".release"):
+        (data / folder).mkdir(exist_ok=True)
         (data / folder / "more.txt").write_text("a text to read")
     assert prints(toy()) == before
 
