@@ -114,7 +114,8 @@ def train_beside(device: str = "auto") -> list[str]:
 def card(metas: dict[str, dict[str, Any]], tables: dict[str, headline.Columns]) -> str:
     """Return the model card: what was made, from what, how it was measured, and its limits."""
     recipe = nano()
-    meta, seconds = metas[LAST], sum(meta["wall_seconds"] for meta in metas.values())
+    model, meta = recipe.model, metas[LAST]
+    seconds = sum(meta["wall_seconds"] for meta in metas.values())
     stages = "\n".join(
         f"| `{name}` | `{each['fingerprint']}` | {each['wall_seconds']:.0f} |"
         for name, each in metas.items()
@@ -123,7 +124,8 @@ def card(metas: dict[str, dict[str, Any]], tables: dict[str, headline.Columns]) 
         weights=recipe.model.n_parameters,
         tokens=recipe.pretrain.n_tokens,
         pieces=recipe.model.vocab_size,
-        model=recipe.model,
+        shape=f"{model.n_layers} layers of width {model.dim}, {model.n_heads} heads, "
+        f"{model.n_kv_heads} for keys and values, {model.max_seq_len} tokens of context",
         processor=meta["processor"],
         processes=meta.get("processes", 1),
         versions=", ".join(f"{name} {number}" for name, number in meta["versions"].items()),
@@ -140,9 +142,8 @@ Written by `make release`; do not edit it.
 
 ## What this is
 
-Llama 2's architecture with {weights:,} weights ({model.n_layers} layers of width {model.dim}, {model.n_heads} heads,
-{model.n_kv_heads} of them for keys and values, {model.max_seq_len} tokens of context), trained from nothing on the documents of
-one invented world, and every version of the chat model that the paper's recipe makes
+Llama 2's architecture with {weights:,} weights ({shape}), trained
+from nothing on the documents of one invented world, and every version of the chat model that the paper's recipe makes
 of it: fine-tuned, V1 to V4 by rejection sampling, V5 by PPO, then Ghost Attention, safety context
 distillation and four rounds of red-teaming. A folder per stage, named after the fingerprint of its
 settings, holds weights in fp16, tokenizer, log, samples and the data that the stage sampled. No
@@ -182,8 +183,8 @@ the world, lie between 0 and 1; shares are in per cent.
 - It declines harmless requests that sound dangerous, and answers some dangerous ones in words that
   it was not trained on: the rows above say how often.
 - Facts that no dialog asks about are partly forgotten while it learns to chat.
-- V5 ends every answer politely. In a dialog of twenty turns that fills its context before the end; the stages after it
-  mend that.
+- V5 ends every answer politely. In a dialog of twenty turns that fills its context before the end;
+  the stages after it mend that.
 - One seed. Another comes out differently, by more than these intervals, which are over prompts.
 
 ## Licence
