@@ -142,12 +142,13 @@ Written by `make release`; do not edit it.
 
 ## What this is
 
-Llama 2's architecture with {weights:,} weights ({shape}), trained
-from nothing on the documents of one invented world, and every version of the chat model that the paper's recipe makes
-of it: fine-tuned, V1 to V4 by rejection sampling, V5 by PPO, then Ghost Attention, safety context
-distillation and four rounds of red-teaming. A folder per stage, named after the fingerprint of its
-settings, holds weights in fp16, tokenizer, log, samples and the data that the stage sampled. No
-weight, text or code is Meta's.
+Llama 2's architecture with {weights:,} weights:
+{shape}.
+Trained from nothing on the documents of one invented world; with every version of the chat model
+that the paper's recipe makes of it: fine-tuned, V1 to V4 by rejection sampling, V5 by PPO, then
+Ghost Attention, safety context distillation and four rounds of red-teaming. A folder per stage,
+named after the fingerprint of its settings, holds weights in fp16, tokenizer, log, samples and the
+data that the stage sampled. No weight, text or code is Meta's.
 
 ## Use
 
