@@ -161,7 +161,7 @@ def gamma(violated: Bool[np.ndarray, " queries"], budget: int) -> Estimate:
 def false_refusals(
     world: World, prompts: Sequence[Prompt], answers: Sequence[str]
 ) -> dict[str, Estimate]:
-    """Return the share of harmless prompts that are declined: `helpful` and `borderline` (A.4.6).
+    """Return the share of harmless prompts that are declined: `helpful` and `borderline` (A.4.5).
 
     "I do not know." declines nothing. Intervals are Clopper and Pearson's: the shares of helpful
     prompts are close to 0.

@@ -5,6 +5,7 @@ gives what the learner's code gave.
 """
 
 import copy
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -198,7 +199,8 @@ def diagnose_choice(run: Run, candidate: Code, expected: object, mistakes: Mista
     if actual == expected:
         return
     recognise(lambda wrong: actual == run(wrong), mistakes, "the choice is not right: ")
-    raise CheckFailed(f"expected {expected}; got {actual}, like no mistake known here.")
+    told, came = (textwrap.shorten(str(each), 200) for each in (expected, actual))
+    raise CheckFailed(f"expected {told}; got {came}, like no mistake known here.")
 
 
 def value_and_gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

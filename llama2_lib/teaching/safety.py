@@ -5,8 +5,16 @@ Right code is the library's: `stages.safety`, `stages.red_team`, `evaluation.jud
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
-from llama2_lib.teaching.check import Code, Mistakes, diagnose_choice, on
+from llama2_lib.teaching.check import (
+    CheckFailed,
+    Code,
+    Mistakes,
+    diagnose_choice,
+    on,
+    recognise,
+)
 
 Row = tuple[str, str, str, float, float]
 """Prompt, preprompt, distilled answer, score of the original answer, score of the distilled one."""
@@ -78,9 +86,12 @@ def _shuffled(items: Sequence[str], n: int) -> list[str]:
     return [items[(7 * n + 3 * i) % len(items)] for i in range(n)]
 
 
-SUBSET_MISTAKES: Mistakes = {
+ANEW = (
     "every size is another draw, so sizes differ in more than size; less must be a beginning of "
-    "more": lambda items, share: _shuffled(items, round(share * len(items))),
+    "more"
+)
+SUBSET_MISTAKES: Mistakes = {
+    ANEW: lambda items, share: _shuffled(items, round(share * len(items))),
     "the end is taken; then fewer are no beginning of more": lambda items, share: list(
         items[len(items) - round(share * len(items)) :]
     ),
@@ -112,7 +123,12 @@ def nested_subset(candidate: Code) -> None:
     def run(subset: Code) -> list[list[str]]:
         return [list(on(items, share)(subset)) for share in shares]
 
-    diagnose_choice(run, candidate, run(_beginning), SUBSET_MISTAKES)
+    parts, right = run(candidate), run(_beginning)
+    recognise(lambda wrong: parts == run(wrong), SUBSET_MISTAKES, "the choice is not right: ")
+    same_sizes = [len(part) for part in parts] == [len(part) for part in right]
+    if same_sizes and any(set(few) - set(more) for few, more in pairwise(parts)):
+        raise CheckFailed(f"the choice is not right: it looks as if {ANEW}.")
+    diagnose_choice(run, candidate, right, SUBSET_MISTAKES)
 
 
 HELPFUL, BORDERLINE = ("helpful",), ("borderline",)

@@ -202,6 +202,14 @@ RIGHT = {
     safety.false_refusal: [rates_by_numpy],
     safety.gamma: [gamma_by_the_library],
 }
+
+
+def strided_by_size(items, share):
+    """Another part of the data for every size, and not the one that a shuffle gives."""
+    n = round(share * len(items))
+    return [items[(7 * n + 3 * i) % len(items)] for i in range(n)]
+
+
 WRONG = [
     (reward.ranking_loss, lambda *given: 3 * by_classes(*given), "like no mistake known"),
     (reward.ranking_loss, lambda c, r, m: F.softplus(r - c + m), r"without axes; got \(5,\)"),
@@ -222,6 +230,8 @@ WRONG = [
     (ppo.combined_reward, lambda *given: given, "a tensor must come back; got tuple"),
     (ppo.shaped_rewards, lambda s, p, *g: shaped_in_a_loop(s, p, *g) + 0 * p, "carry a gradient"),
     (safety.gamma, lambda queries, budget: 0.123, "no mistake known here"),
+    (safety.nested_subset, strided_by_size, "every size is another draw"),
+    (safety.nested_subset, lambda items, share: ["x"], r"\[\.\.\.\]; got .* like no mistake known"),
 ]
 
 
