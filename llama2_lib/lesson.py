@@ -84,14 +84,14 @@ from llama2_lib.stages.fit import dialog_loss
 from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.stages.reward import Rewarded, load_rewards
 from llama2_lib.stages.sft import examples, training_dialogs
-from llama2_lib.storage import read_metrics, read_rows
+from llama2_lib.storage import read_metrics, read_rows, release_root
 from llama2_lib.text.dialog import encode_example, encode_prompt, render
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.training.batches import PackedDialogs, PairedAnswers
 from llama2_lib.training.checkpoint import checkpoints
 from llama2_lib.training.loop import optimize
 from llama2_lib.training.optim import adamw, warmup_then_cosine
-from llama2_lib.world import make_world
+from llama2_lib.world import documents, make_world
 from llama2_lib.world.attackers import strategies
 from llama2_lib.world.audit import audit
 from llama2_lib.world.demonstrations import NOISE_RATES, borderline_training

@@ -1,7 +1,7 @@
 """The text of pretraining: documents, a tokenizer learned from them, and both as ids (section 2.1).
 
 1. Documents come from the source: the invented world, or a folder of the reader's own.
-2. A tokenizer learns pieces from the first of them and from dialogs in the chat format (2.2.1).
+2. A tokenizer learns pieces from the first of them and from dialogs in the chat format (2.2).
 3. The corpus is encoded: BOS, the pieces of a document, EOS, one document after the other.
    Validation documents are unseen: none is a copy of a training document.
 """
