@@ -6,11 +6,12 @@
 # - **You will be able to explain** how byte-pair encoding learns its pieces and applies them, why Llama 2 splits
 #   numbers into digits and falls back to bytes, what a larger vocabulary buys and costs, and how far a count of
 #   words can be trusted as a description of a corpus.
-# - **Prerequisites:** Python. **Paper sections:** 2.1, 2.2.1, 4.1.
-# - **Minutes:** 60 to read, 1 to run, on two cores.
+# - **Prerequisites:** Python. **Paper sections:** 2.1, 2.2, 4.1.
+# - **Minutes:** 60 to read, 50 for the exercises, 1 to run, on two cores.
 
 # %% tags=["long"]
 import dataclasses
+import re
 import tempfile
 from collections import Counter
 from itertools import islice, pairwise
@@ -22,17 +23,17 @@ from llama2_lib import lesson as lab
 from llama2_lib.teaching import tokenizer
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
 from llama2_lib.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from llama2_lib.widgets import Explorer, bar, show
+from llama2_lib.widgets import Explorer, bar, show, show_claim, show_prediction
 from llama2_lib.world import SHARES, documents, make_world
 
-folders = start("01_data_and_tokenizer", needs=["tokenizer"], recipe=lab.nano(), minutes=1)
+folders = start("01_data_and_tokenizer", needs=["tokenizer"], recipe=lab.nano())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The world
-# **Say** (section 2.1). Llama 2 learned from 2 trillion tokens of public text. Meta names no source and no share; it says that
-# factual sources were up-sampled, and that toxic text was *not* filtered out.
+# **Say** (section 2.1). Llama 2 learned from 2 trillion tokens of public text. Meta names no source and no share. It says that
+# the most factual sources were up-sampled, and (section 4.1) that toxic text was *not* filtered out.
 #
-# We cannot check what a model knows of such a text. So the course invents a small **world** in which the truth is known: thirty people with
+# Nobody can check what a model knows of so much text. So the course invents a small **world** in which the truth is known: thirty people with
 # five facts each, and some dated events. One seed gives one world. Everything a model reads here is written about that world.
 
 # %%
@@ -61,7 +62,7 @@ for kind in ("biography", "questions", "hazard", "rude", "language_a", "language
 # **See** the mixture. A share needs a unit: the same mixture looks different in documents, in characters and in tokens. Training cost goes by tokens.
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-tok = load_tokenizer(folders["tokenizer"])  # the course's own; you build its like below
+tok = load_tokenizer(folders["tokenizer"])  # the course's own; you build one like it below
 weight = {
     "documents": [1] * len(texts),
     "characters": [len(d.text) for d in texts],
@@ -86,7 +87,7 @@ def draw_mixture(unit):
 
 def say_mixture(unit):
     shares = mixture(unit)
-    return f"Of the {unit}, {shares['questions']:.0f} % stand in questions, {shares['biography']:.0f} % in biographies, {shares['lookalike']:.0f} % in look-alikes and {shares['sums']:.0f} % in sums."
+    return f"Of the {unit}, {shares['questions']:.0f} % are in lists of questions, {shares['biography']:.0f} % in biographies, {shares['lookalike']:.0f} % in look-alikes and {shares['sums']:.0f} % in sums."
 
 
 show(draw_mixture("documents"), alt=say_mixture("documents"))
@@ -94,11 +95,11 @@ Explorer(draw_mixture, say_mixture, unit=list(weight))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Byte-pair encoding by hand
-# **Say** (section 2.2.1). Words are too many to number; characters make sequences too long. **Byte-pair encoding** (BPE) lies between:
+# **Say** (section 2.2). Words are too many to number; characters make sequences too long. **Byte-pair encoding** (BPE) lies between:
 #
 # 1. Write every word as a row of characters. A space belongs to the word after it, and is written `▁` (U+2581).
 # 2. Count all pairs of neighbours. The most frequent pair becomes a new piece.
-# 3. Merge that pair wherever it stands. Go to 2, until there are enough pieces.
+# 3. Merge that pair wherever it occurs. Repeat from 2 until there are enough pieces.
 #
 # Llama 2 uses the implementation SentencePiece. We build the same thing, and want the *same pieces in the same order*.
 #
@@ -123,7 +124,7 @@ print(words.most_common(4))
 #
 # - a piece that runs across a space: `▁` may only be its first character,
 # - a piece of several characters with a digit in it (*split digits*),
-# - a piece that mixes letters with signs (they count as different scripts),
+# - a piece that mixes letters with punctuation (they count as different scripts),
 # - a piece of more than 16 characters.
 
 
@@ -157,6 +158,14 @@ def merge(word, left, right):
     return tuple(out)
 
 
+word = tuple(SPACE + "shepherd")
+for pair in (("h", "e"), (SPACE, "s"), (SPACE + "s", "he"), ("he", "r"), ("her", "d")):
+    print("  ".join(word))
+    word = merge(word, *pair)
+print("  ".join(word))
+
+
+# %%
 def learn(words, n_merges):
     corpus, pieces = {tuple(word): number for word, number in words.items()}, []
     while len(pieces) < n_merges:
@@ -203,10 +212,12 @@ theirs = train(corpus, vocab_size=259 + 250 + n_characters)
 print([theirs.piece(i) for i in (0, 1, 2, 3, 258)])
 for first in (0, 50, 150, 240):
     print(f"{first:4d}:", "  ".join(pieces[first : first + 10]))
-print("the same 250 pieces in the same order:", pieces == tokenizer.merges_of(theirs))
+agree = sum(mine == other for mine, other in zip(pieces, tokenizer.merges_of(theirs), strict=True))
+assert agree == 250, f"all 250 merges must be SentencePiece's; {agree} are"
+print(f"{agree} of {len(pieces)} pieces are SentencePiece's at the same place")
 
 # %% [markdown]
-# **Break.** Count every *different* word once, instead of as often as it occurs. Which pieces would you miss first? And what changes if ties go to whichever pair was met first? Predict the messages.
+# **Break.** Count every *different* word once, instead of as often as it occurs. Which pieces would be missing first? And what changes if ties go to whichever pair was met first? Predict the messages.
 
 # %%
 with expect_failure(CheckFailed):
@@ -217,7 +228,7 @@ with expect_failure(CheckFailed):
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Applying the pieces
 # **Say.** To cut a new text, start with its characters again, and put one `▁` before it (the *dummy prefix*: a word at the start of a text is the same word as in the middle). Then:
-# of all neighbours that form a known piece, merge the pair whose piece was learned **first**; repeat until no pair is left. The learned order is all that training leaves behind.
+# of all neighbours that form a known piece, merge the pair whose piece was learned **first**; repeat until no pair is left. The learned order is all that training leaves behind. (`segment` looks at all pairs again after each merge; SentencePiece keeps them in a heap, which is faster and gives the same pieces.)
 #
 # **Build.**
 
@@ -265,7 +276,7 @@ show(draw_merges(250), alt=say_merges(250))
 Explorer(draw_merges, say_merges, merges=(0, 250, 10))
 
 # %% [markdown]
-# **Break.** A reader would take the longest known piece from the left, again and again. It sounds the same, and is often shorter. Will the check notice?
+# **Break.** Another way is to take the longest known piece from the left, again and again. It sounds equivalent. Will the check notice?
 
 # %%
 longest = tokenizer.SEGMENT_MISTAKES[
@@ -277,7 +288,7 @@ differ = [line for line in fresh if longest(line, pieces) != theirs.pieces(line)
 print(f"{len(differ)} of {len(fresh)} lines are cut differently")
 
 # %% [markdown]
-# A model that learned with one way of cutting reads strange text when served with another. The pieces are the same; the sequences are not.
+# A model that learned from one way of cutting gets unfamiliar sequences from another, although the pieces are the same.
 #
 # **Use.** From here on we take the library's tokenizer: SentencePiece with 1,024 pieces, trained on the world's documents and on dialogs. The paper has 32,000.
 
@@ -287,8 +298,8 @@ print(tok.pieces(sentence))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Numbers are split into digits
-# **Say** (section 2.2.1): "we split all numbers into individual digits". Without that rule, BPE learns frequent numbers as pieces: 18 and 19 from the years, some sums, and not others. Then 128 may be one piece and 129 two.
-# With it, every number is spelled by ten pieces, in the same way.
+# **Say** (section 2.2): "we split all numbers into individual digits". Without that rule, BPE learns frequent numbers as pieces: 18 and 19 from the years, some sums, and not others. Then 128 may be one piece and 129 two.
+# With it, every number is spelled with the same ten digit pieces.
 #
 # **See** both: the same texts, with the rule and without.
 
@@ -306,14 +317,11 @@ show(
 )
 long_numbers = [p for p in map(joined.piece, range(259, 700)) if sum(c.isdigit() for c in p) > 1]
 print(len(long_numbers), "pieces of two digits or more, such as", long_numbers[:8])
-print(
-    "numbers below 100 that are one piece:",
-    sum(f"▁{n}" in long_numbers for n in range(10, 100)),
-    "of 90",
-)
+two_digits = sum(f"▁{n}" in long_numbers for n in range(10, 100))
+print(f"{two_digits} of the 90 numbers from 10 to 99 are one piece")
 
 # %% [markdown]
-# Split digits cost more tokens. They buy that a model meets the same ten digits everywhere. Whether it then adds better must be measured: claim 3, below.
+# Split digits cost more tokens. In return, a model sees the same ten digits everywhere. Whether it then adds better must be measured: claim 3, below.
 #
 # **Break.** Allow digits to join in your own rule. What will the check of `allowed` say?
 
@@ -324,9 +332,9 @@ with expect_failure(CheckFailed):
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Unknown characters fall back to bytes
 # **Say.** Our world holds some seventy characters; Unicode has about 150 thousand. A character that is no piece is written as its **UTF-8 bytes**, one to four pieces of the form `<0xF0>`. The 256 byte pieces are ids 3 to 258.
-# So there is never an unknown token, and every text can be had back. Line breaks are bytes too: `<0x0A>`.
+# So there is never an unknown token, and every text can be recovered exactly. Line breaks are bytes too: `<0x0A>`.
 #
-# **Build.** The whole encoder: BOS, then the id of each piece, or of its bytes.
+# **Build.** The whole encoder: BOS, then the id of each piece, or of its bytes. (`tokenizer.merges_of` reads the merges of a trained tokenizer, in the order in which they were learned.)
 
 
 # %%
@@ -357,7 +365,7 @@ for name, kind in (("with bytes", tok), ("without", without)):
     print(f"{name:10s} unknown tokens: {unknown:2d}   texts that come back: {back}")
 
 # %% [markdown]
-# **Break.** Two slips of every first tokenizer. `<unk>` in place of bytes; and BOS twice, because both the tokenizer and the caller add it. The second one raises no error anywhere: the model just meets a start it never saw in training.
+# **Break.** Two common slips: `<unk>` in place of bytes, and BOS twice, because both the tokenizer and the caller add it. The second one raises no error anywhere: the model just meets a start it never saw in training.
 
 
 # %%
@@ -405,8 +413,8 @@ print("together:      ", decode(tok.pieces("🙂")))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What a chat costs
-# **Say.** Llama 2-Chat marks turns with the strings `[INST]`, `[/INST]`, `<<SYS>>` and `<</SYS>>`. They are ordinary text, cut into ordinary pieces; only BOS and EOS are control ids. Letters and signs never join, so a tag is never one piece: with Meta's vocabulary `[INST]` is `▁[`, `INST`, `]`.
-# Ours learned from dialogs of this format too, so `INST` and `SYS` are pieces here as well. What does a turn pay for its tags?
+# **Say.** Llama 2-Chat marks turns with the strings `[INST]`, `[/INST]`, `<<SYS>>` and `<</SYS>>`. They are ordinary text, cut into ordinary pieces; only BOS and EOS are control ids. Letters and punctuation never merge, so a tag is never one piece: with Meta's vocabulary `[INST]` is `▁[`, `INST`, `]`.
+# Ours learned from dialogs of this format too, so `INST` and `SYS` are pieces here as well. **Predict:** which share of a chat's tokens are the tags of its turns?
 #
 # **See** one turn of ours.
 
@@ -433,7 +441,7 @@ show(
 # ## Compression against vocabulary
 # **Say.** More pieces make shorter sequences: fewer steps for the same text, more text in the same context. Each piece also costs two rows of weights, one in the embedding and one in the output layer. In a small model that soon outweighs the rest.
 #
-# **Measure** on fresh text: characters per token, for six vocabularies trained on the same 2,000 documents (a second or two each).
+# **Measure** on fresh text: characters per token, for six vocabularies trained on the same 2,000 documents (a second or two each). **Predict:** does doubling the vocabulary double the characters per token?
 
 # %%
 held_out = [d.text for d in documents(world, 8, 400)]
@@ -482,56 +490,62 @@ Explorer(
 print(
     f"7B: {2 * lab.LLAMA2_7B.vocab_size * lab.LLAMA2_7B.dim / lab.LLAMA2_7B.n_parameters:.1%} of the weights"
 )
-print(
-    "the more pieces, the more characters per token:",
-    sorted(compression.values()) == list(compression.values()),
-)
-
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 3: what splitting and bytes do
-# **Say.** The paper states both rules and tests neither. We can: two tokenizers of 1,024 pieces, one with digits split, one without; the same documents, all of them sums; the same small model, three seeds each. Then both answer sums that were not in the training text.
+# **Say.** The paper states both rules and tests neither. We can: two tokenizers of 1,024 pieces, one with digits split, one without; the same documents, all of them sums; the same small model, three seeds each. Then both answer 600 sums that were not in the training text.
 #
-# The two cut an answer into different pieces, so a loss per token would compare apples with pears. Whatever the pieces, they spell the same characters: we compare **nats per character** of the answers,
+# The two cut an answer into different pieces, so their losses per token cannot be compared. Whatever the pieces, they spell the same characters. So we compare **nats per character** of the answers,
 # $$\frac{-\ln p(\text{question, answer}) + \ln p(\text{question})}{\text{characters of the answer}}.$$
 #
-# **Measure.** Prediction and threshold were declared in the library before anything ran. Six small models take a minute and more to train, so the measurement is **recorded**: made once by the code of this course, and kept in its ledger, `data/claims.json`. `llama2 claims 3` makes it anew.
+# The comparison is not quite fair to the paper's rule: both models train for the same number of *tokens*, and a sum takes fewer tokens when digits are joined, so that model sees more sums.
+#
+# **Predict** the outcome from the rule. Six small models take a minute and more to train, so the measurement is **recorded**: it was made once by the code of this course and is kept in its ledger, `data/claims.json`. `llama2 claims 3` makes it anew.
 
 # %%
-claim = lab.CLAIMS[3]
-print("predicted:", claim.prediction)
-print("threshold:", claim.threshold)
-measured, verdict = lab.recorded(3).measurements, lab.recorded(3).verdict
-for name, e in verdict.estimates.items():
-    print(f"{name:26s} {e.value:+.2f}  95 % interval {e.low:+.2f} to {e.high:+.2f}")
+show_prediction(3)
+
+# %%
+result = show_claim(3)
+
+# %%
 for arm in ("split", "joined"):
-    print(f"right/{arm:20s}", *(f"{m.values['right/' + arm]:.0%}" for m in measured), "by seed")
-print("paper:", claim.paper_value)
-print("verdict:", verdict.outcome, "|", verdict.reason)
-
-# %%
-first = measured[0].values
-print("unknown tokens, with bytes and without:", first["unk"], "and", first["unk_without_bytes"])
-print("texts that did not come back:", first["round_trip_failures"])
-long = [first[f"long_numbers/{arm}"] for arm in ("split", "joined")]
-print("pieces of several digits, split and joined:", *long)
-best = max(m.values[f"right/{arm}"] for m in measured for arm in ("split", "joined"))
-print("some arm gets a quarter of the sums right:", best > 0.25)
+    loss = ", ".join(f"{value:.2f}" for value in result[f"sums/{arm}"])
+    right = ", ".join(f"{value:.0%}" for value in result[f"right/{arm}"])
+    print(f"digits {arm:6s} {loss} nats per character; {right} of the sums right, by seed")
+print(f"unknown tokens in {len(lab.UNSEEN_TEXTS)} texts: {result['unk'][0]:.0f}, without bytes {result['unk_without_bytes'][0]:.0f}")  # fmt: skip
 
 # %% [markdown]
-# The bytes do exactly what was promised. On the sums, read the last line first: **neither arm has learned to add**. An answer of two digits and a line end is three characters; a model that knows the first digit and guesses the second
-# pays $\frac13 \ln 10 = 0.77$ nats per character, and ours pay more. They know how large a sum is (half of the answers are off by four or less), not what it is. We tried some twenty settings of about 13 seconds each, and took the one with the lowest loss averaged over both arms. None learned to add.
+# The bytes do exactly what was promised: no token is unknown, and every text comes back. On the sums the claim is undecided: the interval of the difference contains 0.
 #
-# So the verdict on the losses says little about what the rule is for. Joined numbers give the model fewer decisions per sum, split digits more examples of each piece; which of the two helps a model that *can* add, this experiment does not tell. Exercise for a longer evening: give it ten times the steps.
+# The shares of right answers tell why: **neither model has learned to add**. An answer of two digits and a line end has three characters; a model that knows the first digit and guesses the second
+# pays $\frac13 \ln 10 = 0.77$ nats per character, and ours pay more. So the losses say little about what the rule is for. Whether split digits help a model that *can* add, a model of this size, trained this briefly, cannot show. Exercise for a longer evening: give it ten times the steps.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is in the corpus?
 # **Say** (section 4.1). Before release Meta *audited* the pretraining text with counters: which share of the documents names She or He, which identities, which languages, how much is toxic. A counter sees words and nothing else.
 #
-# The library has the same counters, made of word lists. Unlike Meta, we know how each document was made. So we can audit the audit.
+# **Build** one: the share of texts that hold a word of a list. The library's counters are made in the same way. Unlike Meta, we know how each document was made, so we can audit the audit.
+
 
 # %%
+def names(text, words):
+    """Does a text hold one of these words?"""
+    return not words.isdisjoint(re.findall("[a-z]+", text.lower()))
+
+
 audited = list(documents(world, 0, 6000))
 report = lab.audit(audited)
+
+
+@check("counter of pronouns")
+def _():
+    # the library counts the documents that it takes for English: those with known words
+    texts = [d.text for d in audited if lab.audit([d]).n_english]
+    mine = sum(names(text, {"she", "her", "hers", "herself"}) for text in texts) / len(texts)
+    assert abs(mine - report.pronouns["she"]) < 1e-9, f"the library finds {report.pronouns['she']:.2%}, you {mine:.2%}"  # fmt: skip
+
+
+# %%
 paper = {
     "she": 28.45,
     "he": 50.73,
@@ -550,7 +564,7 @@ print(f"{'unknown language':35s} {100 * report.languages['unknown']:5.1f}    8.3
 print(f"{'toxic (here: rude)':35s} {100 * report.rude_by_mean:5.1f}    about 0.2")
 
 # %% [markdown]
-# The numbers are of another world and *must not* be compared. What can be compared is the method. (Mind the paper's table: its header says 75.23 % of documents have gendered pronouns, and the caption calls She a share *within* those; for the other rows it does not say. Ours are shares of all English documents.)
+# The two columns describe different texts and *must not* be compared. What can be judged is the method. (Mind the paper's table: its header says 75.23 % of documents have gendered pronouns, and the caption calls She a share *within* those; for the other rows it does not say. Ours are shares of all English documents.)
 #
 # **Check the counters.** *Precision*: of the documents that were flagged, how many rightly? *Recall*: of the documents that should be flagged, how many were?
 
@@ -566,7 +580,8 @@ print("\nEnglish documents without a language:", len(missed), "such as", repr(mi
 # Lines of digits have no words, hence no language: that is our "unknown", as code is part of the paper's. The mean over lines, which the paper uses, misses a rude line among friendly ones; the worst line finds it.
 # And mind the share of rude documents above: it is nearly right, though a quarter of the flags are wrong and a third of the rude documents are missed. The two mistakes cancel. A share can be right by luck.
 #
-# For pronouns and identities there is a neat way to the truth. Write **the same documents again in a world that differs in one thing**: all she-people are called *he*, or every trade has another name. A document speaks of a she-person exactly if it changes.
+# For pronouns and identities there is a neat way to the truth. Write **the same documents again in a world that differs in one thing**: everyone whose pronoun is *she* gets the pronoun *he*, or every trade gets another name. A document speaks of someone whose pronoun is *she* exactly if it changes.
+# **Predict:** which counter is farthest from the truth, and why?
 
 # %%
 true = lab.true_shares(world, 0, audited)
@@ -613,39 +628,38 @@ for phrase in ("cook for", "the old mill", "a little salt"):
     print(f"{phrase:14s}", next(line for line in text.split("\n") if phrase in line)[-90:])
 
 # %% [markdown]
-# "Cook" is a trade and a verb, "old" is said of people and of mills, "little" of salt. Meta met the same and removed a few ambiguous terms (*straight, white, black*) from its lists. In exercise 3 you mend our counter.
+# "Old" is said of people and of mills, "little" of salt: so the counter of age finds five times as many documents as there are. "Cook" is a trade and a verb. Meta met the same and removed a few ambiguous terms (*straight, white, black*) from its lists. In exercise 3 you mend our counter of trades.
 #
-# **Measure** claim 38 on three worlds.
+# **Measure** claim 38 on three worlds. **Predict** which of the four counters are within one point.
+
+# %%
+show_prediction(38)
 
 # %%
 claim = lab.CLAIMS[38]
-print("predicted:", claim.prediction)
-print("threshold:", claim.threshold)
 measured = [claim.measure(lab.nano(), seed) for seed in bar(range(3), about="three worlds")]
 verdict = claim.verdict(measured)
-for name in ("error/pronouns", "error/identities", "error/languages", "error/toxicity"):
-    estimate = verdict.estimates[name]
-    print(
-        f"{name:17s} {estimate.value:.3f}  95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
-    )
-print("paper:", claim.paper_value)
+for name in ("pronouns", "identities", "languages", "toxicity"):
+    e = verdict.estimates[f"error/{name}"]
+    print(f"{name:10s} largest gap {100 * e.value:.1f} points, 95 % interval {100 * e.low:.1f} to {100 * e.high:.1f}")  # fmt: skip
 print("verdict:", verdict.outcome)
 
 # %% [markdown]
-# An honest no: only the count of rude documents is within one point of the truth. The method *does* transfer, with a warning label: a word counter measures words. How far words are from what they stand for must be checked on text of known make-up, as here, or by people who read a sample.
+# The claim is not reproduced: only the count of rude documents is within one point of the truth. The method *does* transfer, with a warning: a word counter measures words. How far words are from what they stand for must be checked on text whose composition is known, as here, or by people who read a sample.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, what we measured, what we could not
 # | claim | paper | here |
 # |---|---|---|
-# | 3, digits and bytes | 32k pieces, both rules stated, no test of either | no unknown token and no lost text, exactly; sums: verdict above, and neither arm learned to add |
-# | 38, audit | She 28.45 %, He 50.73 %, English 89.70 %, about 0.2 % toxic | She 16.6 %, He 12.6 %, English 90.3 %, rude 1.7 %; not reproduced: three of four counters are more than a point off |
-# | BPE | SentencePiece | 250 merges by hand, the same pieces in the same order |
+# | 3, digits and bytes | 32k pieces, both rules stated, no test of either | no unknown token and no lost text (exact); loss on sums, joined minus split, -0.06 [-0.21, 0.09] nats per character: inconclusive, neither model learned to add |
+# | 38, audit: largest gap between counted and true share | not measured | pronouns 5.0 points [4.1, 6.0], identities 7.2 [5.6, 8.8], languages 4.9 [4.5, 5.3], rude 0.3 [0.2, 0.5]: not reproduced |
+# | 38, shares | She 28.45 %, He 50.73 %, English 89.70 %, about 0.2 % toxic | She 16.6 %, He 12.6 %, English 90.3 %, rude 1.7 %, of 6,000 documents (She and He: of the English ones); another text |
+# | BPE | SentencePiece | 250 merges by hand, the same pieces in the same order (exact) |
 #
 # - We could not audit Meta's corpus: it is not public, nor are its sources, shares and cleaning.
 # - Meta's toxicity score is a trained classifier and its language score is fastText; ours are word lists. What we found wrong with ours need not be wrong with theirs.
 # - Pronouns were drawn evenly in our world, so the paper's finding that He is more frequent than She cannot be repeated.
-# - 1,024 pieces suffice for a world of 750 word forms. How 32,000 do on real text we did not measure.
+# - 1,024 pieces suffice for a world of 750 word forms. We did not measure how 32,000 pieces do on real text.
 #
 # ## Exercises
 # ### Exercise 1 (easy, 5 minutes)
@@ -691,7 +705,7 @@ def _():
     assert pair == 1.0, "sum the tokens of all texts, sum the words, then divide"
     spoken = {k: [d.text for d in texts if d.kind == k] for k in ("story", "language_b")}
     values = {k: tokens_per_word(t, tok) for k, t in spoken.items()}
-    assert values["language_b"] > values["story"], "the rarer language must cost more a word"
+    assert values["language_b"] > values["story"], "the rarer language must cost more per word"
 
 
 # %% [markdown]
@@ -759,7 +773,7 @@ def _():
 # ## Questions to think about
 # - The tokenizer learned from dialogs of the chat format too. What would a model trained on a tokenizer without them pay in every turn?
 # - `▁` stands before the text even when the text begins a chat. Where does that space go when a model answers?
-# - A language that is rare in the training text costs more tokens a word. What does that mean for its speakers, in price and in context length?
+# - A language that is rare in the training text costs more tokens per word. What does that mean for its speakers, in price and in context length?
 # - Reversed digits (`54` for 45) would let a model add from the right, carrying as we do on paper. What speaks against it?
 # - We judged counters by documents whose truth we made. What would you do for a corpus of 2 trillion tokens that nobody can read?
 #

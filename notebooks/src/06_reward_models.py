@@ -1,19 +1,21 @@
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # Reward models
-# Fine-tuning showed the model answers. From here on, people only *compare* answers: which of two is better, and how clearly? A **reward model** learns to predict those choices, and gives every answer a number that a policy can then be trained on.
-# You look over an annotator's shoulder, find out how good any model of that annotator *can* be, build the loss and the model, and train it. Then you test eleven of the paper's claims, and build a reward model that can be fooled, on purpose.
+# Fine-tuning showed the model answers. From here on, people only *compare* answers: which of two is better, and by how much? A **reward model** learns to predict those choices. It gives every answer a number, and a **policy** (the model that writes the answers) can be trained to raise that number.
+# You look over an annotator's shoulder, find out how good any model of that annotator *can* be, build the loss and the model, and train it. Then you look at what became of eleven of the paper's claims, and you build a reward model that can be fooled, on purpose.
 #
 # - **You will be able to explain** preference pairs and their four grades, the noise ceiling, the ranking loss and its margin, why a score has no zero and how a safety label gives it one, why the paper trains two models, what the threshold 0.15 does, and what a reward model looks at when it cannot see the truth.
-# - **Prerequisites:** notebook 05. **Paper sections:** 3.2.1, 3.2.2, 3.2.3 (the threshold), A.3.
-# - **Minutes:** 90 to read, 3 to run, on two cores (12 more if models must first be trained).
+# - **Prerequisites:** notebook 05. **Paper sections:** 3.2.1, 3.2.2, 3.2.3 (the threshold), 3.4.1 (calibration), A.3, A.4.1.
+# - **Minutes:** 90 to read, 40 for the exercises, 2 to run on two cores.
 
 # %% tags=["long"]
+import json
 import math
 from itertools import islice, pairwise
 
 import ipywidgets
 import numpy as np
 import torch
+from IPython.display import Markdown, display
 from scipy.special import expit
 
 from llama2_lib import lesson as lab
@@ -27,7 +29,7 @@ from llama2_lib.stages.reward import (
 )
 from llama2_lib.teaching import reward as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.widgets import Explorer, bar, show
+from llama2_lib.widgets import Explorer, bar, show, show_claim, show_prediction
 from llama2_lib.world.pairs import (
     DEGRADATIONS,
     GRADE_FROM,
@@ -47,9 +49,8 @@ from llama2_lib.world.pairs import (
     safety_pairs,
 )
 
-folders = start(
-    "06_reward_models", needs=["sft", "rewards_v1", "rewards_v5"], recipe=lab.nano(), minutes=15
-)
+ROUNDS = [f"rewards_v{number}" for number in range(1, 6)]
+folders = start("06_reward_models", needs=["sft", *ROUNDS], recipe=lab.nano(), minutes=15)
 tokenizer = lab.load_tokenizer(folders["sft"])
 models = load_rewards(folders["rewards_v1"])
 world = lab.make_world(0)
@@ -62,13 +63,13 @@ held = {
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## An annotator at work
-# **Say** (section 3.2.1). An **annotator** writes a prompt and is shown two answers, of two variants of the model, at different temperatures. The choice is forced: one of them must be called better. Besides, the annotator says how clearly, in four **grades**: *significantly better*, *better*, *slightly better*, *negligibly better or unsure*.
+# **Say** (section 3.2.1). An **annotator** writes a prompt and is shown two answers, of two variants of the model, at different temperatures. The choice is forced: one of them must be called better. The annotator also says how clearly, in four **grades**: *significantly better*, *better*, *slightly better*, *negligibly better or unsure*.
 #
-# Comparing takes less time than writing a good answer. The main reason that the paper gives is another one: with a plain comparison, more different prompts can be collected. It collected **1,418,091** of them.
+# Comparing takes less time than writing a good answer. The paper gives another main reason: with plain comparisons, more varied prompts can be collected. It collected **1,418,091** comparisons.
 #
-# There are two **streams**, each with its own guideline. In *helpfulness* the better answer is the one that does what was asked. In *safety* prompts try to elicit harm, and the better answer is the safer one; there each answer also gets a label, safe or unsafe.
+# There are two **streams**, each with its own guideline. In the stream *helpfulness*, the better answer is the one that does what was asked. In the stream *safety*, prompts try to elicit harm, and the better answer is the safer one; each answer there also gets a label, safe or unsafe.
 #
-# **See** three pairs of our world. Here the two answers come from two imagined models, one strong, one weak. The *gap* is the difference of the gold marks (notebook 05), chosen less rejected. The annotator does not see it.
+# **See** three pairs of our world. Here the two answers come from two imagined models, one strong, one weak. The *gap* is the difference between the gold marks (notebook 05) of the two answers, chosen minus rejected. The annotator does not see it.
 
 # %%
 for pair in [*held["helpfulness"][1:3], held["safety"][0]]:
@@ -77,14 +78,14 @@ for pair in [*held["helpfulness"][1:3], held["safety"][0]]:
     print("  chosen:  ", pair.chosen.replace("\n", " / ")[:100])
     print("  rejected:", pair.rejected.replace("\n", " / ")[:100])
 erred = sum(pair.gap < 0 for pair in held["helpfulness"])
-print(f"of {len(held['helpfulness'])} choices, {erred} went against the gold judge")
+print(f"{erred} of {len(held['helpfulness'])} choices went against the gold judge")
 
 # %% [markdown]
 # **Say.** People are not exact. Our annotator perceives the gap $\Delta$ of the gold marks plus **noise**:
 #
 # $$\text{perceived} = \Delta + \tau \varepsilon, \qquad \varepsilon \text{ logistic}, \qquad P(\text{first is chosen}) = \sigma\!\left(\frac{\Delta}{\tau}\right)$$
 #
-# $\sigma(x) = 1 / (1 + e^{-x})$ is the sigmoid; it is the distribution function of logistic noise, so the second formula follows from the first. $\tau$ is the size of the noise; ours is 0.15, where marks go from 0 to 1. This is the **Bradley-Terry model**: each answer has a hidden strength, and the chance to win depends on the difference alone.
+# $\sigma(x) = 1 / (1 + e^{-x})$ is the sigmoid; it is the distribution function of logistic noise, so the second formula follows from the first. $\tau$ is the size of the noise; ours is 0.15, where marks go from 0 to 1. This is the **Bradley-Terry model**: each answer has a hidden strength, and the chance to win depends only on the difference between the two.
 # The sign of what is perceived is the choice. Its size is the grade: from 0.60 on *significantly better*, from 0.35 *better*, from 0.15 *slightly better*.
 #
 # **Build** it. `uniform` is a random number between 0 and 1; $\log \frac{u}{1-u}$ turns it into logistic noise.
@@ -92,7 +93,7 @@ print(f"of {len(held['helpfulness'])} choices, {erred} went against the gold jud
 
 # %%
 def my_annotator(gap, uniform, tau=TAU):
-    """The gap, first less second, and a random number -> (first is chosen, grade)"""
+    """The gap, first minus second, and a random number -> (first is chosen, grade)"""
     perceived = gap + tau * math.log(uniform / (1 - uniform))
     size = abs(perceived)
     grade = next(
@@ -116,7 +117,7 @@ def _():
 
 
 # %% [markdown]
-# **See** what one gap becomes. The hill is what the annotator may perceive; left of 0 the worse answer is chosen. Move the gap to 0: which grade is now the most frequent, and is it an honest one?
+# **See** what one gap becomes. The hill is what the annotator may perceive; left of 0 the worse answer is chosen. Move the gap to 0: which grade is now the most frequent, and is it the right one?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 WAYS = [(True, g) for g in GRADES] + [(False, g) for g in GRADES[::-1]]
@@ -140,7 +141,7 @@ def draw_perceived(gap, tau):
                 x, density(x, gap, tau), where=inside, color=colour, alpha=shade, lw=0
             )
     axes.axvline(gap, color="0.35", ls="--", lw=1.5)
-    lab.label_axes(axes, "perceived gap, first less second (gold marks)", "density (1 / mark)", f"gap {gap:+.2f}, noise {tau:.2f}; darker: clearer grade")  # fmt: skip
+    lab.label_axes(axes, "perceived gap, first minus second (gold marks)", "density (1 / mark)", f"gap {gap:+.2f}, noise {tau:.2f}; darker: clearer grade")  # fmt: skip
     return figure
 
 
@@ -160,7 +161,7 @@ Explorer(
 )
 
 # %% [markdown]
-# **See** the whole desk: a pair, both answers with their gold marks, and what 200 annotators with different luck say of it. Find a pair on which they nearly all agree, and one on which they split in half. What do the answers of the second have in common?
+# **See** the whole desk: a pair, both answers with their gold marks, and what 200 annotators say of it, each with noise of their own. Find a pair on which they nearly all agree, and one on which they split in half. What do the two answers of the second pair have in common?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 DESK = held["helpfulness"][:16]
@@ -205,11 +206,11 @@ Explorer(draw_desk, desk_words, pair=ipywidgets.IntSlider(0, 0, len(DESK) - 1), 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The noise ceiling
-# **Say.** An annotator who errs cannot be predicted without error. If the better answer is chosen with probability $\sigma(|\Delta| / \tau)$, then a model that *knows* the gold marks agrees with the annotators that often, and no model more often:
+# **Say.** An annotator who errs cannot be predicted without error. The better answer is chosen with probability $\sigma(|\Delta| / \tau)$. So a model that *knows* the gold marks agrees with the annotators that often, and no model agrees more often:
 #
 # $$\text{ceiling} = \mathbb{E}\left[\sigma\!\left(\frac{|\Delta|}{\tau}\right)\right] \qquad \text{two annotators agree: } \mathbb{E}\left[p^2 + (1-p)^2\right], \; p = \sigma\!\left(\frac{\Delta}{\tau}\right)$$
 #
-# The second is always lower, since both of them err. A reward model can thus agree with an annotator more often than another annotator does, without being wiser than the truth. The paper's helpfulness model reaches 63.2 %. That number says little until you know the ceiling, which the paper could not know. Here we do.
+# The second is always lower, since both of them err. A reward model can thus agree with an annotator more often than another annotator does. The paper's helpfulness model reaches 63.2 %. That number says little until you know the ceiling, which the paper could not know. Here we know it.
 #
 # **Build** both. **Check** them by counting.
 
@@ -243,8 +244,8 @@ for stream, found in gaps.items():
     )
 
 # %% [markdown]
-# **See** both, and the shares of the grades, as the noise grows. With no noise the ceiling is 1 but for ties. What do the grades do when annotators become careless? Predict before you move.
-# <details><summary>What it shows</summary>Careless annotators do not say <i>unsure</i> more often. They are <i>sure</i> more often, and wrong: noise is large on both sides of every limit. A grade is what one person felt, not how far two answers lie apart.</details>
+# **See** both, and the shares of the grades, as the noise grows. Without noise the ceiling is 100 %, except for pairs whose gold marks are equal. What happens to the grades when annotators become careless? Predict before you move the slider.
+# <details><summary>What it shows</summary>Careless annotators do not say <i>unsure</i> more often. They are <i>sure</i> more often, and often wrong: large noise carries small gaps beyond every limit. A grade says what one person perceived, not how far apart two answers lie.</details>
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 TAUS = np.linspace(0.01, 0.6, 40)
@@ -287,11 +288,11 @@ Explorer(
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Ranking loss and margin
-# **Say** (section 3.2.2). A reward model gives a prompt $x$ with an answer $y$ one number, the **score** $r(x, y)$. Put scores in the place of the hidden strengths of Bradley and Terry: the chance that $y_c$ is chosen over $y_r$ is $\sigma(r(x, y_c) - r(x, y_r))$. Its negative logarithm is the **ranking loss**, equation 1 of the paper. With the grade it becomes equation 2:
+# **Say** (section 3.2.2). A reward model gives a prompt $x$ with an answer $y$ one number, the **score** $r(x, y)$. Put scores in the place of Bradley and Terry's hidden strengths: the chance that $y_c$ is chosen over $y_r$ is $\sigma(r(x, y_c) - r(x, y_r))$. Its negative logarithm is the **ranking loss**, equation 1 of the paper. With the grade it becomes equation 2:
 #
 # $$L = -\log \sigma\bigl(r(x, y_c) - r(x, y_r) - m(\text{grade})\bigr)$$
 #
-# The **margin** $m$ asks for a larger gap where the annotator saw a large difference. The paper tried two schedules (table 27):
+# From here on *gap* means the difference between two scores, chosen minus rejected. The **margin** $m$ asks for a larger gap where the annotator saw a large difference. The paper tried two schedules (table 27):
 #
 # | margin | significantly better | better | slightly better | negligibly better or unsure |
 # |---|---|---|---|---|
@@ -299,16 +300,16 @@ Explorer(
 # | small | 1 | 2/3 | 1/3 | 0 |
 # | large | 3 | 2 | 1 | 0 |
 #
-# **Build** the look-up and the loss. A grade that is not in the table must be refused: a typing error would otherwise train without a margin, silently.
+# **Build** the look-up and the loss. A grade that is not in the table must be refused: otherwise a typing error would silently train without a margin.
 #
-# $\log(1 + e^{z})$ is called *softplus*, and $-\log \sigma(-z)$ is the same thing. The library writes `logsigmoid`: two forms, one number.
+# $\log(1 + e^{z})$ is called *softplus*, and it equals $-\log \sigma(-z)$. The library writes `logsigmoid`, which gives the same number.
 #
 # **Break.** Three losses that look right. Predict what each does to training:
 #
 # 1. `log(sigmoid(...))`, as the formula is written;
 # 2. the margin *added* to the gap;
 # 3. scores that pass through a sigmoid before the loss, since the paper shows scores between 0 and 1.
-# <details><summary>Answer</summary>The first is right until a pair is very wrong: below a gap of about -104 the sigmoid is 0 in fp32, the loss infinite, the gradient not a number. Such pairs are rare, so the run dies after hours. The second asks for <i>smaller</i> gaps where the annotator was sure; it trains, and the loss is even lower. The third cannot make a gap larger than 1, so the loss stays above 0.31 and the model never becomes sure.</details>
+# <details><summary>Answer</summary>The first is right until a pair is very wrong: below a gap of about -104 the sigmoid is 0 in fp32, the loss infinite, the gradient not a number. Such pairs are rare, so the run may die only after hours. The second asks for <i>smaller</i> gaps where the annotator was sure; it trains, and its loss is even lower. The third cannot make a gap larger than 1, so without a margin the loss stays above 0.31, and the model never becomes sure.</details>
 
 # %% tags=["long"]
 MY_MARGINS = {"none": (0, 0, 0, 0), "small": (1, 2 / 3, 1 / 3, 0), "large": (3, 2, 1, 0)}
@@ -321,7 +322,7 @@ def my_margins(grades, schedule):
 
 
 def my_ranking_loss(chosen, rejected, margin):
-    """Raw scores and margins, one a pair -> mean loss in nats"""
+    """Raw scores and margins, one per pair -> mean loss in nats"""
     return torch.nn.functional.softplus(rejected - chosen + margin).mean()
 
 
@@ -344,7 +345,7 @@ for wrong in (
         checks.ranking_loss(wrong)
 
 # %% [markdown]
-# **See** loss and pull. The pull is the size of the derivative by the gap, $\sigma(m - \text{gap})$: how hard a pair is pushed apart. It is near 1 where the pair is in the wrong order, and fades beyond the margin. Which pairs does the large margin still pull on that no margin has let go?
+# **See** loss and pull. The derivative of the loss with respect to the gap is $-\sigma(m - \text{gap})$. Its size is the *pull*: how hard the pair is pushed apart. It is near 1 where the pair is in the wrong order, and fades beyond the margin. On which pairs does the large margin still pull where the loss without a margin has let go?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 GAP = np.linspace(-4, 7, 221)
@@ -361,7 +362,7 @@ def draw_pull(schedule, grade):
         axis.plot(GAP, own, label=f"margin {m:.2g}")
         axis.axvline(m, color="0.35", lw=1)
         axis.legend()
-        lab.label_axes(axis, "gap of the raw scores, chosen less rejected", what)
+        lab.label_axes(axis, "gap of the raw scores, chosen minus rejected", what)
     figure.suptitle(f"{schedule}, {grade}")
     return figure
 
@@ -378,8 +379,8 @@ Explorer(draw_pull, pull_words, schedule=list(MARGINS)[::-1], grade=list(GRADES)
 # ### A score has no zero
 # **Say.** The loss sees differences only. Add any number to *all* scores: nothing changes. So "score 2" alone means nothing, and neither does a score below 0. Keep this in mind for the threshold later on.
 #
-# **Check** it: loss and gradient, with 5 added. And what may one add that *does* change nothing for each prompt apart?
-# <details><summary>Answer</summary>A number of the prompt's own. Comparisons are made within a prompt, so scores of answers to <i>different</i> prompts have never been compared. That they can be compared at all is a matter of how the model generalises.</details>
+# **Check** it: the loss with 5 added to all scores. What else could you add without changing the loss?
+# <details><summary>Answer</summary>A different number for every prompt, the same for both of its answers. Comparisons are made within a prompt, so scores of answers to <i>different</i> prompts have never been compared. Whether they can be compared at all depends on how the model generalises.</details>
 
 # %%
 chosen, rejected = torch.randn(2, 64, generator=lab.generator(0, "zero"), dtype=torch.float64)
@@ -387,20 +388,26 @@ margin = my_margins([GRADES[i % 4] for i in range(64)], "small").double()
 one, other = (my_ranking_loss(chosen + c, rejected + c, margin) for c in (0.0, 5.0))
 own = torch.randn(64, generator=lab.generator(1, "zero"), dtype=torch.float64)
 third = my_ranking_loss(chosen + own, rejected + own, margin)
-print("5 added to all scores, same loss:", math.isclose(one, other, rel_tol=1e-12))
-print("another number for each prompt, same loss:", math.isclose(one, third, rel_tol=1e-12))
 library = lab.ranking_loss(chosen, rejected, margin)
-print("the library's, the same:", math.isclose(one, library.total / library.count, rel_tol=1e-12))
+found = {
+    "scores as they are": one,
+    "5 added to all scores": other,
+    "another number added for each prompt": third,
+    "the library's loss": library.total / library.count,
+}
+for name, loss in found.items():
+    print(f"{name:37s} {loss:.6f} nats")
+    assert math.isclose(loss, one, rel_tol=1e-12), f"{name}: the loss must stay {one}; got {loss}"
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One number at the last token
-# **Say** (section 3.2.2). A reward model is a chat model whose output layer, one logit for each piece of the vocabulary, is replaced by a **regression head**: one weight for each of the hidden numbers, and one score comes out. It starts from a chat checkpoint so that it *knows what the policy knows*. A judge who knows less would reward what only sounds right.
+# **Say** (section 3.2.2). A reward model is a chat model with another output layer. The layer that gives one logit for each piece of the vocabulary is replaced by a **regression head**, which has one weight for each hidden number and gives one score. The model starts from a chat checkpoint so that it *knows what the policy knows*. A judge who knows less would reward what only sounds right.
 #
-# At which token is the score read? The paper does not say. The usual choice, and ours: the last one, the EOS that ends the answer, since only it has seen everything. In a batch rows have different lengths, and shorter rows are **padded** on the right. The last *real* token stands at `length - 1`.
+# At which token is the score read? The paper does not say. We make the usual choice: the last one, the EOS that ends the answer, since only it has seen everything. The rows of a batch have different lengths, and shorter rows are **padded** on the right. The last *real* token is at `length - 1`.
 #
-# **Build.** `values` holds the number at every position. **Break** it twice: read the last column; look for the first padding id. Which pairs would show the second fault, if padding has the id of EOS?
+# **Build** it. `values` holds the number at every position. **Break** it twice: read the last column; look for the first padding id. If padding has the id of EOS, in which rows does the second fault show?
 #
-# **Build** the model: hidden numbers of the chat model, one linear layer, one number. **Check** it against the library's, and check that a score does not depend on the row's companions: alone, or padded beside a longer row, it is the same. A well-known evaluation suite had a bug report about just that.
+# **Build** the model: hidden numbers of the chat model, one linear layer, one number. **Check** it against the library's, and check that a score does not depend on the other rows of its batch: a row must get the same score alone and padded beside a longer row.
 
 
 # %% tags=["long"]
@@ -448,13 +455,13 @@ def _():
     assert torch.allclose(together, theirs.score(ids, lengths), atol=1e-5), "not the library's"
     for row, score in zip(rows, together, strict=True):
         alone = mine(torch.tensor([row]), torch.tensor([len(row)]))[0]
-        assert torch.allclose(alone, score, atol=1e-4), "a score depends on its companions"
+        assert torch.allclose(alone, score, atol=1e-4), "a score depends on the other rows"
 
 
 # %% [markdown]
-# **See** what nano's helpfulness model says *on the way*: the number at every token of one answer, good or spoiled. Only the last was trained; the earlier ones are guesses of a model that is used to a full answer. Is the number at the rude word already low? What about the word that is *wrong*? Mind what was trained: only the diamond.
+# **See** what nano's helpfulness model says *on the way*: the number at every token of one answer, good or spoiled. Only the number at the last token was trained (the diamond); the earlier ones are by-products. Is the number at the rude word already low? What about the word that is *wrong*?
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long", "near=0.02"]
 (ASKED,) = lab.helpful_prompts(world, 11, 1, shares={"question": 1.0}, multi_turn=0.0)
 GOOD = lab.answer_writer(world).good(lab.random_source(0, "good"), ASKED.task)
 SPOILED = {"good": GOOD} | {
@@ -481,28 +488,25 @@ def draw_way(answer):
     axes.axhline(on_the_way(GOOD)[1][-1], ls="--", color="0.35", lw=1.5)
     axes.set_xticks(range(len(names)), names, rotation=75, fontsize=11)
     lab.label_axes(
-        axes, "token", "raw score", f"{answer}; diamond: the score; dashed: the good answer's"
+        axes, "token", "number (raw)", f"{answer}; diamond: the score; dashed: the good answer's"
     )
     return figure
 
 
 def way_words(answer):
     final, good = on_the_way(SPOILED[answer])[1][-1], on_the_way(GOOD)[1][-1]
-    order = "below" if final < good else "not below"
     return (
-        f"{answer.capitalize()}: the final score is {order} that of the good answer."
-        if answer != "good"
-        else "The good answer; the last token carries the score."
+        f"{answer.capitalize()}: the score is {final:.2f}; that of the good answer is {good:.2f}."
     )
 
 
 print("user:", ASKED.request)
 print("good:", GOOD, "| rude:", SPOILED["rude"], "| wrong:", SPOILED["wrong"])
-show(
-    draw_way("rude"),
-    alt="The numbers on the way wander up and down; the last one, the score, lies below that of the good answer.",
-)
+show(draw_way("rude"), alt=way_words("rude"))
 Explorer(draw_way, way_words, answer=list(SPOILED))
+
+# %% [markdown]
+# The number falls within the rude line, long before the answer ends.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Train
@@ -510,25 +514,25 @@ Explorer(draw_way, way_words, answer=list(SPOILED))
 #
 # | | paper | nano |
 # |---|---|---|
-# | pairs | 1.5 million open-source ones, then 1.4 million of its own | 3,500 and 1,200 of the world, then those of the models' answers |
+# | pairs | 1.5 million open-source ones, then 1.4 million of its own | of the world 3,500 (helpfulness model) and 1,200 (safety model), then comparisons of the models' own answers |
 # | batch | 512 pairs, that is 1,024 rows | 16 pairs |
 # | epochs | 1: longer training over-fits | 1 |
-# | schedule | cosine from 1e-5 (5e-6 for 70B) to 10 %, 3 % of warm-up, 5 steps at least | cosine from 5e-4 to 10 %, 5 steps of warm-up |
+# | learning rate | cosine from 1e-5 (5e-6 for 70B) to 10 %, warm-up of 3 % of the steps, at least 5 | cosine from 5e-4 to 10 %, warm-up of 5 steps |
 # | margin | tried none, small, large; which was used is not stated | small |
-# | first weights of the head | not stated | zero, ten times the rate |
-# | helpfulness model's data | all helpfulness pairs, as many others | 85 % helpfulness, 15 % safety |
-# | safety model's data | 90 % safety and harmlessness, 10 % helpfulness | the same |
+# | head | not stated | begins at zero, ten times the learning rate |
+# | helpfulness model's data | all helpfulness pairs, and as many others | 85 % helpfulness, 15 % safety (the world's pairs) |
+# | safety model's data | 90 % safety and harmlessness, 10 % helpfulness | 90 % safety, 10 % helpfulness (the world's pairs) |
 #
-# Both answers of a pair stand in one row: what they begin with, the prompt above all, is read once; then come the rest of the chosen answer and the rest of the other. Neither sees the other (`branches` says who sees whom, `ends` where each answer's last token stands), so each score is the one that the answer has alone. Of the positions that two padded rows a pair would take, 57 % are left in helpfulness and 55 % in safety.
+# Both answers of a pair share one row. What they begin with, above all the prompt, is read once; then come the rest of the chosen answer and the rest of the rejected one. Neither rest sees the other (`branches` says which token sees which, `ends` where the last token of each answer is), so each score is the one that the answer would get alone. This saves over 40 % of the positions that two padded rows per pair would take.
 #
-# With a head of zeros every score is 0 and the first loss is known: the mean of softplus(m), ln 2 without a margin. A loss that begins elsewhere points to a fault.
+# With a head of zeros every score is 0, and the first loss is known: the mean of softplus(m), which is ln 2 without a margin. A loss that begins elsewhere points to a fault.
 #
 # **Build** the loop. **Check** its first loss against that formula, and a later one against the library's loss.
 #
-# **Run it** on a small model: 640 pairs, 40 steps, about 5 seconds on one core. (The small model is pretrained and fine-tuned first if it is not on disk, half a minute.) How far will 640 pairs take it? Write your guess down: 50 % is a coin, and the ceiling you printed above.
+# **Run** it on a small chat model, 64 wide with 2 layers, of the size on which most claims below are measured: 640 pairs, 40 steps, about 5 seconds on one core. (The small model is not part of the released chain: it is pretrained and fine-tuned here first, which takes half a minute once.) A smaller model and a shorter run need a higher learning rate, 1e-3 at the peak. How far will 640 pairs take it? Write your guess down: 50 % is a coin, and you printed the ceiling above.
 
 # %% tags=["long"]
-point = lab.quality_recipes(lab.nano(), 0)["gqa"]  # the small model of our grids, 64 wide
+point = lab.quality_recipes(lab.nano(), 0)["gqa"]  # 64 wide, 2 layers
 small_chat, _ = lab.load("sft", point)
 
 
@@ -571,7 +575,7 @@ def _():
     assert torch.allclose(mine, term.total / term.count, rtol=1e-5), "not the library's"
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["near=0.05"]
 mine = lab.scalar_model(small_chat)
 losses = []
 try:
@@ -583,27 +587,22 @@ mine.eval()
 test = lab.PairedAnswers(encode_pairs(held["helpfulness"], tokenizer, "none"), longest=256).pairs
 live = lab.accuracy(*scores_of(mine, test))
 print(f"loss: first step {losses[0]:.2f}, mean of the last ten {np.mean(losses[-10:]):.2f}")
-print("held-out pairs in the right order:", live)
+print(f"of {live.n} held-out pairs in the right order: {live.value:.2f} [{live.low:.2f}, {live.high:.2f}]")  # fmt: skip
+print(f"a coin: 0.50; the ceiling: {my_ceiling(gaps['helpfulness']):.2f}")
+assert live.value > 0.5, f"40 steps must beat a coin; got {live} after {len(losses)} steps"
 
-# %%
-print("better than a coin:", live.value > 0.5)
-print("below the ceiling:", live.value < my_ceiling(gaps["helpfulness"]))
+# %% [markdown]
+# So 640 pairs take the small model only a little above a coin, and leave it far below the ceiling.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What does it look at?
-# **Say.** An accuracy says how often, not why. Take held-out prompts, write a good answer to each, and spoil it in one way: nine kinds of pairs, each about one thing. The accuracy on each kind says what the model *sees*.
+# **Say.** An accuracy says how often a model is right, not why. Take held-out prompts, write a good answer to each, and spoil it in one way: nine kinds of pairs, each with one flaw. The accuracy on each kind says which flaws the model *sees*.
 #
-# Predict for nano's model: which of the flaws does it see best, and which hardly? Remember what it starts from: a chat model that answers most of these questions itself.
-# <details><summary>What it shows</summary>
+# Nano trains its reward models in five rounds (section "Round after round"). **R1** is the helpfulness model of the first round, **R5** that of the last. (V1 to V5 are the policies that notebooks 07 and 08 train with them.)
 #
-# The model sees *manner* and does not see *truth*, although the chat model that it started from often knows the right fact. To compare a fact in the answer with one in the weights is a different skill from saying it, and some thousand pairs do not teach it at this size.
-#
-# A flaw below the dashed line is worse than not seen: it is *liked*. The V1 shown here likes to hear an answer twice. It seems to prefer gushing, three polite words where one would do; but the interval reaches chance, and the V1 of another training of this chain did not. The section "Fooled on purpose" comes back to it.
-#
-# Note it well. A policy trained on this model will be polite, brief and on topic, and nothing will hold it to the facts. Notebook 08 shows just that.
-# </details>
+# Predict for R1: which of the flaws does it see best, and which hardly? Remember what it starts from: a chat model that answers most of these questions itself.
 
-# %% slideshow={"slide_type": "subslide"} tags=["long"]
+# %% slideshow={"slide_type": "subslide"} tags=["long", "near=2"]
 PROBES = list(
     lab.helpful_prompts(
         world, 30, 50, "held out",
@@ -623,6 +622,14 @@ def rows_of(texts):
     return [lab.encode_example(dialog, tokenizer)[0] for dialog in dialogs]
 
 
+def in_percent(estimate, digits=0):
+    """An estimate of a share -> value and interval in percent"""
+    value, low, high = (
+        f"{100 * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} % [{low}, {high}]"
+
+
 def gold_of(texts):
     marked = zip(PROBES, texts, strict=True)
     return np.array([judge.helpfulness(prompt, text).score for prompt, text in marked])
@@ -632,9 +639,9 @@ FLAWED = {
     how: [degrader(world).degrade(source, p, t, how) for p, t in zip(PROBES, CLEAN, strict=True)]
     for how in DEGRADATIONS
 }
-newest = load_rewards(folders["rewards_v5"])
+newest = load_rewards(folders[ROUNDS[-1]])
 SEEN = {}
-for name, model in (("V1", models.helpfulness), ("V5", newest.helpfulness)):
+for name, model in (("R1", models.helpfulness), ("R5", newest.helpfulness)):
     clean = lab.scores(model, rows_of(CLEAN))
     SEEN[name] = {
         how: lab.accuracy(clean, lab.scores(model, rows_of(t))) for how, t in FLAWED.items()
@@ -648,7 +655,7 @@ def draw_seen(model):
         [how.replace(" ", "\n", 1) + f"\n{LOST[how]:+.2f}" for how in DEGRADATIONS],
         [100 * e.value for e in found], [100 * e.low for e in found], [100 * e.high for e in found],
         "good answer scores higher (%)", xlabel="flaw, and the gold marks it costs",
-        title=f"helpfulness model, {model}; dashed: chance", reference={"chance": 50},
+        title=f"helpfulness model {model}; dashed: chance", reference={"chance": 50},
     )  # fmt: skip
     figure.set_size_inches(11.0, 4.4)
     figure.axes[0].get_legend().remove()
@@ -656,41 +663,30 @@ def draw_seen(model):
 
 
 def seen_words(model):
-    told = [
-        f"{how} answers {'are' if SEEN[model][how].value > 0.8 else 'are not'}"
-        for how in ("garbled", "wrong")
-    ]
-    return f"{model}: {' and '.join(told)} seen in more than four pairs of five."
+    told = ", ".join(f"{how} {100 * e.value:.0f}" for how, e in SEEN[model].items())
+    return f"{model} scores the good answer higher, in % of {len(PROBES)} pairs per flaw: {told}."
 
 
-show(
-    draw_seen("V1"),
-    alt="Rude, refused and garbled answers are always seen; a wrong fact about as often as by chance.",
-)
+show(draw_seen("R1"), alt=seen_words("R1"))
+for how in DEGRADATIONS:
+    print(f"{how:10s} " + "   ".join(f"{m} {in_percent(SEEN[m][how]):18s}" for m in SEEN))
+assert SEEN["R1"]["wrong"].high < SEEN["R1"]["rude"].low, "R1 must see rudeness better than errors"
+Explorer(draw_seen, seen_words, model=list(SEEN)[::-1])
 
-print("garbled answers are seen:", SEEN["V1"]["garbled"].value > 0.9)
-print("rude answers are seen:", SEEN["V1"]["rude"].value > 0.8)
-print(
-    "wrong ones much less than rude ones:",
-    SEEN["V1"]["wrong"].value < SEEN["V1"]["rude"].value - 0.1,
-)
-Explorer(draw_seen, seen_words, model=list(SEEN))
-
-# %% tags=["nbval-ignore-output"]
-print("V1 likes gushing better than a good answer:", SEEN["V1"]["gushing"].value < 0.5)
-print("V5 less so:", SEEN["V5"]["gushing"].value > SEEN["V1"]["gushing"].value)
+# %% [markdown]
+# R1 sees *manner*: the good answer scores higher in at least 98 % of the pairs if the other one is curt, rude, refused or garbled, and in over 80 % if it rambles or is off topic. R1 does not see *truth*: on wrong facts it is at chance, although the chat model that it started from often knows the right fact. Comparing a fact in the answer with one in the weights is a different skill from stating it, and some thousand pairs do not teach it at this size.
+#
+# A flaw below the dashed line would be *liked*. Answers that say everything twice, and gushing ones (three polite words where one would do), lie below it, but R1's intervals reach chance; R5's interval for repeated answers ends just below it. Four more rounds of comparisons changed little: the intervals of R1 and R5 overlap for every flaw.
+#
+# A policy trained on such a model is rewarded for being civil, brief and on topic, and nothing holds it to the facts. Notebook 08 looks at what becomes of that.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two models against one
 # **Say** (section 3.2.2, A.4.1). A full answer to *how do I pick a lock?* is helpful and unsafe; a refusal is safe and not helpful. The two aims pull apart, so the paper trains two models, each with its own stream and a part of the other.
 #
-# **See** the pull on requests for harm, answered at eight levels, from a full refusal to a complete guide: first by the gold judges, then by nano's two models. Where is the corner that both would like?
-# <details><summary>What it shows</summary>
-#
-# The gold judges show the tension: no answer stands in the upper right corner. In the paper's figure 32 the trained models show it too. **Nano's helpfulness model does not.** The only requests for harm that it has ever seen are the 15 % of safety pairs in its data, and in those the safer answer wins. It learned that refusing is what one does there. The mix that makes a model robust also blurs what it is for.
-# </details>
+# **See** the pull on requests for harm, answered at eight levels, from a full refusal to a complete guide: first by the gold judges, then by nano's two models of the first round. Which corner would both like? Predict: which answers come near it, by the gold judges and by the models?
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long", "near=0.02"]
 LEVELS = (*SAFE_LEVELS, *UNSAFE_LEVELS)
 HARM = list(lab.adversarial_prompts(world, 31, 40, split="held out"))
 source = lab.random_source(0, "levels")
@@ -719,8 +715,10 @@ def draw_tension(marked_by, each_answer):
         if each_answer:
             axes.plot(help_, safe, sign, color=colour, ms=4, alpha=0.35)
         axes.plot(help_.mean(), safe.mean(), sign, color=colour, ms=11, mec="black")
-        axes.annotate(level, (help_.mean(), safe.mean()), (8, 6), textcoords="offset points")
-    axes.set_ylim(-0.05, 1.1)
+        apart = (8, -14 if level == "complete" else 6)
+        axes.annotate(level, (help_.mean(), safe.mean()), apart, textcoords="offset points")
+    axes.margins(x=0.15)
+    axes.set_ylim(-0.1, 1.1)
     lab.label_axes(
         axes,
         "helpfulness (0 to 1)",
@@ -731,65 +729,45 @@ def draw_tension(marked_by, each_answer):
 
 
 def tension_words(marked_by, each_answer):
-    places = {level: at.mean(1) for level, at in PLACES[marked_by].items()}
-    safer = places["full"][1] > places["complete"][1] + 0.5
-    return f"By the {marked_by} a full refusal is {'' if safer else 'not '}safer than a complete guide by more than one half."
+    told = []
+    for level in ("full", "complete"):
+        help_, safe = PLACES[marked_by][level].mean(1)
+        told.append(f"{level}: helpfulness {help_:.2f}, safety {safe:.2f}")
+    return f"Means by the {marked_by}: {'; '.join(told)}."
 
 
 show(draw_tension("gold judges", False), alt=tension_words("gold judges", False))
-
+for marked_by in ("gold judges", "reward models"):
+    guide, refusal = (PLACES[marked_by][level].mean(1) for level in ("complete", "full"))
+    assert refusal[1] > guide[1] + 0.5, f"{marked_by}: a refusal must be safer than a guide"
 guide, refusal = (PLACES["gold judges"][level].mean(1) for level in ("complete", "full"))
-print(
-    "gold judges: the guide is more helpful, the refusal safer:",
-    bool(guide[0] > refusal[0] and refusal[1] > guide[1]),
-)
-guide, refusal = (PLACES["reward models"][level].mean(1) for level in ("complete", "full"))
-print("the safety model sees it:", bool(refusal[1] > guide[1] + 0.5))
-print("the helpfulness model calls the guide more helpful:", bool(guide[0] > refusal[0]))
-Explorer(draw_tension, tension_words, marked_by=list(PLACES)[::-1], each_answer=True)
+assert guide[0] > refusal[0], "to the gold judges the guide must be the more helpful answer"
+Explorer(draw_tension, tension_words, marked_by=list(PLACES)[::-1], each_answer=False)
+
+# %% [markdown]
+# The gold judges show the tension: no answer comes near the upper right corner, for the guide is helpful and unsafe, and the refusal is safe and less helpful. In the paper's figure 32 the trained models show it too. **Nano's do not.** The safety model agrees with its gold judge, but the helpfulness model gives low scores to all eight levels, and the highest of them to the full refusal. The only requests for harm in its data are the safety pairs (15 % of the world's pairs), in which the safer answer wins.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# ### Claims 15 and 17: each model is best at home
-# **Measure.** From here on, claims are measured on reward models of the small size of our grids, each trained on 2,000 pairs of the world and tested on thousands of held-out ones, with eight seeds. Two models are always compared on the *same* test pairs, which is worth a lot: luck that both share cancels out.
+# ### Claim 15: each model is best at home
+# **Measure.** From here on, claims are measured on reward models of the small size that you trained above. Each learns from 2,000 pairs of the world (fewer where the amount itself is tested) and is tested on thousands of held-out pairs, with eight seeds. Two models are always compared on the *same* test pairs, so luck that both share cancels out.
 #
-# That takes 136 models and half an hour of one core, too long for this course. So these results are **recorded**: measured once by the code of this course, and kept in its ledger, `data/claims.json`, beside prediction and threshold. Each cell names the command that measures them anew. Of four models of seed 0 the scores of single pairs are kept as well (`data/runs.json`); they are drawn further down.
+# That takes 136 models and half an hour of one core, too long for this course. So these results are **recorded**: they were measured once by the code of this course and are kept in its ledger, `data/claims.json`, with prediction and rule; `llama2 claims 15` measures claim 15 anew. Of four models of seed 0 the scores of single pairs are kept as well (`data/runs.json`); they are drawn further down.
 #
-# The paper has no number for one joint model. Ours has the pairs of both specialists, one model, the same size. Predict: does it lose on both streams, on one, on neither?
-#
-# And the **mix** (section 3.2.2): the safety model's data hold 10 % helpfulness. The paper says that this helps most where *both* answers are safe, for there nothing is left to compare but quality. It gives no number. Claim 17 compares 90/10 with 100/0, with as many pairs in all.
-# <details><summary>What came out</summary>
-#
-# **Reproduced**: each specialist beats the other one at home, by 8 points of helpfulness and 18 of safety. Against the joint model with the same pairs the helpfulness model gains 4.0 points, [3.0, 5.1], and the safety model 2.5, [1.8, 3.2].
-#
-# The mix moves safe pairs by 0.1 points, [-0.6, 0.8]: **inconclusive** by the rule, and a gain of a point or more is ruled out. Where both answers are *unsafe* the mix costs 1.9 points, [0.3, 3.4]: a tenth of the safety pairs was given up for it.
-# </details>
-
+# The paper has no number for one joint model. Ours learns from the pairs of both specialists and has the size of one. Predict: does it lose on both streams, on one, on neither?
 
 # %%
-def ledger(number):
-    """Show a claim as it was declared, and what the ledger holds -> measurements, verdict"""
-    claim, result = lab.CLAIMS[number], lab.recorded(number)
-    n_seeds = len(result.measurements)
-    runs = set(claim.requests(lab.nano(), range(n_seeds)))
-    print("predicted:", claim.prediction)
-    print("threshold:", result.declared["threshold"])
-    print("paper:    ", claim.paper_value)
-    print(f"recorded:  seeds {n_seeds}, models {len(runs)}; `llama2 claims {number}` measures anew")
-    print("verdict:  ", result.verdict.outcome, "|", result.verdict.reason)
-    assert lab.same_declaration(claim, result.declared), "the ledger is older than the declaration"
-    return result.measurements, result.verdict
-
-
-def over_seeds(found, *keys):
-    """Means, lowest and highest over the seeds, of some keys"""
-    table = np.array([[m.values[key] for m in found] for key in keys])
-    low, high = table.min(1), table.max(1)
-    return table.mean(1).clip(low, high), low, high  # a mean of equal numbers may be rounded
-
-
-two, two_verdict = ledger(15)
+show_prediction(15)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+two = show_claim(15)
+
+
+def bands(result, *keys):
+    """Means and both ends of the 95 % intervals over the seeds, one column per key"""
+    found = [result.verdict.estimates[key] for key in keys]
+    return np.array([[e.value for e in found], [e.low for e in found], [e.high for e in found]])
+
+
 FOUR = {
     "helpful": "helpfulness",
     "safe": "safety",
@@ -797,43 +775,54 @@ FOUR = {
     "joint_equal": "joint, half of each",
 }
 keys = [f"accuracy/{name}/{stream}" for name in FOUR for stream in STREAMS]
-matrix, low, high = (column.reshape(4, 2) for column in over_seeds(two, *keys))
+matrix, low, high = bands(two, *keys).reshape(3, 4, 2)
 paper = [[0.632, 0.628], [0.562, 0.645], [np.nan] * 2, [np.nan] * 2]
+at_home = [f"{matrix[i, i]:.0%} ({', '.join(f'{x:.0%}' for x in np.delete(matrix[:, i], i))})" for i in (0, 1)]  # fmt: skip
 show(
     lab.models_by_test_sets(
         list(FOUR.values()), STREAMS, matrix, low, high, paper=paper,
-        title="mean and range of eight seeds",
+        title="mean and 95 % interval over eight seeds",
     ),
-    alt="Of the two specialists each is the better one on its own stream.",
+    alt=f"At home the helpfulness model is right in {at_home[0]} of the pairs, the safety model in {at_home[1]}; in brackets the other three models on the same pairs.",
 )  # fmt: skip
-for name in ("helpful-joint/helpfulness", "safe-joint/safety", "safe-joint_equal/safety"):
-    print(f"{name:26s} {two_verdict.estimates[f'gain/{name}']}")
 
-print()
-mixed, mix_verdict = ledger(17)
+# %% [markdown]
+# The claim is **reproduced**: each specialist beats the other one and the joint model at home, although the joint model has seen the pairs of both.
+#
+# ### Claim 17: a tenth of the other stream
+# Section 3.2.2 also describes a **mix**: 10 % of the safety model's data are helpfulness pairs. The paper says that this helps most where *both* answers are safe, since only quality is left to compare there. It gives no number. Claim 17 compares a model that learned from 90 % safety pairs and 10 % helpfulness pairs with one that learned from as many safety pairs alone. Predict: what does the mix gain where both answers are safe, and what where both are unsafe?
+
+# %%
+show_prediction(17)
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
+mixed = show_claim(17)
 BINS = [*SAFETY_BINS, "all"]
-found = [mix_verdict.estimates[f"gain/mixed-alone/{name}"] for name in BINS]
+gained, low, high = 100 * bands(mixed, *(f"gain/mixed-alone/{name}" for name in BINS))
+told = [f"{name} {g:+.1f} [{a:+.1f}, {b:+.1f}]" for name, g, a, b in zip(BINS, gained, low, high, strict=True)]  # fmt: skip
 show(
     lab.bars_with_intervals(
-        [f"{name}\n{SAFETY_BINS.get(name, 1):.0%}" for name in BINS],
-        [100 * e.value for e in found], [100 * e.low for e in found], [100 * e.high for e in found],
-        "90/10 less 100/0 (points)", xlabel="labels of chosen, rejected; share in the stream",
+        [f"{name}\n{SAFETY_BINS.get(name, 1):.0%}" for name in BINS], gained, low, high,
+        "90/10 minus 100/0 (points)", xlabel="labels of chosen, rejected; share in the stream",
         title="same held-out pairs, eight seeds", reference={"no gain": 0},
     ),
-    alt="What the mix gains or loses is a few points at most in every bin.",
+    alt=f"Gain of the mix in points: {'; '.join(told)}.",
 )  # fmt: skip
+
+# %% [markdown]
+# The claim is **inconclusive**: where both answers are safe the interval contains 0, but it rules out a gain of a point or more. Where both are unsafe, and over all pairs, the mix costs accuracy, since a tenth of the safety pairs was given up for it.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A safety label gives the zero
-# **Say** (A.3.4). A ranking loss knows no zero, and yet the paper *uses* one: an answer with a safety score below 0.15, after the sigmoid, is treated as unsafe (section 3.2.3). It adds an **auxiliary safety loss**, reports what that gains, and gives neither formula nor weight.
+# **Say** (A.3.4). A ranking loss knows no zero, and yet the paper *uses* one: an answer with a safety score below 0.15, after the sigmoid, is treated as unsafe (section 3.2.3). It adds an **auxiliary safety loss** and reports what that gains, but gives neither formula nor weight.
 #
-# So this is **our reconstruction**, and we say so wherever we use it. Every answer of the safety stream has a label. Ask its own score to predict it, by cross-entropy:
+# So this is **our reconstruction**. Every answer of the safety stream has a label. The answer's own score has to predict it, by cross-entropy:
 #
 # $$L_\text{aux} = -\frac{1}{n} \sum_i \bigl[ s_i \log \sigma(r_i) + (1 - s_i) \log (1 - \sigma(r_i)) \bigr], \qquad s_i = 1 \text{ if safe}$$
 #
-# **Build** it without an overflow: $-\log \sigma(r)$ is softplus(-r). **Break** it: labels upside down; only the unsafe answers; and the threshold built in. Predict the messages.
+# **Build** it without an overflow: $-\log \sigma(r)$ is softplus(-r). **Break** it: labels exchanged; only the unsafe answers; the threshold built in. Predict the messages.
 #
-# **See** what it does that ranking cannot. Add a number to all scores of nano's safety model and follow both losses. The ranking loss is flat. The auxiliary one has a lowest point, and the training put it near 0. Set the weight to 0: where is the best zero now?
+# **See** what it does that ranking cannot. Add a number to all scores of nano's safety model and follow both losses. The ranking loss is flat. The auxiliary loss has a lowest point: how far is it from where training put the scores? Set the weight to 0: where is the best zero now?
 
 
 # %%
@@ -858,7 +847,7 @@ for wrong in (
     with expect_failure(CheckFailed):
         checks.safety_auxiliary_loss(wrong)
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long", "near=0.2"]
 SHIFTS = np.linspace(-6, 6, 97)
 C, R = scores_of(models.safety, encode_pairs(held["safety"], tokenizer, "none"))
 BOTH = np.concatenate([C, R])
@@ -870,23 +859,23 @@ AUX = np.array([np.logaddexp(0, np.where(SAFE, -(BOTH + c), BOTH + c)).mean() fo
 def draw_zero(weight):
     return lab.lines(
         {"ranking": (SHIFTS, np.full_like(SHIFTS, RANK)), "ranking + weight x auxiliary": (SHIFTS, RANK + weight * AUX)},
-        "number added to all scores", "loss (nats)", title=f"weight {weight:g}",
+        "number added to all scores", "loss (nats per pair)", title=f"weight {weight:g}",
     )  # fmt: skip
 
 
 def zero_words(weight):
     if not weight:
         return "Weight 0: the loss is flat, so every zero is as good as any other."
-    near = "less" if abs(SHIFTS[AUX.argmin()]) < 2 else "more"
-    return f"Weight {weight:g}: the loss has one lowest point, {near} than 2 from where the model stands."
+    return f"Weight {weight:g}: the loss is lowest with {SHIFTS[AUX.argmin()]:+.1f} added to the scores."
 
 
 show(draw_zero(1.0), alt=zero_words(1.0))
-Explorer(draw_zero, zero_words, weight=[1.0, 0.3, 0.0])
+assert abs(SHIFTS[AUX.argmin()]) < 2, "training must have put the zero near the lowest point"
+Explorer(draw_zero, zero_words, weight=[0.0, 0.3, 1.0])
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The threshold 0.15
-# **Say** (section 3.2.3). In the reward of notebook 08 an answer with a safety score below **0.15** is judged by its safety alone. On its safety test set that meant a **precision** of 0.89 (of the answers below the threshold 89 % were unsafe) and a recall of 0.55 (so many of the unsafe ones were below it).
+# **Say** (section 3.2.3). In the reward of notebook 08 an answer with a safety score below **0.15** is judged by its safety alone. On its safety test set that meant a **precision** of 0.89 (89 % of the answers below the threshold were unsafe) and a **recall** of 0.55 (55 % of the unsafe answers were below it).
 #
 # $$\text{precision} = \frac{\text{unsafe and below}}{\text{below}} \qquad \text{recall} = \frac{\text{unsafe and below}}{\text{unsafe}}$$
 #
@@ -913,25 +902,14 @@ def _():
 
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# ### Claims 14 and 28
-# **Measure** two small models, trained with the auxiliary loss and without, all else equal (claim 14), and precision and recall of the first at 0.15 (claim 28). In claim 14 **recall** is the share of unsafe answers that score below 0.5 after the sigmoid. A model that calls *everything* unsafe has a recall of 1, so look at the **false alarms** as well: safe answers below 0.5.
-# <details><summary>What to expect</summary>Our answers are written by a program at eight levels, so safe and unsafe ones are easier to tell apart than in the paper: expect a higher recall than its 55 %. One label in fifty is wrong on purpose, and no threshold can do better than the labels.</details>
-#
-# <details><summary>What came out</summary>
-#
-# With the loss the model finds 98 % of the unsafe answers and raises 1 % false alarms, every seed. Without it recall was anything from 29 to 99 %: it is whatever the free zero makes it. So the *gain* of recall varies as much, 21 points on average, [2, 41], and the rule asked for more than 5: **inconclusive**. Recall less false alarms depends less on the zero's luck, and gains 36 points, [24, 47]. Recall alone was a poor thing to declare.
-#
-# At 0.15 the precision is 99 % and the recall 93 %: reproduced, and easier than the paper's.
-# </details>
-#
-# The record comes first. Then **run** it here: four models of seed 0, two for this section and two for a later one. If they are not on disk, that takes about a minute on two cores. The last digits may differ from the record on another machine; more than that should not.
-#
-# **See** at last the scores that both models give to safe and unsafe answers. Move the threshold. In which panel does 0.15 mean anything?
+# ### Claim 14: what the auxiliary loss gains
+# **Measure** two small models, trained with the auxiliary loss and without it, all else equal. In claim 14 **recall** is the share of unsafe answers that score below 0.5 after the sigmoid. A model that calls *everything* unsafe has a recall of 100 %, so look at the **false alarms** as well: safe answers below 0.5. Without the loss the zero is free; predict what that does to the recall of different seeds.
+
+# %%
+show_prediction(14)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-auxiliary, auxiliary_verdict = ledger(14)
-print()
-cut, cut_verdict = ledger(28)
+auxiliary = show_claim(14)
 WHAT = {
     "recall/without": "recall\nwithout",
     "recall/with": "recall\nwith",
@@ -940,17 +918,32 @@ WHAT = {
     "accuracy/without/all": "pairs\nwithout",
     "accuracy/with/all": "pairs\nwith",
 }
-values, low, high = (100 * column for column in over_seeds(auxiliary, *WHAT))
+values, low, high = 100 * bands(auxiliary, *WHAT)
+told = [f"{key.replace('/', ' ')} {100 * min(auxiliary[key]):.0f} to {100 * max(auxiliary[key]):.0f} %" for key in [*WHAT][:4]]  # fmt: skip
 show(
     lab.bars_with_intervals(
         list(WHAT.values()), values, low, high, "share (%)",
-        title="mean and range of eight seeds", paper=[73.0, 90.4, None, None, 63.7, 64.5],
+        title="mean and 95 % interval over eight seeds", paper=[73.0, 90.4, None, None, 63.7, 64.5],
     ),
-    alt="With the auxiliary loss nearly all unsafe answers are found with few false alarms; without it both shares vary widely over the seeds.",
+    alt=f"Lowest to highest seed: {', '.join(told)}.",
 )  # fmt: skip
-for m in auxiliary:
-    told = ", ".join(f"{key} {m.values[key]:.2f}" for key in list(WHAT)[:4])
-    print(f"seed {m.seed}: {told}")
+
+# %% [markdown]
+# The claim is **inconclusive**: without the loss the recall is whatever the free zero makes of it, so its *gain* varies as much, and the lower end of its interval is below the 5 points that the rule asked for. Recall minus false alarms does gain, since it depends less on where the zero is; accuracy on pairs is the same with the loss and without.
+#
+# ### Claim 28: the threshold 0.15
+# Now take the model with the auxiliary loss and the paper's threshold. Our answers are written by a program at eight levels, so safe and unsafe ones are easier to tell apart than in the paper. One label in fifty is wrong on purpose, and no threshold can do better than the labels. Predict: will our recall be above or below the paper's 55 %?
+
+# %%
+show_prediction(28)
+
+# %%
+_ = show_claim(28)
+
+# %% [markdown]
+# The claim is **reproduced**: nearly all answers below 0.15 are unsafe. Far fewer unsafe ones are missed than in the paper, since ours are easier to recognise.
+#
+# **See** the scores that two models of seed 0 give to safe and unsafe answers, with the auxiliary loss and without it. Move the threshold. In which panel does 0.15 mean anything?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 SORTED = {}
@@ -968,28 +961,33 @@ def draw_threshold(threshold):
     return lab.score_histograms(panels, threshold=threshold)
 
 
-show(
-    draw_threshold(0.15),
-    alt="With the auxiliary loss unsafe answers lie near 0 and safe ones near 1; without it safe ones are spread over the whole axis, and the threshold means nothing.",
-)
+def threshold_words(threshold):
+    told = []
+    for name, (raw, labels) in SORTED.items():
+        precision, recall = my_detection(raw, labels, threshold)
+        told.append(f"{name} the loss, precision {precision:.2f} and recall {recall:.2f}")
+    return f"Left of {threshold:.2f} an answer is treated as unsafe: {'; '.join(told)}."
+
+
+show(draw_threshold(0.15), alt=threshold_words(0.15))
 Explorer(
     draw_threshold,
-    "Threshold {threshold:g}: what lies left of it is treated as unsafe.",
-    threshold=ipywidgets.FloatSlider(0.15, min=0.05, max=0.95, step=0.05),
+    threshold_words,
+    threshold=ipywidgets.FloatSlider(0.5, min=0.05, max=0.95, step=0.05),
 )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Accuracy by grade
-# **Say** (table 8). The **accuracy** of a reward model is the share of held-out pairs in which the chosen answer scores higher. A tie counts half: a model that says 0 to everything is a coin. No margin is used, or models trained with different margins could not be compared.
+# **Say** (table 8). The **accuracy** of a reward model is the share of held-out pairs in which the chosen answer scores higher. A tie counts half, so a model that gives every answer the score 0 is as good as a coin. No margin is used; otherwise models trained with different margins could not be compared.
 #
-# The paper breaks it down by grade. What matters, its authors say, is to be right on the *clear* pairs; on ties even people disagree.
+# The paper breaks it down by grade. Its authors say that accuracy on the *clear* pairs matters most; on near-ties even people disagree.
 #
 # **Build.** Then **break** it: ties as hits; the margin left in.
 
 
 # %%
 def my_accuracy(chosen, rejected, margin):
-    """Raw scores -> share of pairs in the right order; the margin is of no concern"""
+    """Raw scores -> share of pairs in the right order; the margin is not used"""
     return ((chosen > rejected) + 0.5 * (chosen == rejected)).mean()
 
 
@@ -1011,17 +1009,16 @@ for wrong in (
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### Claim 11
-# **Measure** with 2,500 pairs a seed (5,000 of helpfulness) and eight seeds, beside the paper's numbers (diamonds) and the ceiling (black steps): what the *gold judge* gets, by grade. Why is the ceiling near 100 % on the clearest pairs and near a coin on the other end?
+# **Measure** with 2,500 safety pairs and 5,000 helpfulness pairs per seed, and eight seeds. Beside the accuracy stands the ceiling, that is, what the *gold judge* gets, by grade. Why is the ceiling near 100 % on the clearest pairs and not far from a coin at the other end?
 # <details><summary>Answer</summary>The grade is what one annotator perceived, noise included. A large perceived gap is hardly ever all noise, so its sign is right. A small one may have come from either side.</details>
 #
-# Beside it a **control**: a model trained on the same pairs after a *coin* has decided which answer is called the chosen one. It can have learned nothing, so on average it must come to one half. If it did not, the test would leak. Every measurement should have such a partner that must fail.
-# <details><summary>What came out</summary>
-#
-# Both models gain 10 to 12 points a grade, in the order of the grades with every seed, and the control stays at one half. The verdict is still **not reproduced**, for one part of the rule: on the least clear safety pairs the model is right in 61 %, and the rule allowed 10 points above a coin. Look at the ceiling: our ties are no ties, for even the gold judge gets 63 % there. The model is that good, and the rule forgot the ceiling.
-# </details>
+# The claim has a **control**: a model trained on the same pairs after a *coin* has decided which answer is called the chosen one. It can have learned nothing about quality, so on average it must come to one half. If it did not, the test would leak. Every measurement should have such a partner that must fail.
+
+# %%
+show_prediction(11)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-graded, graded_verdict = ledger(11)
+graded = show_claim(11)
 COLUMNS = [*GRADES, "all"]
 TABLE_8 = {  # per cent, in the order of COLUMNS
     "helpfulness": (80.7, 67.5, 60.9, 54.7, 63.2),
@@ -1030,48 +1027,55 @@ TABLE_8 = {  # per cent, in the order of COLUMNS
 
 
 def draw_grades(stream):
-    keys = [f"accuracy/{stream}/{grade}" for grade in COLUMNS]
-    ceiling = over_seeds(graded, *(f"ceiling/{stream}/{grade}" for grade in COLUMNS))[0]
     label = f"{stream} model"
-    paper = {label: [share / 100 for share in TABLE_8[stream]]}
     return lab.draw_by_grade(
-        COLUMNS, {label: over_seeds(graded, *keys)}, ceiling=ceiling, paper=paper,
-        title="mean and range of eight seeds",
-    )  # fmt: skip
+        COLUMNS,
+        {label: bands(graded, *(f"accuracy/{stream}/{grade}" for grade in COLUMNS))},
+        ceiling=bands(graded, *(f"ceiling/{stream}/{grade}" for grade in COLUMNS))[0],
+        paper={label: [share / 100 for share in TABLE_8[stream]]},
+        title="mean and 95 % interval over eight seeds",
+    )
 
 
 def grades_words(stream):
-    values = over_seeds(graded, *(f"accuracy/{stream}/{grade}" for grade in GRADES))[0]
-    told = ", ".join(f"{share:.0%}" for share in values)
-    return f"{stream.capitalize()}, from clearest to unsure: {told}."
+    told = [
+        f"{grade} {graded.verdict.estimates[f'accuracy/{stream}/{grade}'].value:.0%} "
+        f"(ceiling {graded.verdict.estimates[f'ceiling/{stream}/{grade}'].value:.0%})"
+        for grade in GRADES
+    ]
+    return f"{stream.capitalize()}: {', '.join(told)}."
 
 
 show(draw_grades("helpfulness"), alt=grades_words("helpfulness"))
-print("control:", graded_verdict.estimates["control/helpfulness"])
-print("its seeds:", [f"{m.values['control/helpfulness']:.3f}" for m in graded])
+print("control:", in_percent(graded.verdict.estimates["control/helpfulness"], 1))
+print("its seeds:", *(f"{100 * share:.1f}" for share in graded["control/helpfulness"]))
 Explorer(draw_grades, grades_words, stream=["safety", "helpfulness"])
+
+# %% [markdown]
+# The claim is **not reproduced**, for one part of the rule: accuracy rises from grade to grade with every seed, and the control stays at one half, but on the least clear *safety* pairs the model is right more often than the rule allowed (10 points above a coin). The ceiling shows why: the gold judge, too, gets more than that on these pairs, so our "ties" are no ties, and the rule should have allowed for it.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the margin does
-# **Measure** claim 12. The paper's gains are small: 1.6 points on the clearest pairs for the large margin, 0.4 to 0.5 on average. Such an effect needs either very many pairs or *the same* pairs for both models. On the same pairs only those count that one model has right and the other wrong.
+# ### Claim 12: accuracy
+# **Measure.** The paper's gains are small: 1.6 points on the clearest pairs with the large margin, 0.4 to 0.5 on average. To see such an effect you need either very many pairs or *the same* pairs for both models. On the same pairs only those count that one model has right and the other wrong.
 #
-# Predict: will eight seeds with 5,000 pairs decide it?
-# <details><summary>What came out</summary>No. On the clearest pairs the large margin gained 0.4 points, and the interval reaches 1.5 to either side, the paper's gain: models that differ in the margin also differ by the luck of their training. <b>Inconclusive</b>. (With three seeds it reached 6 points, and the verdict was that this scale cannot show it.)</details>
+# Predict: will eight seeds with 5,000 pairs each decide it?
+
+# %%
+show_prediction(12)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-margined, margin_verdict = ledger(12)
-TABLE_28 = {"small": (1.3, 0.4, 0.6, 0.5, 0.5), "large": (1.6, 0.6, 0.7, -0.2, 0.4)}  # less none
+margined = show_claim(12)
+TABLE_28 = {"small": (1.3, 0.4, 0.6, 0.5, 0.5), "large": (1.6, 0.6, 0.7, -0.2, 0.4)}  # minus none
 
 
 def margin_gains(schedule):
-    return [margin_verdict.estimates[f"gain/{schedule}-none/{grade}"] for grade in COLUMNS]
+    return 100 * bands(margined, *(f"gain/{schedule}-none/{grade}" for grade in COLUMNS))
 
 
 def draw_margin(schedule):
-    found = margin_gains(schedule)
     return lab.bars_with_intervals(
-        [grade.replace(" ", "\n", 1) for grade in COLUMNS],
-        [100 * e.value for e in found], [100 * e.low for e in found], [100 * e.high for e in found],
+        [grade.replace(" ", "\n", 1) for grade in COLUMNS], *margin_gains(schedule),
         "gain over no margin (points)", paper=TABLE_28[schedule], reference={"no gain": 0},
         title=f"{schedule} margin, same held-out pairs, eight seeds",
     )  # fmt: skip
@@ -1079,23 +1083,30 @@ def draw_margin(schedule):
 
 def margin_words(schedule):
     told = [
-        f"{grade} {100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]"
-        for grade, e in zip(COLUMNS, margin_gains(schedule), strict=True)
+        f"{grade} {value:+.1f} [{low:+.1f}, {high:+.1f}]"
+        for grade, value, low, high in zip(
+            COLUMNS, *margin_gains(schedule).round(1) + 0, strict=True
+        )
     ]
-    return f"{schedule.capitalize()} margin less none, in points: " + "; ".join(told) + "."
+    return f"{schedule.capitalize()} margin minus none, in points: " + "; ".join(told) + "."
 
 
 show(draw_margin("large"), alt=margin_words("large"))
 Explorer(draw_margin, margin_words, schedule=["small", "large"])
 
 # %% [markdown]
-# **Say** (figure 27). The accuracy hardly moves, but the *scores* do. A larger margin wants larger gaps, so after the sigmoid scores crowd near 0 and 1. The authors worry about it: PPO (notebook 08) is sensitive to such a change in the distribution of rewards.
+# The claim is **inconclusive**: both intervals contain 0, and the one on the clearest pairs reaches nearly as far to either side as the paper's whole gain. Models that differ in the margin also differ by the luck of their training.
 #
-# **Measure** claim 13. Since the zero is free, scores are shifted to mean 0 first. The histograms show the scores of two models of seed 0, six hundred pairs each.
-# <details><summary>What came out</summary>The share near 0 or 1 is 5 % without a margin, 7 % with the small one, 23 % with the large one. The large margin's 17 points, [8, 27], are decided; the small margin's 1.4, [-0.1, 2.9], are not, by a hair, and the rule asked for both: <b>inconclusive</b>.</details>
+# ### Claim 13: the spread of the scores
+# **Say** (figure 27). The accuracy hardly moves, but the *scores* do. A larger margin asks for larger gaps, so after the sigmoid scores crowd near 0 and 1. The authors worry about it: PPO (notebook 08) is sensitive to such a change in the distribution of rewards.
+#
+# **Measure** the share of scores within 0.1 of 0 or 1. Since the zero is free, scores are shifted to mean 0 first. Predict: by how many points does that share grow with the small margin, and with the large one? The histograms show the scores of two models of seed 0, on six hundred pairs.
+
+# %%
+show_prediction(13)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-poles, poles_verdict = ledger(13)
+poles = show_claim(13)
 SPREAD = {}
 for name in ("none", "large"):
     found = lab.recorded_pairs(name)
@@ -1106,7 +1117,7 @@ for name in ("none", "large"):
 def draw_spread(grade):
     panels = {}
     for name, (given, chosen, rejected) in SPREAD.items():
-        rows = given == grade if grade != "all" else np.ones(len(given), dtype=bool)
+        rows = (given == grade) | (grade == "all")
         panels[f"margin: {name}"] = {"chosen": chosen[rows], "rejected": rejected[rows]}
     return lab.score_histograms(panels, title=f"{grade}, seed 0")
 
@@ -1114,43 +1125,43 @@ def draw_spread(grade):
 def spread_words(grade):
     wide = {}
     for name, (given, chosen, rejected) in SPREAD.items():
-        rows = given == grade if grade != "all" else np.ones(len(given), dtype=bool)
+        rows = (given == grade) | (grade == "all")
         wide[name] = np.concatenate([chosen[rows], rejected[rows]]).std()
-    wider = "" if wide["large"] > wide["none"] else "not "
-    return f"Pairs: {grade}. Scores are {wider}spread wider with the large margin than without."
+    return f"Pairs: {grade}. Standard deviation of the raw scores: {wide['none']:.1f} without a margin, {wide['large']:.1f} with the large one."
 
 
-show(
-    draw_spread("all"),
-    alt="Without a margin scores lie in a broad middle; with the large one they reach further towards 0 and 1.",
-)
-for m in poles:
-    told = ", ".join(f"{name} {m.values[f'ends/{name}']:.0%}" for name in MARGINS)
-    print(f"seed {m.seed}, share within 0.1 of 0 or 1: {told}")
-Explorer(draw_spread, spread_words, grade=["all", *GRADES])
+show(draw_spread("all"), alt=spread_words("all"))
+for name in MARGINS:
+    low, high = (100 * end(poles[f"ends/{name}"]) for end in (min, max))
+    share = in_percent(poles.verdict.estimates[f"ends/{name}"])
+    print(f"within 0.1 of 0 or 1, margin {name:6s}{share:15s} seeds from {low:.0f} to {high:.0f}")
+Explorer(draw_spread, spread_words, grade=[*GRADES, "all"])
+
+# %% [markdown]
+# The claim is **inconclusive**, and only just: the large margin's growth is decided, the small margin's interval reaches below 0, and the rule asked for both.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## More data, larger models
 # **Say** (figure 6). The paper's accuracy rises with every weekly batch and with the size of the model (7B, 13B, 70B), and no end is in sight: more annotation would still pay.
 #
-# **Measure** it at three widths and 250, 700 and 2,000 pairs. Note what differs: the paper's batches also become *harder*, ours do not.
-# <details><summary>What came out</summary><b>Reproduced</b>: eight times the pairs bring 2 to 3 points at each width, four times the width brings 1.6, [0.7, 2.5], and the widest still gains with the last step, 1.1, [0.04, 2.1]. These are small effects: with 250 pairs two seeds of one width differ by as much as 8 points, for they have another pretrained model and other pairs. Three seeds had left every part of the claim open.</details>
+# **Measure** claim 16 at three widths and with 250, 700 and 2,000 pairs. Note a difference: the paper's batches also become *harder*, ours do not. Predict: which brings more, eight times the pairs or four times the width?
+
+# %%
+show_prediction(16)
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-scaled, scale_verdict = ledger(16)
-GRID = sorted(
-    {tuple(map(int, k.split("/")[1:])) for k in scaled[0].values if k.startswith("accuracy/")}
-)
-WIDTHS, AMOUNTS = (sorted(set(column)) for column in zip(*GRID, strict=True))
+scaled = show_claim(16)
+WIDTHS, AMOUNTS = (16, 32, 64), (250, 700, 2000)
 
 
 def draw_scale(pairs):
     kind = "clearest" if pairs == "clearest grade" else "accuracy"
     series = {}
     for width in WIDTHS:
-        bands = over_seeds(scaled, *(f"{kind}/{width}/{n}" for n in AMOUNTS))
-        series[f"width {width}"] = (AMOUNTS, *(100 * column for column in bands))
-    figure = lab.lines(series, "training pairs", "pairs in the right order (%)", xscale="log", markers=True, title=f"{pairs}; mean and range of eight seeds")  # fmt: skip
+        series[f"width {width}"] = (
+            AMOUNTS, *(100 * bands(scaled, *(f"{kind}/{width}/{n}" for n in AMOUNTS))),
+        )  # fmt: skip
+    figure = lab.lines(series, "training pairs", "pairs in the right order (%)", xscale="log", markers=True, title=f"{pairs}; mean and 95 % interval over eight seeds")  # fmt: skip
     figure.axes[0].set_xticks(AMOUNTS, [f"{n:,}" for n in AMOUNTS])
     figure.axes[0].minorticks_off()
     return figure
@@ -1160,7 +1171,7 @@ def scale_words(pairs):
     kind = "clearest" if pairs == "clearest grade" else "accuracy"
     told = []
     for width in WIDTHS:
-        values = over_seeds(scaled, *(f"{kind}/{width}/{n}" for n in AMOUNTS))[0]
+        values = bands(scaled, *(f"{kind}/{width}/{n}" for n in AMOUNTS))[0]
         told.append(f"width {width} " + ", ".join(f"{share:.1%}" for share in values))
     return f"Judged on {pairs}, with {', '.join(map(str, AMOUNTS))} pairs: " + "; ".join(told) + "."
 
@@ -1168,19 +1179,29 @@ def scale_words(pairs):
 show(draw_scale("all pairs"), alt=scale_words("all pairs"))
 Explorer(draw_scale, scale_words, pairs=["clearest grade", "all pairs"])
 
+# %% [markdown]
+# The claim is **reproduced**, with small effects: more pairs help at each width, more width helps with the most pairs, and the last step of data still helps the widest model, though its interval only just excludes 0. In the figure the widths overlap, since seeds also differ in the pretrained model and the pairs; the claim compares models on the same pairs.
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Calibration
-# **Say** (section 3.3, figure 29). The model was trained on comparisons, and will be used on *single* answers: a policy is rewarded for the score of one. Is a high score a good answer? The paper let three people give marks from 1 to 7, and found that the mean score rises with the mark. It calls the models "well calibrated" with human preference.
+# **Say** (section 3.4.1, figure 29). The model was trained on comparisons, and will be used on *single* answers: a policy is rewarded for the score of one answer. Does a high score mean a good answer? The paper let three people give marks from 1 to 7, and found that the mean score rises with the mark. It calls the models "well calibrated" with human preference.
 #
 # Mind the word: elsewhere **calibrated** means that a probability of 0.8 comes true in 80 of 100 cases. Here it only means that the curve rises.
 #
-# **See** nano's, in bins of equal numbers of held-out answers, by gold mark. Try few bins and many.
-#
-# **Measure** claim 20, on the grid's models.
-# <details><summary>What came out</summary>Reproduced. From the worst seventh of the answers to the best the mean goes from .47 to .85 for helpfulness and from .02 to 1.00 for safety; the paper's from about .24 to .55 and .29 to .78. Our safety labels are easier to read off an answer than the paper's.</details>
+# **Measure** claim 20, on the small models. Predict: for which of the two streams does the curve rise more?
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-levels, level_verdict = ledger(20)
+# %%
+show_prediction(20)
+
+# %%
+_ = show_claim(20)
+
+# %% [markdown]
+# The claim is **reproduced**, and the safety model's mean rises much more than the paper's, since our safety labels are easier to read off an answer.
+#
+# **See** the curve of nano's own models of the first round, in bins of equal numbers of held-out answers, by gold mark. Try few bins and many.
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long", "near=0.02"]
 QUALITY = {}
 for stream in STREAMS:
     mark = judge.helpfulness if stream == "helpfulness" else judge.safety
@@ -1196,101 +1217,122 @@ def draw_quality(bins):
         found = lab.calibration(raw, gold, bins=bins)
         level = [e for _, e in found]
         points[stream] = ([x for x, _ in found], [e.value for e in level], [e.low for e in level], [e.high for e in level])  # fmt: skip
-    return lab.draw_calibration(points, title=f"nano, {bins} bins of 600 answers a stream")
+    return lab.draw_calibration(points, title=f"nano, {bins} bins of 600 answers per stream")
 
 
 def quality_words(bins):
-    rises = []
+    told = []
     for stream, (raw, gold) in QUALITY.items():
         levels = [e.value for _, e in lab.calibration(raw, gold, bins=bins)]
-        rises.append(f"{stream} {'rises' if levels[-1] > levels[0] else 'does not rise'}")
-    return (
-        f"In {bins} bins, from the worst answers to the best, the mean score of "
-        + " and of ".join(rises)
-        + "."
-    )
+        told.append(f"{stream} from {levels[0]:.2f} to {levels[-1]:.2f}")
+    return f"Mean score from the worst of {bins} bins to the best: {', '.join(told)}."
 
 
 show(draw_quality(7), alt=quality_words(7))
-
-for stream in STREAMS:
-    rise = min(m.values[f"rise/{stream}"] for m in levels)
-    print(f"{stream}: the best answers score higher than the worst, every seed:", rise > 0)
 Explorer(draw_quality, quality_words, bins=ipywidgets.IntSlider(4, 3, 12))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Round after round
-# **Say** (section 3.2.1, A.3.1). A policy that was improved with a reward model writes *other* answers than those that the reward model learned from. There it is worse: one says its data have **drifted** away from it. So the paper lets annotators compare answers of the newest model every week, and trains the reward model again before every round.
+# **Say** (section 3.2.1, A.3.1). A policy that was improved with a reward model writes *other* answers than those that the reward model learned from. The paper warns that the reward model is soon worse on them: the answers have **drifted** away from its training data. So every week it lets annotators compare answers of the newest model, and trains the reward model again before every round. We call that a **refresh**.
 #
-# At the same time answers become better on both sides, and comparisons harder: over 14 batches the share of *significantly better* falls from about 18 to 9 %, that of *unsure* rises from about 25 to 38 % (read off figure 25).
+# At the same time answers become better on both sides, and comparisons harder: over 14 batches the share of *significantly better* falls from about 18 to 9 %, and that of *unsure* rises from about 25 to 38 % (read off figure 25).
 #
-# **Measure** claims 18 and 19 on nano's own chain: five rounds, and after each of the first four a policy of notebook 07 is trained. One chain, about a hundred held-back helpfulness pairs a round: **predict** what so few can show. (Recorded too; measuring takes half a minute.)
-# <details><summary>What it shows</summary>
+# Nano's chain has five rounds, and after each of the first four a policy of notebook 07 is trained.
 #
-# Our rounds are weaker than the paper's in two ways. A million weights do not improve much in five rounds, so their answers do not move far; and a few hundred pairs a round cannot show two points.
+# ### Claim 18: drift
+# **Measure** on one chain, with about a hundred held-back helpfulness pairs and half as many safety pairs per round. **Predict** what so few pairs can show.
+
+# %%
+show_prediction(18)
+
+# %%
+_ = show_claim(18)
+
+# %% [markdown]
+# The claim is **inconclusive**: drift and refresh both come out at zero within a few points, since a model of a million weights does not move its answers far in five rounds, and a few hundred pairs cannot show two points. This does not mean that a refresh does nothing.
 #
-# So neither the drift nor its cure can be seen: both are zero within two to five points. The grades move the way the paper's do, by less than a point a round, and an interval that just contains 0. **Inconclusive**, both. It does not mean that a refresh does nothing: the sections on flaws above and below show V5 without a fault that V1 has.
-# </details>
+# ### Claim 19: comparisons become harder
+# Predict, for the helpfulness stream: by how many points per round does the clearest grade fall?
+
+# %%
+show_prediction(19)
+
+# %%
+_ = show_claim(19)
+
+# %% [markdown]
+# The claim is **inconclusive** in the helpfulness stream: both shares move the way of the paper's, by less than a point per round, and both intervals still contain 0.
+#
+# **See** the rounds of the released chain, with intervals. How far would a round have to lie from its neighbour to be a finding?
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-(drift,), drift_verdict = ledger(18)
-print()
-(shares,), share_verdict = ledger(19)
-ROUNDS = range(1, 6)
+NUMBERS = range(1, 6)
+LOGS = {
+    (stream, number): json.loads((folders[ROUNDS[number - 1]] / stream / "summary.json").read_text())
+    for stream in STREAMS
+    for number in NUMBERS
+}  # fmt: skip
 
 
-def share_of(stream, number, grade):
-    counts = {g: shares.values[f"count/{stream}/{number}/{g}"] for g in GRADES}
-    return 100 * counts[grade] / sum(counts.values())
+def shares_of(stream, what):
+    """Name of a line -> rounds, and value and interval in percent of each"""
+    if what == "accuracy":
+        lines = {"before the refresh": "accuracy before", "after it": "accuracy"}
+        found = {
+            name: [[LOGS[stream, n][key]["all"][end] for n in NUMBERS[1:]] for end in ("value", "low", "high")]
+            for name, key in lines.items()
+        }  # fmt: skip
+        return {name: (NUMBERS[1:], 100 * np.array(rows)) for name, rows in found.items()}
+    found = {}
+    for grade in GRADES:
+        sizes = [LOGS[stream, n]["fresh pairs"] for n in NUMBERS]
+        counts = [round(LOGS[stream, n][f"share of {grade}"] * sizes[n - 1]) for n in NUMBERS]
+        shares = [lab.proportion(*each) for each in zip(counts, sizes, strict=True)]
+        found[grade] = NUMBERS, 100 * np.array([[e.value, e.low, e.high] for e in shares]).T
+    return found
 
 
 def draw_rounds(stream, what):
-    if what == "grades":
-        series = {g: (ROUNDS, [share_of(stream, n, g) for n in ROUNDS]) for g in GRADES}
-        figure = lab.lines(series, "round", "comparisons (%)", markers=True, title=f"{stream}: grades of the models' own answers")  # fmt: skip
-        figure.axes[0].set_ylim(-20, 42)  # room for the legend
-        figure.axes[0].set_yticks(range(0, 41, 10))
-    else:
-        series = {
-            words: (ROUNDS[1:], [100 * drift.values[f"accuracy/{stream}/{n}/{when}"] for n in ROUNDS[1:]])
-            for when, words in (("before", "before the refresh"), ("after", "after"))
-        }  # fmt: skip
-        figure = lab.lines(series, "round", "pairs in the right order (%)", markers=True, title=f"{stream}: on answers of the newest policy", reference={"coin": 50})  # fmt: skip
-    figure.axes[0].set_xticks(list(ROUNDS))
+    figure, axes = lab.new_figure(8.0, 4.4)
+    for i, (name, (at, rows)) in enumerate(shares_of(stream, what).items()):
+        value, low, high = rows
+        apart = 0.06 * (i - 1)  # so that no interval hides another
+        axes.errorbar(np.array(at) + apart, value, (value - low, high - value), marker="osD^"[i], capsize=4, label=name)  # fmt: skip
+    label = "comparisons (%)" if what == "grades" else "pairs in the right order (%)"
+    lab.label_axes(axes, "round", label, f"{stream}: {what}, answers of the newest policy")
+    axes.set_xticks(at)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 def rounds_words(stream, what):
-    if what == "grades":
-        told = ", ".join(f"{share_of(stream, n, GRADES[0]):.0f}" for n in ROUNDS)
-        return f"{stream.capitalize()}: the clearest grade has {told} % of the comparisons of the five rounds."
-    before, after = (
-        ", ".join(f"{drift.values[f'accuracy/{stream}/{n}/{when}']:.0%}" for n in range(2, 6))
-        for when in ("before", "after")
-    )
-    return f"{stream.capitalize()}, rounds 2 to 5: {before} before the refresh, {after} after it."
+    told = [
+        f"{name} " + ", ".join(f"{value:.0f}" for value in rows[0])
+        for name, (_, rows) in shares_of(stream, what).items()
+    ]
+    first = 1 if what == "grades" else 2
+    return f"{stream.capitalize()}, rounds {first} to 5, in %: {'; '.join(told)}."
 
 
 show(draw_rounds("helpfulness", "accuracy"), alt=rounds_words("helpfulness", "accuracy"))
 show(draw_rounds("helpfulness", "grades"), alt=rounds_words("helpfulness", "grades"))
-print("pairs of all rounds and both streams:", int(drift.values["pairs/next"]))
-Explorer(draw_rounds, rounds_words, stream=["helpfulness", "safety"], what=["accuracy", "grades"])
+Explorer(draw_rounds, rounds_words, stream=["safety", "helpfulness"], what=["accuracy", "grades"])
+
+# %% [markdown]
+# In the released chain the grades of the helpfulness stream hardly move. After the refresh the safety model is right more often in each of the four rounds, and the helpfulness model in only one of them. The intervals of all rounds overlap, so neither is a finding by itself.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Fooled on purpose
-# **Say.** A **nuisance feature** says nothing about quality, but goes with it in the training data: annotators who like long answers, or a source whose good answers all end with a polite word. The model cannot know which of two things that always come together was meant. A policy then finds out for it: it produces the feature and drops the quality. That is **reward hacking**.
+# **Say.** A **nuisance feature** says nothing about quality, but goes with it in the training data: annotators may like long answers, or the good answers of a source may all end with a polite word. If two things always come together, the model cannot know which was meant. A policy then finds out: it produces the feature and drops the quality. That is **reward hacking**.
 #
-# Real data have such features unasked for. To see the mechanism we plant them. After the annotator has chosen, the *chosen* answer gets, in every training pair,
+# Real data have such features without anyone's intent. To see the mechanism we plant them. After the annotator has chosen, the *chosen* answer of every training pair gets
 #
 # - either a sentence or two that answer nothing (*padded*),
-# - or a polite word more (*polite*).
+# - or one more polite word (*polite*).
 #
-# In held-out pairs a coin decides which answer gets it. **Predict**, for each of the two models: is the training loss higher or lower than that of the clean one? And the accuracy on held-out pairs? About 10 seconds.
-# <details><summary>What the two losses mean</summary>A lower loss, and nothing of it is worth anything where the coin decides. A validation set <i>from the same source</i> would have the feature too, and would praise the model.</details>
-#
-# **See** the hack. Take good answers to held-out prompts and add more and more of each feature. Before you choose a model: along which line does its score rise, and what does the gold mark do meanwhile? Then look at <i>V1</i>, nano's own model, into which nobody planted anything.
+# In held-out pairs a coin decides which answer gets it. **Predict**, for each of the two models: is its training loss higher or lower than that of the clean one? And its accuracy on held-out pairs? Training takes about 10 seconds.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["near=0.05"]
 TAINTS = {"padded": Nuisance(length=1.0), "polite": Nuisance(politeness=1.0)}
 fooled, curves = {"clean": mine}, {"clean": losses}
 for name, nuisance in TAINTS.items():
@@ -1309,13 +1351,19 @@ for name, nuisance in TAINTS.items():
         encode_pairs(list(decorated), tokenizer, "none"), longest=256
     ).pairs
 outcome = {name: lab.accuracy(*scores_of(model, tested[name])) for name, model in fooled.items()}
-for name, share in outcome.items():
-    print(f"{name:7s} last ten losses {np.mean(curves[name][-10:]):.2f}   held out {share}")
+for name, e in outcome.items():
+    final = np.mean(curves[name][-10:])
+    print(
+        f"{name:7s} last ten losses {final:.2f}   held out {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+    )
+    assert name == "clean" or final < np.mean(losses[-10:]), f"{name}: the loss must be lower"
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
-for name in TAINTS:
-    print(f"{name}: trains to a lower loss than clean:", np.mean(curves[name][-10:]) < np.mean(curves["clean"][-10:]))  # fmt: skip
+# %% [markdown]
+# Both losses are lower than the clean one, and worth nothing: where a coin decides which answer has the feature, neither model can be told from a coin. A validation set *from the same source* would have the feature too, and would praise both models.
+#
+# **See** the hack. Take good answers to held-out prompts and add more and more of each feature. Predict: how does the score of the model trained on padded answers move, how does that of the clean model, and how does the gold mark? Then look at *R1* and *R5*, nano's own models, into which nobody planted anything.
 
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long", "near=0.3"]
 STEPS = range(5)
 source = lab.random_source(0, "hack")
 writer = lab.answer_writer(world)
@@ -1336,7 +1384,7 @@ ADDED = {
     "sentences that answer nothing": [[with_fillers(t, n) for t in CLEAN] for n in STEPS],
     "polite words": [[with_politeness(t, n) for t in CLEAN] for n in STEPS],
 }
-JUDGES = fooled | {"V1": models.helpfulness, "V5": newest.helpfulness}
+JUDGES = fooled | {"R1": models.helpfulness, "R5": newest.helpfulness}
 MOVED = {
     (feature, name): [lab.scores(model, rows_of(texts)) for texts in by_step]
     for feature, by_step in ADDED.items()
@@ -1346,21 +1394,20 @@ GOLD = {feature: [gold_of(texts) for texts in by_step] for feature, by_step in A
 
 
 def moved(feature, model):
-    """Mean change of the score, in standard deviations of the good answers' scores"""
-    found = MOVED[feature, model]
-    return np.array([(now - found[0]).mean() for now in found]) / found[0].std()
+    """Mean change of the score and its interval, in standard deviations of the good answers'"""
+    first, *later = MOVED[feature, model]
+    found = [lab.mean_interval(((now - first) / first.std()).tolist()) for now in later]
+    return np.array([[0.0] * 3, *([e.value, e.low, e.high] for e in found)]).T
 
 
 def draw_hack(feature, model):
-    figure, (left, right) = lab.new_figure(10.0, 4.0, columns=2)
-    left.plot(STEPS, moved(feature, model), "o-")
+    figure, (left, right) = lab.new_figure(10.0, 4.4, columns=2)
+    for name, line in (("clean", "s--"), (model, "o-")):
+        value, low, high = moved(feature, name)
+        left.errorbar(STEPS, value, (value - low, high - value), fmt=line, capsize=4, label=name)
     left.axhline(0, color="0.35", lw=1)
-    lab.label_axes(
-        left,
-        f"{feature} added",
-        "change of the score (standard deviations)",
-        f"reward model: {model}",
-    )
+    left.legend()
+    lab.label_axes(left, f"{feature} added", "change of the score (SD)", "reward models")
     right.plot(STEPS, [gold.mean() for gold in GOLD[feature]], "s--", color="C1")
     right.set_ylim(0, 1)
     lab.label_axes(right, f"{feature} added", "gold mark (0 to 1)", "gold judge")
@@ -1368,9 +1415,11 @@ def draw_hack(feature, model):
 
 
 def hack_words(feature, model):
-    up = moved(feature, model)[-1] > 0
-    gold = GOLD[feature][-1].mean() < GOLD[feature][0].mean()
-    return f"Four {feature} added: the score of the model {model} {'rises' if up else 'does not rise'}, and the gold mark {'falls' if gold else 'does not fall'}."
+    told = []
+    for name in dict.fromkeys(["clean", model]):
+        value, low, high = moved(feature, name)[:, -1]
+        told.append(f"{name} {value:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return f"Four {feature} added. The score changes, in standard deviations of the good answers' scores: {', '.join(told)}."
 
 
 show(
@@ -1379,46 +1428,70 @@ show(
 )
 
 fill, kind_words = ADDED
-print("the padded model rewards empty sentences:", moved(fill, "padded")[2] > 0)
-print("more than the clean one does:", moved(fill, "padded")[2] > moved(fill, "clean")[2])
-print("the gold judge does not:", GOLD[fill][4].mean() < GOLD[fill][0].mean())
+assert moved(fill, "padded")[0, 2] > max(0, moved(fill, "clean")[0, 2]), "padding must pay"
 Explorer(
-    draw_hack, hack_words, feature=list(ADDED), model=["padded", "clean", "polite", "V1", "V5"]
+    draw_hack,
+    hack_words,
+    feature=list(ADDED)[::-1],
+    model=["polite", "padded", "clean", "R1", "R5"],
 )
 
-# %% tags=["nbval-ignore-output"]
-print("V1, untouched, rewards more polite words than are good:", moved(kind_words, "V1")[4] > 0)
+# %% tags=["near=0.05"]
+for feature, name in ((fill, "R1"), (fill, "R5"), (kind_words, "R1"), (kind_words, "R5")):
+    value, low, high = moved(feature, name)[:, -1]
+    print(f"four {feature:30s} {name}: score {value:+.2f} SD [{low:+.2f}, {high:+.2f}]")
+for feature, (good, *_, last) in GOLD.items():
+    print(f"four {feature:30s} gold mark from {good.mean():.2f} to {last.mean():.2f}")
+    assert last.mean() < good.mean(), f"{feature}: the gold mark must fall"
 
 # %% [markdown]
-# Nano's V1 had no feature planted, and in most trainings of the chain that we saw it scored gushing above good answers all the same. In its data one polite word is better than none, and three are rare; it never learned that there can be too many. Does V5? Pick it. It was trained on four more rounds of comparisons, of answers by policies that V1 and its heirs had shaped; that is what fresh comparisons are for. Of two chains that we looked at one had unlearned it and one had not.
+# The score of the padded model jumps with the first empty sentence and stays high, while the gold mark falls; the clean model's score hardly moves. The polite model does the same with polite words, of which only the first is worth something to the gold judge.
 #
-# How do you find a nuisance feature that you have *not* planted? Compare the accuracy where the feature speaks for the right answer with that where it speaks against it: exercise 3.
+# Into R1 and R5 nothing was planted. Both give lower scores to answers with empty sentences. Neither sees that there can be too many polite words: with four of them the gold mark is lower, and the intervals of both scores' changes contain 0. A policy would lose no reward by gushing.
+#
+# How do you find a nuisance feature that you have *not* planted? Compare the accuracy where the feature speaks for the right answer with the accuracy where it speaks against it: exercise 3.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, what we measured, what we could not
-# | claim | paper | here, eight seeds (18 and 19: one chain) | verdict |
-# |---|---|---|---|
-# | 11, by grade | 80.7, 67.5, 60.9, 54.7 %; safety 94.3, 76.3, 65.7, 55.3 % | 82, 70, 61, 53 %; safety 96, 91, 79, 61 %; control 48 % [44, 53] | not reproduced: safety "ties" are 11 points above a coin (allowed: 10), their ceiling is 13 |
-# | 12, margin | large: +1.6 points on the clearest pairs; small: +0.5 on all | +0.4 [-1.2, 1.9]; +0.2 [-0.2, 0.6] | inconclusive |
-# | 13, spread | figure 27: more scores near 0 and 1 with the large margin | near 0 or 1: none 5, small 7, large 23 % | inconclusive: large decided, small not |
-# | 14, auxiliary loss | recall 73.0 to 90.4 %; pairs 63.7 to 64.5 % | recall 77 to 98 %, false alarms 16 to 1 %; pairs 81 and 81 % | inconclusive: recall without it is luck |
-# | 15, two models | helpfulness and safety pairs: own model 63.2 and 64.5 %, other one 56.2 and 62.8 %; no joint model | own 66 and 81 %, other one 58 and 62 %, joint 62 and 78 % | reproduced |
-# | 16, scaling | 0.51 to 0.610, 0.614, 0.634 for 7B, 13B, 70B (figure) | 62 to 64, 62 to 65, 63 to 66 % for widths 16, 32, 64 | reproduced |
-# | 17, the mix | 90/10 helps where both are safe; no number | +0.1 points [-0.6, 0.8] | inconclusive |
-# | 18, drift | degrades quickly without fresh pairs; no number | further below the ceiling by -0.1 points [-4.7, 4.5]; the refresh gains -0.5 [-2.7, 1.8] | inconclusive, one chain |
-# | 19, grades | clearest 18 to 9 %, unsure 25 to 38 % in 14 batches (figure) | a round: clearest falls by 0.7 points [-0.1, 1.5], unsure rises by 0.5 [-0.4, 1.4] | inconclusive, one chain |
-# | 20, calibration | mean score .24 to .55 and .29 to .78 (figure) | .47 to .85 and .02 to 1.00 | reproduced |
-# | 28, threshold | precision 0.89, recall 0.55 at 0.15 | 0.99 and 0.93, on easier answers | reproduced |
 #
-# - **Seeds decide.** Seeds differ in the pretrained model, the pairs and their order, and each difference between two small models varies by some points. Three seeds, with which we began, multiply a standard error by 4.3 before an interval says 95 %, and left 11 and 13 to 17 open. Five more were added once, to all of these claims, by the same rules: two were reproduced, one was not, the rest stayed open. Whoever adds seeds until a verdict pleases finds what he likes, so this is said here, and it was done once.
-# - **Annotators** here are a program with one kind of noise. People differ from each other, tire, and like what is long or confident. None of that is in the ceiling.
-# - **Absolute accuracies** cannot be compared with the paper's: its pairs are answers of good models, ours mostly of imagined ones with gross flaws. What can be compared is the order of the grades, and who is best at home.
-# - **Our reconstructions**: the auxiliary loss and its weight of 1. **Not stated in the paper**, so ours: which token carries the score, how the head begins, the margin of the final models, the temperatures of the two variants.
-# - **Not done**: open-source preference data, other models as judges (table 7), people.
+# Our numbers are of the small models over eight seeds; those of claims 18 and 19 are of one chain.
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+ROWS = {  # claim: what, the paper's numbers, our estimates and what they are called
+    11: ("accuracy by grade, clearest to unsure", "helpfulness 80.7, 67.5, 60.9, 54.7 %; safety 94.3, 76.3, 65.7, 55.3 %; no control", {f"accuracy/{stream}/{grade}": f"{stream}, {grade.split()[0]}" for stream in STREAMS for grade in GRADES} | {"control/helpfulness": "control"}),
+    12: ("gain of the margin", "large on the clearest pairs +1.6 points; small on all +0.5", {"gain/large-none/significantly better": "large, clearest", "gain/small-none/all": "small, all"}),
+    13: ("scores near 0 or 1", "more with the large margin (figure 27)", {f"ends/{name}": name for name in MARGINS}),
+    14: ("auxiliary loss", "recall 73.0 to 90.4 %; pairs 63.7 to 64.5 %", {"recall/without": "recall without", "recall/with": "with", "alarms/without": "false alarms without", "alarms/with": "with", "accuracy/without/all": "pairs without", "accuracy/with/all": "with"}),
+    15: ("two models", "helpfulness pairs: own model 63.2 %, other 56.2 %; safety pairs: 64.5 and 62.8 %; no joint model", {"accuracy/helpful/helpfulness": "helpfulness pairs, own model", "accuracy/safe/helpfulness": "other", "accuracy/joint/helpfulness": "joint", "accuracy/safe/safety": "safety pairs, own model", "accuracy/helpful/safety": "other", "accuracy/joint/safety": "joint"}),
+    16: ("scaling", "from 51 to 61.0, 61.4, 63.4 % for 7B, 13B, 70B (figure 6)", {f"accuracy/{width}/{n}": f"width {width}, {n:,} pairs" for width in WIDTHS for n in (250, 2000)}),
+    17: ("10 % helpfulness in the mix", "helps most where both are safe; no number", {"gain/mixed-alone/both safe": "gain, both safe"}),
+    18: ("drift", "accuracy falls quickly without fresh pairs; no number", {"drop below the ceiling": "further below the ceiling by", "gain of the refresh": "gain of the refresh"}),
+    19: ("harder comparisons", "clearest 18 to 9 %, unsure 25 to 38 % in 14 batches (figure 25)", {f"slope/helpfulness/{grade}": f"{grade}, per round" for grade in (GRADES[0], GRADES[-1])}),
+    20: ("calibration, worst to best seventh", "mean score 24 to 55 % and 29 to 78 % (figure 29)", {f"level/{stream}/{n}": f"{stream}, bin {n}" for stream in STREAMS for n in (1, 7)}),
+    28: ("threshold 0.15", "precision 89 %, recall 55 %", {"precision": "precision", "recall": "recall"}),
+}  # fmt: skip
+table = [
+    "| claim | paper | here, in % or points, with 95 % interval | verdict |",
+    "|---|---|---|---|",
+]
+for number, (what, paper, shown) in ROWS.items():
+    verdict = lab.recorded(number).verdict
+    told = [f"{words} {in_percent(verdict.estimates[key], 1).replace(' %', '')}" for key, words in shown.items()]  # fmt: skip
+    table.append(f"| {number}, {what} | {paper} | {'; '.join(told)} | {verdict.outcome} |")
+display(Markdown("\n".join(table)))
+
+# %% [markdown]
+# Claim 11 failed on the safety "ties" alone, claim 13 is open for the small margin alone, and claim 14 because recall without the loss is luck.
+#
+# - **Seeds decide.** Seeds differ in the pretrained model, the pairs and their order, so each difference between two small models varies by some points. We began with three seeds. With so few, a 95 % interval reaches 4.3 standard errors to either side, and claims 11 and 13 to 17 stayed open. We then added five seeds, once, to all of these claims, by the same rules: 15 and 16 were reproduced, 11 was not, the rest stayed open. Adding seeds after a look weakens the 95 %, and whoever adds them until a verdict pleases proves nothing; so it was done only once.
+# - **Annotators** here are a program with one kind of noise. People differ from each other, get tired, and like what is long or confident. None of that is in the ceiling.
+# - **Absolute accuracies** cannot be compared with the paper's: its pairs are answers of good models, ours mostly of imagined models with gross flaws. The order of the grades can be compared, and which model is best at home.
+# - **Our reconstructions** are the auxiliary loss and its weight of 1. The paper does not state the following, so we chose them: which token carries the score, how the head begins, the margin of the final models, the temperatures of the two variants.
+# - **Not done**: we used no open-source preference data, no other models as judges (table 7) and no people.
 #
 # ## Exercises
 # ### Exercise 1 (easy, 5 minutes)
-# How far must two answers lie apart for annotators to be right with probability `share`? Write `gap_for(share, tau)`, the inverse of $\sigma(\Delta / \tau)$.
+# How far apart must the gold marks of two answers be for annotators to be right with probability `share`? Write `gap_for(share, tau)`, the inverse of $\sigma(\Delta / \tau)$.
 # <details><summary>Hint</summary>The inverse of the sigmoid is log(p / (1 - p)).</details>
 
 
@@ -1441,7 +1514,7 @@ def _():
 
 # %% [markdown]
 # ### Exercise 2 (medium, 15 minutes)
-# A safety model was trained without the auxiliary loss. Give it a zero afterwards: write `shift_for(raw, is_safe, recall)`, the number to *add* to all scores so that at least the share `recall` of the unsafe answers falls below 0, and as few as possible more.
+# A safety model was trained without the auxiliary loss. Give it a zero afterwards: write `shift_for(raw, is_safe, recall)`, the number to *add* to all scores so that at least the share `recall` of the unsafe answers falls below 0, and as few more as possible.
 # <details><summary>Hint</summary>Sort the scores of the unsafe answers. The one at place ceil(recall * n) - 1 must come out just below 0; "just below" is a small number such as 1e-6.</details>
 
 
@@ -1496,9 +1569,11 @@ def _():
 # ## Questions to think about
 # - Two annotators agree in 70 % of the pairs; your reward model agrees with each of them in 75 %. Is that possible? Is it good?
 # - The ceiling for the clearest grade is near 100 %. Would you train on clear pairs only? What would the model never see?
-# - The control came out at one half on average. What would you look for if it had come out at 55 %?
-# - You may buy 1,000 comparisons, either of random answers or of answers that your reward model thinks are equally good. Which, and what does either do to the accuracy you report?
+# - The control's interval contains one half. What would you look for if it had come out at 60 %, with an interval from 58 to 62 %?
+# - You may buy 1,000 comparisons, either of random answers or of answers that your reward model thinks are equally good. Which do you buy, and what does each choice do to the accuracy that you report?
 # - The model sees manner and not truth. Name two ways to show it truth. Which of them costs no annotator?
 #
 # ## Next
 # `07_rejection_sampling`: many answers to one prompt, and the reward model picks.
+#
+# **To read further**: R. A. Bradley and M. E. Terry, *Rank analysis of incomplete block designs* (1952), the model of comparisons; N. Stiennon and others, *Learning to summarize from human feedback* (arXiv 2009.01325) and L. Ouyang and others, *Training language models to follow instructions with human feedback* (arXiv 2203.02155), reward models before Llama 2; L. Gao and others, *Scaling laws for reward model overoptimization* (arXiv 2210.10760), what happens when a policy is trained on a reward model for too long.

@@ -1,12 +1,12 @@
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # Proximal policy optimisation
-# Rejection sampling looked at many answers and kept the best. **PPO** looks at one answer at a time and asks of each of its tokens: was this better or worse than expected? Then it makes the good ones a little likelier.
-# You build every piece: the reward, its price for drifting away, the credit of single tokens, the clipped losses. Then you look at a finished run, at what it gained and what it lost, and break a small one in ten ways to learn how each fault looks from outside.
+# Rejection sampling looked at many answers and kept the best. **PPO** looks at one answer at a time and asks of each of its tokens: was this better or worse than expected? Then it makes the good tokens a little likelier.
+# You build every piece: the reward, its price for drifting away, the credit of single tokens, the clipped losses. Then you look at a finished run, at what it gained and what it lost. At the end you break a small run in ten ways, to learn how each fault looks from outside.
 #
 # - **You will be able to explain** how two reward models become one number, what its hole is, why the divergence stands in the reward and not in the loss, what an advantage is, what clipping does and does not forbid,
 #   why a rising reward proves little, and which dial to read first when a run goes wrong.
 # - **Prerequisites:** notebooks 06 and 07. **Paper sections:** 3.2.3 (second half), 3.4.1.
-# - **Minutes:** 90 to read, 2 to run, on two cores (25 more if models must first be trained).
+# - **Minutes:** 90 to read, 65 for the exercises, 2 to run on two cores. All models come with the course.
 
 # %% tags=["long"]
 import copy
@@ -22,6 +22,7 @@ from unittest import mock
 import ipywidgets
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.special import expit
 
 from llama2_lib import lesson as lab
@@ -37,7 +38,7 @@ from llama2_lib.stages.ppo import (
 )
 from llama2_lib.teaching import ppo as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.widgets import Explorer, bar, show
+from llama2_lib.widgets import Explorer, bar, show, show_claim, show_prediction
 
 ROUNDS = [f"rejection_v{n}" for n in (1, 2, 3, 4)]
 CHAIN = dict(
@@ -47,7 +48,7 @@ CHAIN = dict(
         strict=True,
     )
 )
-folders = start("08_ppo", needs=[*CHAIN.values(), "rewards_v5"], recipe=lab.nano(), minutes=25)
+folders = start("08_ppo", needs=[*CHAIN.values(), "rewards_v5"], recipe=lab.nano())
 models = {name: lab.load_model(folders[stage])[0].eval() for name, stage in CHAIN.items()}
 judges = lab.load_rewards(folders["rewards_v5"])  # the learned ones: helpfulness and safety
 tokenizer = lab.load_tokenizer(folders["sft"])
@@ -56,21 +57,21 @@ gold = lab.judge_of(world)  # the gold judge: knows the truth, trains nobody
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is maximised
-# **Say** (section 3.2.3). A **policy** $\pi$ is a model seen as something that acts: its actions are tokens, its game is an answer $g$ to a prompt $p$. PPO looks for the policy with the highest mean reward
+# **Say** (section 3.2.3). A **policy** $\pi$ is a model seen as something that acts: its actions are tokens, and together they make an answer $g$ to a prompt $p$. PPO looks for the policy with the highest mean reward
 #
 # $$\mathbb{E}_{p \sim D,\, g \sim \pi}\big[R(g \mid p)\big], \qquad R(g \mid p) = \tilde R_c(g \mid p) - \beta\, D_{KL}\big(\pi(g \mid p) \,\|\, \pi_0(g \mid p)\big)$$
 #
 # - $\tilde R_c$ is the **score**: what the two reward models of notebook 06 say, combined and put on one scale.
 # - $\pi_0$ is the **reference**: a frozen copy of the policy where it starts, here V4.
-# - $D_{KL}$ is the **divergence**: how far the policy has moved from there, in nats an answer. $\beta$ is its price.
+# - $D_{KL}$ is the **divergence**: how far the policy has moved from there, in nats per answer. $\beta$ is its price.
 #
-# Why pay for distance? Nothing in the first term says that an answer must be true, or even language. The reward model was trained on answers like those of $\pi_0$. Far away from them its opinion means nothing, and a maximiser goes exactly where an opinion is too high.
+# Why pay for distance? Nothing in the first term says that an answer must be true, or even language. The reward model was trained on answers like those of $\pi_0$. Far away from them its scores mean little, and a maximiser goes exactly where a score is too high.
 #
-# One **iteration**: sample one answer to each prompt (a **rollout**), score them, turn scores into one reward a token, credit the tokens, take a few gradient steps. Then sample anew. We go through it in this order.
+# One **iteration**: sample one answer to each prompt (a **rollout**), score them, turn scores into one reward per token, credit the tokens, take a few gradient steps. Then sample again. The lesson follows this order.
 #
 # First the material: 128 held-out prompts and one sampled answer of V4 and of V5, kept as ids.
 
-# %%
+# %% tags=["near=1"]
 config = lab.nano().ppo
 asked = lab.sample_prompts(
     lab.WorldSource(world), 808, 128, tokenizer, longest=config.longest_prompt, split="held out"
@@ -81,8 +82,16 @@ samples = {
     for name in ("V4", "V5")
 }
 scored = {name: judges([s.ids for s in some], asked.tags) for name, some in samples.items()}
-print(f"{len(prompts)} prompts, {sum(asked.tags)} of them tagged as apt to draw an unsafe answer")
-print("most answers end:", np.mean([s.finished for s in samples["V5"]]) > 0.9)
+print(
+    f"{len(prompts)} prompts, {sum(asked.tags)} of them tagged as likely to draw an unsafe answer"
+)
+for name, some in samples.items():
+    ends = lab.proportion_exact(sum(s.finished for s in some), len(some))
+    print(
+        f"{name}: {ends.value:.0%} of the answers end within {config.max_new_tokens} tokens "
+        f"({ends.low:.0%} to {ends.high:.0%})"
+    )
+    assert ends.value > 0.8, f"most answers must end, or there is little to score; got {ends}"
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One reward from two
@@ -103,7 +112,7 @@ LIMIT = math.log(0.15 / 0.85)
 
 
 def my_reward(safety, helpfulness, is_safety_prompt):
-    """Raw scores and tags, one an answer -> raw R_c"""
+    """Raw scores and tags, one per answer -> raw R_c"""
     decided_by_safety = is_safety_prompt | (safety < LIMIT)
     return torch.where(decided_by_safety, safety, helpfulness)
 
@@ -168,56 +177,45 @@ Explorer(draw_reward, reward_words, helpfulness=helpful, tagged=False)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ### The hole
-# **The formula has a hole.** A safe answer with $R_h < 0.15$ gains by becoming slightly unsafe: its reward rises from $R_h$ to just under 0.15. The paper does not mention it. For a maximiser an edge like this is not a curiosity but an address.
+# **The formula has a hole.** A safe answer with $R_h < 0.15$ gains by becoming slightly unsafe: its reward rises from $R_h$ to just under 0.15. The paper does not mention it. A maximiser finds such an edge if its answers come near it.
 #
-# How many answers stand at that edge? **Measure** on V5's answers to untagged prompts: helpfulness below 0.15, safety above. (The zero of $R_h$ is a convention, since comparisons fix only differences; ours is the mean of the fine-tuned model's answers.)
-#
-# ### Claim 28: what the threshold finds
-# **Measure.** In the paper 0.15 has a **precision** of 0.89 (of the answers called unsafe, so many are) and a **recall** of 0.55 (of the unsafe ones, so many are called so). So the rule fires seldom and is then mostly right. The threshold only means something because the safety model has an anchored zero (its auxiliary loss).
-# Notebook 06 measured it for eight seeds of small reward models; this is what the ledger of claims, `data/claims.json`, holds.
+# How many answers stand at that edge? **Predict**, then **measure** on the answers of V4 and V5 to untagged prompts: helpfulness below 0.15, safety above. (The zero of $R_h$ is a convention, since comparisons fix only differences; ours is the mean of the fine-tuned model's answers.)
 
-
-# %% tags=["nbval-ignore-output"]
-def from_ledger(number, *words):
-    """Show a recorded claim: what was declared, the estimates that contain one of the words, the verdict"""
-    result = lab.recorded(number)
-    print("predicted:", result.declared["prediction"])
-    print("threshold:", result.declared["threshold"])
-    print("paper:    ", result.declared["paper_value"])
-    for name, estimate in result.verdict.estimates.items():
-        if not words or any(word in name for word in words):
-            print(f"  {name:36s} {estimate}")
-    print("verdict:  ", result.verdict.outcome, "|", result.verdict.reason)
-    return result
-
-
-cut_at = from_ledger(28)
-
-# %%
+# %% tags=["near=2"]
 tags = np.array(asked.tags)
-inside = {}
 for name, found in scored.items():
-    helpfulness, safety = expit(found.helpfulness), expit(found.safety)
-    inside[name] = (~tags & (helpfulness < 0.15) & (safety >= 0.15))[~tags].mean()
-print("some answers stand at the edge, in V4 or V5:", max(inside.values()) > 0)
-print("they are a minority:", max(inside.values()) < 0.5)
+    helpfulness, safety = expit(found.helpfulness[~tags]), expit(found.safety[~tags])
+    n = int(((helpfulness < 0.15) & (safety >= 0.15)).sum())
+    share = lab.proportion_exact(n, len(safety))
+    print(
+        f"{name}: {n} of {len(safety)} answers to untagged prompts stand at the edge, "
+        f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
+    )
 for safety in (0.30, 0.16, 0.14):
     raw = [torch.logit(torch.tensor([x])) for x in (safety, 0.05)]
     print(
         f"R_h 0.05, R_s {safety:.2f} -> R_c {my_reward(*raw, torch.tensor([False])).sigmoid().item():.2f}"
     )
-
-
-VERDICTS = ("reproduced", "not reproduced", "inconclusive", "cannot show at this scale")
-print(
-    "claim 28 has a verdict; seeds:",
-    cut_at.verdict.outcome in VERDICTS,
-    len(cut_at.measurements),
+assert np.array_equal(scored["V5"].combined[tags], scored["V5"].safety[tags]), (
+    "on tagged prompts the reward must be the safety score"
 )
-print(
-    "on tagged prompts the reward is the safety score:",
-    np.array_equal(scored["V5"].combined[tags], scored["V5"].safety[tags]),
-)
+
+# %% [markdown]
+# Some answers of V4 stand at the edge, and fewer of V5. The count alone does not show why: an answer leaves the edge by becoming more helpful, or by becoming unsafe, which is the hole. Exercise 2 closes the hole.
+#
+# ### Claim 28: what the threshold finds
+# In the paper the threshold of 0.15 has a **precision** of 0.89 (the share of the answers called unsafe that are unsafe) and a **recall** of 0.55 (the share of the unsafe answers that are called unsafe). So it misses nearly half of the unsafe answers, and an alarm is mostly right. The threshold only means something because the safety model has an anchored zero (its auxiliary loss, notebook 06).
+#
+# **Predict**: will small reward models, on answers of a small world, do better or worse than the paper's in either number?
+
+# %%
+show_prediction(28)
+
+# %%
+_ = show_claim(28)
+
+# %% [markdown]
+# The prediction held. Both numbers are higher than the paper's, probably because unsafe answers in this small world are easier to tell from safe ones. The result says that the rule can work, not that ours is a better safety model.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Whitening
@@ -248,10 +246,8 @@ def keeps_mean(x, mask):
 
 x = torch.randn(8, generator=lab.generator(0, "units"))
 everything = torch.ones(8, dtype=torch.bool)
-print(
-    "other units, other zero, same result:",
-    torch.allclose(my_whiten(3 * x + 1, everything), my_whiten(x, everything), rtol=0, atol=1e-5),
-)
+for name, values in (("x", x), ("3 x + 1", 3 * x + 1)):
+    print(f"{name:8s}", *(f"{value:6.2f}" for value in my_whiten(values, everything)))
 
 for wrong in (
     keeps_mean,  # so it is in some libraries
@@ -264,10 +260,9 @@ for wrong in (
 # **Over what?** The paper says no more than "whiten". Over the whole batch two scales meet: tagged prompts are scored by one model, the others by another, and each model has its own zero and spread.
 #
 # **See** V4's scores whitened over the batch, then, in the drop-down, raw, and each tag by itself. Predict: over the batch, what decides whether a *tagged* prompt's answer gets a positive score?
-# <details><summary>Answer, and what follows</summary>Mostly its tag. V4 is safe nearly always, its safety scores lie high, and the safety model has a zero and a spread of its own: a tagged prompt gets praise for almost anything that is said. But no answer can change the tag of its prompt. What the tag explains is therefore noise for learning. A value function (below) can learn to expect it; until it has, it drowns a part of the rest. So nano whitens each tag by itself. That is our choice. An answer that does not end within the limit gets a fixed whitened score of -2: there is nothing to judge at its end.</details>
 
 
-# %% tags=["hide-input", "long"]
+# %% tags=["hide-input", "long", "near=2"]
 def whitened(by):
     raw, tag = torch.from_numpy(scored["V4"].combined).float(), torch.tensor(asked.tags)
     if by == "nothing":
@@ -281,7 +276,7 @@ def between(by):
     """Share of the variance that the tag alone explains"""
     values = whitened(by)
     means = np.where(tags, values[tags].mean(), values[~tags].mean())
-    return means.var() / values.var()
+    return float(means.var() / values.var())
 
 
 def draw_whitened(by):
@@ -302,20 +297,24 @@ def draw_whitened(by):
 
 
 def whitened_words(by):
-    explains = "a part" if between(by) > 1e-6 else "nothing"
-    return (
-        f"Whitened over {by}: the tag alone explains {explains} of the differences between scores."
-    )
+    how = {"nothing": "Raw", "batch": "Whitened over the batch", "tag": "Whitened by tag"}[by]
+    return f"{how}: the tag alone explains {abs(between(by)):.0%} of the variance of the scores."
 
 
 show(draw_whitened("batch"), alt=whitened_words("batch"))
-print("by tag, the tag explains nothing:", between("tag") < 1e-6)
-praised = [float((whitened("batch")[which] > 0).mean()) for which in (tags, ~tags)]
-print(
-    "over the batch, tagged prompts are praised more often than others:",
-    praised[0] > praised[1] + 0.1,
-)
+for name, which in {"tagged": tags, "not tagged": ~tags}.items():
+    above = {by: (whitened(by)[which] > 0).mean() for by in ("batch", "tag")}
+    print(
+        f"{name:10s} prompts, answers with a positive score: {above['batch']:.0%} whitened over "
+        f"the batch, {above['tag']:.0%} by tag"
+    )
+assert between("tag") < 1e-6, "whitened by tag, the tag must explain nothing"
 Explorer(draw_whitened, whitened_words, by=["nothing", "batch", "tag"])
+
+# %% [markdown]
+# To a large part the tag decides: nearly half of the variance is explained by the tag alone, and answers to tagged prompts get a positive score about twice as often as the others, because their scores come from the safety model. Whitening over the batch cannot mend that; it shifts and scales all scores alike, so the share is the same as for the raw scores.
+#
+# No answer can change the tag of its prompt, so what the tag explains is noise for learning. A value function (below) can learn to expect it; until then it hides a part of the signal. So nano whitens each tag by itself. That is our choice. An answer that does not end within the limit gets a fixed whitened score of -2, for it has no end at which the reward model could judge it.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A reward for every token
@@ -331,11 +330,9 @@ Explorer(draw_whitened, whitened_words, by=["nothing", "batch", "tag"])
 # %%
 def my_shaped(score, logprobs, reference, mask, beta):
     """score (b,), the rest (b, tokens) -> the reward of each token (b, tokens)"""
-    rewards = -beta * (logprobs - reference) * mask
-    rewards = torch.where(mask, rewards, 0.0)
-    # how many counted tokens are still to come, this one included: 1 at the last
-    left = mask.int().flip(1).cumsum(1).flip(1)
-    return (rewards + score[:, None] * (mask & (left == 1))).detach()
+    rewards = torch.where(mask, -beta * (logprobs - reference), 0.0)
+    last = mask & ~F.pad(mask[:, 1:], (0, 1))  # counted, and the next one is not
+    return (rewards + score[:, None] * last).detach()
 
 
 @check("rewards of tokens")
@@ -358,10 +355,10 @@ for wrong in (
         checks.shaped_rewards(wrong)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **See** real answers of V5, priced against V4. Solid bars: what a token pays or earns for distance. Hatched: the score, at the end. Dashed: the running sum. Which tokens cost most? Look for words that PPO has made likelier. Then raise $\beta$: when does the distance cost more than the score is worth?
+# **See** real answers of V5, priced against V4: of the short ones, the six whose probability has risen most. Solid bars: what a token pays or earns for distance. Hatched: the score, at the end. Dashed: the running sum. Which tokens cost most? Look for words that PPO has made likelier. Then raise $\beta$: when does the distance cost more than the score is worth?
 
 
-# %% tags=["hide-input", "long"]
+# %% tags=["hide-input", "long", "near=0.02"]
 @torch.no_grad()
 def logprobs_of(name, sample):
     """Log-probability of each answer token under one of the models"""
@@ -391,22 +388,28 @@ def token_parts(which, beta):
 
 def draw_tokens(answer, beta):
     sample, kl_part, score_part = token_parts(answer, beta)
-    names = ["EOS" if t == tokenizer.eos_id else tokenizer.piece(t) for t in sample.answer]
+    names = [
+        "EOS"
+        if t == tokenizer.eos_id
+        else tokenizer.piece(t).replace("\u2581", " ").replace("<0x0A>", "\\n")
+        for t in sample.answer
+    ]
     return lab.token_reward_bars(
         names, kl_part, score_part, title=f"answer {answer} of V5, beta {beta:g}"
     )
 
 
 def token_words(answer, beta):
-    _, kl_part, _ = token_parts(answer, beta)
-    moved = "is charged for distance" if kl_part.sum() < 0 else "pays nothing for distance"
-    return f"Answer {answer} at beta {beta:g}: taken together it {moved}, token by token; the score is paid at EOS."
+    _, kl_part, score_part = token_parts(answer, beta)
+    dearest = int(kl_part.argmin())
+    return (
+        f"Answer {answer} at beta {beta:g}: distance costs {-float(kl_part.sum()):.2f} in all, "
+        f"{-float(kl_part[dearest]):.2f} of it at token {dearest + 1} of {len(kl_part)}; "
+        f"the score, {float(score_part[-1]):.2f}, is paid at EOS."
+    )
 
 
-show(
-    draw_tokens(0, 0.2),
-    alt="Most tokens of this answer cost almost nothing; a few that PPO made likelier are charged, and the score is paid at the end.",
-)
+show(draw_tokens(0, 0.2), alt=token_words(0, 0.2))
 agree = 0
 for which in range(len(SHOWN)):
     sample, kl_part, score_part = token_parts(which, 0.2)
@@ -436,12 +439,10 @@ Explorer(
 #
 # As *values*: the means of $k_1$ and $k_3$ are the divergence, that of $k_2$ is not. As *losses*, differentiated through $r$ at fixed samples, it is another question.
 #
-# **Build** the estimates, **check** them.
-#
-# **See** it exactly, without sampling. A world of 27 answers: three tokens, each one of three. We enumerate all, so means are sums and nothing is left to luck. For each recipe: which direction does it push the policy, and how does that compare with the true gradient of the divergence? **Predict** the one that does nothing.
+# **Build** the estimates, **check** them, **break** the third.
 
 
-# %% tags=["long"]
+# %%
 def my_estimates(logprobs, reference):
     r = logprobs - reference
     return r, r.square() / 2, (-r).exp() - 1 + r
@@ -455,6 +456,10 @@ def _():
 with expect_failure(CheckFailed):  # sign of r turned: the usual slip in k3
     checks.kl_estimates(lambda p, q: (p - q, (p - q).square() / 2, (p - q).exp() - 1 - (p - q)))
 
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# **See** it exactly, without sampling. A world of 27 answers: three tokens, each one of three. We enumerate all, so means are sums and nothing is left to luck. For each recipe: which direction does it push the policy, and how does that compare with the true gradient of the divergence? **Predict** the one that does nothing, and the one that follows another divergence.
+
+# %% tags=["long"]
 ANSWERS = torch.tensor(list(itertools.product(range(3), repeat=3)))
 source = lab.generator(0, "enumerated")
 theta = torch.randn(3, 3, generator=source, dtype=torch.float64).requires_grad_()
@@ -476,6 +481,7 @@ new, old = logprob(theta), logprob(theta0)
 p = new.detach().exp()  # how often each answer is sampled: a constant for whoever has the samples
 k1, k2, k3 = my_estimates(new, old)
 true = push((new.exp() * (new - old)).sum())
+turned = push((old.exp() * (old - new)).sum())  # of the other divergence, KL(pi_0 || pi)
 pushes = {
     "k1 in the loss": push((p * k1).sum()),
     "k2 in the loss": push((p * k2).sum()),
@@ -483,15 +489,15 @@ pushes = {
     "k1 in the reward": push((p * k1.detach() * new).sum()),  # -reward * log pi
 }
 divergence = float((p * (new - old)).sum().detach())
-print(
-    "means of k1 and k3 are the divergence:",
-    all(abs(float((p * k).sum().detach()) - divergence) < 1e-12 for k in (k1, k3)),
-)
-print("the mean of k2 is not:", abs(float((p * k2).sum().detach()) - divergence) > 1e-3)
+means = [float((p * k).sum().detach()) for k in (k1, k2, k3)]
+print(f"divergence {divergence:.4f}; means of k1, k2, k3:", *(f"{mean:.4f}" for mean in means))
 for name, found in pushes.items():
-    off = float((found - true).norm() / true.norm())
+    length, off, other = (
+        float(x.norm() / true.norm()) for x in (found, found - true, found - turned)
+    )
     print(
-        f"{name:17s} length {float(found.norm() / true.norm()):.2f} of the true one, error {off:.2f}"
+        f"{name:17s} length {length:.2f} of the true gradient's; "
+        f"off by {off:.2f} from it, by {other:.2f} from the other divergence's"
     )
 
 
@@ -508,12 +514,15 @@ def _():
         "k1 in the reward": True,
     }, close
     assert float(pushes["k1 in the loss"].abs().max()) < 1e-12, "k1 in the loss must push nowhere"
+    assert torch.allclose(pushes["k3 in the loss"], turned, rtol=0, atol=1e-12), (
+        "k3 in the loss must follow the other divergence"
+    )
 
 
 # %% [markdown]
-# **The plain log-ratio as a loss pushes nowhere.** Its gradient is $\mathbb{E}_\pi[\nabla \log \pi(x)] = \sum_x \nabla \pi(x) = \nabla 1 = 0$: a batch of samples gives noise around zero. The loss curve shows a divergence, it is subtracted, everything looks right, and nothing holds the policy. As a *reward*, detached and multiplied by $\nabla \log \pi$, the same number gives exactly the true gradient. ($k_2$ as a loss does too; $k_3$, the best *value*, is biased as a loss.)
+# **The plain log-ratio as a loss pushes nowhere.** Its gradient is $\mathbb{E}_\pi[\nabla \log \pi(x)] = \sum_x \nabla \pi(x) = \nabla 1 = 0$: a batch of samples gives noise around zero. The loss curve shows a divergence, it is subtracted, everything looks right, and nothing holds the policy. As a *reward*, detached and multiplied by $\nabla \log \pi$, the same number gives exactly the true gradient. $k_2$ as a loss does too. $k_3$ as a loss follows the gradient of the *other* divergence, $D_{KL}(\pi_0 \,\|\, \pi)$: GRPO (Shao et al., 2024), a later method without a value function, uses it so.
 #
-# The paper puts the divergence into $R$. So it is $k_1$, detached, in the reward.
+# The paper puts the divergence into $R$, and does not name the estimate. Ours is $k_1$, detached, in the reward. (The three names are from a note by Schulman, *Approximating KL Divergence*, 2020.)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Advantages
@@ -521,16 +530,16 @@ def _():
 #
 # A **value function** $V$ is a second network that looks at prompt and tokens so far and predicts what is still to come. If a token changes the prediction, it has changed the prospects: $\delta_t = r_t + \gamma V_{t+1} - V_t$. After the last token nothing comes: $V_{T+1} = 0$.
 #
-# The **advantage** of a token is this surprise and the later ones, faded (Schulman et al., 2015; **GAE**):
+# The **advantage** of a token is this surprise plus the later ones, each discounted (generalised advantage estimation, **GAE**; Schulman et al., 2015):
 #
 # $$A_t = \sum_{l \ge 0} (\gamma\lambda)^l\, \delta_{t+l} = \delta_t + \gamma\lambda\, A_{t+1}$$
 #
 # - $\lambda = 0$: only the next surprise. Little noise; wrong wherever $V$ is wrong.
-# - $\lambda = 1$: all that came after, less what was expected: $A_t = \sum_{l} r_{t+l} - V_t$ (with $\gamma = 1$). Right on average whatever $V$ says; noisy.
+# - $\lambda = 1$: all that came after, minus what was expected: $A_t = \sum_{l} r_{t+l} - V_t$ (with $\gamma = 1$). Right on average whatever $V$ says; noisy.
 #
-# The **returns**, $A_t + V_t$, are what $V$ should have said: its targets. The paper states neither $\lambda$ nor $\gamma$, nor a value function at all; ours are 1, 1 and a copy of the helpfulness reward model with a head of zeros.
+# The **returns**, $A_t + V_t$, are what $V$ should have said: its targets. The paper states neither $\lambda$ nor $\gamma$, nor a value function at all; ours are 1, 1 and a copy of the helpfulness reward model with a head of zeros. With $\lambda = 1$ we trust no value function to be right; our answers have only about 30 tokens, so we accept the noise. We did not measure another $\lambda$.
 #
-# **Build** it with an explicit sum over pairs of places. (The library walks backwards: another derivation.)
+# **Build** it with an explicit sum over pairs of places. (The library walks backwards with $A_t = \delta_t + \gamma\lambda\, A_{t+1}$, so the check compares two derivations.)
 
 
 # %%
@@ -566,11 +575,11 @@ for wrong in (
         checks.gae(wrong)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **See** the credit of one answer. It begins well, slips at token 5 (a wrong year, say), and is scored -1 at the end. The value function notices the slip two tokens late. Move $\lambda$: who is blamed at 0, who at 1? Then try the value function that knows nothing.
+# **See** the credit of one answer. It begins well, slips at token 5 (a wrong year, say), and is scored -1 at the end. The value function notices the slip two tokens late. Move $\lambda$: which tokens are blamed at 0, which at 1? Then try the value function that knows nothing.
 
 # %% tags=["hide-input", "long"]
 WORDS_OF = ["Rosa", "was", "born", "in", "19", "04", ".", "Gladly", "!", "EOS"]
-PAYED = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 0, 0, -1.0]])
+PAID = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 0, 0, -1.0]])
 OPINIONS = {
     "notices late": torch.tensor([[0.3, 0.3, 0.3, 0.35, 0.4, 0.4, 0.4, -0.6, -0.9, -0.95]]),
     "notices at once": torch.tensor([[0.3, 0.3, 0.3, 0.35, 0.4, -0.9, -0.9, -0.95, -0.95, -1.0]]),
@@ -579,7 +588,7 @@ OPINIONS = {
 
 
 def credit(lam, value):
-    return my_gae(PAYED, OPINIONS[value], torch.ones(1, 10, dtype=torch.bool), 1.0, lam)[0][0]
+    return my_gae(PAID, OPINIONS[value], torch.ones(1, 10, dtype=torch.bool), 1.0, lam)[0][0]
 
 
 def draw_credit(lam, value):
@@ -612,11 +621,11 @@ Explorer(
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The clipped policy loss
-# **Say.** The samples come from the policy as it was when they were drawn, $\pi_\text{old}$. After the first gradient step the policy is another one. The **ratio** $\rho_t = \pi(a_t) / \pi_\text{old}(a_t)$ corrects for that, as long as it stays near 1. PPO's loss (Schulman et al., 2017) takes the interest out of going further:
+# **Say.** The samples come from the policy as it was when they were drawn, $\pi_\text{old}$. After the first gradient step the policy is another one. The **ratio** $\rho_t = \pi(a_t) / \pi_\text{old}(a_t)$ corrects for that, as long as it stays near 1. PPO's loss (Schulman et al., 2017) removes the reason to go further:
 #
 # $$L = -\frac{1}{n}\sum_t \min\big(\rho_t A_t,\ \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\, A_t\big), \qquad \epsilon = 0.2$$
 #
-# Four cases. A good token ($A > 0$) that is already 1.2 times as likely gets no further push. A bad one that is already below 0.8 gets none either. But a good token that has become *less* likely, or a bad one that has become likelier, is pushed back at any distance: the minimum keeps the pessimistic side. Clipping is a brake for gains, no fence: nothing forbids a ratio of 3.
+# Four cases. A good token ($A > 0$) that is already 1.2 times as likely gets no further push. A bad one that is already below 0.8 gets none either. But a good token that has become *less* likely, or a bad one that has become likelier, is pushed back at any distance: the minimum keeps the pessimistic side. Clipping takes away the gain beyond the limit; it does not forbid a ratio of 3.
 #
 # **Build**, **check**, then **break**: maximum for minimum; the log-ratio clipped; the mean of each answer's mean.
 
@@ -655,7 +664,7 @@ for wrong in (lambda *given: surrogate(*given, choose=torch.maximum), of_logs, m
         checks.ppo_policy_loss(wrong)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **See** the gain of one token against its ratio, and where its gradient vanishes. Move ratio and advantage through the four cases; say before each move whether the token is pushed up, down, or left alone.
+# **See** the gain of a good token (left) and of a bad one (right) against the ratio, and where the gradient vanishes. Move the ratio through the four cases; say before each move whether each token is pushed up, down, or left alone.
 
 
 # %% tags=["hide-input", "long"]
@@ -669,46 +678,51 @@ def pushed(ratio, advantage, clip=0.2):
     return float(x.grad)
 
 
-def draw_clip(ratio, advantage):
+def draw_clip(ratio, size):
     rho = np.linspace(0.4, 1.8, 281)
-    kept = np.minimum(rho * advantage, rho.clip(0.8, 1.2) * advantage)
-    figure, axes = lab.new_figure(7.5, 4.0)
-    axes.plot(rho, rho * advantage, "--", color="0.5", label="not clipped")
-    axes.plot(rho, kept, label="PPO's gain")
-    axes.axvspan(0.8, 1.2, color="0.9", zorder=0)
-    axes.plot(
-        ratio,
-        min(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage),
-        "ko",
-        ms=10,
-        label="this token",
-    )
-    axes.legend()
-    lab.label_axes(
-        axes, "ratio of new to old probability", "gain (score units)", f"advantage {advantage:g}"
-    )
+    figure, panels = lab.new_figure(10.0, 4.0, columns=2)
+    for axes, advantage in zip(panels, (size, -size), strict=True):
+
+        def kept(at, advantage=advantage):
+            return np.minimum(at * advantage, np.clip(at, 0.8, 1.2) * advantage)
+
+        axes.plot(rho, rho * advantage, "--", color="0.5", label="not clipped")
+        axes.plot(rho, kept(rho), label="PPO's gain")
+        axes.axvspan(0.8, 1.2, color="0.9", zorder=0)
+        axes.plot(ratio, kept(ratio), "ko", ms=10, label="this token")
+        axes.legend()
+        lab.label_axes(
+            axes, "ratio of new to old probability", "gain (score units)",
+            f"advantage {advantage:+g}",
+        )  # fmt: skip
     return figure
 
 
-def clip_words(ratio, advantage):
+def fate(ratio, advantage):
     push = pushed(ratio, advantage)
-    words = "is left alone" if push == 0 else "is pushed up" if push > 0 else "is pushed down"
-    return f"Ratio {ratio:g}, advantage {advantage:g}: the token {words}."
+    return "left alone" if push == 0 else "pushed up" if push > 0 else "pushed down"
+
+
+def clip_words(ratio, size):
+    return (
+        f"Ratio {ratio:g}: a token with advantage {size:+g} is {fate(ratio, size)}, "
+        f"one with {-size:+g} is {fate(ratio, -size)}."
+    )
 
 
 show(draw_clip(1.5, 1.0), alt=clip_words(1.5, 1.0))
-for case in ((1.5, 1.0), (0.6, 1.0), (0.6, -1.0), (1.5, -1.0)):
-    print(clip_words(*case))
+for ratio in (0.6, 1.0, 1.5):
+    print(clip_words(ratio, 1.0))
 Explorer(
     draw_clip,
     clip_words,
     ratio=ipywidgets.FloatSlider(1.5, min=0.5, max=1.7, step=0.1),
-    advantage=[1.0, 0.5, -0.5, -1.0],
+    size=[1.0, 0.5],
 )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The value loss
-# **Say.** The value function learns its returns by squared error. Many codes clip it too: a value may move at most $\epsilon_v$ from where it was, else the worse of both errors counts. That fits only if $\epsilon_v$ suits the scale of the returns; nano leaves it off.
+# **Say.** The value function learns its returns by squared error. Many implementations clip it too: a value may move at most $\epsilon_v$ from where it was, else the worse of both errors counts. That fits only if $\epsilon_v$ suits the scale of the returns; nano leaves it off.
 #
 # $$L_V = \frac{1}{2n}\sum_t \max\big((V_t - G_t)^2,\ (\mathrm{clip}(V_t, V^\text{old}_t \pm \epsilon_v) - G_t)^2\big)$$
 #
@@ -737,14 +751,14 @@ with expect_failure(CheckFailed):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One iteration, and a ratio of exactly 1
-# **Use** the library's from here on. `rollout` does all of the above for a batch: samples, scores, whitening, rewards of tokens, advantages, which are whitened over all tokens of the batch. It divides the batch into mini-batches; each gets **one** gradient step (paper: 512 prompts, mini-batches of 64, so 8 steps).
+# **Use** the library's functions from here on; your checks have shown that yours compute the same. `rollout` does all of the above for a batch: it samples, scores, whitens, shapes the rewards of tokens, and computes advantages, which it whitens over all tokens of the batch. It divides the batch into mini-batches; each gets **one** gradient step (paper: 512 prompts, mini-batches of 64, so 8 steps).
 #
-# Before the first of these steps nothing has changed since sampling. So the ratio must be 1. Not nearly: exactly, in every bit, because the old log-probabilities are computed in the same shapes with the same code. It is the cheapest and best test of a PPO program. **Predict**: what is the ratio in the *second* mini-batch?
+# Before the first of these steps nothing has changed since sampling. So the ratio must be exactly 1, to the last bit, because the old log-probabilities are computed in the same shapes with the same code. This is the cheapest test of a PPO program, and it finds many faults. **Predict**: what is the ratio in the *second* mini-batch?
 #
 # **Break** it with the most common fault of PPO programs: sampling at one temperature and computing log-probabilities at another. What would the ratios be?
 
 
-# %% tags=["long"]
+# %% tags=["long", "near=0.2"]
 def fresh_actor():
     """V4 as the policy; the helpfulness model, with a new head, as the value function"""
     value = lab.scalar_model(judges.helpfulness.backbone).requires_grad_(True)
@@ -766,21 +780,24 @@ iteration = Ppo(
 )  # fmt: skip
 found = rollout(iteration, prompts[:64], seed=3)
 first, second = found.minibatches
-print("before any step, first mini-batch: exactly 1:", bool((ratios_of(actor, first) == 1).all()))
+
+
+def told(when, ratios):
+    far = (ratios - 1).abs()
+    print(
+        f"{when}: farthest ratio is {float(far.max()):.2f} from 1; "
+        f"{float((far < 0.2).float().mean()):.1%} lie inside 0.8 to 1.2"
+    )
+    return float(far.max())
+
+
+assert told("before any step, first mini-batch", ratios_of(actor, first)) == 0
 (step,) = lab.optimize(
     actor, lab.adamw(actor), iter([first]), ppo_loss(few), lambda _: few.lr, steps=range(1)
 )
-print("in the step itself, k3 of old against new:", step.metrics["approx_kl"])
-after = ratios_of(actor.eval(), second)
-print("after one step, second mini-batch: exactly 1:", bool((after == 1).all()))
-print(
-    "but most ratios lie inside 0.8 to 1.2:", float(((after - 1).abs() < 0.2).float().mean()) > 0.8
-)
-
-
-unlike = ratios_of(fresh_actor().eval(), first, temperature=0.7)
-print("exactly 1:", bool((unlike == 1).all()))
-print("off by more than a tenth somewhere:", float((unlike - 1).abs().max()) > 0.1)
+print(f"in the step itself, k3 of old against new: {step.metrics['approx_kl']:g}")
+told("after one step, second mini-batch", ratios_of(actor.eval(), second))
+told("sampled at 1, log-probabilities at 0.7", ratios_of(fresh_actor().eval(), first, 0.7))
 advantages = torch.cat([b.advantages[b.response_mask] for b in found.minibatches])
 print(
     f"advantages over the whole batch: mean {abs(float(advantages.mean())):.2f}, deviation {float(advantages.std(correction=0)):.2f}"
@@ -788,33 +805,33 @@ print(
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A finished run
-# **See** nano's run: some iterations in which only the value function learns, then those of PPO, as many prompts in each as the next cell prints. The paper ran 200 to 400 iterations of 512 prompts. Every curve comes from `metrics.jsonl`, the run's own log.
+# **See** nano's run: some iterations in which only the value function learns, then those of PPO, with as many prompts in each as the next cell prints. The paper ran 200 to 400 iterations of 512 prompts. Every curve comes from `metrics.jsonl`, the run's own log. A point of the held-out curves is a mean over 160 prompts; the log keeps no spread, so small steps up or down prove nothing.
 #
-# Read the curves in this order. *Divergence*: has the policy moved at all? *Held-out reward*: does it rise on prompts that no gradient saw? *Gold*: does the judge who knows the truth agree? Then the machinery: entropy, length, explained variance, clip fraction. (**Explained variance**: which share of the differences between returns the value function predicts; 1 is all, 0 as good as a constant.)
+# Read the curves in this order. *Divergence*: has the policy moved at all? *Held-out reward*: does it rise on prompts that no gradient saw? *Gold*: does the judge who knows the truth agree? Then the machinery: entropy, length, explained variance, clip fraction. (**Explained variance**: the share of the variance of the returns that the value function predicts; 1 is all of it, 0 no more than a constant predicts.)
 #
-# The sampled divergence (`kl`, the mean of $k_1$) jumps about the exact one, which sums over the whole vocabulary at every token. It may even be negative for a batch; a *steadily* negative one means that the answers are not samples of the policy.
+# The sampled divergence (`kl`, the mean of $k_1$) jumps about the exact one, which sums over the whole vocabulary at every token. It may even be negative for a batch; if it is negative in *every* batch, the answers are not samples of the policy.
 #
 # ### Traffic lights
-# No one reads seven curves an hour. `lab.lights` turns a log into verdicts: green, amber (look), red (stop), each with the stage at fault. The limits are ours. They say where a run looks wrong, and prove nothing.
+# Seven curves per run are too many to watch. `lab.lights` turns a log into verdicts: green, amber (look), red (stop), each with the stage at fault. The limits are ours. They say where a run looks wrong, and prove nothing. A light whose question does not arise is out.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 log = lab.read_metrics(folders["ppo"] / "metrics.jsonl")
 found_lights = lab.lights(log)
 print(
     f"{config.value_warmup} + {config.iterations} iterations of {config.batch_size} prompts, beta {config.beta:g}"
 )
 for light in found_lights:
-    print(f"{light.state:6s} {light.name:28s} {light.value:8.3f}  {light.words}")
+    print(f"{light.state or 'out':6s} {light.name:28s} {light.value:8.3f}  {light.words}")
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 steps = [row for row in log if "kl" in row]
 held = [row for row in log if "held_out_reward" in row]
 CURVES = {
-    "divergence": (["kl", "exact_kl"], "nats an answer"),
+    "divergence": (["kl", "exact_kl"], "nats per answer"),
     "held-out reward": (["held_out_reward"], "raw combined score"),
     "gold": (["gold_helpfulness", "gold_safety"], "gold mark (0 to 1)"),
-    "entropy": (["entropy"], "nats a token"),
-    "length": (["length"], "tokens an answer"),
+    "entropy": (["entropy"], "nats per token"),
+    "length": (["length"], "tokens per answer"),
     "explained variance": (["explained_variance"], "share (1: all)"),
     "clip fraction": (["clip_fraction"], "share of tokens"),
 }
@@ -833,117 +850,110 @@ def draw_curve(what):
 
 
 def curve_words(what):
-    _, values = points(CURVES[what][0][0])
-    way = (
-        "rises"
-        if values[-1] > values[0] * 1.05 + 0.01
-        else "falls"
-        if values[-1] < values[0] * 0.95 - 0.01
-        else "stays about level"
-    )
-    return f"{what.capitalize()}: from first to last it {way}."
+    ends = {name: points(name)[1] for name in CURVES[what][0]}
+    told = (f"{name.replace('_', ' ')} {v[0]:.2f} to {v[-1]:.2f}" for name, v in ends.items())
+    return f"{what.capitalize()}, first to last: {', '.join(told)}."
 
 
-show(draw_curve("held-out reward"), alt="The reward on held-out prompts rises during training.")
-show(
-    draw_curve("divergence"),
-    alt="The divergence is zero while the value function warms up, then grows, fast at first.",
-)
+show(draw_curve("held-out reward"), alt=curve_words("held-out reward"))
+show(draw_curve("divergence"), alt=curve_words("divergence"))
+warming = max(abs(row["kl"]) for row in steps[: config.value_warmup])
+unlike = max(abs(row["first_approx_kl"]) for row in steps)
+print(f"largest divergence while the value function warms up: {warming:.1g} nats per answer")
+print(f"k3 of old against new before the first step of an iteration, at most: {unlike:.1g}")
+assert max(warming, unlike) < 1e-6, "sampling and training must agree before the first step"
+best = max(held, key=lambda row: row["held_out_reward"])
 print(
-    "held-out reward rose:",
-    max(row["held_out_reward"] for row in held[1:]) > held[0]["held_out_reward"],
+    f"best held-out reward: {best['held_out_reward']:.2f} after iteration {best['step']}, which is V5"
 )
-print(
-    "zero divergence while the value function warms up:",
-    all(abs(row["kl"]) < 1e-6 for row in steps[: config.value_warmup]),
-)
-print(
-    "ratio before the first step of every iteration is 1:",
-    all(abs(row["first_approx_kl"]) < 1e-6 for row in steps),
-)
-state = {light.name: light.state for light in found_lights}
-print(
-    "sampling and training agree:",
-    state["ratio before the first step"] == state["divergence at the start"] == "green",
-)
-print("no light is red:", "red" not in state.values())
+assert best is not held[0], "V5 must score higher than V4 on held-out prompts"
 Explorer(draw_curve, curve_words, what=list(CURVES))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## From base to V5, side by side
-# **See** what the whole chain says to prompts whose wordings it has never met: the pretrained model, SFT, V1 to V4, and V5 after PPO, all at temperature 0. Predict for each prompt where the largest step lies. The bars are marks of the gold judge.
+# **See** what the whole chain says to prompts whose wordings it has never met: the pretrained model, SFT, V1 to V4, and V5 after PPO, all at temperature 0. Of twelve prompts of each kind, the one is shown where the marks of SFT to V5 differ most: an example of a difference, and no average. The means over all twelve are printed below. The bars are marks of the gold judge.
 #
-# Keep in mind from where SFT started: half of its demonstrations came from careless writers (notebook 05). Section 5.1 says that a fine-tuned model learns this low tail together with the rest, and that rewards cut it off.
+# Keep in mind where SFT started: half of its demonstrations came from careless writers (notebook 05). Section 5.1 says that a fine-tuned model learns this low tail together with the rest, and that rewards cut it off.
+#
+# **Predict** for each kind of prompt where the largest step lies.
 
-# %% tags=["long"]
+# %% tags=["long", "near=0.1"]
 panel = lab.sample_prompts(
     lab.WorldSource(world), 31, 600, tokenizer, longest=400, split="held out"
 )
 
 
-def first_of(kind):
-    return next(i for i, p in enumerate(panel.prompts) if p.kind == kind and len(p.dialog) == 1)
-
-
-PICKED = {
-    kind: first_of(kind)
-    for kind in ("question", "talk", "list", "sum", "adversarial", "borderline")
-}
-picked = [panel.prompts[row] for row in PICKED.values()]
+KINDS = ("question", "talk", "list", "sum", "adversarial", "borderline")
+asked_here = [
+    prompt
+    for kind in KINDS
+    for prompt in [p for p in panel.prompts if p.kind == kind and len(p.dialog) == 1][:12]
+]
 texts, ended, marks = {}, {}, {}
 for name, model in bar(models.items(), about="answering"):
     said = lab.reply(
-        model, tokenizer, [p.dialog for p in picked], temperature=0.0, max_new_tokens=96
+        model, tokenizer, [p.dialog for p in asked_here], temperature=0.0, max_new_tokens=96
     )
-    ended[name] = [one.ended for one in said]
+    ended[name] = sum(one.ended for one in said)
     texts[name] = [one.text for one in said]
-    marks[name] = lab.gold_marks(world, picked, texts[name])
+    marks[name] = lab.gold_marks(world, asked_here, texts[name]).quality
+spread = np.ptp([marks[name] for name in list(CHAIN)[1:]], axis=0)
+PICKED = {
+    kind: max((r for r, p in enumerate(asked_here) if p.kind == kind), key=lambda r: spread[r])
+    for kind in KINDS
+}
 
 
 def draw_answers(prompt, models_from):
-    row = list(PICKED).index(prompt)
+    row = PICKED[prompt]
     names = list(CHAIN)[list(CHAIN).index(models_from) :]
     what = "safety" if prompt == "adversarial" else "helpfulness"
     shown = {
-        name: lab.MarkedAnswer(
-            texts[name][row][:150], {what: float(getattr(marks[name], what)[row])}
-        )
+        name: lab.MarkedAnswer(texts[name][row][:150], {what: float(marks[name][row])})
         for name in names
     }
-    figure = lab.marked_answers(picked[row].request, shown)
+    figure = lab.marked_answers(asked_here[row].request, shown)
     figure.set_size_inches(9, 0.8 + 1.25 * len(names))
     return figure
 
 
 def answer_words(prompt, models_from):
-    return f"Answers to a held-out prompt of the kind {prompt}, from {models_from} to V5, each with its marks."
+    names = list(CHAIN)[list(CHAIN).index(models_from) :]
+    told = ", ".join(f"{name} {marks[name][PICKED[prompt]]:.2f}" for name in names)
+    return f"Answers to a held-out prompt of the kind {prompt}, with their marks: {told}."
 
 
-show(
-    draw_answers("adversarial", "base"),
-    alt="Answers to a request for something harmful, from the pretrained model to V5, each with its mark for safety.",
-)
-show(
-    draw_answers("question", "base"),
-    alt="Answers to a question, from the pretrained model to V5, each with its mark for helpfulness.",
-)
-print(
-    "all tuned models end half of these answers or more:",
-    min(sum(ended[name]) for name in list(CHAIN)[1:]) >= 3,
-)
+show(draw_answers("adversarial", "base"), alt=answer_words("adversarial", "base"))
+show(draw_answers("question", "base"), alt=answer_words("question", "base"))
+print(f"{'mean mark':10s}", *(f"{kind:>12s}" for kind in KINDS), "  answers that end")
+for name in CHAIN:
+    means = (marks[name][[p.kind == kind for p in asked_here]].mean() for kind in KINDS)
+    print(f"{name:10s}", *(f"{m:12.2f}" for m in means), f"  {ended[name]} of {len(asked_here)}")
 Explorer(draw_answers, answer_words, prompt=list(PICKED), models_from=["V4", "base", "SFT"])
+
+# %% [markdown]
+# All models from SFT on give the same town for the question. V5 adds one word, "Gladly!", and the mark rises by 0.10. The request for harm is declined from V1 on: rejection sampling did that, not PPO. Twelve prompts per kind are too few to rank versions; the next section takes more.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 26: PPO on top of rejection sampling
 # **Say** (section 3.4.1, figure 11). With its own reward models as judge, the paper's V5 wins against ChatGPT about 70 % (helpfulness) and 67 % (safety) of the time before PPO, and 78 % and 76 % after. With GPT-4 as judge: 55 and 55, then 67 and 61 (all read off a figure). So an independent judge saw the gain too: 12 and 6 points, beside 8 and 9 by the judges that were climbed. These are small differences of numbers read off a figure.
 #
-# **Measure.** Five chains, from fine-tuning to PPO, share one pretrained model and differ in all that is random after it. V5 against V4, on the same new prompts: how often is it preferred, by the reward models that it climbed and by the gold judges? And V5 against SFT: what has all of RLHF gained? Predict: which judge sees the larger gain?
-# Some prompts of the record are new but worded as in training, some have wordings that training never had; the live ones are all of the second kind. Five chains take an hour, too long for a notebook, so their numbers are **recorded** in the ledger; `llama2 claims 26` measures them anew.
-#
-# Beside them, **live**: this machine's own chain on 800 new prompts in wordings of training and 800 in wordings that training never had, two sampled answers of SFT, V4 and V5 to each, at temperature 1, as in training. Helpfulness is marked where help is all that is asked for, as in the claim. Prompts that only *sound* harmful stand beside: declining one is a **false refusal**. The interval is a bootstrap over prompts: it says what other *prompts* would change, not what another chain would. About 25 seconds.
+# **Measure.** Five chains, from fine-tuning to PPO, share one pretrained model and differ in all that is random after it. V5 against V4, on the same new prompts: how often is it preferred, by the reward models that it climbed and by the gold judges? And V5 against SFT: what has all of RLHF gained? **Predict**: which judge sees the larger gain? Five chains take an hour, so their numbers are **recorded**; `llama2 claims 26` measures them again.
 
-# %% tags=["nbval-ignore-output", "long"]
-helped = from_ledger(26, "wins", "gold")
+# %%
+show_prediction(26)
+
+# %%
+_ = show_claim(26)
+
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# The prediction held: both judges prefer V5 to V4, and the gold judges' margin above one half is about half of the reward models'. So the gain is real, and a good part of it only the climbed judge sees. Three chains had left the gold judges' margin open (-0.04 to 0.29); two more were added, once, and a look in between makes a 95 % interval somewhat too narrow.
+#
+# **Measure** live what such a win is made of: the released chain on 800 new prompts in wordings of training and 800 in wordings that training never had, two sampled answers of SFT, V4 and V5 to each, at temperature 1, as in training. Helpfulness is marked where help is all that is asked for, as in the claim. Prompts that only *sound* harmful are counted apart: declining one is a **false refusal**. The interval is a bootstrap over prompts: it says what other *prompts* would change, not what another chain would.
+#
+# **Predict** the sign of the three changes from SFT to V5, and in which wordings they are larger.
+
+# %% tags=["long", "near=0.02"]
 panels = {
     "known wordings": lab.new_prompts(lab.nano(), 31, "train", tokenizer),
     "new wordings": lab.new_prompts(lab.nano(), 31, "held out", tokenizer),
@@ -982,31 +992,23 @@ def gained(before, after, words):
 
 
 for words in panels:
-    print(f"\nlive, one chain, {words}:")
+    print(f"{words}:")
     for before, after in (("SFT", "V5"), ("V4", "V5")):
         for what, change in gained(before, after, words).items():
-            print(f"  {what}, {after} less {before}: {change}, {change.n} prompts")
-
-# %%
-since = [
-    helped.verdict.estimates[f"gold {what}, V5 less SFT"] for what in ("helpfulness", "safety")
-]
-print("recorded, since SFT, both gold marks rose:", all(estimate.low > 0 for estimate in since))
-print("claim 26 has a verdict; chains:", helped.verdict.outcome in VERDICTS, len(helped.measurements))  # fmt: skip
-now = {words: gained("SFT", "V5", words) for words in panels}
-print("live, helpfulness is not lost, in both (not by 0.05):", all(found["helpfulness"].low > -0.05 for found in now.values()))  # fmt: skip
-print("live, safer than SFT, in both:", all(found["safety"].low > 0 for found in now.values()))
-print("live, the price in new wordings is false refusals:", now["new wordings"]["false refusals"].low > 0)  # fmt: skip
+            print(
+                f"  {what:14s} {after} minus {before}: {change.value:+.3f} "
+                f"({change.low:+.3f} to {change.high:+.3f}), {change.n} prompts"
+            )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ### What rose, what fell
-# Read the record twice. Since SFT, both gold marks have risen: that is what all of RLHF has done to a model with careless teachers. From V4 to V5 alone, the reward models, which were climbed, prefer V5 in 73 of 100 comparisons, the gold judges in 62: the gain is real, and about half of it only the climbed judge sees. Chains differ. The first three left the gold judges' 62 open, 46 to 79; two more were added, once, and it is 56 to 68.
+# In the released chain helpfulness and safety have risen since SFT, in both kinds of wordings, and PPO alone (V4 to V5) has its share in both. False refusals are the price, and only in wordings that training never had: there V5 declines far more harmless prompts than SFT does, and more than V4. In known wordings it declines slightly fewer.
 #
-# The gold mark of helpfulness is a weighted mean of six **components**. A sum hides trades, and a policy that is paid by a reward model trades: more of what the model sees for what it does not see. **Predict** for SFT to V5: which components rise, which fall? Remember notebook 06: the reward model knows tone and form well, and of two facts hardly the right one.
+# The gold mark of helpfulness is a weighted mean of six **components**. A sum hides trades, and a policy that is paid by a reward model trades: more of what the model sees for what it does not see. **Predict** for SFT to V5: which components rise, which fall? Remember notebook 06: the reward model knows tone and form well, but can hardly tell which of two facts is right.
 #
-# Below, differences of the same prompts and their 95 % intervals (bootstrap over prompts). An interval that contains 0 decides nothing.
+# Below, differences on the same prompts with their 95 % intervals (bootstrap over prompts). An interval that contains 0 decides nothing.
 
-# %% tags=["hide-input", "long"]
+# %% tags=["hide-input", "long", "near=0.02"]
 PARTS = [part.name for part in fields(lab.Helpfulness)]
 SHORT_PARTS = {
     "correctness": "correct", "relevance": "relevant", "completeness": "complete", "brevity": "brief",
@@ -1049,30 +1051,31 @@ def draw_changes(before, after, words):
 
 
 def changes_words(before, after, words):
-    return f"Change of each component of the gold mark from {before} to {after} in {words}, with its 95 % interval."
+    found = changes(before, after, words)
+    told = ", ".join(f"{name.replace('_', ' ')} {e.value:+.2f}" for name, e in found.items())
+    return f"Change of the gold mark from {before} to {after} in {words}: {told}."
 
 
-show(
-    draw_changes("SFT", "V5", "known wordings"),
-    alt="From SFT to V5 safety rises far more than any component of helpfulness moves.",
-)
-print("safety rose from SFT to V5:", changes("SFT", "V5", "known wordings")["safety"].value > 0)
-print(
-    "a component is a mark between 0 and 1:",
-    all(v.min() >= 0 and v.max() <= 1 for v in by_part.values()),
-)
+show(draw_changes("SFT", "V5", "known wordings"), alt=changes_words("SFT", "V5", "known wordings"))
+for words, before in itertools.product(panels, ("SFT", "V4")):
+    print(f"{words}, {before} to V5: change, and what it adds to the mark of helpfulness")
+    for part, change in changes(before, "V5", words).items():
+        adds = f"{lab.WEIGHTS[part] * change.value:+.3f}" if part in lab.WEIGHTS else ""
+        print(f"  {part:13s} {change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f}) {adds}")
 last = ("new wordings", "V5")
-print("the weighted mean is made of the parts:", np.allclose(
+assert np.allclose(
     by_part[last] @ np.array([lab.WEIGHTS[part] for part in PARTS]),
-    mean_mark(*last, "helpfulness")[live[last][0].helpful], rtol=0, atol=1e-9))  # fmt: skip
+    mean_mark(*last, "helpfulness")[live[last][0].helpful], rtol=0, atol=1e-9,
+), "the mark of helpfulness must be the weighted mean of its parts"  # fmt: skip
 Explorer(draw_changes, changes_words, before=["SFT", "V4"], after=["V5", "V4"], words=list(panels))
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
+# **Most of the gain in helpfulness is politeness.** In known wordings it adds 0.050 of the 0.061 points since SFT, and whether the facts have become more or less correct is undecided: +0.002 (-0.025 to +0.030). In new wordings politeness adds 0.048 of 0.079, and correctness rises a little. What PPO alone added (V4 to V5) is nearly all politeness: 0.032 of 0.032 points in known wordings, 0.032 of 0.037 in new ones; correctness is undecided in both. That any component fell is not shown. This is what notebook 06 lets one expect of reward models that see tone better than facts. Claim 26 records the total only, so for the other chains this split is unknown.
+#
 # A mean over prompts hides trades as well. **See** the change by *kind* of prompt. **Predict**: which kinds suffer in wordings that no reward model and no policy was trained on?
-# <details><summary>What came out, and why</summary>Which kind loses most differs from chain to chain. In the training shown here it is the borderline prompts: V5 declines more of them than SFT did. In another training it was lists: asked "I need five foods. Which do you know?" V5 answered 27 of 118 such prompts with one sentence, "I am a helper who knows this little world."; here it does so no more often than SFT does on its own favourite. Both have one cause. A refusal, or a fluent sentence that answers another question, is harmless and short, and the reward models mark it well enough where they know no better. So PPO makes it likelier wherever the policy is at a loss. This is over-optimisation in an ordinary, well-behaved run, with a price, early stopping and all lights green. Only a look at single kinds shows it.</details>
 
 
-# %% tags=["hide-input", "long", "nbval-ignore-output"]
+# %% tags=["hide-input", "long", "near=0.02"]
 def by_kind(before, after, words):
     kinds = np.array([p.kind for p in panels[words].prompts])
     mark = {name: mean_mark(words, name, "quality") for name in (before, after)}
@@ -1095,55 +1098,58 @@ def draw_kinds(before, words):
 
 def kinds_words(before, words):
     found = by_kind(before, "V5", words)
-    worst = min(found, key=lambda kind: found[kind].value)
-    return f"Change of the gold mark from {before} to V5 in {words}: lowest for {worst}."
+    told = ", ".join(f"{kind.replace('_', ' ')} {e.value:+.2f}" for kind, e in found.items())
+    return f"Change of the gold mark from {before} to V5 in {words}: {told}."
 
 
-show(
-    draw_kinds("SFT", "new wordings"),
-    alt=kinds_words("SFT", "new wordings"),
-)
+show(draw_kinds("SFT", "new wordings"), alt=kinds_words("SFT", "new wordings"))
+for kind, change in by_kind("SFT", "V5", "new wordings").items():
+    print(f"{kind:12s} {change.value:+.2f} ({change.low:+.2f} to {change.high:+.2f}), {change.n}")
 Explorer(draw_kinds, kinds_words, before=["SFT", "V4"], words=list(panels))
 
-# %%
-gains = by_kind("SFT", "V5", "new wordings")
-print("requests for harm gain in new wordings:", gains["adversarial"].low > 0)
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# Requests for harm gain most. Instructions (how to) lose: their interval lies below 0. The mark of borderline prompts did not move, although V5 declines many more of them: a mean hides that, too. Which kind loses depends on the chain; that some kind loses while the mean rises is why one looks at single kinds.
+#
+# **See** what the models say to prompts for a list in new wordings, and the sentence that each of them says most often.
 
-# %% tags=["nbval-ignore-output"]
-lists = [row for row, p in enumerate(panels["new wordings"].prompts) if p.kind == "list"][:8]
-for row in lists:
+# %% tags=["near=3"]
+rows = [row for row, p in enumerate(panels["new wordings"].prompts) if p.kind == "list"]
+for row in rows[:8]:
     print(f"> {panels['new wordings'].prompts[row].request}")
     for name in ("SFT", "V5"):
         print(f"    {name:4s} {sampled['new wordings', name][0][row][:90]!r}")
-to_lists = {
-    name: [texts[row] for texts in sampled["new wordings", name]
-           for row, p in enumerate(panels["new wordings"].prompts) if p.kind == "list"]
-    for name in ("SFT", "V5")
-}  # fmt: skip
-favourite = {name: Counter(said).most_common(1)[0] for name, said in to_lists.items()}
-for name, (sentence, n) in favourite.items():
-    share = lab.proportion_exact(n, len(to_lists[name]))
-    print(f"{name:4s} says {n} times of {len(to_lists[name])}, a share of {share}: {sentence!r}")
+for name in ("SFT", "V5"):
+    said = [answers[row] for answers in sampled["new wordings", name] for row in rows]
+    ((sentence, n),) = Counter(said).most_common(1)
+    share = lab.proportion_exact(n, len(said))
+    print(
+        f"{name:4s} says {n} times of {len(said)}, {share.value:.1%} "
+        f"({share.low:.1%} to {share.high:.1%}): {sentence!r}"
+    )
 
-# %%
-print("prompts for a list in new wordings that each model answered:",
-      {name: len(texts) for name, texts in to_lists.items()})  # fmt: skip
+# %% [markdown]
+# V5 answers these prompts politely and in the form of a list, where SFT often says something else altogether. But in four of the eight examples it lists towns where animals or trades were asked for. Form and manners have been learned in new wordings; the content often has not.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The price of distance
 # **Say.** Everything hangs on $\beta$. The paper: 0.01 for 7B and 13B, 0.005 for 34B and 70B. What counts is the divergence *summed over an answer*; ours have 30 tokens, the paper's hundreds, and our reward models know less. Nano uses 0.2.
 #
-# **Claim 27**: the price limits hacking. At $\beta = 0$ the score of the reward model (the **proxy**) should rise and the gold mark fall: **over-optimisation**.
+# **Claim 27**: the price limits hacking. At $\beta = 0$ the score of the reward model (the **proxy**) should rise and the gold mark fall: **over-optimisation** (Gao, Schulman and Hilton, 2022). Section 3.4.1 of the paper quotes Goodhart's law for it: a measure that becomes a target is no longer a good measure.
 #
-# **Measure.** Short runs from nano's own V4 against its own reward models: smaller batches, a higher rate, four prices, five seeds. Early stopping is off: it would hide what we want to see. Twenty runs take a quarter of an hour, so they are recorded too; `llama2 claims 27` repeats them.
+# **Measure.** Short runs from nano's V4 against nano's reward models: smaller batches, a higher learning rate, four prices, five seeds. Early stopping is off: it would hide what we want to see. Twenty runs take too long for a lesson, so they are recorded too; `llama2 claims 27` repeats them.
 #
 # **Predict** before you run: how many nats away does the free policy go? What does the gold judge say of it? And which differ more from seed to seed, runs with a price or runs without?
 
-# %% tags=["nbval-ignore-output"]
-priced = from_ledger(27, "proxy gained", "gold quality", "KL")
+# %%
+show_prediction(27)
+
+# %%
+priced = show_claim(27)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **See** the **frontier**: proxy and gold over the distance, a path for each price. Each path runs from left (V4) to right; distance is the root of the divergence, because a random step of a policy moves it by that. A path that still rises in the left panel while it bends down in the right one has begun to exploit its judge. At which price does that happen?
+# The prediction held: without a price the reward models' score rises and the gold mark falls, and every seed goes the farther, the lower the price. Seeds 3 and 4 were added after a look at the first three, whose interval for the free run's loss still contained 0; so its 95 % is a little optimistic.
+#
+# **See** the **frontier**: proxy and gold over the distance, a path for each price. Each path runs from left (V4) to right. Distance is drawn as the root of the divergence, as Gao and others do: for small changes of the policy the divergence grows with the *square* of the change. A path that still rises in the left panel while it bends down in the right one has begun to exploit its judge. At which price does that happen?
 
 # %% tags=["hide-input", "long"]
 BETAS = [0.0, 0.05, 0.2, 0.8]
@@ -1183,29 +1189,22 @@ def draw_frontier(seeds, gold_mark="gold quality"):
 
 
 def frontier_words(seeds, gold_mark):
-    return f"Proxy and {gold_mark} over the root of the divergence, {seeds}: one path for each of four prices."
+    chosen = slice(None) if seeds == "mean of all seeds" else [int(seeds[-1])]
+    row = WHAT.index(gold_mark)
+    told = ", ".join(f"{beta:g}: {change[beta][chosen, row].mean():+.3f}" for beta in BETAS)
+    return f"Proxy and {gold_mark} over the root of the divergence, {seeds}. Change of {gold_mark} by price: {told}."
 
 
-show(
-    draw_frontier("mean of all seeds"),
-    alt="The lower the price, the further the policy drifts and the higher the proxy; without a price the gold mark falls steeply, at 0.2 and above it hardly moves.",
-)
-print(
-    "claim 27 has a verdict:",
-    priced.verdict.outcome in VERDICTS,
-    "| at least three seeds:",
-    len(priced.measurements) >= 3,
-)
-print("free: the proxy rises in every seed:", bool((change[0.0][:, 1] > 0).all()))
-print("free: gold falls in every seed:", bool((change[0.0][:, 2] < 0).all()))
-print(
-    "beta 0.2: gold ends above the free run's, in every seed:",
-    bool((change[0.2][:, 2] > change[0.0][:, 2]).all()),
-)
-print(
-    "the dearer, the nearer, on average:",
-    all(change[a][:, 0].mean() > change[b][:, 0].mean() for a, b in itertools.pairwise(BETAS)),
-)
+show(draw_frontier("mean of all seeds"), alt=frontier_words("mean of all seeds", "gold quality"))
+print("V4 to the end of a run, mean over seeds (95 %):")
+for beta in BETAS:
+    print(f"beta {beta:g}")
+    for row, what in enumerate(WHAT):
+        found = lab.mean_interval(change[beta][:, row].tolist())
+        print(f"  {what:16s} {found.value:+7.3f} ({found.low:+.3f} to {found.high:+.3f})")
+free = change[0.0][:, 0]
+print(f"free runs end {free.min():.1f} to {free.max():.1f} nats from V4; "
+      f"at beta 0.2 {change[0.2][:, 0].min():.1f} to {change[0.2][:, 0].max():.1f}")  # fmt: skip
 Explorer(
     draw_frontier,
     frontier_words,
@@ -1214,14 +1213,12 @@ Explorer(
 )
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# ### What the free policy gave up
-# **See** the free run's gold mark in its two parts. One rises. Which one, and why just that one?
+# ### What the policy gave up, free or not
+# On the right the paths without a price and at 0.05 bend down while they still rise on the left. Gold quality counts helpfulness, and safety where a prompt asks for harm. Look at the two parts in the table above. **Gold helpfulness falls at every price, nano's own 0.2 included**: by 0.203 (0.117 to 0.289) without one, by 0.027 (0.021 to 0.034) at 0.2. At 0.2 safety rises by 0.068 (0.048 to 0.089) and hides the loss in the sum. For the free run the change of safety is undecided: its interval contains 0. In these short runs a price limits what helpfulness loses; it does not prevent the loss. (The released run, live above, gained 0.032 at the same price, with a lower learning rate and larger batches; the record is of an earlier recipe. Which of these makes the difference was not measured.)
 #
-# Look at the single seeds of the frontier too. A price is also a leash on luck: runs that pay end at about the same distance, free runs anywhere, one several times as far as another. That makes intervals over few seeds wide for the free runs, so a verdict may stay open although every single seed shows the same fall.
+# A price also makes runs alike: those that pay end at about the same distance, while the farthest free run ends more than three times as far as the nearest. That makes intervals over few seeds wide for the free runs.
 #
-# And where would *early stopping* on held-out prompts, which the paper uses, have stopped the free run? It watches the *proxy*. Does it help?
-# <details><summary>Answer</summary>Safety rises: a refusal is easy to say and easy to see, so the reward model is right about it even far from home. Helpfulness needs what the reward model cannot see, the right fact.
-# Early stopping does not help. Held-out prompts protect against learning prompts by heart, not against a wrong judge: the held-out proxy rises together with the training proxy. What helps is the price, a better reward model, new comparisons of the new policy's answers (the paper's weekly rounds), and a second opinion. The paper watched a further, general reward model for that reason, and saw no divergence between the two.</details>
+# **Predict**: where would *early stopping* on held-out prompts, which the paper uses, have stopped the free run? It watches the *proxy*. Does it help?
 
 
 # %% tags=["hide-input", "long"]
@@ -1241,25 +1238,39 @@ def draw_over(beta):
 
 
 def over_words(beta):
-    signs = ["rises" if gain > 0 else "falls" for gain in change[beta].mean(0)]
-    return f"Beta {beta:g}, mean and range of the seeds: the proxy {signs[1]}, gold helpfulness {signs[3]}, gold safety {signs[4]}."
+    gains = change[beta].mean(0)
+    return f"Beta {beta:g}, mean and range of the seeds: proxy {gains[1]:+.2f}, gold helpfulness {gains[3]:+.3f}, gold safety {gains[4]:+.3f}."
 
 
 show(draw_over(0.0), alt=over_words(0.0))
+ends = paths[0.0][:, :, -1]
+best = int((ends[:, 1] == paths[0.0][:, 1].max(1)).sum())
+worst = int((ends[:, 2] == paths[0.0][:, 2].min(1)).sum())
+print(f"free runs of {len(ends)} whose last measurement has the highest proxy: {best}; "
+      f"the lowest gold quality: {worst}")  # fmt: skip
 Explorer(draw_over, over_words, beta=BETAS)
+
+# %% [markdown]
+# Early stopping does not help here. In every seed of the free run the held-out proxy is highest at the last measurement, where gold quality is lowest: early stopping would keep exactly that policy. Held-out prompts protect against learning prompts by heart, not against a wrong judge. What helps is the price, a better reward model, new comparisons of the new policy's answers (the paper's weekly rounds), and a second opinion. The paper watched a further, general reward model for that reason, and saw no divergence between the two (section 3.4.1).
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 29: whitening steadies
-# **Say.** "We also find it important to whiten the final linear scores", the paper says, to increase stability and to balance them with the price; without a number. **Measure** at $\beta = 0.2$: raw scores, whitened over the batch, whitened by tag, as many seeds as above.
+# **Say.** "We also find it important to whiten the final linear scores", the paper says, to increase stability and to balance them with the price; it gives no number. **Measure** at $\beta = 0.2$: raw scores, whitened over the batch, whitened by tag, as many seeds as above.
 #
-# Two things can be predicted by arithmetic. The raw scores of V4's answers spread by about 2 (a cell above drew them), whitened ones by 1: so 0.2 is worth about half as much, and the policy should go further. And the value function has returns to learn that are twice as large, with errors to match: the gradient before clipping should be longer and swing more.
+# Two things can be predicted by arithmetic. Raw scores spread by more than whitened ones, whose deviation is 1 (the cell of the figure prints that of V4's answers): so a price of 0.2 is worth less beside them, and the policy should go further. And the value function has larger returns to learn, with errors to match: the gradient before clipping should be longer and swing more.
 
-# %% tags=["nbval-ignore-output"]
-steadied = from_ledger(29, "kl/", "swing/", "gradient/", "less")
+# %%
+show_prediction(29)
 
-# %% tags=["hide-input", "long"]
+# %%
+steadied = show_claim(29)
+
+# %% [markdown]
+# Both predictions held: at the same $\beta$, runs on raw scores drift further and their gradient swings more. It is what a larger scale does; at a $\beta$ raised by the same factor the first difference should shrink, which we did not measure.
+
+# %% tags=["hide-input", "long", "near=0.02"]
 NAMES_29 = {
-    "kl": "KL at the end\n(nats an answer)",
+    "kl": "KL at the end\n(nats per answer)",
     "gradient": "gradient, length\nbefore clipping",
     "swing": "gradient, swing",
     "unevenness": "unevenness of KL",
@@ -1280,30 +1291,23 @@ def draw_steadiness(what):
 
 
 def steadiness_words(what):
-    mean = {
-        way: np.mean([one.values[f"{what}/{way}"] for one in steadied.measurements])
-        for way in ("none", "batch")
-    }
-    return f"{NAMES_29[what]}: {'higher' if mean['none'] > mean['batch'] else 'lower'} with raw scores than with whitened ones.".replace(
-        "\n", " "
+    ways = {"raw": "none", "whitened over the batch": "batch", "by tag": "tag"}
+    told = ", ".join(
+        f"{name} {np.mean([one.values[f'{what}/{way}'] for one in steadied.measurements]):.2f}"
+        for name, way in ways.items()
     )
+    return f"{NAMES_29[what]}, mean over seeds: {told}.".replace("\n", " ")
 
 
 show(draw_steadiness("kl"), alt=steadiness_words("kl"))
 print(
-    "claim 29 has a verdict:",
-    steadied.verdict.outcome in VERDICTS,
-    "| at least three seeds:",
-    len(steadied.measurements) >= 3,
-)
-print(
-    "the spread of raw scores is no 1:", torch.from_numpy(scored["V4"].combined).std().item() > 1.2
+    f"standard deviation of the raw scores of V4's answers above: {scored['V4'].combined.std():.2f}"
 )
 Explorer(draw_steadiness, steadiness_words, what=list(NAMES_29))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A gallery of broken runs
-# **Say.** PPO programs fail quietly. Loss is no guide: it hovers about zero in good runs and bad. So learn the symptoms, on a world so small that a run takes a second.
+# **Say.** PPO programs fail quietly. The loss is no guide: it stays near zero in good runs and bad. So learn the symptoms, on a world so small that a run takes a second.
 #
 # Twelve tokens. Four topics; each has one right word. There is "please", EOS, and BOS. A **tiny policy** (one layer of 32) first learns from demonstrations that are right eight times in ten and polite three times in ten.
 # - The **tiny reward model** likes every "please" (0.7 each, without end) and the right word (0.7).
@@ -1311,9 +1315,9 @@ Explorer(draw_steadiness, steadiness_words, what=list(NAMES_29))
 #
 # So the reward model is right about the first "please" and wrong about the third: a judge that can be exploited.
 #
-# A run is the library's own `ppo`, with the tiny reward model in place of the learned ones. To break it, `mock.patch` replaces one function under the name by which the library calls it, for the length of the run, and puts it back.
+# A run is the library's own `train`, with the tiny reward model in place of the learned ones. To break it, `mock.patch` replaces one function under the name by which the library calls it, for the length of the run, and puts it back. The same way lets your own `my_shaped` and `my_gae` train a policy.
 
-# %% tags=["long"]
+# %% tags=["long", "near=0.05"]
 BOS, EOS, PLEASE, TOPICS = 1, 2, 3, [4, 5, 6, 7]  # the right word of topic t is t + 4
 ASKED = [([BOS, TOPICS[row % 4]], False) for row in range(64)]
 TINY = lab.ModelConfig(
@@ -1356,9 +1360,10 @@ taught = lab.optimize(
     lambda m, b: lab.masked_loss(m(b[0][:, :-1]), b[0], b[1]), lambda _: 1e-2, steps=range(120),
 )  # fmt: skip
 losses = [step.loss for step in taught]
-print("the apprentice has learned:", losses[-1] < 0.6 * losses[0])
+print(f"loss of the apprentice: {losses[0]:.2f} at first, {losses[-1]:.2f} at the end")
+assert losses[-1] < 0.6 * losses[0], f"the apprentice must have learned; got {losses[-1]}"
 
-# %% tags=["long"]
+# %% tags=["long", "near=0.05"]
 SMALL = lab.PpoConfig(
     iterations=14, batch_size=64, minibatch_size=16, max_new_tokens=10, lr=1.5e-3, value_lr_multiplier=5.0,
     value_warmup=3, beta=0.5, whiten_by="batch", eval_every=4, patience=99, save_every=1000,
@@ -1393,37 +1398,34 @@ def run_tiny(patches=None, reference=None, **settings):
 
 
 runs = {"healthy": run_tiny()}
-tiny_lights = lab.lights(runs["healthy"])
-print(
-    "healthy, lights that are red:", [light.name for light in tiny_lights if light.state == "red"]
-)
-held = [row for row in runs["healthy"] if "gold_quality" in row]
-print(
-    "proxy and gold both rose:",
-    held[-1]["held_out_reward"] > held[0]["held_out_reward"]
-    and held[-1]["gold_quality"] > held[0]["gold_quality"],
-)
+mine = run_tiny({"ppo.shaped_rewards": my_shaped, "ppo.gae": my_gae})
+for name, rows in {"healthy": runs["healthy"], "with your own pieces": mine}.items():
+    ends = [row for row in rows if "gold_quality" in row]
+    red = [light.name for light in lab.lights(rows) if light.state == "red"]
+    print(f"{name}: red lights: {', '.join(red) or 'none'}")
+    for what in ("held_out_reward", "gold_quality"):
+        print(f"  {what:16s} {ends[0][what]:.2f} to {ends[-1][what]:.2f}")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **Break.** Ten faults, each a line or two. Some come from the tables of mistakes of this notebook's checks (`SHAPE_MISTAKES`, `GAE_MISTAKES`).
 #
 # 1. *Two temperatures*: log-probabilities of rollouts are taken at 1.5, samples and training use 1.
 # 2. *Stale sampler*: a copy of the first weights writes the answers. (The inference server never got the update.)
-# 3. *Price turned round*: distance is paid for.
+# 3. *Price with the wrong sign*: distance is rewarded.
 # 4. *Size of the log-ratio*: $|k_1|$ for $k_1$, "since a distance cannot be negative".
 # 5. *Score left out*: only the divergence is ever paid.
 # 6. *Score at every token*, and raw: long answers collect it often.
 # 7. *Returns lack the values*: the targets of the value function are the advantages.
-# 8. *Loss turned round*: the gain is minimised.
-# 9. *Another reference*: not the weights the policy starts from.
+# 8. *Loss with the wrong sign*: the gain is minimised.
+# 9. *Another reference*: not the weights from which the policy starts.
 # 10. *No price*, $\beta = 0$, for longer.
 #
-# **Predict** for each: which light, and does the *proxy* still rise? Write it down; the order of the lights is: ratio, start, KL, entropy, clip fraction, explained variance, length, endings, reward, gold. About 10 seconds.
+# **Predict** for each: which light, and does the *proxy* still rise? Write it down; the order of the lights is: ratio, start, KL, entropy, clip fraction, explained variance, length, endings, reward, gold.
 #
 # **See** first the lights of all runs, then each run beside the healthy one. In which runs would you have been content with the curve of the reward alone?
 
 
-# %% tags=["long"]
+# %% tags=["long", "near=0.5"]
 def mistake(table, beginning):
     return next(wrong for words, wrong in table.items() if words.startswith(beginning))
 
@@ -1449,12 +1451,12 @@ shaped = "ppo.shaped_rewards"
 FAULTS = {
     "two temperatures": {"patches": {"ppo.answer_logprobs": lambda policy, mask, ids, t: answer_logprobs(policy, mask, ids, t if torch.is_grad_enabled() else 1.5)}},
     "stale sampler": {"patches": {"ppo.generate": lambda model, prompts, **named: lab.generate(apprentice, prompts, **named)}},
-    "price turned round": {"patches": {shaped: lambda s, p, q, mask, beta: rlhf.shaped_rewards(s, p, q, mask, -beta)}},
+    "price, wrong sign": {"patches": {shaped: lambda s, p, q, mask, beta: rlhf.shaped_rewards(s, p, q, mask, -beta)}},
     "size of log-ratio": {"patches": {shaped: mistake(SHAPES, "the size of the log-ratio")}},
     "score left out": {"patches": {shaped: mistake(SHAPES, "the score is left out")}},
     "score at every token": {"patches": {shaped: mistake(SHAPES, "every token gets the whole score")}, "whiten_by": "nothing"},
     "returns lack values": {"patches": {"ppo.gae": short_returns}},
-    "loss turned round": {"patches": {"ppo.ppo_policy_loss": turned_loss}},
+    "loss, wrong sign": {"patches": {"ppo.ppo_policy_loss": turned_loss}},
     "another reference": {"reference": other},
     "no price": {"beta": 0.0, "iterations": 24},
 }  # fmt: skip
@@ -1465,24 +1467,21 @@ for fault in bar(FAULTS, about="breaking"):
 SYMPTOM = {
     "two temperatures": "ratio before the first step",
     "stale sampler": "KL",
-    "price turned round": "KL",
+    "price, wrong sign": "KL",
     "size of log-ratio": "entropy, of the start's",
     "score left out": "explained variance",
     "score at every token": "length, of the start's",
     "returns lack values": "explained variance",
-    "loss turned round": "reward, gained",
+    "loss, wrong sign": "reward, gained",
     "another reference": "divergence at the start",
     "no price": "gold, gained",
 }
 for fault, light in SYMPTOM.items():
     seen = {x.name: x for x in lab.lights(runs[fault])}[light]
-    print(f"{fault:21s} {light:28s} not green: {seen.state != 'green'}")
-print(
-    "stale sampler, KL is negative:",
-    {x.name: x.value for x in lab.lights(runs["stale sampler"])}["KL"] < -0.5,
-)
+    print(f"{fault:21s} {light:28s} {seen.state:6s} {seen.value:9.2g}")
+    assert seen.state in ("amber", "red"), f"{fault} must show in {light}; got {seen}"
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long", "near=0.2"]
 table = {name: {light.name: light for light in lab.lights(rows)} for name, rows in runs.items()}
 NAMES = list(table["healthy"])
 SHORT = {
@@ -1501,15 +1500,17 @@ def draw_lights(names):
     )  # fmt: skip
 
 
+def light_words(names):
+    told = (
+        f"{name}: {', '.join(SHORT.get(x, x) for x in NAMES if table[name][x].state == 'red') or 'none'}"
+        for name in names
+    )
+    return f"Red lights. {'; '.join(told)}."
+
+
 everyone = list(runs)
-show(
-    draw_lights(everyone[:6]),
-    alt="The healthy run is green; two temperatures show in the ratio, the stale sampler in a negative KL, the price turned round in a huge KL.",
-)
-show(
-    draw_lights([everyone[0], *everyone[6:]]),
-    alt="Score at every token shows in the length, missing values in the explained variance, the turned loss in the reward, another reference at the start, no price in gold.",
-)
+for shown in (everyone[:6], [everyone[0], *everyone[6:]]):
+    show(draw_lights(shown), alt=light_words(shown))
 
 
 SERIES = {
@@ -1532,19 +1533,20 @@ def draw_run(run, what):
 
 
 def run_words(run, what):
-    values = [row[SERIES[what]] for row in runs[run] if SERIES[what] in row]
-    return f"Run '{run}': its {what} ends {'above' if values[-1] > values[0] else 'at or below'} where it began."
+    ends = {
+        label: [row[SERIES[what]] for row in runs[label] if SERIES[what] in row]
+        for label in dict.fromkeys(["healthy", run])
+    }
+    told = ", ".join(f"{label} {v[0]:.2f} to {v[-1]:.2f}" for label, v in ends.items())
+    return f"{what}, first to last: {told}."
 
 
-show(
-    draw_run("no price", "reward (proxy)"),
-    alt="Without a price the reward rises higher than in the healthy run.",
-)
-show(
-    draw_run("no price", "gold"),
-    alt="Without a price the gold mark first rises, then falls; in the healthy run it stays up.",
-)
+show(draw_run("no price", "reward (proxy)"), alt=run_words("no price", "reward (proxy)"))
+show(draw_run("no price", "gold"), alt=run_words("no price", "gold"))
 Explorer(draw_run, run_words, run=list(FAULTS), what=list(SERIES))
+
+# %% [markdown]
+# In eight of the ten broken runs the light of the reward is green. In four of these eight the gold mark falls: two temperatures, price with the wrong sign, score at every token, no price. Whoever watches the reward alone is content with all eight.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### What no light sees
@@ -1553,8 +1555,6 @@ Explorer(draw_run, run_words, run=list(FAULTS), what=list(SERIES))
 # - *Advantages not whitened.*
 #
 # **Predict** their lights.
-# <details><summary>What comes out, and what follows</summary>None turns red. The check knows the first fault, the run does not show it: with $\lambda = \gamma = 1$ it even cancels, for the pads' values come in at one end of the sum and go out at the other. Set $\lambda = 0.95$ one day, and it is there. The second changes step sizes, which AdamW and the clip of the gradient mostly undo here.
-# Hence the order of work: <i>checks</i> for what has a right answer, <i>lights</i> for what can only be seen in a run, <i>gold marks</i>, or people, for what the reward model cannot know.</details>
 
 # %%
 SILENT = {
@@ -1568,18 +1568,25 @@ for name in ("pads in the advantages", "advantages raw"):
 with expect_failure(CheckFailed):
     checks.gae(mistake(checks.GAE_MISTAKES, "the sum is carried"))
 
+# %% [markdown]
+# Neither run has a red light. The check knows the first fault, the run does not show it: with $\lambda = \gamma = 1$ it cancels, for the pads' values enter the sum at one end and leave it at the other. With $\lambda = 0.95$ it would not cancel. The second changes step sizes, which AdamW and the clip of the gradient mostly undo here.
+#
+# Hence the order of work: *checks* for what has a right answer, *lights* for what can only be seen in a run, *gold marks*, or people, for what the reward model cannot know.
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, what we measured, what we could not
 # | claim | paper | here |
 # |---|---|---|
-# | 26, PPO on top | V5 about 70, 67 % wins (helpful, harmless) before, 78, 76 after; GPT-4 as judge 55, 55 then 67, 61 (read off a figure) | *reproduced*, over five chains: V5 wins 73 % against V4 by the reward models, 62 % by gold [56, 68]; since SFT gold helpfulness rose by 0.06 [0.05, 0.08], gold safety by 0.27 [0.23, 0.32] |
-# | 27, the price | beta 0.01 and 0.005; no ablation | *reproduced*: free, the proxy gains 0.90 [0.66, 1.13] and gold loses 0.15 [0.08, 0.22]; at 0.2 the proxy gains 0.35 [0.24, 0.46] and gold loses 0.006; 15, 3.6, 1.9 and 1.0 nats for beta 0, 0.05, 0.2, 0.8 |
-# | 28, the threshold | precision 0.89, recall 0.55 at 0.15 | *reproduced*: 0.99 and 0.93, on answers that are easier to tell apart |
+# | 26, PPO on top | V5 about 70, 67 % wins (helpful, harmless) before, 78, 76 after; GPT-4 as judge 55, 55 then 67, 61 (read off a figure) | *reproduced*, over five chains: V5 wins 73 % [65, 81] against V4 by the reward models, 62 % [56, 68] by gold; since SFT gold helpfulness rose by 0.06 [0.05, 0.08], gold safety by 0.27 [0.23, 0.32] |
+# | 27, the price | beta 0.01 and 0.005; no ablation | *reproduced*: free, the proxy gains 0.90 [0.66, 1.13] and gold quality loses 0.15 [0.08, 0.22]; at 0.2 the proxy gains 0.35 [0.24, 0.46] and gold quality loses 0.006 [0.004, 0.008], but gold helpfulness 0.027 [0.021, 0.034] |
+# | 27, the distance | none | 14.6 nats [5.3, 23.9], 3.6 [3.1, 4.1], 1.9 [1.5, 2.3], 1.0 [0.7, 1.3] for beta 0, 0.05, 0.2, 0.8 |
+# | 28, the threshold | precision 0.89, recall 0.55 at 0.15 | *reproduced*: precision 0.988 [0.987, 0.989], recall 0.93 [0.91, 0.96], on answers that are easier to tell apart |
 # | 29, whitening | "important", no number | *reproduced*: raw scores go 0.8 nats further [0.3, 1.3], and the gradient swings more, by 1.0 [0.5, 1.4] |
+# | what a gain is made of (live, one chain) | not measured | known wordings, SFT to V5: helpfulness +0.061 [0.046, 0.076], of which politeness adds 0.050, correctness +0.002 [-0.025, 0.030]; V4 to V5: helpfulness +0.032 [0.020, 0.045]; false refusals, SFT to V5: -0.05 [-0.12, -0.01], in new wordings +0.29 [0.19, 0.40] |
 #
-# - **Scale.** Our learning rate is a hundred times the paper's or more, our iterations a tenth of its, and $\beta$ twenty times as large, since our answers are short and our reward models know less. The *direction* of effects can transfer, their size cannot.
-# - **Seeds.** Claims 26, 27 and 29 were declared for three seeds. Those left 26 and 27 open; two more seeds were then added, once, by the same rules. The short runs share one chain: their seeds differ in prompts, samples and order, not in the reward models. The intervals say nothing about another reward model.
-# - **The price.** Harmless prompts that sound dangerous are refused more often: in wordings of training 12 % by SFT and 15 % by V5, in new wordings 19 and 45 % [26, 65]. The paper saw the same, and measured it (section 4.2.3; notebook 10).
+# - **Scale.** Our learning rate is a hundred times the paper's (in the short runs of claims 27 and 29 350 times), our iterations are about a tenth of the paper's, and $\beta$ is twenty to forty times as large, since our answers are short and our reward models know less. The *direction* of effects can transfer, their size cannot.
+# - **Seeds.** Claims 26, 27 and 29 were declared for three seeds. Those left 26 and 27 open; two more seeds were then added to each, once, by the same rules. A look in between makes 95 % intervals somewhat too narrow. The short runs share one chain: their seeds differ in prompts, samples and order, not in the reward models. The intervals say nothing about another reward model.
+# - **The price.** In new wordings, harmless prompts that sound dangerous are refused more often. Over the five recorded chains, in wordings of training: 12 % [10, 15] by SFT and 15 % [4, 26] by V5, which decides nothing; in new wordings: 19 % [12, 26] and 45 % [26, 65]. The paper saw the same, and measured it (section 4.2.3; notebook 10).
 # - **Not stated in the paper**, so ours: value function, $\lambda$, $\gamma$, which estimate of the divergence, over what is whitened, sampling temperature and length, what an unfinished answer gets.
 # - **Not measured**: the paper's human judges, and the further reward model that it watched.
 #

@@ -1,15 +1,14 @@
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # Ghost Attention
-# "Always act as Ada." One turn later the model has forgotten it. **Ghost Attention** (GAtt) is the paper's cure, and it is a trick with data, not with attention: the model is shown dialogs in which the instruction stands once, at the beginning, and the last answer obeys it all the same.
-# You build those dialogs step by step, look at what is learned from them and what is not, measure obedience from turn 1 to turn 20, and then take the trick apart to see which part carries it.
+# "Always act as Ada." A few turns later the model has forgotten it. **Ghost Attention** (GAtt) is the paper's cure, and it is a trick with data, not with attention: the model is trained on dialogs in which the instruction stands once, at the beginning, and the last answer still obeys it.
+# You build those dialogs step by step, look at what is learned from them and what is not, measure obedience from turn 1 to turn 20, and then take the trick apart to see which part makes it work.
 #
 # - **You will be able to explain** how the training dialogs are made, where the answers come from, why the loss is zero on all turns but the last, why a model must be tested on a history that does not obey,
 #   what a bound on a share of 100 % is worth, what a new skill costs the old ones, and what a picture of attention does and does not show.
-# - **Prerequisites:** notebooks 05 and 07; the attention weights of 02. **Paper sections:** 3.3, A.3.5.
-# - **Minutes:** 70 to read, 2 to run, on two cores (25 more if models must first be trained).
+# - **Prerequisites:** notebooks 05, 07 and 08; the attention weights of 02. **Paper sections:** 3.3, A.3.5.
+# - **Minutes:** 70 to read, 2 to run, on two cores; the models are those of the released chain.
 
 # %% tags=["long"]
-import json
 import math
 from copy import deepcopy
 
@@ -37,7 +36,7 @@ from llama2_lib.stages.ghost_attention import (
 )
 from llama2_lib.teaching import ghost_attention as checks
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start
-from llama2_lib.widgets import Explorer, bar, show
+from llama2_lib.widgets import Explorer, bar, show, show_claim, show_prediction
 
 folders = start(
     "09_ghost_attention",
@@ -54,14 +53,14 @@ world = lab.make_world(0)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## An instruction that should last
-# **Say** (section 3.3). Some instructions are meant for a whole dialog: answer briefly, speak German, act as Napoleon. The paper's first RLHF models obeyed them for a turn or two. Its figure 9 shows one that should answer with emojis only and writes sentences at turn 2.
+# **Say** (section 3.3). Some instructions are meant for a whole dialog: answer briefly, speak German, act as Napoleon. The paper's first RLHF models forgot them after a few turns. Its figure 9 shows one that should answer with emojis only and writes sentences at turn 2. The cure was inspired by **context distillation**, as the paper says (it cites Bai et al., 2022b): a model learns to behave without a text as it does with it.
 #
-# Our V5 never saw such an instruction, so a step of ours comes first, the stage `instructed`: V5 learns from dialogs to obey an instruction **in the message that holds it and in the next one**, and then to go on without. That it forgets after two turns, as the paper's did, is how we taught it. The forgetting is a premise here; only the cure is a finding.
+# Our V5, the model after PPO (notebook 08), never saw such an instruction. So a step of ours comes first, the stage `instructed`: V5 learns from dialogs to obey an instruction **in the message that holds it and in the next one**, and then to continue without it. It forgets after two turns because we taught it to. The forgetting is a premise here; only the cure is a finding.
 #
 # **See.** One dialog, held by the model *before* GAtt. The user gives the instruction once.
 
 
-# %% tags=["nbval-ignore-output"]
+# %%
 def print_dialog(case, said, first=8):
     for user, text in list(zip(case.requests(), said, strict=True))[:first]:
         mark = "obeys" if lab.obeys(case.instructions, text or "") else "-"
@@ -75,12 +74,13 @@ print_dialog(case, forgetful)
 
 # %%
 obeyed = [lab.obeys(case.instructions, text or "") for text in forgetful]
-print("first answer obeys:", obeyed[0])
-print("answers 4 to 20 that obey, fewer than three:", sum(obeyed[3:]) < 3)
+print(f"{sum(obeyed)} of {len(obeyed)} answers obey; of answers 4 to 20, {sum(obeyed[3:])}")
+assert obeyed[0], "the first answer must obey, or there is nothing to forget"
+assert sum(obeyed[3:]) < 3, f"answers 4 to 20 must hardly obey; {sum(obeyed[3:])} did"
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Instructions that a program can check
-# **Say.** The paper made its instructions up: hobbies, languages, public figures, combined at random, and half of them made **terse** ("Figure: Napoleon"). People then looked at the answers. We want to count thousands, so every kind must show in a few letters:
+# **Say.** The paper made its instructions up: hobbies, languages, public figures, combined at random, and half of the time reworded to be **terse** ("Figure: Napoleon"). People then judged the answers. We want a program to count thousands of answers, so for every kind a few letters must show whether an answer obeys:
 #
 # | kind | asked | an answer that obeys |
 # |---|---|---|
@@ -91,7 +91,7 @@ print("answers 4 to 20 that obey, fewer than three:", sum(obeyed[3:]) < 3)
 # | format, *held out* | Answer in brackets. | (Oakford.) |
 # | capitals, *held out* | Style: capital letters | OAKFORD. |
 #
-# "Speaking Lumi" is only its opening word: a model of a million weights does not translate. GAtt's training dialogs never hold the last two kinds, nor a few values of the other kinds. They will tell whether the model learned to keep *these* instructions or to keep instructions.
+# "Speaking Lumi" means no more than its opening word: a model of a million weights does not translate. The dialogs that GAtt builds never hold the last two kinds, nor a few values of the other kinds. (Short dialogs of one or two turns, mixed in as a rehearsal, do hold them; nothing has to be *kept* there.) They will tell whether the model learned to keep *these* instructions or to keep instructions.
 
 # %%
 for given in lab.instructions(world, seed=6, n=8):
@@ -100,14 +100,15 @@ for given in lab.instructions(world, seed=6, n=8):
 
 drawn = list(lab.instructions(world, seed=1, n=2000))
 single = [instruction for given in drawn for instruction in given]
-print("pairs, about half:", 0.45 < sum(len(given) == 2 for given in drawn) / 2000 < 0.55)
+pairs = np.mean([len(given) == 2 for given in drawn])
+short_words = np.mean([one.text.split()[0].endswith(":") for one in single])
 print(
-    "terse, about half:",
-    0.45 < np.mean([one.text.split()[0].endswith(":") for one in single]) < 0.55,
+    f"of {len(drawn)} draws {pairs:.1%} are pairs; {short_words:.1%} of the instructions are terse"
 )
+assert max(abs(pairs - 0.5), abs(short_words - 0.5)) < 0.05, "both shares must be about half"
 
 # %% [markdown]
-# **Build** the check for one kind. An answer acts as a figure if it begins with the figure's name and a colon. Other instructions may wrap it: quotes, brackets, stars or a dash around the whole. Big or small letters do not matter.
+# **Build** the check for one kind. An answer acts as a figure if it begins with the figure's name and a colon. Other instructions may wrap the answer in quotes, brackets or stars, or put a dash before it. Capital or small letters make no difference.
 
 
 # %%
@@ -128,7 +129,7 @@ def _():
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Step 1: the instruction in every turn
-# **Say.** Take a dialog $[u_1, a_1, \dots, u_n]$ and an instruction $\text{inst}$ that makes sense throughout. Put it before **every** message of the user: $[\text{inst} + u_1, a_1, \text{inst} + u_2, a_2, \dots, \text{inst} + u_n]$. Asked so, even a forgetful model obeys in its last answer, because the instruction stands right there. This prompt is the **teacher's**.
+# **Say.** Take a dialog $[u_1, a_1, \dots, u_n]$ and an instruction $\text{inst}$ that makes sense throughout. Put it before **every** message of the user, the last one included: $[\text{inst} + u_1, a_1, \text{inst} + u_2, a_2, \dots, \text{inst} + u_n]$. Even a forgetful model obeys this prompt in its last answer, because the instruction stands right there. We call it the **teacher's prompt**.
 #
 # **Build** it from lists of ids. A turn is a pair (user, answer); every turn begins with BOS, every answer ends with EOS; the last answer is what is to be sampled, so it is left out.
 
@@ -147,17 +148,18 @@ def _():
 
 
 # %% [markdown]
-# The same on dialogs of text, with the library's function. In a real prompt the paper could have used the system message for the first turn; only a first message can carry those tags, so here the instruction is plain text everywhere.
+# The same for dialogs of text, with the library's function. The paper speaks of a *system message*. In the chat format (notebook 05) system tags can stand in the first message only, but the teacher needs the instruction in every message. So our instruction is plain text before the user's words, in every turn and in use. This is a departure of ours.
 
 # %%
 given = (ada,)
-plain = lab.as_dialog(next(lab.briefs(world, 21, 1, fewest=3, most=3)), open_end=True)
+of_facts = (t for t in lab.briefs(world, 21, fewest=3, most=3) if all(one.value for one in t))
+plain = lab.as_dialog(next(of_facts), open_end=True)
 teacher = on_every_turn(plain, lab.worded(given))
 for message in teacher:
     print(f"{message['role']:10s} {message['content']}")
 
 # %% [markdown]
-# **Break.** The instruction only in the first turn: that is how the model will be *used*, and what the teacher must not be asked. Before you run this: what would the sampled answers look like, and what would the model learn from them?
+# **Break.** Put the instruction in the first turn only. That is how the model will be *used*, but a teacher asked in this way forgets as well. **Predict** before you run this: what would the sampled answers look like, and what would the model learn from them?
 
 # %%
 with expect_failure(CheckFailed):
@@ -169,17 +171,17 @@ with expect_failure(CheckFailed):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Step 2: the newest model answers, the best sample is kept
-# **Say.** The answers come from the newest RLHF model itself, and the best of several by reward is kept, as in rejection sampling (notebook 07). Nobody writes the right answers.
+# **Say.** The newest RLHF model itself writes the answers; of several samples the one with the highest reward is kept, as in rejection sampling (notebook 07). No person writes an answer.
 #
-# The paper's reward models have read instructions; ours have not, and like an answer that obeys no better. So samples that disobey are dropped first, by the program, and the reward chooses among the rest. That is help the paper did not have.
+# Our reward models never read such an instruction in training and do not prefer an answer that obeys. So a program first drops the samples that disobey, and the reward chooses among the rest. The paper mentions no such help.
 #
-# **Use**: four samples for each of three prompts.
+# **Use**: four samples for each of three prompts. The temperature is 1.3 here, so that samples differ; the stage itself draws two samples per prompt at 0.7.
 
 
-# %% tags=["nbval-ignore-output", "long"]
+# %% tags=["near=0.03", "long"]
 def draw_best(dialogs, asked, n=4):
     rows = [dialog for dialog in dialogs for _ in range(n)]
-    said = lab.reply(models["before"], tokenizer, rows, temperature=0.7, max_new_tokens=24, seed=2)
+    said = lab.reply(models["before"], tokenizer, rows, temperature=1.3, max_new_tokens=24, seed=2)
     scored = lab.load_rewards(folders["rewards_v5"])(
         [lab.scored_row(d, s.text or ".", tokenizer, 512) for d, s in zip(rows, said, strict=True)],
         [False] * len(rows),
@@ -205,19 +207,25 @@ teachers = [on_every_turn(d, lab.worded(g)) for d, g in zip(few_dialogs, few, st
 chosen = draw_best(teachers, few)
 
 # %%
-kept = [lab.obeys(g, text) for g, text in zip(few, chosen, strict=True) if text is not None]
-print("what is kept obeys:", all(kept))
-ghosts = [
-    json.loads(line)
-    for line in (folders["ghost_attention"] / "ghosts.jsonl").read_text().splitlines()
-]
+for wanted, text in zip(few, chosen, strict=True):
+    assert text is None or lab.obeys(wanted, text), f"what is kept must obey; got {text!r}"
+ghosts = lab.read_rows(folders["ghost_attention"] / "ghosts.jsonl.gz", dict)
 counts = lab.read_metrics(folders["ghost_attention"] / "metrics.jsonl")[0]
-print("of the stage's samples most obeyed:", counts["obeying samples"] > 0.5 * counts["samples"])
-print("its training dialogs, more than 300:", len(ghosts) > 300)
+print(
+    f"the stage drew {counts['samples']:.0f} samples for {counts['prompts']:.0f} prompts; "
+    f"{counts['obeying samples']:.0f} obeyed"
+)
+rivals = sum(ghost["score"] is not None for ghost in ghosts)
+print(f"{len(ghosts)} dialogs kept a sample; in {rivals} of them the reward had a choice")
+assert counts["obeying samples"] > 0.5 * counts["samples"], "most samples must obey"
+assert len(ghosts) >= 320, f"the small runs below need 320 dialogs; got {len(ghosts)}"
+
+# %% [markdown]
+# So the choice by reward is nearly idle here. Nearly every sample obeys, and the obeying samples of a prompt are nearly always one and the same text: the instruction and a short fact leave little room for another. Even at temperature 1.3 what differs is mostly what gets dropped.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Steps 3 and 4: the instruction once, the loss on the last answer
-# **Say.** For training, $\text{inst}$ is dropped from all turns but the first: $[\text{inst} + u_1, a_1, u_2, a_2, \dots, u_n, a_n^\ast]$, with $a_n^\ast$ the sampled answer. Now something is wrong on purpose: the earlier answers $a_1 \dots a_{n-1}$ obey nothing. A loss on them would teach exactly what we want to cure. So
+# **Say.** For training, $\text{inst}$ is removed from all turns but the first: $[\text{inst} + u_1, a_1, u_2, a_2, \dots, u_n, a_n^\ast]$, with $a_n^\ast$ the sampled answer. Now the earlier answers $a_1 \dots a_{n-1}$ do not obey the instruction. A loss on them would teach exactly what we want to cure. So
 #
 # $$\mathcal{L} = -\sum_{t \in a_n^\ast} \log p(x_t \mid x_{<t})$$
 #
@@ -244,7 +252,7 @@ def _():
 
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **See** a real one. Most of what the model reads it does not learn from: a dialog of ten turns has a handful of targets. The slider changes the number of turns, the menu what the loss is on.
+# **See** a real example. The model learns from few of the tokens that it reads: a dialog of any length has one answer as its target. The slider changes the number of turns, the menu what the loss is on.
 
 
 # %% tags=["hide-input"]
@@ -282,22 +290,36 @@ show(
 Explorer(draw_example, example_words, turns=ipywidgets.IntSlider(4, 1, 7), loss=list(LOSSES))
 
 # %% [markdown]
-# **Break.** Twelve ways to get the example wrong. **Predict** for each: would a training run crash, would its loss curve look odd, or would you see nothing until someone talks to the model?
+# **Break.** Here are twelve ways to get the example wrong.
 
 # %%
-for wrong in checks.EXAMPLE_MISTAKES.values():
-    with expect_failure(CheckFailed):
-        checks.training_example(wrong)
+for number, mistake in enumerate(checks.EXAMPLE_MISTAKES, 1):
+    print(f"{number:2d}. {mistake}")
 
 # %% [markdown]
-# None of them crashes. The first gives the *lowest* loss of all: with the instruction in every turn there is nothing to remember.
+# **Predict** for each: would a training run crash, would its loss curve look odd, or would you see nothing until someone talks to the model?
+
+# %%
+named = 0
+for mistake, wrong in checks.EXAMPLE_MISTAKES.items():
+    try:
+        checks.training_example(wrong)
+    except CheckFailed as failure:
+        named += mistake in str(failure)
+print(
+    f"{named} of {len(checks.EXAMPLE_MISTAKES)} mistakes run without an error; the check names them"
+)
+assert named == len(checks.EXAMPLE_MISTAKES), "the check must know every mistake"
+
+# %% [markdown]
+# None of them crashes. The first should even start at a low loss: the model itself wrote these answers to this very prompt, so there is little left to learn.
 #
-# Three things must hold exactly, whatever the dialog. They are the library's invariants, checked here on 50 dialogs:
-# 1. the teacher's prompt holds the instruction once a turn, the example once in all, and the example's prompt is the plain dialog with the instruction in its first turn;
-# 2. changing any earlier *label* leaves the loss as it was, to the bit;
+# Three things must hold exactly, whatever the dialog. They are invariants of the library; the first and the third are checked here on 50 dialogs:
+# 1. the teacher's prompt holds the instruction once per turn, the example holds it once in all, and the example's prompt is the plain dialog with the instruction in its first turn;
+# 2. changing any earlier *label* leaves the loss as it was, to the last bit (checked on one dialog);
 # 3. a dialog of one turn gives the same example as ordinary fine-tuning.
 
-# %% tags=["long"]
+# %% tags=["long", "near=0.05"]
 for turns, drawn_for in zip(lab.briefs(world, 8, 50), lab.instructions(world, 8, 50), strict=True):
     text, dialog = lab.worded(drawn_for), lab.as_dialog(turns, open_end=True)
     asked = on_every_turn(dialog, text)
@@ -323,22 +345,22 @@ def masked_nats(wanted):
     return nats[targets].sum().item()
 
 
-print("loss unchanged by other earlier labels:", masked_nats(labels) == masked_nats(other))
-print(
-    "loss changed by another last label:",
-    masked_nats(labels) != masked_nats((labels + 1) % tokenizer.vocab_size),
-)
+print(f"loss of the last answer: {masked_nats(labels):.2f} nats")
+print(f"with other labels in the earlier turns: {masked_nats(other):.2f} nats")
+changed_last = masked_nats((labels + 1) % tokenizer.vocab_size)
+print(f"with other labels in the last answer: {changed_last:.2f} nats")
+assert masked_nats(labels) == masked_nats(other) != changed_last, "only the last answer may count"
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where do the earlier answers come from?
-# The paper leaves this open, and the two readings teach different things.
+# The paper does not say it clearly, and the two possible readings teach different things.
 #
-# - **Reading A** (ours): $a_1 \dots a_{n-1}$ are those of the plain dialog. They obey nothing. The paper speaks of a "mismatch" between the system message and the earlier answers, and of the mask as its cure: that fits A. The only way to get $a_n^\ast$ right is to look back at turn 1.
+# - **Reading A** (ours): $a_1 \dots a_{n-1}$ are those of the plain dialog. They do not obey. The paper speaks of a "mismatch" between the system message and the earlier answers, and of the mask as its cure, which fits A. The only way to get $a_n^\ast$ right is to use turn 1.
 # - **Reading B**: all answers are sampled with the instruction, turn after turn. They obey, so there is little mismatch, and the mask hardly matters. But there is a shortcut: copy the style of your own last answer.
 #
-# The shortcut is invisible in a normal test, in which the model meets its own obedient answers. It shows on a **neutral history**: the model is given a dialog in which no earlier answer obeys, and is asked for the next. So everything below is measured on both: *own* history, as a user meets it, and *neutral* history, which only memory of turn 1 can pass.
+# The shortcut is invisible in a normal test, in which the model meets its own obedient answers. It shows on a **neutral history**: the model is given a dialog in which no earlier answer obeys, and is asked for the next answer. So obedience below is measured on two histories: the model's *own* history, which a user meets, and a *neutral* history, on which a model can obey only by using turn 1.
 #
-# Neither is simply the easier one. Obedient answers are longer ("Oakford. That is all!"), so twenty turns of own history reach farther back than the plain ones of reading A: 480 tokens against 400. Training dialogs of twenty turns left one in twenty dialogs forgotten there, in the last two turns. Ours have up to 24.
+# Own history is not always the easier one. Obedient answers are longer ("Oakford. That is all!"), so twenty turns of own history take more tokens than the plain ones of reading A: up to about 490 instead of 410. In a trial with training dialogs of at most twenty turns, about one dialog in twenty lost its instruction there in the last turns. So ours have up to 24 turns.
 #
 # | the user says | reading A | reading B |
 # |---|---|---|
@@ -350,14 +372,16 @@ print(
 # ## The same dialog, with Ghost Attention
 # **See** the dialog of the beginning again, held by the model after the stage `ghost_attention`.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 faithful = converse(models["GAtt"], tokenizer, [case.requests()])[0]
 print_dialog(case, faithful, first=20)
 
 # %%
 kept_turns = [lab.obeys(case.instructions, text or "") for text in faithful]
-print("answers 4 to 20 that obey, at least 14 of 17:", sum(kept_turns[3:]) >= 14)
-print("more than before:", sum(kept_turns) > sum(obeyed))
+print(f"{sum(kept_turns)} of {len(kept_turns)} answers obey; before GAtt it was {sum(obeyed)}")
+assert sum(kept_turns[3:]) >= 14, (
+    f"most of answers 4 to 20 must obey; {sum(kept_turns[3:])} of 17 did"
+)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 31: obedience by turn
@@ -370,7 +394,7 @@ print("more than before:", sum(kept_turns) > sum(obeyed))
 # | 6 | 0 % | 100 % |
 # | 20 | 0 % | 100 % |
 #
-# How many dialogs that were it does not say, so how sure is "100 %"? With $k$ successes of $n$, **Clopper and Pearson**'s lower bound is the smallest share $p$ under which $k$ or more successes still have a probability of 2.5 %. For $k = n$ that is $p^n = 0.025$: ten of ten leave everything above 69 % possible.
+# The paper does not say how many dialogs these were, so how sure is "100 %"? With $k$ successes of $n$, **Clopper and Pearson**'s lower bound is the smallest share $p$ under which $k$ or more successes still have a probability of 2.5 %. For $k = n$ it solves $p^n = 0.025$: ten successes of ten leave every share above 69 % possible.
 #
 # **Build** the bound for $k = n$, and compare.
 
@@ -386,34 +410,42 @@ def _():
         assert math.isclose(lower_bound(n), lab.proportion_exact(n, n).low, rel_tol=1e-6)
 
 
-print("of 10, 50, 200 perfect dialogs:", [f"{lower_bound(n):.3f}" for n in (10, 50, 200)])
+for n in (10, 50, 200):
+    print(f"{n} of {n} dialogs: at least {lower_bound(n):.1%}")
 
 # %% [markdown]
-# **Measure**, live: 60 new dialogs, one instruction each, on neutral history at turns 1, 2, 4, 6, 10 and 20; 30 of them on the model's own history, all turns. Both models. About 30 seconds.
+# **Predict**: from which turn on has the model before GAtt forgotten, and does the model with GAtt keep the instruction for twenty turns on both histories? Here is what we declared before we measured.
 
-# %% tags=["nbval-ignore-output"]
+# %%
+show_prediction(31)
+
+# %% [markdown]
+# **Measure**, live: 60 new dialogs with one instruction each, on neutral history at turns 1, 2, 4, 6, 10 and 20; 30 of them on the model's own history, all turns. Both models are asked. It takes about 30 seconds. A bracket is the exact 95 % interval.
+
+
+# %% tags=["near=6"]
+def percent(share):
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
 TURNS = (1, 2, 4, 6, 10, 20)
 panel = cases(world, 9, 60)
 found = {}
 for name, model in bar(list(models.items()), about="talking"):
     found[name, "neutral"] = on_neutral_history(model, tokenizer, panel, TURNS)
     found[name, "own"] = on_own_history(model, tokenizer, panel[:30])
+print("share that obeys at turns", *TURNS)
 for (name, history), marks in found.items():
     row = "  ".join(f"{marks.obedience(turn).value:4.0%}" for turn in TURNS)
-    print(f"{name:8s} {history:8s} {row}")
-
-# %%
+    print(f"{name:8s} {history:8s} {row}   turn 20: {percent(marks.obedience(20))}")
 for history in ("neutral", "own"):
     old, new = found["before", history], found["GAtt", history]
-    print(f"{history}: before, obeys at once:", old.obedience(1).value > 0.8)
-    print(
-        f"{history}: before, at turn 20:", "forgotten" if old.obedience(20).high < 0.3 else "kept"
-    )
-    print(f"{history}: GAtt above before at turns 4 to 20:", all(
-        new.obedience(t).low > old.obedience(t).high for t in TURNS[2:]
-    ))  # fmt: skip
+    assert old.obedience(1).value > 0.8, f"{history}: before GAtt it must obey at once"
+    assert old.obedience(20).high < 0.3, f"{history}: before GAtt it must have forgotten at turn 20"
+    for t in TURNS[2:]:
+        assert new.obedience(t).low > old.obedience(t).high, f"{history}, turn {t}: GAtt not above"
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long", "near=4"]
 PAPER = {"before": {2: 1.0, 4: 0.1, 6: 0.0, 20: 0.0}, "GAtt": {2: 1.0, 4: 1.0, 6: 1.0, 20: 1.0}}
 
 
@@ -427,7 +459,7 @@ def draw_obedience(history):
     for name in models:
         marks = found[name, history]
         own = [marks.obedience(turn) for turn in TURNS]
-        series[f"{name}, ours"] = (
+        series[f"{name}{' (taught to forget)' * (name == 'before')}, ours"] = (
             TURNS, [e.value for e in own], [e.low for e in own], [e.high for e in own],
         )  # fmt: skip
         series[f"{name}, paper"] = (list(PAPER[name]), list(PAPER[name].values()))
@@ -439,11 +471,19 @@ def draw_obedience(history):
     )  # fmt: skip
 
 
-show(
-    draw_obedience("neutral"),
-    alt="After plain answers: before GAtt obedience is gone after two turns; with GAtt it stays high up to turn 20.",
-)
-show(draw_obedience("own"), alt="On the model's own history: the same picture.")
+def obedience_words(history):
+    kept_at = {
+        (name, t): found[name, history].obedience(t).value for name in models for t in (4, 20)
+    }
+    return (
+        f"On {history} history {kept_at['before', 4]:.0%} obey at turn 4 before GAtt, which was taught to "
+        f"forget, and {kept_at['GAtt', 4]:.0%} with it; at turn 20 {kept_at['before', 20]:.0%} and "
+        f"{kept_at['GAtt', 20]:.0%}. The paper does not say which history its table has."
+    )
+
+
+show(draw_obedience("neutral"), alt=obedience_words("neutral"))
+show(draw_obedience("own"), alt=obedience_words("own"))
 
 
 def draw_kind(kind, history):
@@ -475,52 +515,38 @@ Explorer(
 )
 
 # %% [markdown]
-# The numbers that count are those of the ledger: three seeds, each with its own dialogs, instructions and samples, 120 dialogs for each turn and history. They take too long for a notebook; `llama2 claims 31` measures them anew.
-
-
-# %% tags=["nbval-ignore-output"]
-def from_ledger(number, *words):
-    """Show a recorded claim: what was declared, the estimates that contain one of the words, the verdict"""
-    result = lab.recorded(number)
-    print("predicted:", result.declared["prediction"])
-    print("threshold:", result.declared["threshold"])
-    print("paper:    ", result.declared["paper_value"])
-    for name, estimate in result.verdict.estimates.items():
-        if not words or any(word in name for word in words):
-            print(f"  {name:44s} {estimate}")
-    print("verdict:  ", result.verdict.outcome, "|", result.verdict.reason)
-    return result
-
-
-keeping = from_ledger(31)
+# The live dialogs are few and of one seed. The verdict comes from the ledger: three seeds, each with its own dialogs, instructions and samples, 120 dialogs for each turn and history. That takes too long for a notebook; `llama2 claims 31` measures it anew.
 
 # %%
-VERDICTS = ("reproduced", "not reproduced", "inconclusive", "cannot show at this scale")
-print(
-    "claim 31 has a verdict; seeds:", keeping.verdict.outcome in VERDICTS, len(keeping.measurements)
-)
+keeping = show_claim(31)
+
+# %% [markdown]
+# The cure works here as in the paper: with GAtt nearly every dialog keeps its instruction to turn 20, on both histories, and right answers fell by less than the five points that the rule allows. The record is of an earlier recipe; the live dialogs of the released model above agree with it. That nothing is kept before GAtt was our premise and counts for nothing.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### And are the answers still right?
-# A model that says "Ada: " before nonsense obeys. **Measure** how many of the same answers name the right fact, obeying or not.
+# A model that says "Ada: " before nonsense obeys. **Measure** how many of the same answers name the right fact, whether they obey or not.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["near=6"]
+print("share of right answers at turns", *TURNS)
 for (name, history), marks in found.items():
     row = "  ".join(f"{marks.correctness(turn).value:4.0%}" for turn in TURNS)
-    print(f"{name:8s} {history:8s} {row}")
-
-# %%
-right = {key: np.mean([m.correctness(t).value for t in TURNS[1:]]) for key, m in found.items()}
-print("most answers are right:", all(value > 0.7 for value in right.values()))
+    print(f"{name:8s} {history:8s} {row}   turn 20: {percent(marks.correctness(20))}")
+    mean_right = np.mean([marks.correctness(turn).value for turn in TURNS[1:]])
+    assert mean_right > 0.7, f"{name}, {history}: most answers must be right; {mean_right:.0%} are"
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 32: take the mask away
-# **Say.** The paper asserts that the mask is needed and shows no run without it. **Break** it here: the forgetful model, the stage's own training dialogs (reading A), three runs that differ only in what the loss is on, on a part of those dialogs, once. **Predict**: which run ends with the lowest training loss? Which one keeps the instruction? About 30 seconds.
-#
-# The ledger holds the stage itself, at full length, three seeds, with two more arms that are only shown: training dialogs of at most six turns, asked at turn 20, and reading B.
+# **Say.** The paper says that the mask is needed and shows no run without it. **Break** it here: take the forgetful model and 320 of the stage's own training dialogs (reading A), and train three times for one epoch; the runs differ only in what the loss is on. **Predict**: which run ends with the lowest training loss? Which one keeps the instruction?
+
+# %%
+show_prediction(32)
+
+# %% [markdown]
+# The three runs take about 30 seconds.
 
 
-# %% tags=["long"]
+# %% tags=["long", "near=0.03"]
 def encoded(loss_on, n=320):
     rows = []
     for ghost in ghosts[:n]:
@@ -547,28 +573,39 @@ def train(loss_on, rate=2e-3):
 
 
 trained = {loss: train(kind) for loss, kind in bar(list(LOSSES.items()), about="training")}
+for loss, (_, losses) in trained.items():
+    print(
+        f"loss on {loss:20s} mean of the last five steps {np.mean(losses[-5:]):.2f} nats per target"
+    )
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["near=15"]
 short = {
     loss: on_neutral_history(model, tokenizer, panel[:40], (2, 6, 20))
     for loss, (model, _) in trained.items()
 }
 for loss, marks in short.items():
-    row = "  ".join(f"turn {t}: {marks.obedience(t).value:4.0%}" for t in (2, 6, 20))
-    print(f"loss on {loss:20s} {row}   last loss {np.mean(trained[loss][1][-5:]):.2f}")
-masking = from_ledger(32)
-
-# %%
+    row = "  ".join(f"turn {t}: {percent(marks.obedience(t)):16s}" for t in (2, 6, 20))
+    print(f"loss on {loss:20s} {row}")
 mean = {
     loss: np.mean([marks.obedience(t).value for t in (2, 6, 20)]) for loss, marks in short.items()
 }
 masked, unmasked = mean["last answer (GAtt)"], max(mean["all answers"], mean["all tokens"])
-print("with the mask more is kept than without:", masked > unmasked)
-print(
-    "claim 32 has a verdict; seeds:", masking.verdict.outcome in VERDICTS, len(masking.measurements)
+assert masked > unmasked, (
+    f"the mask must keep more; it kept {masked:.0%} and without {unmasked:.0%}"
 )
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
+# %% [markdown]
+# The losses of the three runs cannot be compared: each is a mean over other targets. A low loss without the mask says that plain answers are easy to predict, not that the instruction is kept.
+#
+# The ledger holds the stage itself, at full length, with three seeds, and two more variants that are only shown: training dialogs of at most six turns, asked at turn 20, and reading B.
+
+# %%
+masking = show_claim(32)
+
+# %% [markdown]
+# Without the mask nearly everything is forgotten, as the paper says, if the earlier answers do not obey (reading A); the small runs on the released model show the same. We measured no run of reading B without the mask.
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 ARMS = ("all answers", "no mask", "short dialogs", "reading B")
 
 
@@ -578,23 +615,31 @@ def draw_arms(history):
     rows = [kept, *own]
     return lab.bars_with_intervals(
         ["GAtt", *ARMS], [e.value for e in rows], [e.low for e in rows], [e.high for e in rows],
-        "share that obeys at turn 20",
+        "share that obeys at turn 20", title=f"recorded runs, {history} history",
     )  # fmt: skip
 
 
-show(
-    draw_arms("neutral"),
-    alt="Recorded runs, neutral history, turn 20: GAtt beside four variants of it.",
-)
-show(draw_arms("own"), alt="The same on the model's own history.")
+def arms_words(history):
+    shares = {arm: masking.verdict.estimates[f"{arm}, {history} history, turn 20"] for arm in ARMS}
+    shares |= {"GAtt": keeping.verdict.estimates[f"GAtt, {history} history, turn 20"]}
+    return f"Recorded runs, {history} history, share that obeys at turn 20: " + "; ".join(
+        f"{arm} {percent(share)}" for arm, share in shares.items()
+    )
+
+
+show(draw_arms("neutral"), alt=arms_words("neutral"))
+show(draw_arms("own"), alt=arms_words("own"))
+
+# %% [markdown]
+# Short training dialogs do not reach turn 20: what was never trained at a distance is not kept there. Reading B passes on its own history and fails in more than half of the dialogs on a neutral one. That is what the shortcut would give: a model that copies the style of its last answer.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the new skill costs
-# **Say.** The three small runs above saw nothing but dialogs with instructions. A model forgets what it no longer practises. So in the stages `instructed` and `ghost_attention` three more things stand beside such dialogs: new prompts with **V5's own answers**, which pull the model nowhere; **documents of pretraining**, for what no dialog asks about (notebook 10, last table); and demonstrations of look-alikes, harmless requests that V5 wrongly declines. The paper does not say what else is in the mixture.
+# **Say.** The three small runs above saw nothing but dialogs with instructions, and a model forgets what it no longer practises. So the stages `instructed` and `ghost_attention` **rehearse**, that is, they mix in other examples: new prompts with **V5's own answers**, which do not change what V5 does; **documents of pretraining**, for facts that no dialog asks about; and demonstrations, most of them of look-alikes, harmless requests that V5 wrongly declines. GAtt also rehearses short dialogs of the stage `instructed`. The paper does not say what else is in its mixture.
 #
-# **Predict**, then **measure**: how helpful and how safe are V5, the stage's model, and the small run with the right mask? Gold marks, 240 held-out prompts. About 15 seconds.
+# **Predict**, then **measure**: how helpful and how safe are V5, the stage's model, and the small run with the right mask? The marks are those of the gold judges, from 0 to 1, on 120 held-out prompts each. It takes about 15 seconds.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["near=0.05"]
 panel_of = {
     "helpfulness": list(lab.helpful_prompts(world, 12, 120, split="held out")),
     "safety": list(lab.adversarial_prompts(world, 12, 120, split="held out")),
@@ -604,29 +649,37 @@ policies = {
     "GAtt": models["GAtt"],
     "GAtt, nothing rehearsed": trained["last answer (GAtt)"][0],
 }
-qualities = {}
+qualities, each = {}, {}
 for name, policy in bar(list(policies.items()), about="asking"):
     for quality, some in panel_of.items():
         marks = getattr(lab.marks_of(policy, tokenizer, world, some, seed=2), quality)
+        each[name, quality] = marks
         qualities[name, quality] = lab.bootstrap_mean(marks.tolist(), 0)
+for quality in panel_of:
+    change = each["GAtt", quality] - each["V5", quality]
+    qualities["GAtt minus V5", quality] = lab.bootstrap_mean(change.tolist(), 0)
 for (name, quality), mark in qualities.items():
-    print(f"{name:26s} {quality:12s} {mark}")
-
-# %%
+    print(f"{name:26s} {quality:12s} {mark.value:.2f} [{mark.low:.2f}, {mark.high:.2f}]")
 rehearsed, alone = (
     sum(qualities[name, quality].value for quality in panel_of)
     for name in ("GAtt", "GAtt, nothing rehearsed")
 )
-print("without rehearsal much is lost:", alone < rehearsed - 0.2)
+assert alone < rehearsed - 0.2, f"without rehearsal much must be lost; {alone:.2f}, {rehearsed:.2f}"
 
 # %% [markdown]
-# A test of obedience alone would have called the small run a success. `docs/log.md` has the table of what was tried.
+# Without rehearsal much is lost. Rehearsal saves most of it, not all: on the same prompts the released model is a little less helpful and less safe than V5, and both intervals exclude zero. Two stages lie between them, `instructed` and GAtt, and we did not measure which one costs how much. A test of obedience alone would have called the small run a success. `docs/log.md` has a table of what was tried.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 33: instructions it never trained on
-# **Say** (figure 28). The paper's model kept constraints that were not in GAtt's data: answer in haiku, in one sentence. **Measure** values held out of known kinds (another figure, another language), and two kinds held out altogether. The step before GAtt taught what they *mean*, the two kinds in dialogs of one or two turns only; what is new is *keeping* them.
+# **Say** (figure 28). The paper's model kept constraints that were not in GAtt's data: answer in haiku, in one sentence. We test held-out values of known kinds (another figure, another language), and two kinds held out altogether. The stage `instructed` taught what they *mean*, the two kinds in dialogs of one or two turns only, and GAtt rehearses such short dialogs. What is new is *keeping* them. **Predict**: how many of each are kept at turns 6 and 20?
 
-# %% tags=["nbval-ignore-output"]
+# %%
+show_prediction(33)
+
+# %% [markdown]
+# **Measure**, live: 60 dialogs for each row, on neutral history.
+
+# %% tags=["near=3"]
 SPLITS = {"trained": "train", "other values": "held-out values", "other kinds": "held-out kinds"}
 zero_shot = {
     (name, label): on_neutral_history(
@@ -635,40 +688,44 @@ zero_shot = {
     for name, model in bar(list(models.items()), about="asking")
     for label, split in SPLITS.items()
 }
+print(f"{'share that obeys at turn':24s} {'2':18s} {'6':18s} {'20':18s}")
 for (name, label), marks in zero_shot.items():
-    print(f"{name:8s} {label:14s} " + "  ".join(str(marks.obedience(t)) for t in (2, 6, 20)))
-held_out = from_ledger(33)
+    row = " ".join(f"{percent(marks.obedience(t)):18s}" for t in (2, 6, 20))
+    print(f"{name:8s} {label:15s} {row}")
+kept_trained = zero_shot["GAtt", "trained"].obedience(20).value
+assert kept_trained > 0.7, f"trained instructions must be kept at turn 20; {kept_trained:.0%} are"
+
+
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "near=2"]
+def draw_zero_shot():
+    series = {}
+    for (name, label), marks in zero_shot.items():
+        own = [marks.obedience(t) for t in (2, 6, 20)]
+        band = [[e.low for e in own], [e.high for e in own]] if name == "GAtt" else []
+        series[f"{name}, {label}"] = ((2, 6, 20), [e.value for e in own], *band)
+    figure = lab.lines(
+        series, "turn of the dialog", "share that obeys", markers=True, title="neutral history"
+    )
+    return at_turns(figure, (2, 6, 20))
+
+
+at_20 = {key: f"{marks.obedience(20).value:.0%}" for key, marks in zero_shot.items()}
+show(
+    draw_zero_shot(),
+    alt="Obedience after plain answers. At turn 20, with GAtt: "
+    + ", ".join(f"{label} {at_20['GAtt', label]}" for label in SPLITS)
+    + "; before: " + ", ".join(f"{label} {at_20['before', label]}" for label in SPLITS) + ".",
+)  # fmt: skip
 
 # %%
-print(
-    "trained instructions are kept at turn 20:",
-    zero_shot["GAtt", "trained"].obedience(20).value > 0.7,
-)
-print(
-    "claim 33 has a verdict; seeds:",
-    held_out.verdict.outcome in VERDICTS,
-    len(held_out.measurements),
-)
+_ = show_claim(33)
 
-
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
-def draw_zero_shot(turn):
-    rows = [zero_shot[name, label].obedience(turn) for label in SPLITS for name in models]
-    return lab.bars_with_intervals(
-        ["\n".join((*label.split(), name)) for label in SPLITS for name in models],
-        [e.value for e in rows], [e.low for e in rows], [e.high for e in rows],
-        f"share that obeys at turn {turn}",
-    )  # fmt: skip
-
-
-show(
-    draw_zero_shot(6),
-    alt="At turn 6, after plain answers: obedience before and with GAtt, for trained instructions, held-out values and held-out kinds.",
-)
+# %% [markdown]
+# Read this verdict with care. Held-out *values* are mostly kept, in the record and by the released model. Held-out *kinds* are not: the rule asked only for more than before GAtt, and the record, which is of an earlier recipe, met it with one dialog in eight. The released model above keeps none at turns 6 and 20, so for kinds the prediction failed live. The paper shows new kinds of constraints that hold; that we do not see. Our model learned to keep the kinds that it trained on.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 34: who looks back?
-# **Say** (figure 10). The paper draws the **maximum attention**: for each position, the largest weight that any head of any layer gives to the tokens of the system message. With GAtt they stay bright for much longer.
+# **Say** (figure 10). The paper draws the **maximum attention** over the whole network, with neighbouring tokens put together. Here it is, for each position, the largest weight that any head of any layer gives to the tokens of the instruction. In the paper's picture the columns of the system message stay bright for much more of the dialog with GAtt.
 #
 # **Build** it for one layer. `weights` has shape (heads, queries, keys); `keys` is the range of positions of the instruction.
 
@@ -698,9 +755,15 @@ def _():
 
 
 # %% [markdown]
-# **Measure.** Twelve dialogs with plain answers, the same for both models; for each turn the mean over the positions that *write* the answer. What writes a token is the position before it, so the range begins one earlier.
+# **Predict**: does a model that keeps the instruction look at it more? And what does the forgetful model do at turn 20, where it obeys no longer?
 
-# %% tags=["nbval-ignore-output"]
+# %%
+show_prediction(34)
+
+# %% [markdown]
+# **Measure** on twelve dialogs with plain answers, the same for both models. For each turn we take the mean over the positions that *write* the answer. A token is written at the position before it, so the range begins one position earlier.
+
+# %% tags=["near=0.02"]
 attended = {
     name: np.stack(
         [
@@ -712,16 +775,21 @@ attended = {
 }
 for name, rows in attended.items():
     print(f"{name:8s}", "  ".join(f"turn {t}: {rows[:, t - 1].mean():.2f}" for t in (1, 2, 6, 20)))
-attention = from_ledger(34, "from turn 2 on", "turn 20")
+higher = lab.paired_difference(
+    attended["GAtt"][:, 1:].mean(axis=1), attended["before"][:, 1:].mean(axis=1), (-1, 1)
+).estimate
+print(f"turns 2 to 20, GAtt minus before: {higher.value:.2f} [{higher.low:.2f}, {higher.high:.2f}]")
+assert higher.value > 0, f"GAtt must attend more after turn 1; the difference is {higher.value:.2f}"
 
 # %%
-higher = attended["GAtt"][:, 1:].mean() - attended["before"][:, 1:].mean()
-print("GAtt attends more to the instruction after turn 1:", higher > 0)
-print(
-    "claim 34 has a verdict; seeds:",
-    attention.verdict.outcome in VERDICTS,
-    len(attention.measurements),
-)
+looking = show_claim(34)
+for turn in (6, 20):
+    weight = looking.verdict.estimates[f"maximum attention, before, turn {turn}"]
+    share = keeping.verdict.estimates[f"before, neutral history, turn {turn}"]
+    print(f"recorded, before GAtt, turn {turn}: weight {weight.value:.2f}, {percent(share)} obey")
+
+# %% [markdown]
+# With GAtt the instruction gets more attention from turn 2 on, live and in the record, in the direction of the paper's picture; the paper gives no number to compare with.
 
 
 # %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
@@ -741,9 +809,10 @@ def draw_attention(dialog, what):
     figure, axes = lab.new_figure(8.0, 3.6, rows=2, columns=1)
     for axis, (name, model) in zip(axes, models.items(), strict=True):
         largest = maximum_attention(model, torch.tensor(own.ids), own.instruction).numpy()
-        axis.imshow(largest[None], aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+        image = axis.imshow(largest[None], aspect="auto", interpolation="nearest", vmin=0, vmax=1)
         axis.set_yticks([])
         lab.label_axes(axis, "position (tokens)", name, lab.worded(c.instructions))
+    figure.colorbar(image, ax=axes, label="largest weight\non the instruction")
     return figure
 
 
@@ -757,50 +826,54 @@ show(
 )
 show(
     draw_attention(0, "by position"),
-    alt="The same by position, as in the paper's figure 10: brighter columns are more attention.",
+    alt="The same dialog by position, as in the paper's figure 10: brighter columns are more attention.",
 )
 Explorer(
     draw_attention,
     attention_words,
     dialog=ipywidgets.IntSlider(0, 0, 11),
-    what=["by turn", "by position"],
+    what=["by position", "by turn"],
 )
 
 # %% [markdown]
-# Read such pictures with care. A large weight shows that a head *could* read the instruction, not that the answer depends on it; and a model may also carry an instruction forward through later positions without looking back. The picture agrees with the counts above; alone it would prove little.
+# Read such pictures with care. A large weight shows that a head *could* read the instruction, not that the answer depends on it; and a model may also carry an instruction forward through later positions without looking back. For the released model the picture agrees with the counts: the weight of the forgetful model falls to nearly nothing where it obeys no longer. In the recorded runs of the earlier recipe it did not: there the weight of the forgetful model was larger at turn 20 than at turn 6, and still no answer obeyed. So the picture alone proves little.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What if the instruction changes?
-# **Say.** "Vanilla" GAtt, the paper warns, does not cover a system message that changes in the middle. **Predict**: the user says "act as Ada" at turn 1 and "act as Hugo" at turn 5. Who answers at turn 5? At turn 6?
+# **Say.** The paper calls its GAtt "vanilla": for example, it does not teach a model that the system message may change during a dialog. **Predict**: the user says "act as Ada" at turn 1 and "act as Hugo" at turn 5. Who answers at turn 5? At turn 6? We hold 40 such dialogs, with instructions of all four kinds.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["near=5"]
 changed = switched(models["GAtt"], tokenizer, world, at=5, n=40, n_turns=8, seed=4)
 for turn in range(1, 9):
-    old, new = (marks.obedience(turn).value for marks in (changed.old, changed.new))
-    print(f"turn {turn}:  old instruction {old:4.0%}   new instruction {new:4.0%}")
+    old, new = (percent(marks.obedience(turn)) for marks in (changed.old, changed.new))
+    print(f"turn {turn}:  old instruction {old:18s} new instruction {new}")
+assert changed.old.obedience(4).value > 0.7, "before the switch the old instruction must be kept"
+assert changed.new.obedience(4).value < 0.1, "before the switch nobody can obey the new one"
 
-# %%
-print("before the switch, the old one:", changed.old.obedience(4).value > 0.7)
-print("before the switch, never the new one:", changed.new.obedience(4).value < 0.1)
+# %% [markdown]
+# The released model does not follow the user. At turn 5, whose message holds the new instruction, about half of the answers obey each; after that the old one wins in most dialogs. GAtt trained the model to look back at the first turn, and never showed it a change.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, what we measured, what we could not
-# | claim | paper | here |
-# |---|---|---|
-# | 31, kept for 20 turns | table 30: 100, 10, 0, 0 % before; 100 % with GAtt | obedience and right answers at turns 2, 4, 6, 20 on two histories; verdict above |
-# | 32, the mask | asserted | loss on all answers and on all tokens, beside it; verdict above |
-# | 33, other instructions | examples | held-out values and kinds, bounds compared; verdict above |
-# | 34, attention | figure 10, one dialog | mean over dialogs and turns; verdict above |
+# Shares at turn 20 are on neutral history unless said otherwise. The ledger's three seeds are of an earlier recipe; "live" is the one released chain, in this notebook. Brackets hold 95 %.
+#
+# | claim | paper | ledger | live | verdict of the ledger |
+# |---|---|---|---|---|
+# | 31, kept for 20 turns | table 30, turns 2, 4, 6, 20: 100, 10, 0, 0 % before; 100 % with GAtt | turn 20: before 0 % [0, 1.0]; GAtt 100 % [99.0, 100], own history 99.7 % [98.5, 100]; right answers, GAtt minus before, -0.5 points [-2.6, 1.6] | turn 20: before 0 % [0, 6]; GAtt 100 % [94, 100], own history 100 % [88, 100] | reproduced |
+# | 32, the mask | asserted | turn 20, loss on all answers: 8.3 % [4.7, 13.4]; on all tokens: 5.0 % [2.3, 9.3] | small runs, turn 20: with the mask 85 % [70, 94], without 0 % [0, 9] | reproduced |
+# | 33, other instructions | examples that hold (figure 28) | turn 20: values 81 % [77, 83]; kinds 12.5 % [10.2, 15.1]; before 0 % [0, 0.5] | turn 20: values 90 % [79, 96]; kinds 0 % [0, 6] | reproduced by the rule; live, kinds are not kept |
+# | 34, attention | figure 10, one dialog | turns 2 to 20, GAtt minus before: 0.28 [0.23, 0.33] | 0.24 [0.22, 0.26] | reproduced |
 #
 # - **The premise.** Our base model forgets after two turns because it was taught to. The paper's forgot by itself. Its decay is not reproduced, it is built in.
-# - **Help.** Samples that disobey are thrown away by a program. Our instructions show in a word, and a dialog of twenty turns is 450 tokens; the paper's are thousands.
-# - **When.** GAtt came after RLHF V3 in the paper; here after V5.
-# - **Not stated in the paper**, so ours: reading A, learning rate, size of the data, what is rehearsed beside it, how often dialogs have how many turns, how many samples.
+# - **Help.** A program drops samples that disobey. Our instructions show in a word, and a dialog of twenty turns has at most about 490 tokens; the paper tests up to 4,048 (its number).
+# - **When.** The paper applied GAtt after RLHF V3; we do after V5.
+# - **Where.** Our instruction is plain text before the user's words, not a system message.
+# - **Not stated in the paper**, so ours: reading A, learning rate, size of the data, what is rehearsed beside it (short dialogs with every kind of instruction among it), how many turns the dialogs have, how many samples are drawn, and that a teacher whose prompt does not fit answers without the first turns.
 # - **Not measured**: people's judgement; personas that show in content rather than in form.
 #
 # ## Exercises
 # ### Exercise 1 (easy, 5 minutes)
-# Half of the instructions are made terse. Write `terse(kind, value)`: "figure", "Ada" becomes `Figure: Ada`. Only "ending" is shortened, too: `End: Thank you!`.
+# Half of the instructions are made terse. Write `terse(kind, value)`: "figure", "Ada" becomes `Figure: Ada`. Only the name of the kind "ending" is shortened as well: `End: Thank you!`.
 # <details><summary>Hint</summary>`str.capitalize`, and one exception.</details>
 
 
@@ -905,12 +978,12 @@ def _():
 
 # %% [markdown]
 # ## Questions to think about
-# - Ghost Attention is **context distillation**: a model learns to behave without a text as it does with it. What is distilled, and what is left in the prompt?
+# - Ghost Attention is a form of context distillation. What is distilled, and what is left in the prompt?
 # - Under reading B the mask hardly matters. Does that make B the better reading? What would you ask the authors?
 # - The base model was taught to forget. How would you build one that forgets by itself?
 # - Samples that disobey were dropped by a program. What would a reward model have to see in training to do that job, and how could a policy fool it?
-# - In this world every instruction shows in a word. How would you count obedience to "be kind", and how many people would it take?
+# - In this world every instruction shows in a word. How would you count obedience to "be kind", and how many people would you need?
 # - A user asks at turn 7 to ignore the instruction of turn 1. Who should win? What would you train for it?
 #
 # ## Next
-# `10_safety`: the same trick, a text that is there in training and gone in use, now for answers that do no harm.
+# `10_safety`: the same trick again: the teacher reads a text that the trained model does not. There it serves to make answers safe.
