@@ -481,7 +481,7 @@ def test_help_does_not_wait_for_torch_and_threads_wait_passively(monkeypatch):
 
 @pytest.mark.parametrize(
     ("steps", "kib", "name"),
-    [("30", 190, "step-0000005"), ("30", 300, "step-0000005"), ("2", 190, "model.safetensors")],
+    [("30", 190, "step-0000005"), ("30", 300, "step-0000005"), ("2", 90, "model.safetensors")],
     ids=["weights of a checkpoint", "optimiser of a checkpoint", "finished weights"],
 )
 def test_a_full_disk_costs_one_line_and_can_be_gone_on_from(

@@ -12,6 +12,7 @@ from llama2_lib.teaching.lessons import build, check, kernel
 from llama2_lib.teaching.lessons.__main__ import main
 from llama2_lib.teaching.lessons.build import normalise
 from llama2_lib.teaching.lessons.lab import lab
+from llama2_lib.teaching.lessons.source import made_from
 
 
 def outputs(folder, name):
@@ -42,7 +43,8 @@ def test_nothing_of_the_run_is_stored(course):
     for trace in ("widget-view", "widget-state", "iopub", str(course.parent), "a long loop: "):
         assert trace not in text
     notebook = json.loads(text)
-    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info", "made_from"}
+    assert notebook["metadata"]["made_from"] == made_from()
     explorer = notebook["cells"][8]["outputs"][0]["data"]
     assert set(explorer) == {"image/png", "text/plain"}, "the still picture must stay"
 
