@@ -77,6 +77,8 @@ def fit(
         done = step.index + 1
         numbers = {"loss": step.loss, "grad_norm": step.grad_norm, "lr": step.lr}
         log.write(done, **numbers, tokens=step.count, **step.metrics)
+        if done == steps:
+            round_weights(model)  # what is measured last is what is saved
         if done % config.eval_every == 0 or done == steps:
             log.write(done, **measure(model))
         if done % config.save_every == 0 and done < steps:
@@ -87,12 +89,17 @@ def fit(
     return model.eval()
 
 
-@torch.no_grad()
 def finish(model: Model, folder: Path) -> None:
     """Save a trained model, and go on with the rounded weights that whoever loads it will have."""
+    round_weights(model)
+    save_model(model, folder, STORED)
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module) -> None:
+    """Round every weight in place to the nearest that is stored."""
     for weight in model.parameters():
         weight.copy_(weight.to(STORED))
-    save_model(model, folder, STORED)
 
 
 def _forward(

@@ -36,8 +36,7 @@ def test_every_round_measures_the_loss_on_answers_of_unseen_dialogs(folder):
     assert len(probe) > 5
     found = measured(folder)
     assert list(found) == [4, 8]  # every `eval_every` steps, and at the end
-    # It was measured before its weights were rounded to half precision.
-    assert found[8] == pytest.approx(answer_loss(load_model(folder)[0], probe).value, rel=1e-4)
+    assert found[8] == pytest.approx(answer_loss(load_model(folder)[0], probe).value, abs=1e-6)
     assert abs(found[4] - found[8]) > 1e-3
 
 
