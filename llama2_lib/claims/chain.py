@@ -285,7 +285,7 @@ def _means(*qualities: str) -> Shown:
 def _less(after: str, before: str, *qualities: str) -> Shown:
     """Return what shows the gains of some qualities from one version to another."""
     return lambda measurements: {
-        f"{quality}, {after} less {before}": claim.gain(
+        f"{quality}, {after} minus {before}": claim.gain(
             measurements, f"{quality}/{after} over {before}"
         )
         for quality in qualities
@@ -293,7 +293,7 @@ def _less(after: str, before: str, *qualities: str) -> Shown:
 
 
 def _rises(quality: str, after: str, before: str) -> Must:
-    text = f"{quality}, {after} less {before}"
+    text = f"{quality}, {after} minus {before}"
     return gains(text, f"{quality}/{after} over {before}", above=0, named=text)
 
 
@@ -374,7 +374,7 @@ CLAIMS = (
     ),
     Claim(
         id=26,
-        section="3.2.3",
+        section="3.2.3; 3.4.1, figure 11",
         statement="PPO after rejection sampling makes answers better still.",
         paper_value="figure 11, V5 without and with PPO: about 70, 67 to 78, 76 % by reward "
         "models, 55, 55 to 67, 61 % by GPT-4",
@@ -387,10 +387,10 @@ CLAIMS = (
         tests=(
             *(
                 gains(
-                    f"wins of {V5} against {V4} by {who}, less one half",
+                    f"wins of {V5} against {V4} by {who}, minus one half",
                     f"win by {who}/{V5} over {V4}",
                     above=0,
-                    named=f"wins less one half, by {who}",
+                    named=f"wins minus one half, by {who}",
                 )
                 for who in ("reward", "gold")
             ),
@@ -415,13 +415,13 @@ CLAIMS = (
         "the worst tenth.",
         where="On new prompts, mean and share",
         tests=(
-            gains("mean reward, V2 less SFT", "reward/V2 over SFT", above=0, named=None),
+            gains("mean reward, V2 minus SFT", "reward/V2 over SFT", above=0, named=None),
             gains(
-                "share in the low tail, V2 less SFT",
+                "share in the low tail, V2 minus SFT",
                 "low tail/V2 over SFT",
                 below=-0.02,
-                named="low tail, V2 less SFT",
-                says=f"share below the {TAIL:g} quantile of SFT, V2 less SFT,",
+                named="low tail, V2 minus SFT",
+                says=f"share below the {TAIL:g} quantile of SFT, V2 minus SFT,",
             ),
         ),
         shown=(_means("reward", "low tail"),),

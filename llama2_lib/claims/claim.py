@@ -24,7 +24,7 @@ from llama2_lib.evaluation.statistics import Estimate, mean_interval
 Z = float(stats.norm.ppf(0.975))
 """Half the width of a 95 % interval, in standard errors."""
 SHARE, SIGNED = (0.0, 1.0), (-1.0, 1.0)
-"""Bounds of a share; of a correlation, and of one share less another."""
+"""Bounds of a share; of a correlation, and of one share minus another."""
 OVER_SEEDS = "(95 % over seeds)"
 WIDER = "(95 %, the wider of the intervals over seeds and over prompts)"
 PAIRED = "(95 %, the wider of the intervals over seeds and over the same held-out pairs)"
@@ -114,7 +114,7 @@ def mean(of: PerSeed, confidence: float = 0.95, bounds: Bounds = None) -> Quanti
 
 
 def minus(more: str, less: str) -> Callable[[Measurement], float]:
-    """Return one number less another of the same seed."""
+    """Return one number minus another of the same seed."""
     return lambda measurement: measurement[more] - measurement[less]
 
 
@@ -448,7 +448,7 @@ class Claim:
 
 
 def differs(text: str, more: str, less: str, confidence: float = 0.95, **bound: Any) -> Must:
-    """Return an inequality on one number less another of the same seed."""
+    """Return an inequality on one number minus another of the same seed."""
     return Must(text, mean(minus(more, less), confidence), **bound)
 
 

@@ -200,7 +200,7 @@ def gap(
     less: Sequence[str],
     what: str = "obeyed",
 ) -> Estimate:
-    """Return the mean over seeds of one share less another, with its interval over seeds."""
+    """Return the mean over seeds of one share minus another, with its interval over seeds."""
     return claim.average(
         measurements, lambda m: shares(m, more, what) - shares(m, less, what), bounds=claim.SIGNED
     )
@@ -266,7 +266,7 @@ LEADS: dict[str, claim.Quantity] = {
     for rival in RIVALS
     for history in HISTORIES
     for name, quantity in (
-        (f"{AFTER} less {rival}, {history} history", _lead(AFTER, rival, history)),
+        (f"{AFTER} minus {rival}, {history} history", _lead(AFTER, rival, history)),
         (f"{rival}, {history} history, turn {LATER[-1]}", _pool(rival, history, LATER[-1])),
     )
 }
@@ -308,10 +308,10 @@ CLAIMS = (
                 for history in HISTORIES
             ),
             Must(
-                f"right answers, {AFTER} less before",
+                f"right answers, {AFTER} minus before",
                 _lead(AFTER, BEFORE, *HISTORIES, what="right"),
                 above=-0.05,
-                says=f"right answers after turn 1, {AFTER} less before, over seeds,",
+                says=f"right answers after turn 1, {AFTER} minus before, over seeds,",
             ),
         ),
         intervals="(95 %)",
@@ -334,7 +334,7 @@ CLAIMS = (
             for rival in UNMASKED
             for test in (
                 Must(
-                    f"{AFTER} less {rival}, neutral history",
+                    f"{AFTER} minus {rival}, neutral history",
                     _lead(AFTER, rival, "neutral"),
                     above=0.05,
                 ),
@@ -355,7 +355,7 @@ CLAIMS = (
         "often than before, after plain answers. How often falls behind the trained ones.",
         where=f"At turns {' and '.join(map(str, FORGOTTEN))}, for values and for kinds",
         tests=(
-            Fact("the lower bound with GAtt less the upper bound before above 0", _bounds_apart),
+            Fact("the lower bound with GAtt minus the upper bound before above 0", _bounds_apart),
         ),
         intervals="(95 %, pooled over seeds)",
         shown=(named(KEPT_HELD_OUT),),
@@ -373,7 +373,7 @@ CLAIMS = (
         where=f"Mean over turns 2 to {MOST_TURNS}",
         tests=(
             Must(
-                f"maximum attention from turn 2 on, {AFTER} less before",
+                f"maximum attention from turn 2 on, {AFTER} minus before",
                 mean(lambda m: _attention(AFTER, m) - _attention(BEFORE, m)),
                 above=0,
             ),

@@ -20,6 +20,7 @@ from llama2_lib.claims import (
     attention,
     chain,
     corpus,
+    evaluation,
     finetuning,
     ghost_attention,
     ppo,
@@ -47,7 +48,7 @@ PACKAGES = ("torch", "numpy", "scipy", "sentencepiece")
 WIDTH = 88
 SECTIONS = (
     pretraining, corpus, attention, finetuning, reward, rejection, chain, ppo,
-    ghost_attention, safety, red_team,
+    ghost_attention, safety, red_team, evaluation,
 )  # fmt: skip
 
 

@@ -204,7 +204,7 @@ CLAIMS = (
                 "gold saved by the price",
                 mean(_saved),
                 above=0,
-                named=f"gold quality, beta {PAID} less {FREE}",
+                named=f"gold quality, beta {PAID} minus {FREE}",
             ),
             Fact(
                 "seeds in the order of the prices in how far they go, more often than by chance "
@@ -225,14 +225,14 @@ CLAIMS = (
         paper_trust=Trust.DESIGN,
         prediction="At the same beta raw scores, whose spread is about 2, take the policy further, "
         "for the price is worth less, and the length of its gradient swings more.",
-        where=f"At beta {PAID}, raw scores less scores whitened over the batch",
+        where=f"At beta {PAID}, raw scores minus scores whitened over the batch",
         tests=(
             differs(
-                "divergence of raw scores less that of whitened ones",
+                "divergence of raw scores minus that of whitened ones",
                 "kl/none",
                 "kl/batch",
                 above=0,
-                named="KL, none less batch",
+                named="KL, none minus batch",
                 says="divergence at the end",
             ),
             differs(
@@ -240,7 +240,7 @@ CLAIMS = (
                 "swing/none",
                 "swing/batch",
                 above=0,
-                named="swing, none less batch",
+                named="swing, none minus batch",
                 says="standard deviation over iterations of the gradient's length before clipping",
             ),
         ),

@@ -11,15 +11,13 @@ from llama2_lib.claims import claim
 from llama2_lib.claims.attention import quality_recipes, validation_loss
 from llama2_lib.claims.claim import Claim, Fact, Must, Proviso, Trust, differs, mean, of_stage
 from llama2_lib.config import CorpusConfig, Recipe
+from llama2_lib.evaluation.benchmarks import ANSWER_TOKENS, completed
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.generate import generate
-from llama2_lib.model.transformer import Transformer
 from llama2_lib.recipes import grid
 from llama2_lib.storage import read_metrics
-from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world import make_world
-from llama2_lib.world.long_range import RetrievalItem, retrieval_items
+from llama2_lib.world.long_range import retrieval_items
 
 # ------------------------------------------------------------- claim 1: width
 
@@ -177,7 +175,6 @@ def _nothing_spikes(
 SHARES = (("reminder", 0.6), ("lookalike", 0.2), ("story", 0.2))
 STEPS, TOKENS_PER_STEP = 800, 1024
 N_PER_DISTANCE, MOST_FILLERS = 12, 30
-ANSWER_TOKENS = 6
 LEARNED = 0.5
 """Share of near questions that the short model must answer before distance can matter."""
 
@@ -223,7 +220,7 @@ def measure_context(recipe: Recipe, seed: int) -> dict[str, float]:
         model, tokenizer = pipeline.load("pretrain", run)
         right: dict[str, list[bool]] = {"near": [], "far": []}
         for n_filler, asked in items.items():
-            hits = answered(model, tokenizer, asked, windows[name])
+            hits = completed(model, tokenizer, asked, windows[name])
             values[f"at/{name}/{n_filler}"] = sum(hits) / len(hits)
             for item, hit in zip(asked, hits, strict=True):
                 note = item.prompt[: item.prompt.index(".") + 1]
@@ -245,16 +242,6 @@ def measure_context(recipe: Recipe, seed: int) -> dict[str, float]:
     return values
 
 
-def answered(
-    model: Transformer, tokenizer: Tokenizer, items: Sequence[RetrievalItem], window: int
-) -> list[bool]:
-    """Return which items the model completes rightly (greedy), seeing `window` tokens at most."""
-    prompts = [tokenizer.encode(item.prompt, bos=True)[-window:] for item in items]
-    completions = generate(model, prompts, max_new_tokens=ANSWER_TOKENS, temperature=0.0)
-    texts = [tokenizer.decode(completion.ids).strip() for completion in completions]
-    return [text.startswith(f"{item.answer}.") for text, item in zip(texts, items, strict=True)]
-
-
 def _far_less_near(measurement: claim.Measurement) -> float:
     far, near = (claim.minus(f"{task}/long", f"{task}/short") for task in ("far", "near"))
     return far(measurement) - near(measurement)
@@ -273,7 +260,7 @@ def _not_learned(measurements: claim.Measurements, _: object) -> tuple[claim.Out
 CLAIMS = (
     Claim(
         id=1,
-        section="2.2.1, figure 5",
+        section="2.2, figure 5",
         statement="Larger models reach a lower loss on the same tokens, and none saturates.",
         paper_value="about 1.74 / 1.67 / 1.57 / 1.50 nats for 7B / 13B / 34B / 70B at 2T tokens",
         paper_trust=Trust.FIGURE,
@@ -325,7 +312,7 @@ CLAIMS = (
         paper_value="2k to 4k: Qasper 0.71 to 18.52, HellaSwag 75.1 to 74.8",
         paper_trust=Trust.PRINTED,
         prediction="Retrieval jumps only where the evidence lies outside the short window.",
-        where="Long context less short",
+        where="Long context minus short",
         tests=(
             differs(
                 "gain where evidence lies beyond the short window",

@@ -267,7 +267,7 @@ def _moved(measurements: claim.Measurements) -> list[claim.Check]:
     shift, near = average(measurements, _shift), average(measurements, _shift, 0.9)
     apart = shift.low > 0 or shift.high < 0
     same = max(-near.low, near.high) < SAME
-    text = f"best temperature of {MANY}, V4 less SFT: {shift}, must differ from 0"
+    text = f"best temperature of {MANY}, V4 minus SFT: {shift}, must differ from 0"
     return [claim.Check(text=text, holds=False if same else True if apart else None)]
 
 
@@ -425,9 +425,9 @@ CLAIMS = (
                 "rise of the maximum, 1 to 64",
                 mean(_rise),
                 above=0.05,
-                says="maximum of 64 less that of one",
+                says="maximum of 64 minus that of one",
             ),
-            Must("early less late doublings", mean(_bend), above=0),
+            Must("early minus late doublings", mean(_bend), above=0),
             Must("drift of the median, in rises (90 %)", mean(_drift, 0.9), within=0.25, named=""),
         ),
         intervals="(95 % over seeds, that is over prompts and samples)",
@@ -453,16 +453,16 @@ CLAIMS = (
                 for name in POLICIES
                 for test in (
                     Must(
-                        f"next worst less hottest, N = 1, {name}",
+                        f"next worst minus hottest, N = 1, {name}",
                         mean(partial(_margin_of_hottest, name)),
                         above=0,
-                        named=f"next worst less hottest/{name}/1",
+                        named=f"next worst minus hottest/{name}/1",
                     ),
                     Must(
-                        f"best temperature, N = {MANY} less N = 1, {name}",
+                        f"best temperature, N = {MANY} minus N = 1, {name}",
                         mean(partial(_hotter, name)),
                         above=0,
-                        named=f"best temperature of {MANY} less of 1/{name}",
+                        named=f"best temperature of {MANY} minus of 1/{name}",
                     ),
                 )
             ),
@@ -494,8 +494,8 @@ CLAIMS = (
             test
             for family in ("form", "harm")
             for test in (
-                gains(f"{family}: pool less last round", f"{family}/pool over last", above=0),
-                gains(f"{family}: last round without less with it", f"{family}/missing", below=0),
+                gains(f"{family}: pool minus last round", f"{family}/pool over last", above=0),
+                gains(f"{family}: last round without minus with it", f"{family}/missing", below=0),
             )
         ),
         shown=("quality",),
@@ -512,7 +512,7 @@ CLAIMS = (
         "on its own best of 6: same prompts, same number of answers, equal steps. Shown beside, "
         "the control: one of the 6 at random.",
         where="Gold mark on held-out prompts",
-        tests=(gains("small model, big's best less its own", "big best over own best", above=0),),
+        tests=(gains("small model, big's best minus its own", "big best over own best", above=0),),
         shown=("quality", _learned_from),
         measured_by=measure_distillation,
         runs=lambda recipe, seed: {"big": (FIRST, recipe), "small": ("sft", pupil(recipe, seed))},

@@ -343,14 +343,14 @@ CLAIMS = (
         paper_trust=Trust.PRINTED,
         prediction="Recall rises much, and not by calling everything unsafe; accuracy on pairs "
         "does not fall. The loss is our reconstruction: the paper gives no formula.",
-        where="With the loss less without",
+        where="With the loss minus without",
         tests=(
             Must("gain of recall", mean(claim.minus("recall/with", "recall/without")), above=0.05),
             Must(
-                "gain of recall less false alarms",
+                "gain of recall minus false alarms",
                 mean(claim.minus("gap/with", "gap/without")),
                 above=0,
-                says="gain of recall less false alarms (both 95 % over seeds)",
+                says="gain of recall minus false alarms (both 95 % over seeds)",
             ),
             wins("gain of accuracy on pairs", "with-without/all", above=-0.01),
         ),
@@ -368,7 +368,7 @@ CLAIMS = (
         prediction="Each model is best at home, and there better than one model of the same size "
         "that learned from the own pairs of both. Shown beside: one model with as many pairs as "
         "each of the two, half of each stream.",
-        where="Right more often, one model less another",
+        where="Right more often, one model minus another",
         tests=tuple(
             wins(name, name, above=0)
             for name in (
@@ -395,7 +395,7 @@ CLAIMS = (
         where="Right more often",
         tests=(
             Must(
-                "at each width most pairs less fewest, with most pairs widest less narrowest, at "
+                "at each width most pairs minus fewest, with most pairs widest minus narrowest, at "
                 "the widest the last step of data, each",
                 claim.all_paired_gains,
                 above=0,
@@ -415,7 +415,7 @@ CLAIMS = (
         paper_trust=Trust.DESIGN,
         prediction="With as many pairs in all, 90/10 is better than 100/0 on pairs of safe "
         "answers. About 1,200 such pairs a seed: less than one to three points cannot be seen.",
-        where="On held-out pairs, mixed less alone",
+        where="On held-out pairs, mixed minus alone",
         tests=(wins("gain where both are safe", "mixed-alone/both safe", above=0),),
         shown=(claim.bounded("accuracy"),),
         measured_by=measure_mix,
@@ -423,7 +423,7 @@ CLAIMS = (
     ),
     Claim(
         id=20,
-        section="3.3",
+        section="3.4.1, figure 29",
         statement="Trained on comparisons, scores rise with the quality of single answers, too.",
         paper_value="figure 29, quality 1 to 7: helpfulness from about .24 to .55, safety from "
         "about .29 to .78",

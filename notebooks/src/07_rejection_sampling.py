@@ -882,7 +882,7 @@ show_prediction(23)
 # %%
 by_chain = show_claim(23).verdict.estimates
 for what in ("gold helpfulness", "gold safety"):
-    print(f"{what}, V4 minus SFT: {by_chain[f'{what}, V4 less SFT']}")
+    print(f"{what}, V4 minus SFT: {by_chain[f'{what}, V4 minus SFT']}")
 
 # %% [markdown]
 # The reward rises in both, and for safety the gold judge agrees. For helpfulness it hardly does: the gold gain is about a hundredth, and its interval includes 0. (The first three chains left claims 26 and 49 open, so two chains were added to all three claims, once; an interval after such an addition covers a little less than it says.)

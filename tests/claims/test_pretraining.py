@@ -156,8 +156,8 @@ def test_windows_too_short_for_any_question_cannot_show(oracle):
 def test_the_window_hides_what_lies_before_it(oracle, tokenizer):
     items = retrieval_items(make_world(0), 1, 5, 9)
     shortest = min(len(tokenizer.encode(item.prompt, bos=True)) for item in items)
-    assert pretraining.answered(MODEL, tokenizer, items, shortest * 2) == [True] * 5
-    assert pretraining.answered(MODEL, tokenizer, items, shortest // 2) == [False] * 5
+    assert pretraining.completed(MODEL, tokenizer, items, shortest * 2) == [True] * 5
+    assert pretraining.completed(MODEL, tokenizer, items, shortest // 2) == [False] * 5
 
 
 @pytest.mark.slow

@@ -647,10 +647,10 @@ def test_verdicts_say_why_and_show_what_is_not_judged():
         (19, f"share/helpfulness/5/{LEAST}", 0.4),
         (27, "gold quality gained, beta 0", -0.1),
         (27, "KL, beta 0.8", 0.3),
-        (27, "gold quality, beta 0.2 less 0", 0.12),
+        (27, "gold quality, beta 0.2 minus 0", 0.12),
         (31, "new instruction after a switch", 0.8),
-        (32, f"{AFTER} less all answers, own history", 0.9),
-        (34, f"maximum attention from turn 2 on, {AFTER} less before", 0.2),
+        (32, f"{AFTER} minus all answers, own history", 0.9),
+        (34, f"maximum attention from turn 2 on, {AFTER} minus before", 0.2),
     ],
 )
 def test_estimates_are_those_of_the_numbers(claim_id, name, value):
@@ -762,7 +762,7 @@ def test_shares_and_correlations_that_are_judged_have_bounds():
 CUT = {
     13: {"high/none": SHARE, "high/small": SHARE},
     20: {"monotone/safety": SIGNED},
-    32: {f"{AFTER} less {rival}, {history} history": SIGNED
+    32: {f"{AFTER} minus {rival}, {history} history": SIGNED
          for rival in UNMASKED for history in HISTORIES},
     46: {"fixed": SHARE},
 }  # fmt: skip
