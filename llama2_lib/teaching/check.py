@@ -5,6 +5,8 @@ gives what the learner's code gave.
 """
 
 import copy
+import inspect
+import re
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -142,6 +144,35 @@ def flawed(code: Code, **settings: Mapping[str, Any]) -> Mistakes:
         for name, values in settings.items()
         for sentence, value in values.items()
     }
+
+
+def slips(right: Code) -> Callable[[str], Mistakes]:
+    """Return what makes mistakes of right code: it takes a table of edits of the code's text.
+
+    A row is `sentence || edit`, and may go on in indented lines. An edit is `old => new`, where
+    `old` stands in the text once, or else all that is returned instead; ` ;; ` is between two.
+    """
+    function = inspect.unwrap(right)
+    source = textwrap.dedent(inspect.getsource(function))
+
+    def edited(edits: str) -> Code:
+        text = source
+        for edit in edits.split(" ;; "):
+            old, arrow, new = (part.strip() for part in edit.partition("=>"))
+            assert not arrow or text.count(old) == 1, f"{old!r} must stand once in: {text}"
+            result = f"{text[: text.rindex('return ')]}return {edit}\n"
+            text = text.replace(old, new) if arrow else result
+        scope = dict(function.__globals__)
+        exec(compile(text, f"<{function.__name__}, a slip>", "exec"), scope)
+        wrong, scope[function.__name__] = scope[function.__name__], function
+        return wrong
+
+    def table(rows: str) -> Mistakes:
+        lines = (" ".join(row.split()) for row in re.split(r"\n(?! )", rows.strip()))
+        pairs = (line.split(" || ") for line in lines)
+        return {sentence: edited(edits) for sentence, edits in pairs}
+
+    return table
 
 
 def recognise(is_it: Callable[[Code], bool], mistakes: Mistakes, told: str = "") -> None:

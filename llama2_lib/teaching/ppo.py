@@ -4,57 +4,43 @@ From two scores to one reward a token, then KL estimates, advantages and the two
 raw, the models' logits.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llama2_lib import rng
 from llama2_lib.objectives import rlhf
-from llama2_lib.objectives.rlhf import SAFETY_LOGIT, SAFETY_THRESHOLD
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, flawed, on, value_and_gradient
+from llama2_lib.objectives.rlhf import SAFETY_LOGIT
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, slips, value_and_gradient
 
-COMBINE_MISTAKES = {
-    "a score exactly at the threshold counts as unsafe; the paper has a strict <": (
-        lambda s, h, tagged: torch.where(tagged | (s <= SAFETY_LOGIT), s, h)
-    ),
-    "a raw score is compared with 0.15; compare it with logit(0.15) = -1.73": (
-        lambda s, h, tagged: torch.where(tagged | (s < SAFETY_THRESHOLD), s, h)
-    ),
-    "the threshold is 0.5, a raw score of 0; the paper has 0.15": lambda s, h, tagged: torch.where(
-        tagged | (s < 0), s, h
-    ),
-    "the comparison is turned round: safe answers get the safety score": (
-        lambda s, h, tagged: torch.where(tagged | (s > SAFETY_LOGIT), s, h)
-    ),
-    "the helpfulness score is compared with the threshold; compare the safety score": (
-        lambda s, h, tagged: torch.where(tagged | (h < SAFETY_LOGIT), s, h)
-    ),
-    "the tag of the prompt is not used": lambda s, h, tagged: torch.where(s < SAFETY_LOGIT, s, h),
-    "only the tag of the prompt is used, so unsafe answers to other prompts go free": (
-        lambda s, h, tagged: torch.where(tagged, s, h)
-    ),
-    "tag AND low safety are asked for; either is enough": lambda s, h, tagged: torch.where(
-        tagged & (s < SAFETY_LOGIT), s, h
-    ),
-    "the tag is upside down": lambda s, h, tagged: torch.where(~tagged | (s < SAFETY_LOGIT), s, h),
-    "safety and helpfulness are exchanged in the result": lambda s, h, tagged: torch.where(
-        tagged | (s < SAFETY_LOGIT), h, s
-    ),
-    "the smaller of the two scores is taken": lambda s, h, tagged: torch.minimum(s, h),
-    "the larger of the two scores is taken": lambda s, h, tagged: torch.maximum(s, h),
-    "the helpfulness score is always taken": lambda s, h, tagged: h,
-    "the safety score is always taken": lambda s, h, tagged: s,
-    "the scores are added": lambda s, h, tagged: s + h,
-    "the scores are averaged": lambda s, h, tagged: (s + h) / 2,
-    "sigmoid and logit are both taken, which gives infinity for high scores; keep raw scores": (
-        lambda s, h, tagged: torch.logit(rlhf.combined_reward(s, h, tagged).sigmoid())
-    ),
-    "probabilities come back; give raw scores": lambda s, h, tagged: rlhf.combined_reward(
-        s, h, tagged
-    ).sigmoid(),
-}
+
+def _combined(s: Tensor, h: Tensor, tagged: Tensor) -> Tensor:
+    return torch.where(tagged | (s < SAFETY_LOGIT), s, h)
+
+
+COMBINE_MISTAKES = slips(_combined)("""
+a score exactly at the threshold counts as unsafe; the paper has a strict < || < => <=
+a raw score is compared with 0.15; compare it with logit(0.15) = -1.73
+    || SAFETY_LOGIT => rlhf.SAFETY_THRESHOLD
+the threshold is 0.5, a raw score of 0; the paper has 0.15 || SAFETY_LOGIT => 0
+the comparison is turned round: safe answers get the safety score || < => >
+the helpfulness score is compared with the threshold; compare the safety score || (s < => (h <
+the tag of the prompt is not used || tagged | =>
+only the tag of the prompt is used, so unsafe answers to other prompts go free
+    || tagged | (s < SAFETY_LOGIT) => tagged
+tag AND low safety are asked for; either is enough || tagged | => tagged &
+the tag is upside down || tagged | => ~tagged |
+safety and helpfulness are exchanged in the result || s, h) => h, s)
+the smaller of the two scores is taken || torch.minimum(s, h)
+the larger of the two scores is taken || torch.maximum(s, h)
+the helpfulness score is always taken || h
+the safety score is always taken || s
+the scores are added || s + h
+the scores are averaged || (s + h) / 2
+sigmoid and logit are both taken, which gives infinity for high scores; keep raw scores
+    || torch.logit(rlhf.combined_reward(s, h, tagged).sigmoid())
+probabilities come back; give raw scores || rlhf.combined_reward(s, h, tagged).sigmoid()
+""")
 
 
 def combined_reward(candidate: Code) -> None:
@@ -69,48 +55,39 @@ def combined_reward(candidate: Code) -> None:
     diagnose(run, candidate, run(rlhf.combined_reward), COMBINE_MISTAKES)
 
 
-def _whitened(x: Tensor, mask: Tensor, flaw: str) -> Tensor:
-    """Whiten with a flaw; "n - 1" at its end divides the variance by that."""
-    mask = ~mask if flaw == "upside down" else mask
-    x = x * mask if flaw == "lost" else x
-    use = mask.to(x.dtype)
-    if flaw in ("pads", "pads, n - 1", "lost"):
-        use = torch.ones_like(x)
-    summed = torch.ones_like(x) if flaw == "padded sum" else use
-    axes = {"rows": 1, "columns": 0}.get(flaw, (0, 1))
-    count = use.sum(axes, keepdim=True)
-    mean = (x * summed).sum(axes, keepdim=True) / count
-    variance = ((x - mean).square() * summed).sum(axes, keepdim=True)
-    variance = variance / (count - int(flaw.endswith("n - 1")))
-    floor = 0.0 if flaw.startswith("0/0") else 1e-8
-    scale = (variance if flaw == "variance" else variance.sqrt()) + floor
-    white = {"restored": (x - mean) / scale + mean, "only scaled": x / scale, "shifted": x - mean}
-    result = white.get(flaw, (x - mean) / scale)
-    return result if flaw == "number kept" else result.masked_fill(~mask, 0.0)
+def _whitened(x: Tensor, mask: Tensor, axes: tuple[int, ...] = (0, 1)) -> Tensor:
+    use = mask
+    n = use.sum(axes, keepdim=True)
+    mean = (x * use).sum(axes, keepdim=True) / n
+    squares = ((x - mean).square() * use).sum(axes, keepdim=True)
+    white = (x - mean) / ((squares / n).sqrt() + 1e-8)
+    return white.masked_fill(~mask, 0.0)
 
 
-WHITEN_MISTAKES = flawed(
-    _whitened,
-    flaw={
-        "pads count in mean and variance; use the mask": "pads",
-        "pads count in mean and variance, which is divided by n - 1; use the mask": "pads, n - 1",
-        "the values are summed with the pads, then divided by the count without them": "padded sum",
-        "the mean is added back, as in libraries that keep it; here the mean must be 0": "restored",
-        "the values are divided by their deviation but not shifted to mean 0": "only scaled",
-        "the values are shifted but not divided by their deviation": "shifted",
-        "the values are divided by the variance; divide by its root": "variance",
-        "the variance is divided by n - 1, which fails for one value; divide by n": "n - 1",
-        "each row is whitened by itself, so all answers have the same mean; use the whole batch": (
-            "rows"
-        ),
-        "each column is whitened by itself; use the whole batch": "columns",
-        "equal values give NaN, 0 / 0; they must give zeros": "0/0",
-        "equal values give NaN, 0 / 0, and the variance is divided by n - 1, not by n": "0/0 n - 1",
-        "what does not count keeps a number; it must become 0": "number kept",
-        "the mask is upside down": "upside down",
-        "the mask is applied and then forgotten: zeros in place of the pads still count": "lost",
-    },
-)
+WHITEN_MISTAKES = slips(_whitened)("""
+pads count in mean and variance; use the mask || use = mask => use = torch.ones_like(mask)
+pads count in mean and variance, which is divided by n - 1; use the mask
+    || use = mask => use = torch.ones_like(mask) ;; squares / n => squares / (n - 1)
+the values are summed with the pads, then divided by the count without them
+    || (x * use) => x ;; .square() * use) => .square())
+the mean is added back, as in libraries that keep it; here the mean must be 0
+    || 1e-8) => 1e-8) + mean
+the values are divided by their deviation but not shifted to mean 0 || = (x - mean) => = x
+the values are shifted but not divided by their deviation || / ((squares / n).sqrt() + 1e-8) =>
+the values are divided by the variance; divide by its root || (squares / n).sqrt() => squares / n
+the variance is divided by n - 1, which fails for one value; divide by n
+    || squares / n => squares / (n - 1)
+each row is whitened by itself, so all answers have the same mean; use the whole batch
+    || (0, 1) => (1,)
+each column is whitened by itself; use the whole batch || (0, 1) => (0,)
+equal values give NaN, 0 / 0; they must give zeros || + 1e-8 =>
+equal values give NaN, 0 / 0, and the variance is divided by n - 1, not by n
+    || + 1e-8 => ;; squares / n => squares / (n - 1)
+what does not count keeps a number; it must become 0 || white
+the mask is upside down || use = mask => use = mask = ~mask
+the mask is applied and then forgotten: zeros in place of the pads still count
+    || use = mask => x, use = x * mask, torch.ones_like(mask)
+""")
 
 
 def whiten(candidate: Code) -> None:
@@ -137,74 +114,48 @@ def whiten(candidate: Code) -> None:
     diagnose(run, candidate, run(rlhf.whiten), WHITEN_MISTAKES)
 
 
-def _last(mask: Tensor) -> Tensor:
-    return (torch.arange(mask.shape[1]) * mask).argmax(1)
-
-
 def _shaped(
-    score: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, beta: float,
-    *, penalty: Callable[[Tensor], Tensor] = lambda r: r,
-    at: Callable[[Tensor], Tensor] = _last, everywhere: bool = False, total: str = "",
-) -> Tensor:  # fmt: skip
-    """Shape rewards with another penalty, another place of the score, or one KL an answer."""
-    divergence = penalty(logprobs - reference).masked_fill(~(mask | everywhere), 0.0)
-    rewards = -beta * divergence
-    rows = torch.arange(len(score))
-    if total:
-        whole = rewards.sum(1) / (mask.sum(1) if total == "mean" else 1)
-        rewards = torch.zeros_like(rewards)
-        rewards[rows, _last(mask)] = whole
-    rewards[rows, at(mask)] += score
+    score: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, beta: float
+) -> Tensor:
+    last = (torch.arange(mask.shape[1]) * mask).argmax(1)
+    rewards = (-beta * (logprobs - reference)).masked_fill(~mask, 0.0)
+    rewards[torch.arange(len(score)), last] += score
     return rewards
 
 
-SHAPE_MISTAKES = flawed(
-    _shaped,
-    penalty={
-        "the divergence is added, so drifting away is paid for; subtract it": torch.neg,
-        "the size of the log-ratio is taken; its sign belongs to it (k1)": torch.abs,
-        "the ratio is taken, not its logarithm": torch.exp,
-        "k2 is taken, whose mean is not the divergence": lambda r: r.square() / 2,
-        "k3 is taken; equation 4 has the log-ratio itself (k1)": lambda r: torch.expm1(-r) + r,
-    },
-    at={
-        "the score stands in the last column, which is a pad in shorter answers; put it on the "
-        "last token": lambda mask: torch.full((len(mask),), mask.shape[1] - 1),
-        "the score stands one place after the last token, where nothing was chosen": lambda mask: (
-            _last(mask) + 1
-        ).clamp(max=mask.shape[1] - 1),
-        "the score stands one place before the last token": lambda mask: _last(mask) - 1,
-        "the score stands on the first token of the answer": lambda mask: mask.int().argmax(1),
-        "the score stands at the place `number of tokens - 1`, as if no prompt came before": (
-            lambda mask: mask.sum(1) - 1
-        ),
-    },
-    total={
-        "the divergence is summed over the answer and taken off at its end; take it off token by "
-        "token": "sum",
-        "the mean divergence of the answer is taken off at its end, so long answers pay less": (
-            "mean"
-        ),
-    },
-    everywhere={"pads are punished too; the divergence there must be 0": True},
-) | {
-    "every token gets the whole score; only the last does": lambda s, p, q, mask, beta: (
-        _shaped(0 * s, p, q, mask, beta) + s[:, None] * mask
-    ),
-    "the score is divided among the tokens; only the last has it": lambda s, p, q, mask, beta: (
-        _shaped(0 * s, p, q, mask, beta) + (s / mask.sum(1))[:, None] * mask
-    ),
-    "beta is not used": lambda s, p, q, mask, beta: _shaped(s, p, q, mask, 1.0),
-    "beta multiplies the score as well": lambda s, p, q, mask, beta: _shaped(
-        beta * s, p, q, mask, beta
-    ),
-    "the score is subtracted": lambda s, p, q, mask, beta: _shaped(-s, p, q, mask, beta),
-    "the score is left out": lambda s, p, q, mask, beta: _shaped(0 * s, p, q, mask, beta),
-    "the divergence is left out": lambda s, p, q, mask, beta: _shaped(s, p, q, mask, 0.0),
-    "the rewards are whitened after the divergence is taken off; whiten the scores before": (
-        lambda s, p, q, mask, beta: rlhf.whiten(_shaped(s, p, q, mask, beta), mask)
-    ),
-}
+SHAPE_MISTAKES = slips(_shaped)("""
+the divergence is added, so drifting away is paid for; subtract it || -beta => beta
+the size of the log-ratio is taken; its sign belongs to it (k1) || reference)) => reference).abs())
+the ratio is taken, not its logarithm || reference)) => reference).exp())
+k2 is taken, whose mean is not the divergence || reference)) => reference).square() / 2)
+k3 is taken; equation 4 has the log-ratio itself (k1) || (logprobs - reference)
+    => (torch.expm1(reference - logprobs) + logprobs - reference)
+the score stands in the last column, which is a pad in shorter answers; put it on the last token
+    || last] => -1]
+the score stands one place after the last token, where nothing was chosen
+    || last] => (last + 1).clamp(max=mask.shape[1] - 1)]
+the score stands one place before the last token || last] => last - 1]
+the score stands on the first token of the answer || last] => mask.int().argmax(1)]
+the score stands at the place `number of tokens - 1`, as if no prompt came before
+    || last] => mask.sum(1) - 1]
+the divergence is summed over the answer and taken off at its end; take it off token by token
+    || 0.0) => 0.0).sum(1, keepdim=True) * F.one_hot(last, mask.shape[1])
+the mean divergence of the answer is taken off at its end, so long answers pay less
+    || 0.0) => 0.0).sum(1, keepdim=True) / mask.sum(1)[:, None] * F.one_hot(last, mask.shape[1])
+pads are punished too; the divergence there must be 0 || .masked_fill(~mask, 0.0) =>
+every token gets the whole score; only the last does
+    || rewards[torch.arange(len(score)), last] += score => rewards += score[:, None] * mask
+the score is divided among the tokens; only the last has it
+    || rewards[torch.arange(len(score)), last] += score
+    => rewards += (score / mask.sum(1))[:, None] * mask
+beta is not used || -beta * =>  -
+beta multiplies the score as well || += score => += beta * score
+the score is subtracted || += => -=
+the score is left out || += score => += 0
+the divergence is left out || -beta => 0
+the rewards are whitened after the divergence is taken off; whiten the scores before
+    || rlhf.whiten(rewards, mask)
+""")
 
 
 def shaped_rewards(candidate: Code) -> None:
@@ -227,42 +178,29 @@ def shaped_rewards(candidate: Code) -> None:
         )
 
 
-def _estimates(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _estimates(logprobs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r = logprobs - reference
     return r, r.square() / 2, torch.expm1(-r) + r
 
 
-def _but(number: int, wrong: Code) -> Code:
-    """Return the three estimates, of which one is `wrong(r)`."""
-    return lambda p, q: tuple(
-        wrong(p - q) if k == number else right for k, right in enumerate(_estimates(p - q), start=1)
-    )
-
-
-ESTIMATE_MISTAKES = {
-    "reference and policy are exchanged: r = log pi - log pi_0 for samples of pi": lambda p, q: (
-        _estimates(q - p)
-    ),
-    "the sign of k1 is turned": _but(1, torch.neg),
-    "the sign of r is turned in k3: e^r - 1 - r estimates something else, for samples of pi": _but(
-        3, lambda r: torch.expm1(r) - r
-    ),
-    "the size of k1 is taken; some of its samples must be negative": _but(1, torch.abs),
-    "the half is missing in k2": _but(2, torch.square),
-    "k2 is halved before it is squared": _but(2, lambda r: (r / 2).square()),
-    "the -1 is missing in k3, so it is 1 where the policies agree": _but(
-        3, lambda r: (-r).exp() + r
-    ),
-    "the + r is missing in k3, so its mean is 0": _but(3, lambda r: torch.expm1(-r)),
-    "the sign of the last term of k3 is turned: e^-r - 1 - r": _but(
-        3, lambda r: torch.expm1(-r) - r
-    ),
-    "k1, k2 and k3 come back in reverse order": lambda p, q: _estimates(p - q)[::-1],
-    "k2 and k3 are exchanged": lambda p, q: tuple(_estimates(p - q)[i] for i in (0, 2, 1)),
-    "the log-ratio is weighed by the probability, though samples carry that weight already": (
-        lambda p, q: tuple(p.exp() * part for part in _estimates(p - q))
-    ),
-    "the ratio is taken of the log-probabilities; subtract them": lambda p, q: _estimates(p / q),
-}
+ESTIMATE_MISTAKES = slips(_estimates)("""
+reference and policy are exchanged: r = log pi - log pi_0 for samples of pi
+    || logprobs - reference => reference - logprobs
+the sign of k1 is turned || return r, => return -r,
+the sign of r is turned in k3: e^r - 1 - r estimates something else, for samples of pi
+    || expm1(-r) + r => expm1(r) - r
+the size of k1 is taken; some of its samples must be negative || return r, => return r.abs(),
+the half is missing in k2 || / 2 =>
+k2 is halved before it is squared || r.square() / 2 => (r / 2).square()
+the -1 is missing in k3, so it is 1 where the policies agree || torch.expm1(-r) => (-r).exp()
+the + r is missing in k3, so its mean is 0 || + r =>
+the sign of the last term of k3 is turned: e^-r - 1 - r || + r => - r
+k1, k2 and k3 come back in reverse order || torch.expm1(-r) + r, r.square() / 2, r
+k2 and k3 are exchanged || r, torch.expm1(-r) + r, r.square() / 2
+the log-ratio is weighed by the probability, though samples carry that weight already
+    || tuple(logprobs.exp() * part for part in (r, r.square() / 2, torch.expm1(-r) + r))
+the ratio is taken of the log-probabilities; subtract them || logprobs - => logprobs /
+""")
 
 
 def kl_estimates(candidate: Code) -> None:
@@ -279,66 +217,50 @@ def kl_estimates(candidate: Code) -> None:
 
 
 def _advantages(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, flaw: str
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantages with a flaw; "blind" walks through pads as if they were tokens."""
-    gamma, lam = {"gamma": (1.0, lam), "exchanged": (lam, gamma)}.get(flaw, (gamma, lam))
-    use = torch.ones_like(mask) if flaw == "blind" else mask
-    of_the_pad = F.pad(values[:, 1:], (0, 1))
-    rewards, values = rewards.masked_fill(~use, 0.0), values.masked_fill(~use, 0.0)
-    final = mask & ~F.pad(mask[:, 1:], (0, 1))
-    after = F.pad(values[:, 1:], (0, 1))
-    behind = {"pad's": of_the_pad, "own": values}.get(flaw, after)
-    after = torch.zeros_like(after) if flaw == "no next" else torch.where(final, behind, after)
-    delta = rewards + gamma * after - {"added": -1.0, "no baseline": 0.0}.get(flaw, 1.0) * values
-    if flaw == "late":
-        delta = rewards + gamma * values - F.pad(values[:, :-1], (1, 0))
-    rate = {"lambda": gamma, "lambda alone": lam, "delta": 0.0}.get(flaw, gamma * lam)
+    use = mask
+    rewards, own = rewards.masked_fill(~use, 0.0), values.masked_fill(~use, 0.0)
+    after = F.pad(own[:, 1:], (0, 1))
+    delta = rewards + gamma * after - own
     advantages, carry = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
-    steps = range(rewards.shape[1])
-    for t in steps if flaw == "forwards" else reversed(steps):
-        carry = torch.where(use[:, t], delta[:, t] + rate * carry, 0.0)
+    for t in reversed(range(rewards.shape[1])):
+        carry = torch.where(use[:, t], delta[:, t] + gamma * lam * carry, 0.0)
         advantages[:, t] = carry
     advantages = advantages.masked_fill(~mask, 0.0)
-    white = rlhf.whiten(advantages, mask) if "white" in flaw else advantages
-    addends = {"no values": 0.0 * values, "values subtracted": -values, "rewards": rewards}
-    returns = white if flaw in ("white returns", "both white") else advantages
-    returns = (returns + addends.get(flaw, values)).masked_fill(~mask, 0.0)
-    if flaw == "pair exchanged":
-        return returns, advantages
-    return white if flaw in ("white advantages", "both white") else advantages, returns
+    return advantages, (advantages + own).masked_fill(~mask, 0.0)
 
 
-GAE_MISTAKES = flawed(
-    _advantages,
-    flaw={
-        "the sum is carried through the pads, whose rewards and values count as if they were "
-        "tokens; use the mask inside the recursion": "blind",
-        "the value behind the last token is read, which is a pad's; the answer is over, so it is "
-        "0": "pad's",
-        "the last token's own value stands for the value behind it; the answer is over, so it is "
-        "0": "own",
-        "values are one place too late: values[t] is that of the state before token t": "late",
-        "the value of the next state is left out of delta": "no next",
-        "the own value is added in delta; subtract it": "added",
-        "no value is subtracted: there is no baseline": "no baseline",
-        "lambda is not used (it is 1): this is reward-to-go less the value": "lambda",
-        "gamma is not used (it is 1)": "gamma",
-        "gamma and lambda are exchanged": "exchanged",
-        "advantages and returns are exchanged": "pair exchanged",
-        "nothing is carried (lambda is 0): this is delta alone": "delta",
-        "the sum decays by lambda alone; it decays by gamma * lambda": "lambda alone",
-        "the sum runs forwards; advantages look ahead, so begin at the end": "forwards",
-        "returns are computed from whitened advantages; take them before": "white returns",
-        "advantages come back whitened; the caller whitens them after the returns are computed": (
-            "white advantages"
-        ),
-        "advantages come back whitened, and the returns are computed from those": "both white",
-        "returns lack the values: returns are advantages + values": "no values",
-        "returns are advantages - values; add the values": "values subtracted",
-        "returns are advantages + rewards; add the values": "rewards",
-    },
-)
+GAE_MISTAKES = slips(_advantages)("""
+the sum is carried through the pads, whose rewards and values count as if they were tokens; use the
+    mask inside the recursion || use = mask => use = torch.ones_like(mask)
+the value behind the last token is read, which is a pad's; the answer is over, so it is 0
+    || own[:, 1:] => values[:, 1:]
+the last token's own value stands for the value behind it; the answer is over, so it is 0
+    || F.pad(own[:, 1:], (0, 1))
+    => torch.where(F.pad(mask[:, 1:], (0, 1)), F.pad(own[:, 1:], (0, 1)), own)
+values are one place too late: values[t] is that of the state before token t
+    || gamma * after - own => gamma * own - F.pad(own[:, :-1], (1, 0))
+the value of the next state is left out of delta || + gamma * after =>
+the own value is added in delta; subtract it || after - own => after + own
+no value is subtracted: there is no baseline || after - own => after
+lambda is not used (it is 1): this is reward-to-go less the value || gamma * lam => gamma
+gamma is not used (it is 1) || use = mask => use, gamma = mask, 1.0
+gamma and lambda are exchanged || gamma: float, lam: float => lam: float, gamma: float
+advantages and returns are exchanged || (advantages + own).masked_fill(~mask, 0.0), advantages
+nothing is carried (lambda is 0): this is delta alone || gamma * lam => 0
+the sum decays by lambda alone; it decays by gamma * lambda || gamma * lam => lam
+the sum runs forwards; advantages look ahead, so begin at the end || in reversed => in iter
+returns are computed from whitened advantages; take them before
+    || (advantages + own) => (rlhf.whiten(advantages, mask) + own)
+advantages come back whitened; the caller whitens them after the returns are computed
+    || return advantages => return rlhf.whiten(advantages, mask)
+advantages come back whitened, and the returns are computed from those
+    || = advantages.masked_fill(~mask, 0.0) => = rlhf.whiten(advantages, mask)
+returns lack the values: returns are advantages + values || advantages + own => advantages
+returns are advantages - values; add the values || advantages + own => advantages - own
+returns are advantages + rewards; add the values || advantages + own => advantages + rewards
+""")
 
 
 def gae(candidate: Code) -> None:
@@ -369,87 +291,49 @@ def gae(candidate: Code) -> None:
         )
 
 
-def _mean(loss: Tensor, mask: Tensor, flaw: str) -> Tensor:
-    """Average over the counted tokens, or in a wrong way."""
-    counted = loss.masked_fill(~mask, 0.0)
-    if flaw == "rows":
-        return (counted.sum(1) / mask.sum(1)).mean()
-    if flaw == "pads":
-        return loss.mean()
-    divisors = {"places": mask.numel(), "answers": len(mask), "none": 1}
-    return counted.sum() / divisors.get(flaw, mask.sum())
+WRONG_MEANS = """
+pads are counted in sum and divisor || each.mean()
+the sum is divided by all places, pads included; divide by the counted tokens
+    || (each * mask).mean()
+each answer is averaged by itself, so a token of a short one weighs more
+    || ((each * mask).sum(1) / mask.sum(1)).mean()
+the loss is summed, not averaged over the counted tokens || (each * mask).sum()
+"""
 
 
-WRONG_MEANS = {
-    "pads are counted in sum and divisor": "pads",
-    "the sum is divided by all places, pads included; divide by the counted tokens": "places",
-    "each answer is averaged by itself, so a token of a short one weighs more": "rows",
-    "the loss is summed, not averaged over the counted tokens": "none",
-}
+def _surrogate(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+    rho = (new - old).exp()
+    near = rho.clamp(1 - clip, 1 + clip)
+    each = -torch.minimum(rho * advantages, near * advantages)
+    return (each * mask).sum() / mask.sum()
 
 
-def _surrogate(
-    new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float, flaw: str = ""
-) -> Tensor:
-    """The clipped surrogate, with the flaw that is asked for."""
-    log_ratio = new - old
-    rho = {
-        "upside down": (old - new).exp(),
-        "no exp": log_ratio,
-        "quotient": new / old,
-        "undetached": (new - new).exp(),
-        "detached": (new - new.detach()).exp(),
-        "whole answer": (log_ratio * mask).sum(1, keepdim=True).exp().expand_as(new),
-    }.get(flaw, log_ratio.exp())
-    near = {
-        "above": rho.clamp(max=1 + clip),
-        "below": rho.clamp(min=1 - clip),
-        "log-ratio": log_ratio.clamp(-clip, clip).exp(),
-    }.get(flaw, rho.clamp(1 - clip, 1 + clip))
-    gain, clipped = rho * advantages, near * advantages
-    if flaw == "gain":
-        clipped = gain.clamp(1 - clip, 1 + clip)
-    smaller = torch.minimum(gain, clipped)
-    loss = -{
-        "larger": torch.maximum(gain, clipped),
-        "unclipped": gain,
-        "clipped": clipped,
-        "REINFORCE": new * advantages,
-        "sign": -smaller,
-    }.get(flaw, smaller)
-    return _mean(loss, mask, flaw)
-
-
-POLICY_MISTAKES = flawed(
-    _surrogate,
-    flaw={
-        "the larger of clipped and unclipped gain is taken, which rewards going too far; take the "
-        "minimum, and turn the sign after it": "larger",
-        "the sign is wrong: this is the gain, and training would lower it": "sign",
-        "the log-ratio is clipped to -eps...eps; clip the ratio to 1 - eps...1 + eps": "log-ratio",
-        "the gain is clipped; clip the ratio, then multiply by the advantage": "gain",
-        "nothing is clipped": "unclipped",
-        "only the clipped gain is used, which has no gradient beyond the limit even to come back; "
-        "take the smaller of both": "clipped",
-        "the ratio is clipped above only": "above",
-        "the ratio is clipped below only": "below",
-        "the ratio is upside down; divide new by old": "upside down",
-        "the exponential is missing: the difference of log-probabilities is used as a ratio": (
-            "no exp"
-        ),
-        "the log-probabilities are divided; subtract them and take exp": "quotient",
-        "the old log-probabilities are the new ones, gradient and all, so the ratio is 1 and "
-        "nothing moves; take those stored when the answers were sampled": "undetached",
-        "the old log-probabilities are the new ones, detached, so nothing is ever clipped; take "
-        "those stored when the answers were sampled": "detached",
-        "the log-probability is used without a ratio (REINFORCE), right for the first step only": (
-            "REINFORCE"
-        ),
-        "one ratio is made of the whole answer; each token has its own": "whole answer",
-        "the sum is divided by the answers; divide by the counted tokens": "answers",
-        **WRONG_MEANS,
-    },
-)
+POLICY_MISTAKES = slips(_surrogate)("""
+the larger of clipped and unclipped gain is taken, which rewards going too far; take the minimum,
+    and turn the sign after it || minimum => maximum
+the sign is wrong: this is the gain, and training would lower it || -torch => torch
+the log-ratio is clipped to -eps...eps; clip the ratio to 1 - eps...1 + eps
+    || rho.clamp(1 - clip, 1 + clip) => (new - old).clamp(-clip, clip).exp()
+the gain is clipped; clip the ratio, then multiply by the advantage
+    || near * advantages => (rho * advantages).clamp(1 - clip, 1 + clip)
+nothing is clipped || near = rho.clamp(1 - clip, 1 + clip) => near = rho
+only the clipped gain is used, which has no gradient beyond the limit even to come back; take the
+    smaller of both || rho * advantages, near => near * advantages, near
+the ratio is clipped above only || 1 - clip, => max=
+the ratio is clipped below only || 1 - clip, 1 + clip => min=1 - clip
+the ratio is upside down; divide new by old || new - old => old - new
+the exponential is missing: the difference of log-probabilities is used as a ratio || .exp() =>
+the log-probabilities are divided; subtract them and take exp || (new - old).exp() => new / old
+the old log-probabilities are the new ones, gradient and all, so the ratio is 1 and nothing moves;
+    take those stored when the answers were sampled || new - old => new - new
+the old log-probabilities are the new ones, detached, so nothing is ever clipped; take those stored
+    when the answers were sampled || new - old => new - new.detach()
+the log-probability is used without a ratio (REINFORCE), right for the first step only
+    || torch.minimum(rho * advantages, near * advantages) => new * advantages
+one ratio is made of the whole answer; each token has its own
+    || (new - old).exp() => ((new - old) * mask).sum(1, keepdim=True).exp()
+the sum is divided by the answers; divide by the counted tokens || (each * mask).sum() / len(mask)
+""") | slips(_surrogate)(WRONG_MEANS)
 
 
 def ppo_policy_loss(candidate: Code) -> None:
@@ -467,46 +351,31 @@ def ppo_policy_loss(candidate: Code) -> None:
     diagnose(run, candidate, run(_surrogate), POLICY_MISTAKES)
 
 
-def _error(
-    values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float, flaw: str = ""
-) -> Tensor:
-    """The value loss, with the flaw that is asked for."""
-    old, returns = {"exchanged": (returns, old), "to old": (old, old)}.get(flaw, (old, returns))
-    near = {
-        "error clipped": returns + (values - returns).clamp(-clip, clip),
-        "ratio": old * (values / old).clamp(1 - clip, 1 + clip),
-    }.get(flaw, old + (values - old).clamp(-clip, clip))
-    power = 1 if flaw == "not squared" else 2
-    error, clipped = ((x - returns).abs() ** power for x in (values, near))
-    chosen = {
-        "smaller": torch.minimum(error, clipped),
-        "unclipped": error,
-        "clipped": clipped,
-        "error clipped": clipped,
-    }.get(flaw, torch.maximum(error, clipped))
-    return {"no half": 1.0, "sign": -0.5}.get(flaw, 0.5) * _mean(chosen, mask, flaw)
+def _error(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
+    near = old + (values - old).clamp(-clip, clip)
+    each = 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
+    return (each * mask).sum() / mask.sum()
 
 
-VALUE_MISTAKES = flawed(
-    _error,
-    flaw={
-        "the smaller of the two errors is taken, which rewards going too far; take the larger": (
-            "smaller"
-        ),
-        "the value is clipped around the returns, so the error itself is; clip it around the old "
-        "value": "error clipped",
-        "the ratio of the values is clipped; clip their difference": "ratio",
-        "the half is missing": "no half",
-        "nothing is clipped": "unclipped",
-        "only the clipped value is used, which has no gradient beyond the limit even to come back; "
-        "take the larger error": "clipped",
-        "the errors are not squared": "not squared",
-        "old values and returns are exchanged": "exchanged",
-        "the values are pulled to the old ones, the returns are not used": "to old",
-        "the sign is wrong": "sign",
-        **WRONG_MEANS,
-    },
-)
+VALUE_MISTAKES = slips(_error)("""
+the smaller of the two errors is taken, which rewards going too far; take the larger
+    || maximum => minimum
+the value is clipped around the returns, so the error itself is; clip it around the old value
+    || old + (values - old) => returns + (values - returns)
+    ;; (values - returns).square(), => (near - returns).square(),
+the ratio of the values is clipped; clip their difference
+    || old + (values - old).clamp(-clip, clip) => old * (values / old).clamp(1 - clip, 1 + clip)
+the half is missing || 0.5 * =>
+nothing is clipped || near - returns => values - returns
+only the clipped value is used, which has no gradient beyond the limit even to come back; take the
+    larger error || (values - returns) => (near - returns)
+the errors are not squared
+    || returns).square(), => returns).abs(), ;; returns).square()) => returns).abs())
+old values and returns are exchanged
+    || old: Tensor, returns: Tensor => returns: Tensor, old: Tensor
+the values are pulled to the old ones, the returns are not used || near = => returns = old; near =
+the sign is wrong || 0.5 => -0.5
+""") | slips(_error)(WRONG_MEANS)
 
 
 def ppo_value_loss(candidate: Code) -> None:
