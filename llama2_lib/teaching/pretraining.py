@@ -4,8 +4,7 @@ The loss, packing and accumulation, then the optimiser: AdamW, what decays, clip
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,83 +15,38 @@ from torch import Tensor, nn
 from llama2_lib import rng
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, flawed, on, recognise
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, recognise, slips
 from llama2_lib.training.batches import isolate
 from llama2_lib.training.optim import warmup_then_cosine
 
-
-def token_loss(
-    logits: Tensor, ids: Tensor, mask: Tensor, *, pad: int = -1, flaw: str = ""
-) -> Tensor:
-    """Return nats per target, with the flaw that is asked for; mask[t] says that t is a target."""
-    right, marked, after = logits.log_softmax(-1), mask[:, 1:], ids[:, 1:]
-    scores = {
-        "bits": right / math.log(2),
-        "negative": -right,
-        "logits": logits,
-        "probability": logits.softmax(-1),
-        "1 - probability": logits.softmax(-1) - 1,
-        "softmax twice": logits.softmax(-1).log_softmax(-1),
-        "over positions": logits.log_softmax(1),
-    }
-    targets = {
-        "own": ids[:, :-1],
-        "own and shifted": ids[:, :-1],
-        "padding learned": after * marked,
-    }
-    counted = {
-        "all": torch.ones_like(marked),
-        "padding learned": torch.ones_like(marked),
-        "upside down": ~marked,
-        "unshifted": mask[:, :-1],
-        "own": mask[:, :-1],
-        "shifted twice": F.pad(mask[:, 2:], (0, 1)),
-        "early": F.pad(mask[:, 2:], (0, 1), value=True),
-        "padding": marked | (after == pad),
-    }
-    keep = counted.get(flaw, marked)
-    picked = scores.get(flaw, right).gather(-1, targets.get(flaw, after)[..., None])[..., 0]
-    losses = -picked * keep
-    if flaw == "each row":
-        return (losses.sum(1) / keep.sum(1)).mean()
-    divisors = {"tokens": keep.numel(), "rows": len(ids), "none": 1}
-    return losses.sum() / divisors.get(flaw, keep.sum())
-
-
-WRONG_SCORES = {
-    "the loss is in bits, not in nats": "bits",
-    "logits are used as if they were log-probabilities (no softmax)": "logits",
-    "the probability is taken without its logarithm": "probability",
-    "the softmax is taken twice; cross_entropy wants raw logits": "softmax twice",
-    "the softmax runs over the positions, not over the vocabulary": "over positions",
-}
+WRONG_SCORES = """
+the loss is in bits, not in nats || log_softmax(-1) => log_softmax(-1) / torch.tensor(2.0).log()
+logits are used as if they were log-probabilities (no softmax) || logits.log_softmax(-1) => logits
+the probability is taken without its logarithm || log_softmax => softmax
+the softmax is taken twice; cross_entropy wants raw logits
+    || log_softmax(-1) => softmax(-1).log_softmax(-1)
+the softmax runs over the positions, not over the vocabulary || log_softmax(-1) => log_softmax(1)
+"""
 """What is wrong in the same words before and after fine-tuning."""
 
 
-def _next_token(logits: Tensor, ids: Tensor, flaw: str = "") -> Tensor:
-    return token_loss(logits, ids, torch.ones_like(ids, dtype=torch.bool), flaw=flaw)
+def _next_token(logits: Tensor, ids: Tensor) -> Tensor:
+    scores = logits.log_softmax(-1)
+    return -scores.gather(-1, ids[:, 1:, None]).mean()
 
 
-NEXT_TOKEN_MISTAKES = flawed(
-    _next_token,
-    flaw={
-        **WRONG_SCORES,
-        "each position is scored on its own token, not on the next": "own",
-        "the loss is summed, not averaged over the tokens": "none",
-        "the sum is divided by the rows, not by the tokens": "rows",
-        "the sign is wrong: this is the log-likelihood": "negative",
-    },
-) | {
-    "the targets are shifted twice, so each position is scored on the token after the next": (
-        lambda logits, ids: _next_token(logits[:, :-1], ids[:, 1:])
-    ),
-    "the probabilities are averaged before the logarithm": lambda logits, ids: (
-        -(-_next_token(logits, ids, "probability")).log()
-    ),
-    "this is the perplexity; its logarithm is the loss": lambda logits, ids: _next_token(
-        logits, ids
-    ).exp(),
-}
+NEXT_TOKEN_MISTAKES = slips(_next_token)(WRONG_SCORES) | slips(_next_token)("""
+each position is scored on its own token, not on the next || ids[:, 1:, None] => ids[:, :-1, None]
+the loss is summed, not averaged over the tokens || .mean() => .sum()
+the sum is divided by the rows, not by the tokens || .mean() => .sum() / len(ids)
+the sign is wrong: this is the log-likelihood || -scores => scores
+the targets are shifted twice, so each position is scored on the token after the next
+    || logits.log_softmax => logits[:, :-1].log_softmax ;; ids[:, 1: => ids[:, 2:
+the probabilities are averaged before the logarithm
+    || -scores.exp().gather(-1, ids[:, 1:, None]).mean().log()
+this is the perplexity; its logarithm is the loss
+    || (-scores.gather(-1, ids[:, 1:, None]).mean()).exp()
+""")
 
 
 def next_token(candidate: Code) -> None:
@@ -103,27 +57,25 @@ def next_token(candidate: Code) -> None:
     diagnose(on(logits, ids), candidate, _next_token(logits, ids), NEXT_TOKEN_MISTAKES)
 
 
-def _packed(logits: Tensor, ids: Tensor, document: Tensor, flaw: str = "") -> Tensor:
-    same = F.pad(document[:, 1:] == document[:, :-1], (1, 0))
-    return token_loss(logits, ids, same, flaw=flaw)
+def _packed(logits: Tensor, ids: Tensor, document: Tensor) -> Tensor:
+    nats = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none")
+    keep = document[:, 1:] == document[:, :-1]
+    return (nats * keep).sum() / keep.sum()
 
 
-PACKED_MISTAKES = flawed(
-    _packed,
-    flaw={
-        "the first token of a document is counted, though nothing of it comes before": "all",
-        "the mask is one too early: the last token of a document is left out, not the first": (
-            "early"
-        ),
-        "what is left out is still counted in the divisor": "tokens",
-        "each row is averaged by itself, so a token of a row with fewer targets weighs more": (
-            "each row"
-        ),
-        "the mask is upside down": "upside down",
-        "the sign is wrong: this is the log-likelihood": "negative",
-        "the loss is summed, not averaged over the counted tokens": "none",
-    },
-)
+PACKED_MISTAKES = slips(_packed)("""
+the first token of a document is counted, though nothing of it comes before
+    || document[:, 1:] == document[:, :-1] => torch.ones_like(nats)
+the mask is one too early: the last token of a document is left out, not the first
+    || document[:, 1:] == document[:, :-1]
+    => F.pad(document[:, 2:] == document[:, 1:-1], (0, 1), value=True)
+what is left out is still counted in the divisor || (nats * keep).mean()
+each row is averaged by itself, so a token of a row with fewer targets weighs more
+    || ((nats * keep).sum(1) / keep.sum(1)).mean()
+the mask is upside down || == => !=
+the sign is wrong: this is the log-likelihood || return => return -
+the loss is summed, not averaged over the counted tokens || (nats * keep).sum()
+""")
 
 
 def packed_loss(candidate: Code) -> None:
@@ -137,31 +89,20 @@ def packed_loss(candidate: Code) -> None:
     diagnose(on(logits, ids, document), candidate, expected, PACKED_MISTAKES)
 
 
-def _rows(
-    documents: Sequence[Sequence[int]], seq_len: int, *, stride: int = 0, width: int = 1
-) -> Tensor:
-    """Return rows `seq_len + width` long that begin every `seq_len + stride` tokens."""
+def _rows(documents: Sequence[Sequence[int]], seq_len: int) -> Tensor:
     stream = torch.tensor([id for document in documents for id in document])
-    return stream.unfold(0, seq_len + width, seq_len + stride)
+    return stream.unfold(0, seq_len + 1, seq_len)
 
 
-PACK_MISTAKES = flawed(
-    _rows,
-    stride={
-        "rows share no token, so the first token of each row is never a target": 1,
-        "rows overlap by two tokens, so that some tokens are targets twice": -1,
-    },
-    width={"rows are seq_len long, so the last position has no target": 0},
-) | {
-    "each document has a row of its own: short ones are padded, long ones are cut": (
-        lambda documents, seq_len: torch.tensor(
-            [[*document, *[0] * (seq_len + 1)][: seq_len + 1] for document in documents]
-        )
-    ),
-    "the documents come in reverse order": lambda documents, seq_len: _rows(
-        documents[::-1], seq_len
-    ),
-}
+PACK_MISTAKES = slips(_rows)("""
+rows share no token, so the first token of each row is never a target
+    || + 1, seq_len) => + 1, seq_len + 1)
+rows overlap by two tokens, so that some tokens are targets twice || , seq_len) => , seq_len - 1)
+rows are seq_len long, so the last position has no target || seq_len + 1, => seq_len,
+each document has a row of its own: short ones are padded, long ones are cut || torch.tensor(
+    [[*document, *[0] * (seq_len + 1)][: seq_len + 1] for document in documents])
+the documents come in reverse order || in documents for => in documents[::-1] for
+""")
 
 
 def pack(candidate: Code) -> None:
@@ -177,29 +118,24 @@ def pack(candidate: Code) -> None:
     diagnose(run, candidate, _rows(documents, 5), {}, rtol=0, atol=0)
 
 
-ISOLATE_MISTAKES = flawed(
-    lambda document, positions: (positions(isolate(document)[0]), isolate(document)[1]),
-    positions={
-        "positions run on through the pack instead of restarting": (
-            lambda right: torch.arange(right.shape[1]).expand_as(right)
-        ),
-        "positions begin at 1": lambda right: right + 1,
-    },
-) | flawed(
-    lambda document, visible: (isolate(document)[0], visible(isolate(document)[1])),
-    visible={
-        "tokens see the later tokens of their document: the causal part is missing": (
-            lambda right: right | right.mT
-        ),
-        "tokens see the documents before theirs: only the causal part is there": (
-            lambda right: torch.ones_like(right).tril()
-        ),
-        "a token does not see itself": lambda right: right.tril(-1),
-        "the mask is transposed: the row must be who looks": lambda right: right.mT,
-        "the mask is upside down: True must be what may be seen": torch.logical_not,
-        "everything is visible: there is no mask": torch.ones_like,
-    },
-)
+def _isolated(document: Tensor) -> tuple[Tensor, Tensor]:
+    positions, visible = isolate(document)
+    return positions, visible
+
+
+ISOLATE_MISTAKES = slips(_isolated)("""
+positions run on through the pack instead of restarting
+    || torch.arange(positions.shape[1]).expand_as(positions), visible
+positions begin at 1 || positions + 1, visible
+tokens see the later tokens of their document: the causal part is missing
+    || positions, visible | visible.mT
+tokens see the documents before theirs: only the causal part is there
+    || positions, torch.ones_like(visible).tril()
+a token does not see itself || positions, visible.tril(-1)
+the mask is transposed: the row must be who looks || positions, visible.mT
+the mask is upside down: True must be what may be seen || positions, ~visible
+everything is visible: there is no mask || positions, torch.ones_like(visible)
+""")
 
 
 def isolation(candidate: Code) -> None:
@@ -218,24 +154,22 @@ def isolation(candidate: Code) -> None:
     diagnose(run, candidate, run(isolate), ISOLATE_MISTAKES, rtol=0, atol=0)
 
 
-GATHER_MISTAKES: Mistakes = {
-    "the mean of the micro-batches' means is taken, so short ones weigh too much": lambda g, n: (
-        torch.stack([a / b for a, b in zip(g, n, strict=True)]).mean(0)
-    ),
-    "the means of the micro-batches are added, which makes the step as many times too large": (
-        lambda g, n: torch.stack([a / b for a, b in zip(g, n, strict=True)]).sum(0)
-    ),
-    "the sum is divided by the number of micro-batches, not of tokens": lambda g, n: torch.stack(
-        list(g)
-    ).mean(0),
-    "only the last micro-batch counts: the gradient is cleared between them": lambda g, n: (
-        g[-1] / n[-1]
-    ),
-    "each gradient is multiplied by its count, though it is a sum already": lambda g, n: (
-        torch.stack([a * b for a, b in zip(g, n, strict=True)]).sum(0) / sum(n)
-    ),
-    "the sum is not divided at all": lambda g, n: torch.stack(list(g)).sum(0),
-}
+def _gathered(gradients: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    return torch.stack(gradients).sum(0) / sum(counts)
+
+
+GATHER_MISTAKES = slips(_gathered)("""
+the mean of the micro-batches' means is taken, so short ones weigh too much
+    || torch.stack([g / n for g, n in zip(gradients, counts)]).mean(0)
+the means of the micro-batches are added, which makes the step as many times too large
+    || sum(g / n for g, n in zip(gradients, counts))
+the sum is divided by the number of micro-batches, not of tokens || torch.stack(gradients).mean(0)
+only the last micro-batch counts: the gradient is cleared between them 
+    || gradients[-1] / counts[-1]
+each gradient is multiplied by its count, though it is a sum already
+    || sum(g * n for g, n in zip(gradients, counts)) / sum(counts)
+the sum is not divided at all || torch.stack(gradients).sum(0)
+""")
 
 
 def accumulation(candidate: Code) -> None:
@@ -243,8 +177,8 @@ def accumulation(candidate: Code) -> None:
     summed losses and the tokens that each of them counted."""
     gradients = list(torch.randn(3, 4, 5, generator=rng.generator(0, "check", "accumulation")))
     counts = [12, 3, 7]
-    expected = torch.stack(gradients).sum(0) / sum(counts)
-    diagnose(on(gradients, counts), candidate, expected, GATHER_MISTAKES)
+    run = on(gradients, counts)
+    diagnose(run, candidate, run(_gathered), GATHER_MISTAKES)
 
 
 STEPS, LR, BETAS, EPS, DECAY = 4, 0.05, (0.9, 0.95), 1e-2, 0.5
@@ -253,36 +187,30 @@ STEPS, LR, BETAS, EPS, DECAY = 4, 0.05, (0.9, 0.95), 1e-2, 0.5
 
 def _adamw(
     p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float,
-    betas: tuple[float, float], eps: float, weight_decay: float, *, flaw: str = "",
+    betas: tuple[float, float], eps: float, weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One step of AdamW, step counted from 1, with the flaw that is asked for."""
-    b1, b2 = betas[::-1] if flaw == "exchanged" else betas
-    if flaw == "L2":
-        grad = grad + weight_decay * p
-    m = b1 * m + (1 - b1) * grad
-    v = b2 * v + (1 - b2) * grad * grad
-    m_hat, v_hat = (m, v) if flaw == "uncorrected" else (m / (1 - b1**step), v / (1 - b2**step))
-    sizes = {"no eps": v_hat.sqrt(), "eps inside": (v_hat + eps).sqrt(), "no root": v_hat}
-    shrink = {"L2": 0.0, "no decay": 0.0, "after": 0.0, "without lr": weight_decay}
-    p = p * (1 - shrink.get(flaw, lr * weight_decay))
-    p = p - lr * m_hat / sizes.get(flaw, v_hat.sqrt() + eps)
-    return p * (1 - lr * weight_decay) if flaw == "after" else p, m, v
+    """One step of AdamW, step counted from 1."""
+    b1, b2 = betas
+    m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad * grad
+    m_hat, v_hat = m / (1 - b1**step), v / (1 - b2**step)
+    p = p * (1 - lr * weight_decay)
+    return p - lr * m_hat / (v_hat.sqrt() + eps), m, v
 
 
-UPDATE_MISTAKES = flawed(
-    _adamw,
-    flaw={
-        "the averages are not corrected for their start at zero": "uncorrected",
-        "the decay is added to the gradient, as in Adam with L2, not taken off the weights": "L2",
-        "the decay is not multiplied by the learning rate": "without lr",
-        "there is no decay": "no decay",
-        "eps is missing": "no eps",
-        "the decay comes after the step and shrinks the step as well": "after",
-        "eps stands inside the root": "eps inside",
-        "the second average is used without its root": "no root",
-        "beta 1 and beta 2 are exchanged": "exchanged",
-    },
-)
+UPDATE_MISTAKES = slips(_adamw)("""
+the averages are not corrected for their start at zero
+    || m / (1 - b1**step), v / (1 - b2**step) => m, v
+the decay is added to the gradient, as in Adam with L2, not taken off the weights
+    || b1, b2 = betas => b1, b2, grad = *betas, grad + weight_decay * p ;; lr * weight_decay => 0
+the decay is not multiplied by the learning rate || lr * weight_decay => weight_decay
+there is no decay || lr * weight_decay => 0
+eps is missing || + eps =>
+the decay comes after the step and shrinks the step as well || p = p * (1 - lr * weight_decay) =>
+    ;; (p - lr * m_hat / (v_hat.sqrt() + eps)) * (1 - lr * weight_decay), m, v
+eps stands inside the root || v_hat.sqrt() + eps => (v_hat + eps).sqrt()
+the second average is used without its root || v_hat.sqrt() + eps => v_hat
+beta 1 and beta 2 are exchanged || b1, b2 = betas => b2, b1 = betas
+""")
 
 
 def adamw_step(candidate: Code) -> None:
@@ -306,32 +234,25 @@ def adamw_step(candidate: Code) -> None:
     diagnose(run, candidate, weight, UPDATE_MISTAKES)
 
 
-def _groups(
-    model: nn.Module, decays: Callable[[str, Tensor], bool] = lambda name, p: p.dim() >= 2
-) -> list[dict[str, Any]]:
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
     named = list(model.named_parameters())
+    decaying = {name for name, p in named if p.dim() >= 2}
     return [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": 0.1},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+        {"params": [p for name, p in named if name in decaying], "weight_decay": 0.1},
+        {"params": [p for name, p in named if name not in decaying], "weight_decay": 0.0},
     ]
 
 
-GROUP_MISTAKES = flawed(
-    _groups,
-    decays={
-        "everything decays, the gains of the norms too": lambda name, p: True,
-        "nothing decays": lambda name, p: False,
-        "the two groups are exchanged: gains decay, matrices do not": lambda name, p: p.dim() < 2,
-        "the final norm is missed: its name does not end in _norm": (
-            lambda name, p: not name.endswith("_norm.weight")
-        ),
-        "the embedding table does not decay; it is a matrix like the others": (
-            lambda name, p: p.dim() >= 2 and "embeddings" not in name
-        ),
-    },
-) | {
-    "some parameters are in no group, so they are never trained": lambda model: _groups(model)[:1],
-}
+GROUP_MISTAKES = slips(_groups)("""
+everything decays, the gains of the norms too || if p.dim() >= 2 =>
+nothing decays || p.dim() >= 2 => False
+the two groups are exchanged: gains decay, matrices do not || >= 2 => < 2
+the final norm is missed: its name does not end in _norm
+    || p.dim() >= 2 => not name.endswith("_norm.weight")
+the embedding table does not decay; it is a matrix like the others
+    || p.dim() >= 2 => p.dim() >= 2 and "embeddings" not in name
+some parameters are in no group, so they are never trained || _groups(model)[:1]
+""")
 
 
 def decay_groups(candidate: Code) -> None:
@@ -354,35 +275,24 @@ def decay_groups(candidate: Code) -> None:
     raise CheckFailed(f"these parameters decay by another amount than wanted: {names[:3]}.")
 
 
-def _norm(gradients: Sequence[Tensor], power: float = 2.0) -> Tensor:
-    return torch.cat([gradient.flatten() for gradient in gradients]).norm(power)
-
-
-def _clipped(
-    gradients: Sequence[Tensor], limit: float, *, power: float = 2.0, always: bool = False
-) -> tuple[list[Tensor], Tensor]:
-    norm = _norm(gradients, power)
-    factor = limit / norm if always or norm > limit else 1.0
+def _clipped(gradients: Sequence[Tensor], limit: float) -> tuple[list[Tensor], Tensor]:
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    factor = limit / norm if norm > limit else 1.0
     return [gradient * factor for gradient in gradients], norm
 
 
-CLIP_MISTAKES: Mistakes = {
-    "each tensor is clipped by its own norm, which bends the direction": lambda g, limit: (
-        ([_clipped([gradient], limit)[0][0] for gradient in g], _norm(g))
-    ),
-    "each number is cut off at the limit, which bends the direction": lambda g, limit: (
-        ([gradient.clamp(-limit, limit) for gradient in g], _norm(g))
-    ),
-    "small gradients are stretched to the limit; they must stay": partial(_clipped, always=True),
-    "the norm is a sum of sizes, not the root of a sum of squares": partial(_clipped, power=1.0),
-    "the norm is the largest number, not the root of a sum of squares": partial(
-        _clipped, power=math.inf
-    ),
-    "nothing is clipped": lambda g, limit: (list(g), _norm(g)),
-    "the norm returned is that after clipping; the one before tells of trouble": lambda g, limit: (
-        (_clipped(g, limit)[0], _norm(_clipped(g, limit)[0]))
-    ),
-}
+CLIP_MISTAKES = slips(_clipped)("""
+each tensor is clipped by its own norm, which bends the direction
+    || [_clipped([gradient], limit)[0][0] for gradient in gradients], norm
+each number is cut off at the limit, which bends the direction
+    || gradient * factor => gradient.clamp(-limit, limit)
+small gradients are stretched to the limit; they must stay || if norm > limit else 1.0 =>
+the norm is a sum of sizes, not the root of a sum of squares || .norm() => .norm(1.0)
+the norm is the largest number, not the root of a sum of squares || .norm() => .norm(math.inf)
+nothing is clipped || list(gradients), norm
+the norm returned is that after clipping; the one before tells of trouble
+    || (clipped := _clipped(gradients, limit)[0]), _clipped(clipped, limit)[1]
+""")
 
 
 def clipping(candidate: Code) -> None:
@@ -402,36 +312,29 @@ def clipping(candidate: Code) -> None:
     diagnose(run, candidate, run(_clipped), CLIP_MISTAKES)
 
 
-def _rate(
-    index: int, peak: float, steps: int, warmup: int, floor: float, *, flaw: str = ""
-) -> float:
-    """A line, then half a cosine, with the flaw that is asked for."""
-    warmup = 0 if flaw == "no warm-up" else warmup
-    low = {"to zero": 0.0, "cut off": 0.0, "a rate": floor / peak}.get(flaw, floor)
-    first, last = int(flaw != "idle"), int(flaw != "short")
+def _rate(index: int, peak: float, steps: int, warmup: int, floor: float) -> float:
+    """A line, then half a cosine."""
     if index < warmup:
-        return peak * (index + first) / (warmup + first)
-    begin = 0 if flaw == "early" else warmup
-    progress = min(1.0, (index - begin) / (steps - last - begin))
-    wave = 0.5 * (1 + math.cos((2 if flaw == "whole wave" else 1) * math.pi * progress))
-    rate = peak * (low + (1 - low) * (1 - progress if flaw == "line" else wave))
-    return max(rate, floor * peak) if flaw == "cut off" else rate
+        return peak * (index + 1) / (warmup + 1)
+    progress = min(1.0, (index - warmup) / (steps - 1 - warmup))
+    wave = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (floor + (1 - floor) * wave)
 
 
-RATE_MISTAKES = flawed(
-    _rate,
-    flaw={
-        "the cosine falls to zero, not to the floor": "to zero",
-        "the floor cuts the cosine off, instead of the cosine ending there": "cut off",
-        "the floor is taken as a rate, not as a fraction of the peak": "a rate",
-        "the first step has rate 0 and learns nothing": "idle",
-        "there is no warm-up": "no warm-up",
-        "the cosine starts at step 0, not where the warm-up ends, so the rate drops there": "early",
-        "the last step is one short of the floor": "short",
-        "the cosine runs through a whole wave and comes back to the peak": "whole wave",
-        "the rate falls along a line, not a cosine": "line",
-    },
-)
+RATE_MISTAKES = slips(_rate)("""
+the cosine falls to zero, not to the floor || peak * wave
+the floor cuts the cosine off, instead of the cosine ending there || max(peak * wave, floor * peak)
+the floor is taken as a rate, not as a fraction of the peak || floor + (1 - floor) * wave
+    => floor / peak + (1 - floor / peak) * wave
+the first step has rate 0 and learns nothing || (index + 1) / (warmup + 1) => index / warmup
+there is no warm-up || if index < warmup => if index < (warmup := 0)
+the cosine starts at step 0, not where the warm-up ends, so the rate drops there
+    || (index - warmup) / (steps - 1 - warmup) => index / (steps - 1)
+the last step is one short of the floor || steps - 1 - warmup => steps - warmup
+the cosine runs through a whole wave and comes back to the peak || math.pi => 2 * math.pi
+the rate falls along a line, not a cosine
+    || 0.5 * (1 + math.cos(math.pi * progress)) => 1 - progress
+""")
 
 
 def schedule(candidate: Code) -> None:

@@ -4,14 +4,13 @@ In all of them a mask marks TARGETS: mask[t] says that token t is to be predicte
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from llama2_lib import rng
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, flawed, on
-from llama2_lib.teaching.pretraining import WRONG_SCORES, token_loss
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, flawed, on, slips
+from llama2_lib.teaching.pretraining import WRONG_SCORES
 
 Turn = tuple[Sequence[int], Sequence[int]]
 
@@ -87,28 +86,33 @@ def loss_mask(candidate: Code) -> None:
     diagnose(run, candidate, run(lay_out), MASK_MISTAKES, rtol=0, atol=0)
 
 
-LOSS_MISTAKES = flawed(
-    partial(token_loss, pad=PAD),
-    flaw={
-        **WRONG_SCORES,
-        "the loss is on every token, the mask is not used": "all",
-        "the mask is not shifted with the targets: it marks the tokens read, not those predicted": (
-            "unshifted"
-        ),
-        "the mask is shifted twice": "shifted twice",
-        "the mean of the rows' means is taken, so a short answer weighs more per token": "each row",
-        "the sum is divided by the rows, not by the targets": "rows",
-        "the sum is divided by all tokens, not by the targets": "tokens",
-        "the loss is summed, not averaged over the targets": "none",
-        "padding is counted as a target": "padding",
-        "the mask is upside down": "upside down",
-        "each position is scored on its own token, not on the next": "own",
-        "each position is scored on its own token, though the mask is shifted": "own and shifted",
-        "the sign is wrong: this is the log-likelihood, and training would lower it": "negative",
-        "1 - probability is taken, without a logarithm": "1 - probability",
-        "what is no target becomes the padding id and is learned, not left out": "padding learned",
-    },
-)
+def token_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return nats per target; mask[t] says that t is a target."""
+    scores, after, keep = logits.log_softmax(-1), ids[:, 1:], mask[:, 1:]
+    nats = -scores.gather(-1, after[..., None])[..., 0]
+    return (nats * keep).sum() / keep.sum()
+
+
+LOSS_MISTAKES = slips(token_loss)(WRONG_SCORES) | slips(token_loss)("""
+the loss is on every token, the mask is not used || mask[:, 1:] => torch.ones_like(mask[:, 1:])
+the mask is not shifted with the targets: it marks the tokens read, not those predicted
+    || mask[:, 1:] => mask[:, :-1]
+the mask is shifted twice || mask[:, 1:] => torch.nn.functional.pad(mask[:, 2:], (0, 1))
+the mean of the rows' means is taken, so a short answer weighs more per token
+    || ((nats * keep).sum(1) / keep.sum(1)).mean()
+the sum is divided by the rows, not by the targets || / keep.sum() => / len(ids)
+the sum is divided by all tokens, not by the targets || (nats * keep).mean()
+the loss is summed, not averaged over the targets || (nats * keep).sum()
+padding is counted as a target || mask[:, 1:] => mask[:, 1:] | (ids[:, 1:] == PAD)
+the mask is upside down || mask[:, 1:] => ~mask[:, 1:]
+each position is scored on its own token, not on the next
+    || ids[:, 1:], mask[:, 1:] => ids[:, :-1], mask[:, :-1]
+each position is scored on its own token, though the mask is shifted || ids[:, 1:] => ids[:, :-1]
+the sign is wrong: this is the log-likelihood, and training would lower it || -scores => scores
+1 - probability is taken, without a logarithm || log_softmax(-1) => softmax(-1) - 1
+what is no target becomes the padding id and is learned, not left out
+    || ids[:, 1:], mask[:, 1:] => ids[:, 1:] * mask[:, 1:], torch.ones_like(mask[:, 1:])
+""")
 
 
 def masked_loss(candidate: Code) -> None:
@@ -126,36 +130,28 @@ def masked_loss(candidate: Code) -> None:
 
 
 def _one_row(
-    examples: Sequence[tuple[Sequence[int], Sequence[bool]]], length: int, *, flaw: str = ""
+    examples: Sequence[tuple[Sequence[int], Sequence[bool]]], length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if flaw == "reverse":
-        examples = examples[::-1]
     ids, mask, document = (torch.full((length,), value) for value in (PAD, 0, len(examples)))
     begin = 0
     for number, (own_ids, own_mask) in enumerate(examples):
         part = slice(begin, begin + len(own_ids))
         ids[part], mask[part] = torch.tensor(own_ids), torch.tensor(own_mask).long()
-        document[part] = {"one number": 0, "twice": number % 2}.get(flaw, number)
-        if flaw == "border" and begin:
-            mask[begin] = 1
+        document[part] = number
         begin += len(own_ids)
-    mask[begin:] = int(flaw == "padding")
-    document[begin:] = {"last": len(examples) - 1, "first": 0}.get(flaw, len(examples))
     return ids, mask.bool(), document
 
 
-ROW_MISTAKES = flawed(
-    _one_row,
-    flaw={
-        "the first token of a dialog is a target, predicted from the dialog before it": "border",
-        "padding is a target": "padding",
-        "all dialogs carry one number, so they see each other": "one number",
-        "padding carries the number of the last dialog": "last",
-        "padding carries the number of the first dialog": "first",
-        "a number comes twice, so dialogs that are apart see each other": "twice",
-        "the dialogs come in reverse order": "reverse",
-    },
-)
+ROW_MISTAKES = slips(_one_row)("""
+the first token of a dialog is a target, predicted from the dialog before it
+    || torch.tensor(own_mask).long() => torch.tensor([begin > 0, *own_mask[1:]]).long()
+padding is a target || (PAD, 0, => (PAD, 1,
+all dialogs carry one number, so they see each other || = number => = 0
+padding carries the number of the last dialog || len(examples)) => len(examples) - 1)
+padding carries the number of the first dialog || 0, len(examples)) => 0, 0)
+a number comes twice, so dialogs that are apart see each other || = number => = number % 2
+the dialogs come in reverse order || enumerate(examples) => enumerate(examples[::-1])
+""")
 
 
 def packed_row(candidate: Code) -> None:
