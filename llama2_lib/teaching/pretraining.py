@@ -154,7 +154,7 @@ def isolation(candidate: Code) -> None:
     diagnose(run, candidate, run(isolate), ISOLATE_MISTAKES, rtol=0, atol=0)
 
 
-def _gathered(gradients: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+def _gathered(gradients: list[Tensor], counts: Sequence[int]) -> Tensor:
     return torch.stack(gradients).sum(0) / sum(counts)
 
 

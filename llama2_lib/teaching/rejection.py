@@ -4,10 +4,7 @@ The choice among samples and rounds, and the arithmetic of the best of N (figure
 """
 
 import math
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,49 +12,38 @@ from torch import Tensor
 
 from llama2_lib import rng
 from llama2_lib.evaluation.reward import best_of_n, best_of_n_kl
-from llama2_lib.teaching.check import Code, Mistakes, diagnose, diagnose_choice, flawed, on
+from llama2_lib.teaching.check import Code, diagnose, diagnose_choice, on, slips
 
 Answers = Sequence[Sequence[tuple[int, ...]]]
 Round = Mapping[str, Sequence[tuple[str, float]]]
 
 
-def _best(scores: Tensor, finished: Tensor) -> Tensor:
-    return scores.masked_fill(~finished, -torch.inf).argmax(dim=1)
+def _best(s: Tensor, f: Tensor) -> Tensor:
+    return s.masked_fill(~f, -torch.inf).argmax(dim=1)
 
 
-PICK_MISTAKES: Mistakes = {
-    "a sample without EOS is picked; leave unfinished samples out": lambda s, f: s.argmax(1),
-    "unfinished samples get the score 0, which beats every negative score; give them -inf": (
-        lambda s, f: (s * f).argmax(1)
-    ),
-    "the place is counted among the finished samples only; count it among all": lambda s, f: (
-        torch.stack([row[keep].argmax() for row, keep in zip(s, f, strict=True)])
-    ),
-    "of equal scores the last sample is taken; take the first, so that a second run agrees": (
-        lambda s, f: s.shape[1] - 1 - _best(s.flip(1), f.flip(1))
-    ),
-    "the lowest score is taken": lambda s, f: s.masked_fill(~f, torch.inf).argmin(1),
-    "the score comes back, not the sample's place; use argmax": lambda s, f: s.masked_fill(
-        ~f, -torch.inf
-    ).amax(1),
-    "the best is searched over the prompts, not over the samples of each; use dim=1": (
-        lambda s, f: s.masked_fill(~f, -torch.inf).argmax(0)
-    ),
-    "one place is taken for all prompts, that of the best sample of all": lambda s, f: (
-        _best(s.flatten()[None], f.flatten()[None]) % s.shape[1]
-    ).expand(len(s)),
-    "one place is taken for all prompts, that of the best mean score": lambda s, f: (
-        s.mean(0).argmax().expand(len(s))
-    ),
-    "the score's size counts and not its sign": lambda s, f: _best(s.abs(), f),
-    "the median sample is taken, which more samples do not improve": lambda s, f: (
-        s.masked_fill(~f, torch.nan).nanmedian(dim=1).indices
-    ),
-    "the scores are not used: the first finished sample is taken, the random control": (
-        lambda s, f: f.int().argmax(1)
-    ),
-    "the scores are rounded, which makes ties that are none": lambda s, f: _best(s.round(), f),
-}
+PICK_MISTAKES = slips(_best)("""
+a sample without EOS is picked; leave unfinished samples out || s.argmax(1)
+unfinished samples get the score 0, which beats every negative score; give them -inf
+    || -torch.inf => 0
+the place is counted among the finished samples only; count it among all
+    || torch.stack([row[keep].argmax() for row, keep in zip(s, f)])
+of equal scores the last sample is taken; take the first, so that a second run agrees
+    || s.shape[1] - 1 - _best(s.flip(1), f.flip(1))
+the lowest score is taken || -torch.inf).argmax => torch.inf).argmin
+the score comes back, not the sample's place; use argmax || argmax => amax
+the best is searched over the prompts, not over the samples of each; use dim=1 || dim=1 => dim=0
+one place is taken for all prompts, that of the best sample of all
+    || (_best(s.flatten()[None], f.flatten()[None]) % s.shape[1]).expand(len(s))
+one place is taken for all prompts, that of the best mean score
+    || s.mean(0).argmax().expand(len(s))
+the score's size counts and not its sign || s.masked => s.abs().masked
+the median sample is taken, which more samples do not improve
+    || s.masked_fill(~f, torch.nan).nanmedian(dim=1).indices
+the scores are not used: the first finished sample is taken, the random control
+    || f.int().argmax(1)
+the scores are rounded, which makes ties that are none || s.masked => s.round().masked
+""")
 
 
 def pick_best(candidate: Code) -> None:
@@ -80,39 +66,30 @@ def pick_best(candidate: Code) -> None:
     diagnose_choice(run, candidate, run(_best), PICK_MISTAKES)
 
 
-def _distinct(answers: Answers, *, key: Code = lambda answer: answer) -> list[list[int]]:
-    """Return the places of the first answer of each key, in order."""
-    keys = [[key(answer) for answer in row] for row in answers]
+def _distinct(answers: Answers) -> list[list[int]]:
+    """Return the places of the first of equal answers, in order."""
+    keys = [list(map(tuple, row)) for row in answers]
     return [[at for at, own in enumerate(row) if row.index(own) == at] for row in keys]
 
 
-DISTINCT_MISTAKES = flawed(
-    _distinct,
-    key={
-        "answers of one length count as copies; compare all tokens": len,
-        "the order of the tokens is not looked at; compare the sequences": sorted,
-        "how often a token comes is not looked at; compare the sequences": frozenset,
-        "the beginning of an answer counts as its copy; compare to the end": lambda a: a[:2],
-        "nothing is dropped": lambda answer: object(),
-    },
-) | {
-    "the last of equal answers is kept; keep the first": lambda answers: [
-        sorted({answer: place for place, answer in enumerate(row)}.values()) for row in answers
-    ],
-    "all copies are dropped, the first too; keep one of each": lambda answers: [
-        [place for place, answer in enumerate(row) if row.count(answer) == 1] for row in answers
-    ],
-    "only neighbours are compared; a copy may come later": lambda answers: [
-        [0, *(at for at, (a, b) in enumerate(pairwise(row), start=1) if a != b)] for row in answers
-    ],
-    "the answers are sorted, so their order is lost": lambda answers: [
-        [row.index(answer) for answer in sorted(set(row))] for row in answers
-    ],
-    "answers to other prompts count as copies; compare within one prompt": lambda answers: [
-        [place for place in kept if not any(row[place] in other for other in answers[:number])]
-        for number, (row, kept) in enumerate(zip(answers, _distinct(answers), strict=True))
-    ],
-}
+DISTINCT_MISTAKES = slips(_distinct)("""
+answers of one length count as copies; compare all tokens || tuple => len
+the order of the tokens is not looked at; compare the sequences || tuple => sorted
+how often a token comes is not looked at; compare the sequences || tuple => frozenset
+the beginning of an answer counts as its copy; compare to the end
+    || tuple => lambda answer: answer[:2]
+nothing is dropped || tuple => lambda answer: object()
+the last of equal answers is kept; keep the first
+    || [sorted({answer: at for at, answer in enumerate(row)}.values()) for row in answers]
+all copies are dropped, the first too; keep one of each
+    || row.index(own) == at => row.count(own) == 1
+only neighbours are compared; a copy may come later
+    || row.index(own) == at => at == 0 or row[at - 1] != own
+the answers are sorted, so their order is lost
+    || [[row.index(answer) for answer in sorted(set(row))] for row in answers]
+answers to other prompts count as copies; compare within one prompt || row.index(own) == at
+    => row.index(own) == at and not any(own in other for other in keys[: keys.index(row)])
+""")
 
 
 def distinct(candidate: Code) -> None:
@@ -128,58 +105,36 @@ def distinct(candidate: Code) -> None:
     diagnose_choice(run, candidate, run(_distinct), DISTINCT_MISTAKES)
 
 
-def _pooled(
-    rounds: Sequence[Round],
-    score: Code,
-    *,
-    by: Callable[[float, float], float] = lambda old, new: new,
-    used: Callable[[Sequence[Round]], Sequence[Round]] = lambda rounds: rounds,
-) -> dict[str, str]:
-    """Pick each prompt's best answer of the rounds used, `by` its old and its new score."""
+def _pooled(rounds: Sequence[Round], score: Code) -> dict[str, str]:
+    """Pick each prompt's best answer of all rounds by its new score."""
     best: dict[str, tuple[float, str]] = {}
-    for samples in used(rounds):
+    for samples in rounds:
         for prompt, answers in samples.items():
-            for answer, old in answers:
-                value = by(old, score(prompt, answer))
+            for answer, _old in answers:
+                value = score(prompt, answer)
                 if prompt not in best or value > best[prompt][0]:
                     best[prompt] = (value, answer)
     return {prompt: answer for prompt, (_, answer) in sorted(best.items())}
 
 
-POOL_MISTAKES = flawed(
-    _pooled,
-    by={
-        "the scores of earlier rounds are used as they are; another model gave them, so score all "
-        "samples again": lambda old, new: old,
-        "the better of old and new score counts; only the new model's scores compare": max,
-        "old and new score are averaged; only the new model's scores compare": (
-            lambda old, new: old + new
-        ),
-        "the lowest score is taken": lambda old, new: -new,
-    },
-    used={
-        "only the last round is used, so what came earlier is forgotten; use the pool of all": (
-            lambda rounds: rounds[-1:]
-        ),
-        "only the first round is used": lambda rounds: rounds[:1],
-        "only the best of each round, by its old score, is scored again; score all samples again": (
-            lambda rounds: [
-                {prompt: [max(row, key=lambda x: x[1])] for prompt, row in samples.items()}
-                for samples in rounds
-            ]
-        ),
-        "each prompt's samples of its newest round replace the older ones; keep them all": (
-            lambda rounds: [dict(ChainMap(*reversed(rounds)))]
-        ),
-        "of equal scores the newest sample is taken; take the earliest": (
-            lambda rounds: rounds[::-1]
-        ),
-    },
-) | {
-    "prompts that the last round left out are dropped": lambda rounds, score: {
-        prompt: best for prompt, best in _pooled(rounds, score).items() if prompt in rounds[-1]
-    },
-}
+POOL_MISTAKES = slips(_pooled)("""
+the scores of earlier rounds are used as they are; another model gave them, so score all samples
+    again || = score(prompt, answer) => = _old
+the better of old and new score counts; only the new model's scores compare
+    || = score(prompt, answer) => = max(_old, score(prompt, answer))
+old and new score are averaged; only the new model's scores compare || = score => = _old + score
+the lowest score is taken || = score => = -score
+only the last round is used, so what came earlier is forgotten; use the pool of all
+    || in rounds: => in rounds[-1:]:
+only the first round is used || in rounds: => in rounds[:1]:
+only the best of each round, by its old score, is scored again; score all samples again
+    || in answers: => in [max(answers, key=lambda sample: sample[1])]:
+each prompt's samples of its newest round replace the older ones; keep them all
+    || in rounds: => in [{prompt: row for samples in rounds for prompt, row in samples.items()}]:
+of equal scores the newest sample is taken; take the earliest || in rounds: => in rounds[::-1]:
+prompts that the last round left out are dropped
+    || sorted(best.items()) => sorted(best.items()) if prompt in rounds[-1]
+""")
 
 
 def pool(candidate: Code) -> None:
@@ -225,12 +180,12 @@ def _exact(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
 
 
 def _weighed(
-    proxy: np.ndarray, value: np.ndarray, n: int, share: Callable[[int, int, int], float]
+    proxy: np.ndarray, value: np.ndarray, share: Callable[[int, int], float]
 ) -> np.ndarray:
-    """Sum values in rising order of the proxy, the i-th of k weighed by `share(i, k, n)`."""
+    """Sum values in rising order of the proxy, the i-th of k weighed by `share(i, k)`."""
     k = proxy.shape[1]
     ranked = np.take_along_axis(value, proxy.argsort(axis=1), axis=1)
-    return ranked @ np.array([share(i, k, n) for i in range(1, k + 1)])
+    return ranked @ np.array([share(i, k) for i in range(1, k + 1)])
 
 
 def _chosen(proxy: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -242,43 +197,34 @@ def _in_groups(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
     return np.mean([_chosen(proxy[:, b : b + n], value[:, b : b + n]) for b in begins], axis=0)
 
 
-EXPECTED_MISTAKES: Mistakes = {
-    "only the first n samples are looked at, which is one draw; average over all subsets of n": (
-        lambda proxy, value, n: _chosen(proxy[:, :n], value[:, :n])
-    ),
-    "the samples are cut into groups of n, which wastes most subsets; average over all": _in_groups,
-    "the samples are averaged, whatever n is": lambda proxy, value, n: value.mean(axis=1),
-    "all samples compete, whatever n is": lambda proxy, value, n: _chosen(proxy, value),
-    "the n are drawn with replacement: (i / K)^n - ((i - 1) / K)^n; subsets have no sample twice": (
-        partial(_weighed, share=lambda i, k, n: (i / k) ** n - ((i - 1) / k) ** n)
-    ),
-    "the i-th sample is counted in C(i, n) subsets; it is the best of C(i - 1, n - 1)": partial(
-        _weighed, share=lambda i, k, n: math.comb(i, n) / math.comb(k, n)
-    ),
-    "the subsets are counted but not divided by their number, C(K, n)": partial(
-        _weighed, share=lambda i, k, n: float(math.comb(i - 1, n - 1))
-    ),
-    "the n best samples are averaged; one sample is kept": partial(
-        _weighed, share=lambda i, k, n: float(i > k - n) / n
-    ),
-    "the order is turned round: this is the worst of n": partial(
-        _weighed, share=lambda i, k, n: math.comb(k - i, n - 1) / math.comb(k, n)
-    ),
-    "the sample is chosen by its value; choose by the proxy, the value is only reported": (
-        lambda proxy, value, n: _exact(value, value, n)
-    ),
-    "the proxy's score comes back; what the chosen sample is worth is asked for": (
-        lambda proxy, value, n: _exact(proxy, proxy, n)
-    ),
-    "this is the best of n - 1": lambda proxy, value, n: _exact(proxy, value, n - 1),
-    "this is the best of n + 1": lambda proxy, value, n: _exact(proxy, value, n + 1),
-    "the samples are ranked by their mean over prompts; rank them prompt by prompt": (
-        lambda proxy, value, n: _exact(np.broadcast_to(proxy.mean(axis=0), proxy.shape), value, n)
-    ),
-    "the prompts are averaged; give one number a prompt": lambda proxy, value, n: np.full(
-        len(proxy), _exact(proxy, value, n).mean()
-    ),
-}
+EXPECTED_MISTAKES = slips(_exact)("""
+only the first n samples are looked at, which is one draw; average over all subsets of n
+    || _chosen(proxy[:, :n], value[:, :n])
+the samples are cut into groups of n, which wastes most subsets; average over all
+    || _in_groups(proxy, value, n)
+the samples are averaged, whatever n is || value.mean(axis=1)
+all samples compete, whatever n is || _chosen(proxy, value)
+the n are drawn with replacement: (i / K)^n - ((i - 1) / K)^n; subsets have no sample twice
+    || _weighed(proxy, value, lambda i, k: (i / k) ** n - ((i - 1) / k) ** n)
+the i-th sample is counted in C(i, n) subsets; it is the best of C(i - 1, n - 1)
+    || _weighed(proxy, value, lambda i, k: math.comb(i, n) / math.comb(k, n))
+the subsets are counted but not divided by their number, C(K, n)
+    || _weighed(proxy, value, lambda i, k: float(math.comb(i - 1, n - 1)))
+the n best samples are averaged; one sample is kept
+    || _weighed(proxy, value, lambda i, k: float(i > k - n) / n)
+the order is turned round: this is the worst of n
+    || _weighed(proxy, value, lambda i, k: math.comb(k - i, n - 1) / math.comb(k, n))
+the sample is chosen by its value; choose by the proxy, the value is only reported
+    || proxy, value)[ => value, value)[
+the proxy's score comes back; what the chosen sample is worth is asked for
+    || proxy, value)[ => proxy, proxy)[
+this is the best of n - 1 || _exact(proxy, value, n - 1)
+this is the best of n + 1 || _exact(proxy, value, n + 1)
+the samples are ranked by their mean over prompts; rank them prompt by prompt
+    || _exact(np.broadcast_to(proxy.mean(axis=0), proxy.shape), value, n)
+the prompts are averaged; give one number a prompt
+    || np.full(len(proxy), _exact(proxy, value, n).mean())
+""")
 
 
 def expected_best(candidate: Code) -> None:
@@ -298,24 +244,24 @@ def expected_best(candidate: Code) -> None:
     diagnose(run, candidate, run(_exact), EXPECTED_MISTAKES)
 
 
-KL_MISTAKES: Mistakes = {
-    "(N - 1) / N is not taken off: ln N is only a bound": lambda n: math.log(n),
-    "1 is taken off, which (N - 1) / N only approaches": lambda n: math.log(n) - 1,
-    "(N - 1) / N is added; take it off": lambda n: math.log(n) + (n - 1) / n,
-    "N - 1 is not divided by N": lambda n: math.log(n) - (n - 1),
-    "1 / N is taken off; take off (N - 1) / N": lambda n: math.log(n) - 1 / n,
-    "the logarithm is to base 2; use nats": lambda n: math.log2(n) - (n - 1) / n,
-    "the logarithm is to base 10; use nats": lambda n: math.log10(n) - (n - 1) / n,
-    "the result is in bits; give nats": lambda n: best_of_n_kl(n) / math.log(2),
-    "the sign is wrong; a divergence is never negative": lambda n: -best_of_n_kl(n),
-    "this is the divergence of the sampler from the best of N; exchange the two": lambda n: (
-        n - 1 - math.log(n)
-    ),
-    "the root is taken; that comes later, on the axis of the figure": lambda n: (
-        best_of_n_kl(n) ** 0.5
-    ),
-    "the number of samples is one too small": lambda n: best_of_n_kl(max(n - 1, 1)),
-}
+def _kl(n: int) -> float:
+    return math.log(n) - (n - 1) / n
+
+
+KL_MISTAKES = slips(_kl)("""
+(N - 1) / N is not taken off: ln N is only a bound || math.log(n)
+1 is taken off, which (N - 1) / N only approaches || math.log(n) - 1
+(N - 1) / N is added; take it off || math.log(n) + (n - 1) / n
+N - 1 is not divided by N || math.log(n) - (n - 1)
+1 / N is taken off; take off (N - 1) / N || math.log(n) - 1 / n
+the logarithm is to base 2; use nats || log => log2
+the logarithm is to base 10; use nats || log => log10
+the result is in bits; give nats || _kl(n) / math.log(2)
+the sign is wrong; a divergence is never negative || -_kl(n)
+this is the divergence of the sampler from the best of N; exchange the two || n - 1 - math.log(n)
+the root is taken; that comes later, on the axis of the figure || _kl(n) ** 0.5
+the number of samples is one too small || _kl(max(n - 1, 1))
+""")
 
 
 def kl_of_best_of_n(candidate: Code) -> None:

@@ -4,11 +4,12 @@ Attention has a file of its own.
 """
 
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama2_lib import rng
 from llama2_lib.model.config import FAMILY, ModelConfig
@@ -20,47 +21,32 @@ from llama2_lib.model.transformer import (
     rotary_table,
 )
 from llama2_lib.model.weights import build
-from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, diagnose, flawed, on, recognise
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, recognise, slips
 
 Weights = dict[str, Tensor]
 
 
-def _mean_square(x: Tensor) -> Tensor:
-    return x.square().mean(-1, keepdim=True)
+def _normed(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    return gain * x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
-RMS_NORM_MISTAKES: Mistakes = {
-    "the square root is missing": lambda x, gain, eps: gain * x / (_mean_square(x) + eps),
-    "the mean is subtracted first, as in LayerNorm": lambda x, gain, eps: F.layer_norm(
-        x, gain.shape, gain, None, eps
-    ),
-    "the gain is missing": lambda x, gain, eps: x * (_mean_square(x) + eps).rsqrt(),
-    "eps is added to the root instead of under it": lambda x, gain, eps: (
-        gain * x / (_mean_square(x).sqrt() + eps)
-    ),
-    "eps is missing": lambda x, gain, eps: gain * x * _mean_square(x).rsqrt(),
-    "the squares are summed, not averaged": lambda x, gain, eps: (
-        gain * x * (x.square().sum(-1, keepdim=True) + eps).rsqrt()
-    ),
-    "the vector is divided by its length; divide by the root of the mean square": (
-        lambda x, gain, eps: gain * x / x.norm(dim=-1, keepdim=True)
-    ),
-    "the variance is taken, which subtracts the mean": lambda x, gain, eps: (
-        gain * x * (x.var(-1, keepdim=True, correction=0) + eps).rsqrt()
-    ),
-    "the variance is taken, which subtracts the mean and divides by n - 1": lambda x, gain, eps: (
-        gain * x * (x.var(-1, keepdim=True) + eps).rsqrt()
-    ),
-    "the mean runs over the positions, not over each vector": lambda x, gain, eps: (
-        gain * x * (x.square().mean(1, keepdim=True) + eps).rsqrt()
-    ),
-    "x is multiplied by the root, not divided": lambda x, gain, eps: (
-        gain * x * (_mean_square(x) + eps).sqrt()
-    ),
-    "the mean runs over the whole tensor, not over each vector": lambda x, gain, eps: (
-        gain * x * (x.square().mean() + eps).rsqrt()
-    ),
-}
+RMS_NORM_MISTAKES = slips(_normed)("""
+the square root is missing || .rsqrt() => ** -1
+the mean is subtracted first, as in LayerNorm || F.layer_norm(x, gain.shape, gain, None, eps)
+the gain is missing || gain * x * => x *
+eps is added to the root instead of under it
+    || gain * x / (x.square().mean(-1, keepdim=True).sqrt() + eps)
+eps is missing || + eps =>
+the squares are summed, not averaged || mean => sum
+the vector is divided by its length; divide by the root of the mean square
+    || gain * x / x.norm(dim=-1, keepdim=True)
+the variance is taken, which subtracts the mean
+    || x.square().mean(-1, keepdim=True) => x.var(-1, keepdim=True, correction=0)
+the variance is taken, which subtracts the mean and divides by n - 1 || x.square().mean => x.var
+the mean runs over the positions, not over each vector || mean(-1 => mean(1
+x is multiplied by the root, not divided || rsqrt => sqrt
+the mean runs over the whole tensor, not over each vector || -1, keepdim=True =>
+""")
 
 
 def rms_norm(candidate: Code) -> None:
@@ -72,24 +58,20 @@ def rms_norm(candidate: Code) -> None:
     diagnose(on(x, gain, 0.01), candidate, expected, RMS_NORM_MISTAKES)
 
 
-def _turned(
-    x: Tensor,
-    positions: Tensor,
-    theta: float,
-    *,
-    exponent: int = -2,
-    counted: Code = lambda positions: positions,
-    halves: str = "",
-) -> Tensor:
-    """Turn pairs; `halves` says where they are taken as halves: "read", "written" or both."""
+def _turned(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     pair = torch.arange(x.shape[-1] // 2, dtype=torch.float64)
-    angle = torch.outer(counted(positions).double(), theta ** (exponent * pair / x.shape[-1]))
-    if "read" in halves:
-        x = rearrange(x, "b s h (half pair) -> b s h (pair half)", half=2)
-    x = apply_rotary(x, torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[None])
-    if "written" in halves:
-        x = rearrange(x, "b s h (pair half) -> b s h (half pair)", half=2)
-    return x
+    angle = torch.outer(positions.double(), theta ** (-2 * pair / x.shape[-1]))
+    turn = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[None]
+    return apply_rotary(x, turn)
+
+
+def _halves(x: Tensor) -> Tensor:
+    """Put the first numbers of all pairs before the second ones."""
+    return rearrange(x, "b s h (pair half) -> b s h (half pair)", half=2)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return rearrange(x, "b s h (half pair) -> b s h (pair half)", half=2)
 
 
 def _stretched(x: Tensor, positions: Tensor, theta: float, sign: float, repeat: Code) -> Tensor:
@@ -100,40 +82,28 @@ def _stretched(x: Tensor, positions: Tensor, theta: float, sign: float, repeat: 
     return x * angles.cos() + other * angles.sin()
 
 
-ROTARY_MISTAKES = flawed(
-    _turned,
-    halves={
-        "number j is turned together with number j + head_dim/2 (Hugging Face's layout), not with "
-        "its neighbour": "read and written",
-        "the two numbers of a pair are written as halves (cat); write them as neighbours (stack, "
-        "then flatten)": "written",
-        "pairs are read as halves (chunk) and written as neighbours": "read",
-    },
-    counted={
-        "the sign of the sine is wrong, so it turns backwards": torch.neg,
-        "positions are counted 0, 1, 2, ... and the given ones are ignored": (
-            lambda positions: torch.arange(len(positions))
-        ),
-        "positions begin at 1": lambda positions: positions + 1,
-    },
-    exponent={
-        "all pairs turn at the speed of the first": 0,
-        "the exponent is -j / head_dim instead of -2j / head_dim": -1,
-        "the minus is missing: the exponent is 2j / head_dim": 2,
-    },
-) | {
-    "the angle follows the number of the head, not the position": lambda x, positions, theta: (
-        _turned(x.transpose(1, 2), torch.arange(x.shape[2]), theta).transpose(1, 2)
-    ),
-    "nothing is turned": lambda x, positions, theta: x,
-    "both sines have one sign, so pairs are stretched, not turned": partial(
-        _stretched, sign=1.0, repeat=lambda angles: angles.repeat_interleave(2, dim=-1)
-    ),
-    "the angles stand as for halves (cat); neighbours need each twice (repeat_interleave)": partial(
-        _stretched, sign=-1.0, repeat=lambda angles: torch.cat([angles, angles], dim=-1)
-    ),
-    "theta is 10000, whatever is given": lambda x, positions, theta: _turned(x, positions, 1e4),
-}
+ROTARY_MISTAKES = slips(_turned)("""
+number j is turned together with number j + head_dim/2 (Hugging Face's layout), not with its
+    neighbour || _halves(apply_rotary(_pairs(x), turn))
+the two numbers of a pair are written as halves (cat); write them as neighbours (stack, then
+    flatten) || _halves(apply_rotary(x, turn))
+pairs are read as halves (chunk) and written as neighbours || apply_rotary(_pairs(x), turn)
+the sign of the sine is wrong, so it turns backwards || outer(positions => outer(-positions
+positions are counted 0, 1, 2, ... and the given ones are ignored
+    || outer(positions => outer(torch.arange(len(positions))
+positions begin at 1 || positions.double() => positions.double() + 1
+all pairs turn at the speed of the first || -2 * => 0 *
+the exponent is -j / head_dim instead of -2j / head_dim || -2 * => -1 *
+the minus is missing: the exponent is 2j / head_dim || -2 * => 2 *
+the angle follows the number of the head, not the position
+    || _turned(x.transpose(1, 2), torch.arange(x.shape[2]), theta).transpose(1, 2)
+nothing is turned || x
+both sines have one sign, so pairs are stretched, not turned
+    || _stretched(x, positions, theta, 1.0, lambda angles: angles.repeat_interleave(2, dim=-1))
+the angles stand as for halves (cat); neighbours need each twice (repeat_interleave)
+    || _stretched(x, positions, theta, -1.0, lambda angles: torch.cat([angles, angles], dim=-1))
+theta is 10000, whatever is given || theta ** => 1e4 **
+""")
 
 
 def rotary(candidate: Code) -> None:
@@ -144,20 +114,22 @@ def rotary(candidate: Code) -> None:
     diagnose(on(x, positions, theta), candidate, expected, ROTARY_MISTAKES)
 
 
-SWIGLU_MISTAKES = flawed(
-    lambda x, w1, w2, w3, hidden: hidden(x @ w1.T, x @ w3.T) @ w2.T,
-    hidden={
-        "GELU stands in place of SiLU": lambda gate, up: F.gelu(gate) * up,
-        "ReLU stands in place of SiLU": lambda gate, up: F.relu(gate) * up,
-        "the sigmoid stands in place of SiLU": lambda gate, up: gate.sigmoid() * up,
-        "SiLU acts on W3 x instead of W1 x": lambda gate, up: gate * F.silu(up),
-        "SiLU acts on the product of both branches": lambda gate, up: F.silu(gate * up),
-        "SiLU acts on both branches": lambda gate, up: F.silu(gate) * F.silu(up),
-        "there is no SiLU": lambda gate, up: gate * up,
-        "the branch of W3 is missing": lambda gate, up: F.silu(gate),
-        "the two branches are added, not multiplied": lambda gate, up: F.silu(gate) + up,
-    },
-)
+def _fed(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+    gate, up = x @ w1.T, x @ w3.T
+    return (F.silu(gate) * up) @ w2.T
+
+
+SWIGLU_MISTAKES = slips(_fed)("""
+GELU stands in place of SiLU || silu => gelu
+ReLU stands in place of SiLU || silu => relu
+the sigmoid stands in place of SiLU || F.silu(gate) => gate.sigmoid()
+SiLU acts on W3 x instead of W1 x || F.silu(gate) * up => gate * F.silu(up)
+SiLU acts on the product of both branches || F.silu(gate) * up => F.silu(gate * up)
+SiLU acts on both branches || * up => * F.silu(up)
+there is no SiLU || F.silu(gate) => gate
+the branch of W3 is missing || * up =>
+the two branches are added, not multiplied || * up => + up
+""")
 
 
 def swiglu(candidate: Code) -> None:
@@ -166,41 +138,32 @@ def swiglu(candidate: Code) -> None:
     x = torch.randn(2, 5, 6, generator=generator)
     w1, w3 = torch.randn(2, 7, 6, generator=generator).unbind(0)
     w2 = torch.randn(6, 7, generator=generator)
-    expected = (F.silu(x @ w1.T) * (x @ w3.T)) @ w2.T
-    diagnose(on(x, w1, w2, w3), candidate, expected, SWIGLU_MISTAKES)
+    diagnose(on(x, w1, w2, w3), candidate, _fed(x, w1, w2, w3), SWIGLU_MISTAKES)
 
 
-def _up(width: int, multiple_of: int) -> int:
+def _width(dim: int, multiple_of: int, multiplier: float) -> int:
+    width = int(multiplier * int(8 * dim / 3))
     return multiple_of * -(-width // multiple_of)
 
 
-WIDTH_MISTAKES: Mistakes = {
-    "it is rounded down instead of up": lambda dim, multiple_of, multiplier: (
-        multiple_of * (int(multiplier * int(8 * dim / 3)) // multiple_of)
-    ),
-    "it is rounded to the nearest multiple instead of up": lambda dim, multiple_of, multiplier: (
-        multiple_of * round(int(multiplier * int(8 * dim / 3)) / multiple_of)
-    ),
-    "a whole multiple is rounded up once more": lambda dim, multiple_of, multiplier: (
-        multiple_of * (int(multiplier * int(8 * dim / 3)) // multiple_of + 1)
-    ),
-    "the multiplier comes after the rounding": lambda dim, multiple_of, multiplier: int(
-        multiplier * _up(int(8 * dim / 3), multiple_of)
-    ),
-    "the factor 2/3 is missing": lambda dim, multiple_of, multiplier: _up(
-        int(multiplier * 4 * dim), multiple_of
-    ),
-    "the multiplier is ignored": lambda dim, multiple_of, multiplier: _up(
-        int(8 * dim / 3), multiple_of
-    ),
-}
+WIDTH_MISTAKES = slips(_width)("""
+it is rounded down instead of up || -(-width // multiple_of) => (width // multiple_of)
+it is rounded to the nearest multiple instead of up
+    || -(-width // multiple_of) => round(width / multiple_of)
+a whole multiple is rounded up once more
+    || -(-width // multiple_of) => (width // multiple_of + 1)
+the multiplier comes after the rounding || int(multiplier * int(8 * dim / 3)) => int(8 * dim / 3)
+    ;; int(multiplier * (multiple_of * -(-width // multiple_of)))
+the factor 2/3 is missing || int(8 * dim / 3) => 4 * dim
+the multiplier is ignored || int(multiplier * int(8 * dim / 3)) => int(8 * dim / 3)
+""")
 
 
 def hidden_width(candidate: Code) -> None:
     """Check `candidate(dim, multiple_of, multiplier)` on the family and on four odd cases."""
     cases = [(c.dim, c.multiple_of, c.ffn_dim_multiplier) for c in FAMILY.values()]
     cases += [(96, 32, 1.0), (48, 20, 1.5), (60, 7, 1.0), (66, 50, 0.9)]
-    expected = [_up(int(m * int(8 * dim / 3)), multiple_of) for dim, multiple_of, m in cases]
+    expected = [_width(*case) for case in cases]
     actual = [candidate(*case) for case in cases]
     if actual == expected:
         return
@@ -219,44 +182,26 @@ def _block(x: Tensor, attend: Code, feed: Code, norm_1: Code, norm_2: Code) -> T
     return h + feed(norm_2(h))
 
 
-BLOCK_MISTAKES: Mistakes = {
-    "each norm comes after its sublayer, on the sum (post-norm)": lambda x, attend, feed, n1, n2: (
-        n2(n1(x + attend(x)) + feed(n1(x + attend(x))))
-    ),
-    "each norm comes after its sublayer, inside the sum": lambda x, attend, feed, n1, n2: (
-        x + n1(attend(x)) + n2(feed(x + n1(attend(x))))
-    ),
-    "the residual path round attention is missing": lambda x, attend, feed, n1, n2: (
-        attend(n1(x)) + feed(n2(attend(n1(x))))
-    ),
-    "the residual path round the feed-forward layer is missing": lambda x, attend, feed, n1, n2: (
-        feed(n2(x + attend(n1(x))))
-    ),
-    "both residual paths are missing": lambda x, attend, feed, n1, n2: feed(n2(attend(n1(x)))),
-    "the feed-forward layer reads x beside attention, not its result": (
-        lambda x, attend, feed, n1, n2: x + attend(n1(x)) + feed(n2(x))
-    ),
-    "the normed x, not x, goes on along the residual path": lambda x, attend, feed, n1, n2: (
-        (h := n1(x) + attend(n1(x))) + feed(n2(h))
-    ),
-    "the second residual path starts from x, not from attention's result": (
-        lambda x, attend, feed, n1, n2: x + feed(n2(x + attend(n1(x))))
-    ),
-    "attention is missing": lambda x, attend, feed, n1, n2: x + feed(n2(x)),
-    "the feed-forward layer is missing": lambda x, attend, feed, n1, n2: x + attend(n1(x)),
-    "the feed-forward layer comes before attention": lambda x, attend, feed, n1, n2: _block(
-        x, feed, attend, n2, n1
-    ),
-} | flawed(
-    lambda x, attend, feed, n1, n2, norms: _block(x, attend, feed, *norms(n1, n2)),
-    norms={
-        "the norms are missing": lambda n1, n2: (nn.Identity(), nn.Identity()),
-        "the two norms have changed places": lambda n1, n2: (n2, n1),
-        "attention reads x without its norm": lambda n1, n2: (nn.Identity(), n2),
-        "the feed-forward layer reads without its norm": lambda n1, n2: (n1, nn.Identity()),
-        "one norm is used twice": lambda n1, n2: (n1, n1),
-    },
-)
+BLOCK_MISTAKES = slips(_block)("""
+each norm comes after its sublayer, on the sum (post-norm)
+    || x + attend(norm_1(x)) => norm_1(x + attend(x)) ;; norm_2(h + feed(h))
+each norm comes after its sublayer, inside the sum
+    || attend(norm_1(x)) => norm_1(attend(x)) ;; feed(norm_2(h)) => norm_2(feed(h))
+the residual path round attention is missing || x + attend => attend
+the residual path round the feed-forward layer is missing || h + feed => feed
+both residual paths are missing || x + attend => attend ;; h + feed => feed
+the feed-forward layer reads x beside attention, not its result || norm_2(h) => norm_2(x)
+the normed x, not x, goes on along the residual path || x + attend => norm_1(x) + attend
+the second residual path starts from x, not from attention's result || h + feed => x + feed
+attention is missing || x + attend(norm_1(x)) => x
+the feed-forward layer is missing || h
+the feed-forward layer comes before attention || _block(x, feed, attend, norm_2, norm_1)
+the norms are missing || norm_1(x) => x ;; norm_2(h) => h
+the two norms have changed places || norm_1(x) => norm_2(x) ;; norm_2(h) => norm_1(h)
+attention reads x without its norm || norm_1(x) => x
+the feed-forward layer reads without its norm || norm_2(h) => h
+one norm is used twice || norm_2(h) => norm_1(h)
+""")
 
 
 def block(candidate: Code) -> None:
@@ -274,25 +219,14 @@ def block(candidate: Code) -> None:
     diagnose(on(x, *parts), candidate, _block(x, *parts), BLOCK_MISTAKES)
 
 
-def _assembled(
-    ids: Tensor,
-    weights: Weights,
-    config: ModelConfig,
-    *,
-    block: Code = _block,
-    attend: Code = lambda layer, x, rotation: layer.attention(x, rotation),
-    feed: Code = lambda layer, x: layer.feed_forward(x),
-    norm: Code = lambda model, h: model.norm(h),
-    weight: Code = lambda name, weight, weights, config: weight,
-) -> Tensor:
-    """The model from parts that may be flawed; `block` is what the check of a block wants."""
-    model = build(config, {name: weight(name, w, weights, config) for name, w in weights.items()})
+def _assembled(ids: Tensor, weights: Weights, config: ModelConfig) -> Tensor:
+    model = build(config, {name: weights[name] for name, weight in weights.items()})
     h = model.tok_embeddings(ids)
     rotation = model.rotation(h)
-    for layer in model.layers:
-        parts = partial(attend, layer, rotation=rotation), partial(feed, layer)
-        h = block(h, *parts, layer.attention_norm, layer.ffn_norm)
-    return model.logits(norm(model, h))
+    for layer in cast(list[TransformerBlock], model.layers):
+        attend = partial(layer.attention, rotation=rotation)
+        h = _block(h, attend, layer.feed_forward, layer.attention_norm, layer.ffn_norm)
+    return model.logits(model.norm(h))
 
 
 def _seeing(last: int, layer: TransformerBlock, x: Tensor, rotation: Tensor) -> Tensor:
@@ -313,7 +247,7 @@ def _gelu(layer: TransformerBlock, x: Tensor) -> Tensor:
     return feed.w2(F.gelu(feed.w1(x)) * feed.w3(x))
 
 
-def _halves(name: str, weight: Tensor, weights: Weights, config: ModelConfig) -> Tensor:
+def _reordered(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     # Turning halves equals turning neighbours after the rows of both projections are reordered.
     if not name.endswith(("wq.weight", "wk.weight")):
         return weight
@@ -321,38 +255,29 @@ def _halves(name: str, weight: Tensor, weights: Weights, config: ModelConfig) ->
     return rearrange(weight, pattern, half=2, pair=config.head_dim // 2)
 
 
-WHOLE_MISTAKES = flawed(
-    _assembled,
-    attend={
-        "a token sees the one after it: the mask is off by one": partial(_seeing, 1),
-        "a token sees everything: there is no causal mask": partial(_seeing, 10**6),
-        "the values are rotated too": _with_turned_values,
-        "there are no positions: neither queries nor keys are rotated": (
-            lambda layer, x, rotation: layer.attention(x, torch.ones_like(rotation))
-        ),
-    },
-    block={
-        "each norm comes after its sublayer": BLOCK_MISTAKES[
-            "each norm comes after its sublayer, on the sum (post-norm)"
-        ],
-        "the residual paths are missing": BLOCK_MISTAKES["both residual paths are missing"],
-    },
-    feed={"GELU stands in place of SiLU": _gelu},
-    norm={"the final norm is missing": lambda model, h: h},
-    weight={
-        "the scores are not divided by sqrt(head_dim)": lambda name, weight, weights, config: (
-            weight * config.head_dim**0.5 if name.endswith("wq.weight") else weight
-        ),
-        "rotary pairs are j and j + head_dim/2 (Hugging Face's layout), but the weights are laid "
-        "out for neighbours": _halves,
-        "the gains of the norms are ignored": lambda name, weight, weights, config: (
-            torch.ones_like(weight) if weight.dim() == 1 else weight
-        ),
-        "the output head uses the embedding table (tied weights)": (
-            lambda name, weight, weights, config: weights[name.replace("output", "tok_embeddings")]
-        ),
-    },
-)
+_post_norm = BLOCK_MISTAKES["each norm comes after its sublayer, on the sum (post-norm)"]
+_no_residuals = BLOCK_MISTAKES["both residual paths are missing"]
+WHOLE_MISTAKES = slips(_assembled)("""
+a token sees the one after it: the mask is off by one
+    || partial(layer.attention => partial(_seeing, 1, layer
+a token sees everything: there is no causal mask
+    || partial(layer.attention => partial(_seeing, 10**6, layer
+the values are rotated too || partial(layer.attention => partial(_with_turned_values, layer
+there are no positions: neither queries nor keys are rotated
+    || rotation=rotation => rotation=torch.ones_like(rotation)
+each norm comes after its sublayer || h = _block => h = _post_norm
+the residual paths are missing || h = _block => h = _no_residuals
+GELU stands in place of SiLU || layer.feed_forward => partial(_gelu, layer)
+the final norm is missing || model.norm(h) => h
+the scores are not divided by sqrt(head_dim)
+    || weights[name] => weight * config.head_dim**0.5 if name.endswith("wq.weight") else weight
+rotary pairs are j and j + head_dim/2 (Hugging Face's layout), but the weights are laid out for
+    neighbours || weights[name] => _reordered(name, weight, config)
+the gains of the norms are ignored
+    || weights[name] => torch.ones_like(weight) if weight.dim() == 1 else weight
+the output head uses the embedding table (tied weights)
+    || weights[name] => weights[name.replace("output", "tok_embeddings")]
+""")
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
