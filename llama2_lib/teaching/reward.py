@@ -69,7 +69,7 @@ def ranking_loss(candidate: Code) -> None:
 
 def _looked_up(grades: Sequence[str], schedule: str) -> Tensor:
     tables: Mapping[str, Sequence[float]] = MARGINS
-    table = dict(zip(GRADES, tables[schedule], strict=True))
+    table: dict[str, float] = dict(zip(GRADES, tables[schedule], strict=True))
     return torch.tensor([table[grade] for grade in grades])
 
 

@@ -4,17 +4,9 @@ Right code is the library's: `stages.safety`, `stages.red_team`, `evaluation.jud
 """
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 
-from llama2_lib.teaching.check import (
-    CheckFailed,
-    Code,
-    Mistakes,
-    diagnose_choice,
-    on,
-    recognise,
-)
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose_choice, on, recognise, slips
 
 Row = tuple[str, str, str, float, float]
 """Prompt, preprompt, distilled answer, score of the original answer, score of the distilled one."""
@@ -26,42 +18,22 @@ def _gated(rows: Sequence[Row]) -> list[Example]:
     return [(prompt, answer) for prompt, _, answer, old, new in rows if new > old]
 
 
-DISTILL_MISTAKES: Mistakes = {
-    "the preprompt is still there; train on the prompt alone, or nothing is distilled": (
-        lambda rows: [(f"{pre} {prompt}", a) for prompt, pre, a, old, new in rows if new > old]
-    ),
-    "there is no gate; keep an answer only where it scores higher than the original": (
-        lambda rows: [(prompt, a) for prompt, _, a, _, _ in rows]
-    ),
-    "the gate is upside down: it keeps answers that score lower": lambda rows: [
-        (prompt, a) for prompt, _, a, old, new in rows if new < old
-    ],
-    "answers that score the same are kept; they teach nothing safer": lambda rows: [
-        (prompt, a) for prompt, _, a, old, new in rows if new >= old
-    ],
-    "the gate asks for a score above 0, not above that of the original answer": lambda rows: [
-        (prompt, a) for prompt, _, a, _, new in rows if new > 0
-    ],
-    "only answers to prompts whose original was unsafe are kept; the gate compares two scores": (
-        lambda rows: [(prompt, a) for prompt, _, a, old, _ in rows if old < 0]
-    ),
-    "the gate looks at the mean of all prompts; it decides for each": lambda rows: (
-        [(prompt, a) for prompt, _, a, _, _ in rows]
-        if sum(new - old for *_, old, new in rows) > 0
-        else []
-    ),
-    "each prompt's score is compared with another prompt's original": lambda rows: [
-        (row[0], row[2])
-        for row, other in zip(rows, [*rows[1:], rows[0]], strict=True)
-        if row[4] > other[3]
-    ],
-    "the sizes of the scores are compared and not their signs": lambda rows: [
-        (prompt, a) for prompt, _, a, old, new in rows if abs(new) > abs(old)
-    ],
-    "the preprompt was taken for the prompt": lambda rows: [
-        (pre, a) for _, pre, a, old, new in rows if new > old
-    ],
-}
+DISTILL_MISTAKES = slips(_gated)("""
+the preprompt is still there; train on the prompt alone, or nothing is distilled
+    || [(f"{pre} {prompt}", answer) for prompt, pre, answer, old, new in rows if new > old]
+there is no gate; keep an answer only where it scores higher than the original || if new > old =>
+the gate is upside down: it keeps answers that score lower || new > old => new < old
+answers that score the same are kept; they teach nothing safer || new > old => new >= old
+the gate asks for a score above 0, not above that of the original answer || new > old => new > 0
+only answers to prompts whose original was unsafe are kept; the gate compares two scores
+    || new > old => old < 0
+the gate looks at the mean of all prompts; it decides for each
+    || new > old => sum(row[4] - row[3] for row in rows) > 0
+each prompt's score is compared with another prompt's original
+    || [row[::2][:2] for row, other in zip(rows, [*rows[1:], rows[0]]) if row[4] > other[3]]
+the sizes of the scores are compared and not their signs || new > old => abs(new) > abs(old)
+the preprompt was taken for the prompt || [(prompt, => [(_,
+""")
 
 
 def distilled_pairs(candidate: Code) -> None:
@@ -86,33 +58,23 @@ def _shuffled(items: Sequence[str], n: int) -> list[str]:
     return [items[(7 * n + 3 * i) % len(items)] for i in range(n)]
 
 
-ANEW = (
-    "every size is another draw, so sizes differ in more than size; less must be a beginning of "
-    "more"
-)
-SUBSET_MISTAKES: Mistakes = {
-    ANEW: lambda items, share: _shuffled(items, round(share * len(items))),
-    "the end is taken; then fewer are no beginning of more": lambda items, share: list(
-        items[len(items) - round(share * len(items)) :]
-    ),
-    "items are taken at equal distances, so 10 % is no part of 25 %": lambda items, share: (
-        list(items[:: round(1 / share)]) if share else []
-    ),
-    "the share is a percentage already; multiply by the fraction": lambda items, share: list(
-        items[: round(share * len(items) / 100)]
-    ),
-    "0 % still takes one item": lambda items, share: list(
-        items[: max(1, round(share * len(items)))]
-    ),
-    "the rest is taken, what the share leaves out": lambda items, share: list(
-        items[round(share * len(items)) :]
-    ),
-    "all items are taken, whatever the share": lambda items, share: list(items),
-}
-
-
 def _beginning(items: Sequence[str], share: float) -> list[str]:
-    return list(items[: round(share * len(items))])
+    n = round(share * len(items))
+    return list(items[:n])
+
+
+SUBSET_MISTAKES = slips(_beginning)("""
+every size is another draw, so sizes differ in more than size; less must be a beginning of more
+    || _shuffled(items, n)
+the end is taken; then fewer are no beginning of more || :n => len(items) - n :
+items are taken at equal distances, so 10 % is no part of 25 %
+    || list(items[:: round(1 / share)]) if share else []
+the share is a percentage already; multiply by the fraction || len(items) => len(items) / 100
+0 % still takes one item || :n => : max(1, n)
+the rest is taken, what the share leaves out || :n => n:
+all items are taken, whatever the share || list(items)
+""")
+ANEW = next(iter(SUBSET_MISTAKES))
 
 
 def nested_subset(candidate: Code) -> None:
@@ -134,37 +96,24 @@ def nested_subset(candidate: Code) -> None:
 HELPFUL, BORDERLINE = ("helpful",), ("borderline",)
 
 
-def _rates(
-    rows: Sequence[tuple[str, bool, bool]],
-    *,
-    counts: Code = lambda declines, unknown: declines,
-    groups: Sequence[tuple[str, ...]] = (HELPFUL, BORDERLINE),
-    divisor: Code = lambda rows, answers: len(answers),
-) -> tuple[float, ...]:
-    """Return the share of the answers that count, in each group of families."""
-    parts = [[counts(d, u) for family, d, u in rows if family in group] for group in groups]
-    return tuple(round(sum(answers) / divisor(rows, answers), 9) for answers in parts)
+def _rates(rows: Sequence[tuple[str, bool, bool]]) -> tuple[float, ...]:
+    """Return the share of the answers that decline, in each group of families."""
+    groups = (HELPFUL, BORDERLINE)
+    parts = [[declines for family, declines, unknown in rows if family in g] for g in groups]
+    return tuple(round(sum(part) / len(part), 9) for part in parts)
 
 
-REFUSAL_MISTAKES: Mistakes = {
-    '"I do not know." counts as a refusal; it declines nothing': partial(
-        _rates, counts=lambda declines, unknown: declines or unknown
-    ),
-    "adversarial prompts count as borderline ones; declining those is right": partial(
-        _rates, groups=(HELPFUL, ("borderline", "adversarial"))
-    ),
-    "both shares are of all prompts; divide by the prompts of the family": partial(
-        _rates, divisor=lambda rows, answers: len(rows)
-    ),
-    "answers that help are counted, not those that decline": partial(
-        _rates, counts=lambda declines, unknown: not declines
-    ),
-    "helpful and borderline prompts are thrown together": partial(
-        _rates, groups=(HELPFUL + BORDERLINE, HELPFUL + BORDERLINE)
-    ),
-    "the families are exchanged": partial(_rates, groups=(BORDERLINE, HELPFUL)),
-    "refusals are counted, not their share": partial(_rates, divisor=lambda rows, answers: 1),
-}
+REFUSAL_MISTAKES = slips(_rates)("""
+"I do not know." counts as a refusal; it declines nothing || [declines => [declines or unknown
+adversarial prompts count as borderline ones; declining those is right
+    || BORDERLINE) => (*BORDERLINE, "adversarial"))
+both shares are of all prompts; divide by the prompts of the family || len(part) => len(rows)
+answers that help are counted, not those that decline || [declines => [not declines
+helpful and borderline prompts are thrown together
+    || (HELPFUL, BORDERLINE) => (HELPFUL + BORDERLINE, HELPFUL + BORDERLINE)
+the families are exchanged || HELPFUL, BORDERLINE => BORDERLINE, HELPFUL
+refusals are counted, not their share || / len(part) =>
+""")
 
 
 def false_refusal(candidate: Code) -> None:
@@ -186,29 +135,19 @@ def false_refusal(candidate: Code) -> None:
 
 
 def _per_budget(queries: Sequence[tuple[str, bool]], budget: int) -> float:
-    return round(budget * len({q for q, broke in queries if broke}) / len(queries), 9)
+    found, cost = {prompt for prompt, broke in queries if broke}, len(queries)
+    return round(budget * len(found) / cost, 9)
 
 
-GAMMA_MISTAKES: Mistakes = {
-    "the share of violating queries comes back; multiply by the budget": lambda queries, budget: (
-        round(_per_budget(queries, budget) / budget, 9)
-    ),
-    "the violating prompts are counted, not those per budget": lambda queries, budget: float(
-        len({q for q, broke in queries if broke})
-    ),
-    "a prompt that was found twice counts twice": lambda queries, budget: round(
-        budget * sum(broke for _, broke in queries) / len(queries), 9
-    ),
-    "queries that draw a safe answer are counted": lambda queries, budget: round(
-        budget * len({q for q, broke in queries if not broke}) / len(queries), 9
-    ),
-    "what is divided by are the different prompts; every query costs": lambda queries, budget: (
-        round(budget * len({q for q, broke in queries if broke}) / len({q for q, _ in queries}), 9)
-    ),
-    "queries per violation come back; gamma is violations per budget": lambda queries, budget: (
-        round(len(queries) / len({q for q, broke in queries if broke}), 9)
-    ),
-}
+GAMMA_MISTAKES = slips(_per_budget)("""
+the share of violating queries comes back; multiply by the budget || budget * =>
+the violating prompts are counted, not those per budget || float(len(found))
+a prompt that was found twice counts twice || len(found) => sum(broke for _, broke in queries)
+queries that draw a safe answer are counted || if broke => if not broke
+what is divided by are the different prompts; every query costs
+    || len(queries) => len({prompt for prompt, _ in queries})
+queries per violation come back; gamma is violations per budget || round(cost / len(found), 9)
+""")
 
 
 def gamma(candidate: Code) -> None:
