@@ -11,7 +11,6 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +134,6 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
     return a == b
-
-
-def flawed(code: Code, **settings: Mapping[str, Any]) -> Mistakes:
-    """Return mistakes that are one setting of `code` each: `flawed(f, by={sentence: "rows"})`."""
-    return {
-        sentence: partial(code, **{name: value})
-        for name, values in settings.items()
-        for sentence, value in values.items()
-    }
 
 
 def slips(right: Code) -> Callable[[str], Mistakes]:

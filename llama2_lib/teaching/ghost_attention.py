@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, flawed, on
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, slips
 from llama2_lib.teaching.sft import BOS, EOS, lay_out
 
-Ids = Sequence[int]
+Ids = list[int]
 Turn = tuple[Ids, Ids]
 
 ROOM = 96
@@ -29,95 +29,57 @@ SAMPLED = [51, 52, 53, 54, 55]
 EVERY, FIRST, LAST, NONE = slice(None), slice(1), slice(-1, None), slice(0)
 
 
-def _instructed(turns: Sequence[Turn], instruction: Ids, where: slice, times: int = 1) -> list[Ids]:
+def _instructed(turns: Sequence[Turn], instruction: Ids, where: slice) -> list[Ids]:
     """Return what the user says in each turn, with the instruction before it in some of them."""
     chosen = range(len(turns))[where]
-    return [[*instruction] * (times * (i in chosen)) + [*turns[i][0]] for i in range(len(turns))]
+    return [[*instruction * (i in chosen), *user] for i, (user, _) in enumerate(turns)]
 
 
-def _teacher(
-    turns: Sequence[Turn],
-    instruction: Ids,
-    bos: int,
-    eos: int,
-    *,
-    where: slice = EVERY,
-    behind: bool = False,
-    ending: str = "open",
-) -> list[int]:
-    prompts = _instructed(turns, instruction, where)
-    if behind:
-        prompts = [[*user, *instruction] for user, _ in turns]
-    ids, _ = lay_out([(p, answer) for p, (_, answer) in zip(prompts, turns, strict=True)], bos, eos)
-    is_open = ids[: -len(turns[-1][1]) - 1]
-    return {"open": is_open, "eos": [*is_open, eos], "answered": ids}[ending]
+def _teacher(turns: Sequence[Turn], instruction: Ids, bos: int, eos: int) -> list[int]:
+    prompts, answers = _instructed(turns, instruction, EVERY), [answer for _, answer in turns]
+    ids, _ = lay_out(list(zip(prompts, answers, strict=True)), bos, eos)
+    return ids[: -len(answers[-1]) - 1]
 
 
-TEACHER_MISTAKES = flawed(
-    _teacher,
-    where={
-        "the instruction stands in the first turn only: that is the student's prompt": FIRST,
-        "the instruction stands in the last turn only": LAST,
-        "the instruction is missing in the first turn": slice(1, None),
-        "there is no instruction at all": NONE,
-    },
-    behind={"the instruction stands behind the user's words, not before them": True},
-    ending={
-        "the plain last answer is in the prompt, so nothing is left to sample": "answered",
-        "the prompt ends with EOS, though the last turn is open": "eos",
-    },
-)
+TEACHER_MISTAKES = slips(_teacher)("""
+the instruction stands in the first turn only: that is the student's prompt || EVERY => FIRST
+the instruction stands in the last turn only || EVERY => LAST
+the instruction is missing in the first turn || EVERY => slice(1, None)
+there is no instruction at all || EVERY => NONE
+the instruction stands behind the user's words, not before them
+    || _instructed(turns, instruction, EVERY) => [[*user, *instruction] for user, _ in turns]
+the plain last answer is in the prompt, so nothing is left to sample || ids
+the prompt ends with EOS, though the last turn is open || - 1] => - 1] + [eos]
+""")
 
 
 def _example(
-    turns: Sequence[Turn],
-    instruction: Ids,
-    sampled: Ids,
-    bos: int,
-    eos: int,
-    *,
-    where: slice = FIRST,
-    times: int = 1,
-    loss_on: str = "last answer",
-    marks: str = "...xx",
-    move: int = 0,
-    last: str = "sampled",
-    begin: int = 0,
+    turns: Sequence[Turn], instruction: Ids, sampled: Ids, bos: int, eos: int
 ) -> tuple[list[int], list[bool]]:
-    """Lay out an example that begins at a turn, with the plain last answer or the sampled one."""
-    turns = turns[begin:]
-    answers = [answer for _, answer in turns]
-    if last == "sampled":
-        answers[-1] = sampled
-    pairs = list(zip(_instructed(turns, instruction, where, times), answers, strict=True))
-    marks = "xxxxx" if loss_on == "tokens" else marks
-    only = -1 if loss_on == "last answer" else None
-    return lay_out(pairs, bos, eos, marks=marks, move=move, only=only)
+    """Lay out an example with the plain earlier answers and the sampled last one."""
+    answers = [*(answer for _, answer in turns[:-1]), sampled]
+    pairs = zip(_instructed(turns, instruction, FIRST), answers, strict=True)
+    return lay_out(list(pairs), bos, eos, only=-1)
 
 
-EXAMPLE_MISTAKES = flawed(
-    _example,
-    where={
-        "the instruction is left in every turn, so there is nothing to remember": EVERY,
-        "the instruction is dropped from the first turn too, so there is nothing to obey": NONE,
-        "the instruction is kept in the last turn instead of the first": LAST,
-    },
-    times={"the instruction is repeated: it stands twice in the first turn": 2},
-    loss_on={
-        "the loss is on all answers, and the earlier ones teach to forget": "answers",
-        "the loss is on all tokens: there is no mask": "tokens",
-    },
-    move={
-        "the mask is one too early: it begins at the last token of the user and leaves out EOS": -1,
-        "the mask is one too late: the first token of the answer is left out": 1,
-    },
-    marks={
-        "EOS is not a target, so the model never learns to stop": "...x.",
-        "the user's last words are targets too": ".xxxx",
-    },
-    last={"the last answer is the plain one, which obeys nothing, not the sampled one": "plain"},
-    begin={"the earlier turns are left out, so there is no distance to the instruction": -1},
-)
+EXAMPLE_MISTAKES = slips(_example)("""
+the instruction is left in every turn, so there is nothing to remember || FIRST => EVERY
+the instruction is dropped from the first turn too, so there is nothing to obey || FIRST => NONE
+the instruction is kept in the last turn instead of the first || FIRST => LAST
+the instruction is repeated: it stands twice in the first turn
+    || instruction, FIRST => instruction * 2, FIRST
+the loss is on all answers, and the earlier ones teach to forget || , only=-1 =>
+the loss is on all tokens: there is no mask || only=-1 => marks="xxxxx"
+the mask is one too early: it begins at the last token of the user and leaves out EOS
+    || only=-1 => only=-1, move=-1
+the mask is one too late: the first token of the answer is left out || only=-1 => only=-1, move=1
+EOS is not a target, so the model never learns to stop || only=-1 => only=-1, marks="...x."
+the user's last words are targets too || only=-1 => only=-1, marks=".xxxx"
+the last answer is the plain one, which obeys nothing, not the sampled one
+    || sampled] => turns[-1][1]]
+the earlier turns are left out, so there is no distance to the instruction
+    || answers = => turns = turns[-1:]; answers =
+""")
 
 
 def _padded(ids: Ids, mask: Sequence[bool] | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama2_lib import rng
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, flawed, on, slips
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, slips
 from llama2_lib.teaching.pretraining import WRONG_SCORES
 
 Turn = tuple[Sequence[int], Sequence[int]]
@@ -18,14 +18,9 @@ BOS, EOS, PAD = 1, 2, 0
 
 
 def lay_out(
-    turns: Sequence[Turn],
-    bos: int,
-    eos: int,
-    *,
-    marks: str = "...xx",
-    move: int = 0,
-    only: int | None = None,
-) -> tuple[list[int], list[bool]]:
+    turns: Sequence[Turn], bos: int, eos: int,
+    *, marks: str = "...xx", move: int = 0, only: int | None = None,
+) -> tuple[list[int], list[bool]]:  # fmt: skip
     """Lay turns of prompt and answer out, and say what is a target of the loss.
 
     `marks` has an x for a target: BOS, the prompt, its last token, the answer, EOS. The mask can be
@@ -41,34 +36,22 @@ def lay_out(
     return ids, [mask[t - move] if 0 <= t - move < len(mask) else False for t in range(len(mask))]
 
 
-MASK_MISTAKES = flawed(
-    lay_out,
-    marks={
-        "everything is a target, the user's words too": "xxxxx",
-        "everything but BOS is a target, the user's words too": ".xxxx",
-        "the last token of the prompt is a target too": "..xxx",
-        "EOS is not a target, so the model never learns to stop": "...x.",
-        "BOS is a target, though nothing of the dialog comes before it": "x..xx",
-        "the mask is upside down": "xxx..",
-        "nothing is a target": ".....",
-    },
-    move={
-        "the mask is one too early: it begins at the last token of the prompt and leaves out "
-        "EOS": -1,
-        "the mask is one too late: the first token of each answer is left out": 1,
-    },
-    only={
-        "only the last answer is a target (that is Ghost Attention's mask)": -1,
-        "only the first answer is a target": 0,
-    },
-) | {
-    "the mask ends where the next prompt begins, so the next turn's BOS is a target too": (
-        lambda turns, bos, eos: (
-            (laid := lay_out(turns, bos, eos, marks="x..xx"))[0],
-            [False, *laid[1][1:]],
-        )
-    ),
-}
+MASK_MISTAKES = slips(lay_out)("""
+everything is a target, the user's words too || ...xx => xxxxx
+everything but BOS is a target, the user's words too || ...xx => .xxxx
+the last token of the prompt is a target too || ...xx => ..xxx
+EOS is not a target, so the model never learns to stop || ...xx => ...x.
+BOS is a target, though nothing of the dialog comes before it || ...xx => x..xx
+the mask is upside down || ...xx => xxx..
+nothing is a target || ...xx => .....
+the mask is one too early: it begins at the last token of the prompt and leaves out EOS
+    || move: int = 0 => move: int = -1
+the mask is one too late: the first token of each answer is left out || int = 0 => int = 1
+only the last answer is a target (that is Ghost Attention's mask) || = None => = -1
+only the first answer is a target || = None => = 0
+the mask ends where the next prompt begins, so the next turn's BOS is a target too
+    || ...xx => x..xx ;; ids, [False, *mask[1:]]
+""")
 
 
 def loss_mask(candidate: Code) -> None:

@@ -6,13 +6,13 @@ text, and names the mistake that gives the learner's answer.
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, flawed, recognise
+from llama2_lib.teaching.check import CheckFailed, Code, Mistakes, recognise, slips
 from llama2_lib.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from llama2_lib.world import documents, make_world
 
@@ -98,25 +98,22 @@ def _short(value: object, longest: int = 90) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def _allowed(
-    piece: str, *, digits: bool = True, scripts: bool = True, spaces: bool = True, longest: int = 16
-) -> bool:
-    body = piece.removeprefix(SPACE) if spaces else piece.replace(SPACE, "")
+def _allowed(piece: str) -> bool:
+    body = piece.removeprefix(SPACE)
     if SPACE in body and body.strip(SPACE):
         return False
-    if digits and len(piece) > 1 and any(character.isdigit() for character in piece):
+    if len(piece) > 1 and any(character.isdigit() for character in piece):
         return False
-    kinds = {character.isalpha() for character in body}
-    return len(piece) <= longest and (not scripts or len(kinds) <= 1)
+    return len(piece) <= 16 and len({character.isalpha() for character in body}) <= 1
 
 
-ALLOWS_MISTAKES: Mistakes = flawed(
-    _allowed,
-    digits={"digits may join": False},
-    scripts={"letters and signs may join": False},
-    spaces={"a piece may run across a space": False},
-    longest={"there is no limit of 16 characters": 10**6},
-) | {"everything is allowed": lambda piece: True}
+ALLOWS_MISTAKES = slips(_allowed)("""
+digits may join || any(character.isdigit() for character in piece) => False
+letters and signs may join || len(piece) <= 16
+a piece may run across a space || piece.removeprefix(SPACE) => piece.replace(SPACE, "")
+there is no limit of 16 characters || len(piece) <= 16 and =>
+everything is allowed || body = piece.removeprefix(SPACE) => return True
+""")
 _CANDIDATES = (
     *("the", f"{SPACE}the", "?", '."', f'{SPACE}"', "12", f"{SPACE}7", "a1", "INST]", "e."),
     *(f"of{SPACE}the", f"e{SPACE}", f"{SPACE}[", "x" * 16, "x" * 17, f"{SPACE}{'x' * 16}"),
@@ -148,42 +145,34 @@ def _merged(word: Sequence[str], left: str, right: str) -> tuple[str, ...]:
     return tuple(piece for piece in merged if piece)
 
 
-def _learn(
-    words: Words,
-    n: int,
-    *,
-    weighted: bool = True,
-    rewrites: bool = True,
-    tie: Callable[[str], Any] = lambda piece: (len(piece), piece),
-    allowed: Code = _allowed,
-) -> list[str]:
-    corpus = [(tuple(word), number if weighted else 1) for word, number in words.items()]
+def _learn(words: Words, n: int) -> list[str]:
+    corpus = [(tuple(word), number) for word, number in words.items()]
     pieces: list[str] = []
     while len(pieces) < n:
         counts = Counter[tuple[str, str]]()
         for word, number in corpus:
             for pair in pairwise(word):
                 counts[pair] += number
-        order = sorted(counts, key=lambda p: (-counts[p], tie("".join(p))))
-        possible = (p for p in order if "".join(p) not in pieces and allowed("".join(p)))
+        order = sorted(counts, key=lambda p: (-counts[p], len("".join(p)), "".join(p)))
+        possible = (p for p in order if "".join(p) not in pieces and _allowed("".join(p)))
         pair = next(possible, None)
         if pair is None:
             break
         left, right = pair
         pieces.append(left + right)
-        if rewrites:
-            corpus = [(_merged(word, left, right), number) for word, number in corpus]
+        corpus = [(_merged(word, left, right), number) for word, number in corpus]
     return pieces
 
 
-LEARN_MISTAKES: Mistakes = {
-    "every distinct word counts once, however often it occurs": partial(_learn, weighted=False),
-    "the words are not rewritten after a merge": partial(_learn, rewrites=False),
-    "ties go to the longer piece": partial(_learn, tie=lambda piece: (-len(piece), piece)),
-    "ties go to the pair that was seen first": partial(_learn, tie=lambda piece: 0),
-    "digits may join": partial(_learn, allowed=partial(_allowed, digits=False)),
-    "letters and signs may join": partial(_learn, allowed=partial(_allowed, scripts=False)),
-}
+LEARN_MISTAKES = slips(_learn)("""
+every distinct word counts once, however often it occurs
+    || (tuple(word), number) => (tuple(word), 1)
+the words are not rewritten after a merge || _merged(word, left, right) => word
+ties go to the longer piece || len("".join(p)), => -len("".join(p)),
+ties go to the pair that was seen first || , len("".join(p)), "".join(p)) => ,)
+digits may join || _allowed( => ALLOWS_MISTAKES["digits may join"](
+letters and signs may join || _allowed( => ALLOWS_MISTAKES["letters and signs may join"](
+""")
 
 
 def learns(candidate: Code) -> None:
@@ -201,16 +190,13 @@ def learns(candidate: Code) -> None:
     raise CheckFailed(f"{told}.")
 
 
-def _segment(text: str, pieces: Sequence[str], *, prefix: str = SPACE) -> list[str]:
+def _segment(text: str, pieces: Sequence[str]) -> list[str]:
     rank = {piece: index for index, piece in enumerate(pieces)}
-    parts = list(prefix + text.replace(" ", SPACE))
-    while True:
-        pairs = [(rank[a + b], i) for i, (a, b) in enumerate(pairwise(parts))
-                 if a + b in rank]  # fmt: skip
-        if not pairs:
-            return parts
+    parts = list(SPACE + text.replace(" ", SPACE))
+    while pairs := [(rank[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in rank]:
         at = min(pairs)[1]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def _longest_match(text: str, pieces: Sequence[str]) -> list[str]:
@@ -222,13 +208,13 @@ def _longest_match(text: str, pieces: Sequence[str]) -> list[str]:
     return parts
 
 
-SEGMENT_MISTAKES: Mistakes = {
-    "the longest piece is taken from the left, not the earliest merge first": _longest_match,
-    "no space is put before the text": partial(_segment, prefix=""),
-    "spaces stay spaces instead of becoming U+2581": lambda text, pieces: [
-        part.replace("\0", " ") for part in _segment(text.replace(" ", "\0"), pieces)
-    ],
-}
+SEGMENT_MISTAKES = slips(_segment)("""
+the longest piece is taken from the left, not the earliest merge first
+    || _longest_match(text, pieces)
+no space is put before the text || SPACE + text => text
+spaces stay spaces instead of becoming U+2581
+    || [part.replace(chr(0), " ") for part in _segment(text.replace(" ", chr(0)), pieces)]
+""")
 
 
 def segments(candidate: Code) -> None:
@@ -239,29 +225,24 @@ def segments(candidate: Code) -> None:
     _compare(candidate, SEGMENT_MISTAKES, texts, tokenizer.pieces, lambda text: (text, merges))
 
 
-def _ids(
-    text: str, tokenizer: Tokenizer, *, prefix: str = SPACE, unknown: bool = False
-) -> list[int]:
+def _ids(text: str, tokenizer: Tokenizer) -> list[int]:
     ids: list[int] = []
-    for piece in _segment(text, merges_of(tokenizer), prefix=prefix):
+    for piece in _segment(text, merges_of(tokenizer)):
         index = tokenizer.processor.piece_to_id(piece)
-        known = index != tokenizer.unk_id
-        as_bytes = [tokenizer.unk_id] if unknown else [3 + byte for byte in piece.encode()]
-        ids += [index] if known else as_bytes
+        as_bytes = [3 + byte for byte in piece.encode()]
+        ids += [index] if index != tokenizer.unk_id else as_bytes
     return ids
 
 
-ENCODE_MISTAKES: Mistakes = {
-    "BOS is added twice": lambda text, tok: [tok.bos_id, tok.bos_id, *_ids(text, tok)],
-    "BOS is missing": _ids,
-    "EOS is added to an open text": lambda text, tok: [tok.bos_id, *_ids(text, tok), tok.eos_id],
-    "an unknown character becomes <unk>, not its bytes": lambda text, tok: [
-        tok.bos_id, *_ids(text, tok, unknown=True)
-    ],
-    "no space is put before the text": lambda text, tok: [
-        tok.bos_id, *_ids(text, tok, prefix="")
-    ],
-}  # fmt: skip
+ENCODE_MISTAKES = slips(_ids)("""
+BOS is added twice || [tokenizer.bos_id, tokenizer.bos_id, *ids]
+BOS is missing || ids
+EOS is added to an open text || [tokenizer.bos_id, *ids, tokenizer.eos_id]
+an unknown character becomes <unk>, not its bytes
+    || else as_bytes => else [index] ;; [tokenizer.bos_id, *ids]
+no space is put before the text
+    || _segment( => SEGMENT_MISTAKES["no space is put before the text"]( ;; [tokenizer.bos_id, *ids]
+""")
 _TEXTS = ("Mara was a cook.", "7 + 45 = 52", "na\u00efve \U0001f642", "\u4f60\u597d!")
 
 
@@ -272,34 +253,26 @@ def encodes(candidate: Code) -> None:
     _compare(candidate, ENCODE_MISTAKES, _TEXTS, right, lambda text: (text, tokenizer))
 
 
-def _decode(
-    pieces: Sequence[str],
-    *,
-    space: str = " ",
-    strip: int = 1,
-    between: str = "",
-    spelled: bool = False,
-    alone: bool = False,
-) -> str:
-    def as_bytes(piece: str) -> bytes:
-        is_byte = not spelled and len(piece) == 6 and piece.startswith("<0x")
-        return bytes([int(piece[3:5], 16)]) if is_byte else piece.encode()
-
-    parts = [as_bytes(piece) for piece in pieces]
-    if not alone:
-        parts = [between.encode().join(parts)]
-    text = between.join(part.decode(errors="replace") for part in parts).replace(SPACE, space)
-    return text[strip:] if text.startswith(" ") else text
+def _as_bytes(piece: str) -> bytes:
+    is_byte = len(piece) == 6 and piece.startswith("<0x")
+    return bytes([int(piece[3:5], 16)]) if is_byte else piece.encode()
 
 
-DECODE_MISTAKES: Mistakes = {
-    "the space that was put before the text stays": partial(_decode, strip=0),
-    "spaces are lost": partial(_decode, space=""),
-    "U+2581 is not turned back into a space": partial(_decode, space=SPACE),
-    "a space is put between pieces": lambda pieces: _decode(pieces, space="", between=" "),
-    "bytes are spelled out by name": partial(_decode, spelled=True),
-    "every byte is decoded alone, though a character may need four": partial(_decode, alone=True),
-}
+def _decode(pieces: Sequence[str]) -> str:
+    text = b"".join(map(_as_bytes, pieces)).decode(errors="replace").replace(SPACE, " ")
+    return text[1:] if text.startswith(" ") else text
+
+
+DECODE_MISTAKES = slips(_decode)("""
+the space that was put before the text stays || text
+spaces are lost || SPACE, " " => SPACE, ""
+U+2581 is not turned back into a space || .replace(SPACE, " ") =>
+a space is put between pieces || b"" => b" " ;; SPACE, " " => SPACE, ""
+bytes are spelled out by name || _as_bytes => str.encode
+every byte is decoded alone, though a character may need four
+    || b"".join(map(_as_bytes, pieces)).decode(errors="replace")
+    => "".join(_as_bytes(piece).decode(errors="replace") for piece in pieces)
+""")
 
 
 def decodes(candidate: Code) -> None:
