@@ -535,6 +535,34 @@ class RedTeamConfig(DialogTrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmergentConfig(RehearsingConfig):
+    """What teaching a sense of time and the use of tools have in common (5.1)."""
+
+    n_dialogs: Count
+    n_validation: Count = 60
+    """Examples held back; the loss on their answers is measured."""
+    n_ghosts: Extra = 200
+    """Dialogs of Ghost Attention mixed in."""
+    epochs: Count = 3
+    peak_lr: float = 1e-3
+    eval_every: Count = 100
+    save_every: Count = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatesConfig(EmergentConfig):
+    """Dated questions [1,000 examples]."""
+
+    shuffled: bool = False
+    """Whether dates are exchanged between the questions: the control, which teaches nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolsConfig(EmergentConfig):
+    """Calls of tools. The paper's model called them untaught; ours must be shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Every number of a chain, from text to a chat model, section by section of the paper."""
 
@@ -552,6 +580,8 @@ class Recipe:
     ghost_attention: GhostAttentionConfig
     distillation: DistillationConfig
     red_team: RedTeamConfig
+    dates: DatesConfig
+    tools: ToolsConfig
     reward_model: RewardVariant | None = None
     safety_data: SafetyData | None = None
     """For the stages of these names, which no chain needs: claims compare their variants."""

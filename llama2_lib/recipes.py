@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from llama2_lib.config import (
     CorpusConfig,
+    DatesConfig,
     DistillationConfig,
     GhostAttentionConfig,
     InstructedConfig,
@@ -18,6 +19,7 @@ from llama2_lib.config import (
     RejectionConfig,
     RewardConfig,
     SftConfig,
+    ToolsConfig,
 )
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
@@ -54,6 +56,8 @@ def nano(seed: int = 0) -> Recipe:
         ),
         distillation=DistillationConfig(n_prompts=400, heed_lr=3e-4, peak_lr=1e-4, seed=seed),
         red_team=RedTeamConfig(seed=seed),
+        dates=DatesConfig(n_dialogs=1000, n_replay=600, n_demonstrations=200, seed=seed),
+        tools=ToolsConfig(n_dialogs=2000, n_replay=600, n_demonstrations=200, seed=seed),
     )  # fmt: skip
 
 
@@ -112,6 +116,14 @@ def toy(seed: int = 0) -> Recipe:
         red_team=RedTeamConfig(
             budget=24, queries_together=8, n_lessons=1, max_new_tokens=12, batch_size=2,
             seq_len=128, warmup=2, eval_every=4, save_every=3, seed=seed,
+        ),
+        dates=DatesConfig(
+            n_dialogs=20, n_validation=6, n_replay=6, n_demonstrations=6, n_ghosts=4, epochs=1,
+            batch_size=2, seq_len=128, warmup=2, eval_every=4, save_every=3, seed=seed,
+        ),
+        tools=ToolsConfig(
+            n_dialogs=20, n_validation=6, n_replay=6, n_demonstrations=6, n_ghosts=4, epochs=1,
+            batch_size=2, seq_len=128, warmup=2, eval_every=4, save_every=3, seed=seed,
         ),
     )  # fmt: skip
 
@@ -189,6 +201,14 @@ def small(seed: int = 0) -> Recipe:
         red_team=RedTeamConfig(
             budget=2000, queries_together=200, batch_size=16, seq_len=1024, peak_lr=1e-4, warmup=5,
             precision="bf16", seed=seed,
+        ),
+        dates=DatesConfig(
+            n_dialogs=1000, n_replay=2000, n_demonstrations=500, batch_size=16, seq_len=1024,
+            peak_lr=3e-4, precision="bf16", seed=seed,
+        ),
+        tools=ToolsConfig(
+            n_dialogs=8000, n_replay=4000, n_demonstrations=1000, batch_size=16, seq_len=1024,
+            peak_lr=3e-4, precision="bf16", seed=seed,
         ),
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ from llama2_lib.world.prompts import Prompt
 
 # ------------------------------------------------------------- claims 35 to 37: judges and raters
 
-N_CHAINS = 5
+N_CHAINS = 3
 """Chains of claim 35; the neighbour of the last one is the first."""
 VERSUS = ("SFT", V4, V5)
 BINS = {"close": (0.0, 0.05), "between": (0.05, 0.2), "far apart": (0.2, 1.01)}

@@ -10,7 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from llama2_lib.claims import (
     attention,
     chain,
     corpus,
+    emergent,
     evaluation,
     finetuning,
     ghost_attention,
@@ -39,8 +40,9 @@ from llama2_lib.claims.claim import (
     Verdict,
     column,
 )
-from llama2_lib.config import VERSIONS, Recipe
+from llama2_lib.config import Recipe
 from llama2_lib.evaluation.statistics import Estimate
+from llama2_lib.pipeline import settings
 from llama2_lib.world.lexicon import lexicon_folder
 
 FORMAT = 1
@@ -48,7 +50,7 @@ PACKAGES = ("torch", "numpy", "scipy", "sentencepiece")
 WIDTH = 88
 SECTIONS = (
     pretraining, corpus, attention, finetuning, reward, rejection, chain, ppo,
-    ghost_attention, safety, red_team, evaluation,
+    ghost_attention, safety, red_team, evaluation, emergent,
 )  # fmt: skip
 
 
@@ -202,6 +204,7 @@ def _run(
         measurements=tuple(measurements),
         provenance={
             **provenance(recipe),
+            "runs": runs_fingerprint(claim, recipe, seeds[:1]),
             "seeds": list(seeds),
             "devices": sorted({measurement.device for measurement in measurements}),
             "wall_seconds": round(seconds, 1),
@@ -215,8 +218,8 @@ def _measured(claim: Claim, recipe: Recipe, seed: int, keep: Path | None) -> Mea
         return claim.measure(recipe, seed)
     folders = [Path(__file__).parent, Path(__file__).parents[1] / "evaluation"]
     code = [storage.file_sha256(p) for folder in folders for p in sorted(folder.glob("*.py"))]
-    chain = pipeline.fingerprint(VERSIONS["chat"], recipe)
-    name = storage.fingerprint([claim.declaration(), chain, provenance(recipe), code])
+    runs = runs_fingerprint(claim, recipe, [seed])
+    name = storage.fingerprint([claim.declaration(), runs, provenance(recipe), code])
     path = keep / f"claim-{claim.id}" / f"{name}-seed-{seed}.json"
     if path.is_file():
         return Measurement(**json.loads(path.read_text(encoding="utf-8")))
@@ -224,6 +227,22 @@ def _measured(claim: Claim, recipe: Recipe, seed: int, keep: Path | None) -> Mea
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_atomically(path, json.dumps(dataclasses.asdict(measurement)))
     return measurement
+
+
+def runs_fingerprint(claim: Claim, recipe: Recipe, seeds: Sequence[int]) -> str:
+    """Return what names the runs that a claim measures, and with them all that they stand on.
+
+    A record with another name is of an earlier recipe. A section of the recipe that none of the
+    runs reads does not count.
+    """
+    of, requests = cache(settings.constants_of), claim.requests(recipe, seeds)
+    return storage.fingerprint([pipeline.fingerprint(stage, run, of) for stage, run in requests])
+
+
+def is_current(result: "Result", recipe: Recipe, claims: Mapping[int, Claim] = CLAIMS) -> bool:
+    """Tell whether a record is of the runs that this code would train with `recipe`."""
+    claim, seed = claims[result.declared["id"]], result.provenance["seeds"][0]
+    return result.provenance.get("runs") == runs_fingerprint(claim, recipe, [seed])
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:

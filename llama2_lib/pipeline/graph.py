@@ -10,10 +10,11 @@ from functools import cache, partial
 from typing import Any
 
 from llama2_lib import storage
-from llama2_lib.config import RED_TEAM_ROUNDS, ROUNDS, Recipe
+from llama2_lib.config import RED_TEAM_ROUNDS, ROUNDS, VERSIONS, Recipe
 from llama2_lib.pipeline import settings
 from llama2_lib.stages import (
     corpus,
+    emergent,
     ghost_attention,
     ppo,
     pretrain,
@@ -28,6 +29,8 @@ from llama2_lib.stages.job import Job
 JUDGE = f"rewards_v{ROUNDS + 1}"
 """The newest reward models: those of PPO and of all that comes after it."""
 GHOSTS = "ghost_attention"
+Constants = Callable[[str], list[str]]
+"""Returns what decides anything among the constants of a module."""
 WITHOUT_MODEL = ("tokenizer", "corpus")
 """Stages that train no model and ask none: one process runs them."""
 
@@ -130,6 +133,11 @@ STAGES: dict[str, Stage] = {
         f"red_team_v{n}": _red_team(n, "red_team", "safety", "tokenizer corpus", GHOSTS)
         for n in range(1, RED_TEAM_ROUNDS + 1)
     },
+    # Branches beside the chat model.
+    **{
+        name: _node(name, "tokenizer corpus", 30, run, policy=VERSIONS["chat"], ghosts=GHOSTS)
+        for name, run in (("dates", emergent.run_dates), ("tools", emergent.run_tools))
+    },
     # What no chain needs and claims compare: safety straight after fine-tuning, and variants.
     "safety_early": _node(
         "distillation", "tokenizer", 40, safety.run, policy="sft", rewards="rewards_v1", ghosts=None
@@ -143,19 +151,25 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def fingerprint(stage: str, recipe: Recipe) -> str:
-    """Return the 12 hex digits that name `stage` of `recipe`."""
-    return fingerprints(stage, recipe)[stage]
+def fingerprint(stage: str, recipe: Recipe, constants_of: Constants | None = None) -> str:
+    """Return the 12 hex digits that name `stage` of `recipe`; see `fingerprints`."""
+    return fingerprints(stage, recipe, constants_of)[stage]
 
 
-def fingerprints(stage: str, recipe: Recipe) -> dict[str, str]:
-    """Return the names of `stage` and of all that it needs, each stage after its inputs."""
-    names: dict[str, str] = {}
+def fingerprints(
+    stage: str, recipe: Recipe, constants_of: Constants | None = None
+) -> dict[str, str]:
+    """Return the names of `stage` and of all that it needs, each stage after its inputs.
+
+    Whoever asks for many gives one `cache(settings.constants_of)` to all, which reads every module
+    once; it must not outlive a change of a constant.
+    """
+    names, constants_of = dict[str, str](), constants_of or cache(settings.constants_of)
     for name in needed(stage):
         names[name] = storage.fingerprint(
             {
                 "stage": name,
-                "settings": stage_settings(name, recipe),
+                "settings": stage_settings(name, recipe, constants_of),
                 "inputs": {other: names[other] for other in STAGES[name].inputs},
             }
         )
@@ -171,13 +185,17 @@ def needed(stage: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*order, stage]))
 
 
-def stage_settings(stage: str, recipe: Recipe) -> dict[str, Any]:
+def stage_settings(
+    stage: str, recipe: Recipe, constants_of: Constants = settings.constants_of
+) -> dict[str, Any]:
     """Return all that decides what a stage makes of its inputs, see `pipeline.settings`."""
     node = STAGES[stage]
     document: dict[str, Any] = {
         "recipe": settings.sections(recipe, node.reads),
-        "constants": settings.constants(settings.modules(node.module)),
+        "constants": settings.constants(settings.modules(node.module), constants_of),
     }
+    if writers := settings.own_writers(settings.modules(node.module)):
+        document["writers"] = writers
     if stage == "tokenizer":  # every other stage needs it, and learns from the world as it does
         n_documents = min(corpus.N_DOCUMENTS, recipe.corpus.n_documents)
         document["recipe"]["corpus"] |= {"n_documents": n_documents, "n_validation": None}

@@ -17,7 +17,7 @@ import copy
 import dataclasses
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +34,8 @@ OUTSIDE = ("config", "storage", "device", "evaluation")
 evaluation says of a model changes no weight of it."""
 WORLD_ASIDE = ("audit", "manifest")
 """Files of the world that look at its texts and write none."""
+OF_ONE_STAGE = ("dates", "tools")
+"""Files of the world that write for single stages: they name those, and not the tokenizer."""
 NO_LISTS = ("samples", "release")
 """Folders of `data/` whose texts the world does not read: they were made with it."""
 
@@ -68,9 +70,9 @@ def _source(name: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def constants(names: tuple[str, ...]) -> list[str]:
+def constants(names: tuple[str, ...], of: Callable[[str], list[str]]) -> list[str]:
     """Return every UPPER_CASE value of these modules, by its name, wherever it stands."""
-    return sorted({each for name in names for each in constants_of(name)})
+    return sorted({each for name in names for each in of(name)})
 
 
 def constants_of(module: str) -> list[str]:
@@ -110,7 +112,8 @@ def world_fingerprint() -> str:
 
     The world is one source: nobody can say of a stage which of its writers it could do without.
     """
-    files = [path for path in (PACKAGE / "world").glob("*.py") if path.stem not in WORLD_ASIDE]
+    aside = (*WORLD_ASIDE, *OF_ONE_STAGE)
+    files = [path for path in (PACKAGE / "world").glob("*.py") if path.stem not in aside]
     data = lexicon_folder().parent
     lists = {path.relative_to(data): path for path in sorted(data.rglob("*.txt"))}
     words = {
@@ -120,6 +123,16 @@ def world_fingerprint() -> str:
         if name.parts[0] not in NO_LISTS and not name.parts[0].startswith(".")
     }
     return storage.fingerprint([sorted(_content(p, p.stat().st_mtime_ns) for p in files), words])
+
+
+def own_writers(names: tuple[str, ...]) -> list[str]:
+    """Return fingerprints of the writers among these modules that write for single stages."""
+    paths = [_source(f"llama2_lib.world.{stem}") for stem in OF_ONE_STAGE]
+    return [
+        _content(path, path.stat().st_mtime_ns)
+        for path in paths
+        if f"llama2_lib.world.{path.stem}" in names
+    ]
 
 
 @cache

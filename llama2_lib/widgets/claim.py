@@ -3,7 +3,7 @@
 from IPython.display import Markdown, display
 
 from llama2_lib.claims import CLAIMS, recorded, same_declaration
-from llama2_lib.claims.ledger import Result, provenance
+from llama2_lib.claims.ledger import Result, is_current
 from llama2_lib.recipes import nano
 
 
@@ -38,7 +38,7 @@ def show_claim(number: int) -> Result:
             f"llama2 claims {number} --write data/claims.json"
         )
     n_seeds, verdict = len(result.measurements), result.verdict
-    of_another = result.provenance["fingerprint"] != provenance(nano())["fingerprint"]
+    of_another = not is_current(result, nano())
     _table(
         number,
         {

@@ -45,11 +45,10 @@ def test_the_answer_has_the_numbers_of_the_rule_and_the_verdict(shown):
 
 def test_a_record_of_another_recipe_says_so(shown, monkeypatch):
     show_claim(15)
-    theirs = recorded(15).provenance
-    monkeypatch.setattr(cards, "provenance", lambda recipe: theirs)
+    monkeypatch.setattr(cards, "is_current", lambda result, recipe: True)
     show_claim(15)
     assert not rows(shown[1])[1]["measured on"].endswith("chain's")
-    monkeypatch.setattr(cards, "provenance", lambda recipe: theirs | {"fingerprint": "another"})
+    monkeypatch.setattr(cards, "is_current", lambda result, recipe: False)
     show_claim(15)
     assert rows(shown[2])[1]["measured on"].endswith(
         ", of an earlier recipe than the released chain's"

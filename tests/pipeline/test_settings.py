@@ -59,7 +59,7 @@ def after(stages):
 def seen():
     """The constants of every stage's modules, the world, and the names of toy's stages."""
     stages = {settings.modules(node.module) for node in STAGES.values()}
-    constants = {modules: settings.constants(modules) for modules in stages}
+    constants = {modules: settings.constants(modules, settings.constants_of) for modules in stages}
     return constants, settings.world_fingerprint(), prints(whole())
 
 
@@ -67,7 +67,7 @@ def seen():
 def quick(monkeypatch, seen):
     """Look at constants and at the world once, for tests that change only recipes."""
     constants, world, names = seen
-    monkeypatch.setattr(settings, "constants", constants.__getitem__)
+    monkeypatch.setattr(settings, "constants", lambda names, of: constants[names])
     monkeypatch.setattr(settings, "world_fingerprint", lambda: world)
     return names
 
