@@ -9,17 +9,7 @@ import torch
 
 from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
-from llama2_lib.claims.claim import (
-    Claim,
-    Fact,
-    Must,
-    Proviso,
-    Trust,
-    differs,
-    mean,
-    named,
-    of_stage,
-)
+from llama2_lib.claims.claim import Claim, Fact, Must, Trust, differs, mean, named, of_stage
 from llama2_lib.config import Recipe
 from llama2_lib.device import choose_device, synchronize
 from llama2_lib.evaluation.language import document_nats
@@ -287,44 +277,29 @@ def _exp(estimate: Estimate) -> Estimate:
 
 CLAIMS = (
     Claim(
-        id=5,
-        section="A.2.1, table 18",
+        id=5, section="A.2.1, table 18", paper_trust=Trust.DERIVED,
         statement="At equal size grouped-query attention equals multi-head attention, and "
         "multi-query attention is slightly worse.",
         paper_value="mean of 11 tasks: GQA 44.28, MHA 44.15, MQA 43.76",
-        paper_trust=Trust.DERIVED,
         prediction="The loss of GQA equals that of MHA within the margin, and MQA's is higher.",
         where="Validation loss in nats",
         tests=(
             differs(
-                "gqa minus mha, nats",
-                "gqa",
-                "mha",
-                0.9,
-                within=0.03,
-                named="gqa - mha",
+                "gqa minus mha, nats", "gqa", "mha", 0.9, within=0.03, named="gqa - mha",
                 says="GQA minus MHA (two one-sided tests at 5 %)",
             ),
             differs(
-                "mqa minus gqa, nats",
-                "mqa",
-                "gqa",
-                above=0,
-                named="mqa - gqa",
+                "mqa minus gqa, nats", "mqa", "gqa", above=0, named="mqa - gqa",
                 says="MQA minus GQA",
             ),
         ),
-        proviso=Proviso(f"Only if sizes agree within {100 * MISMATCH:g} %.", _sizes_differ),
-        shown=VARIANTS,
-        measured_by=measure_quality,
-        runs=of_stage("pretrain", quality_recipes),
+        proviso=claim.Proviso(f"Only if sizes agree within {100 * MISMATCH:g} %.", _sizes_differ),
+        shown=VARIANTS, measured_by=measure_quality, runs=of_stage("pretrain", quality_recipes),
     ),
     Claim(
-        id=6,
-        section="2.2, A.2.1",
+        id=6, section="2.2, A.2.1", paper_trust=Trust.DERIVED,
         statement="Sharing key/value heads shrinks the cache by n_heads over n_kv_heads.",
         paper_value="70B: 64 query heads on 8 key/value heads, 8 times less; 320 KiB a token",
-        paper_trust=Trust.DERIVED,
         prediction="Bytes per token equal 2 * layers * kv_heads * head_dim * bytes, and MHA over "
         "GQA equals n_heads over n_kv_heads, 8 for 70B.",
         where="Of real caches",
@@ -349,17 +324,13 @@ CLAIMS = (
             ),
             named({f"ratio, {shape}": mean(f"ratio/{shape}") for shape in SHAPES}),
         ),
-        recorded=False,
-        measured_by=measure_cache,
-        min_seeds=1,
+        recorded=False, measured_by=measure_cache, min_seeds=1,
     ),
     Claim(
-        id=7,
-        section="A.2.1, figure 24",
+        id=7, section="A.2.1, figure 24", paper_trust=Trust.PRINTED,
         statement="With fewer key/value heads larger batches fit and peak throughput is higher.",
         paper_value="MHA runs out of memory at batch 1024 (context 256) and 128 (context 2k); "
         "MQA and GQA run there",
-        paper_trust=Trust.PRINTED,
         prediction="Under one memory budget GQA fits a larger batch and reaches a higher peak; "
         "at the smallest batch both are alike.",
         where="Under one memory budget",
@@ -372,8 +343,6 @@ CLAIMS = (
                 _alike,
             ),
         ),
-        shown=(_throughput_shown,),
-        recorded=False,
-        measured_by=measure_throughput,
+        shown=(_throughput_shown,), recorded=False, measured_by=measure_throughput,
     ),
-)
+)  # fmt: skip

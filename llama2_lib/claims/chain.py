@@ -299,11 +299,9 @@ def _rises(quality: str, after: str, before: str) -> Must:
 
 CLAIMS = (
     Claim(
-        id=18,
-        section="3.2.1",
+        id=18, section="3.2.1", paper_trust=Trust.DESIGN,
         statement="A reward model is worse on answers of the next policy, until it is refreshed.",
         paper_value="accuracy degrades quickly without fresh comparisons; no number",
-        paper_trust=Trust.DESIGN,
         prediction="Before the refresh the model lies further below the noise ceiling on the next "
         "policy's answers than on those it was trained for; the refresh gains part of it. One "
         "chain, both streams together: about 650 pairs, so that less than some 5 points of drop "
@@ -319,18 +317,14 @@ CLAIMS = (
         ),
         intervals="(95 % over pairs, all rounds pooled)",
         shown=(lambda measurements: claim.averages(measurements[:1], "accuracy"),),
-        recorded=False,
-        measured_by=measure_drift,
-        runs=lambda recipe, seed: {JUDGE: (JUDGE, recipe)},
-        min_seeds=1,
+        recorded=False, measured_by=measure_drift,
+        runs=lambda recipe, seed: {JUDGE: (JUDGE, recipe)}, min_seeds=1,
     ),
     Claim(
-        id=19,
-        section="A.3.1",
+        id=19, section="A.3.1", paper_trust=Trust.FIGURE,
         statement="As models improve, fewer comparisons are clear and more are unsure.",
         paper_value="figure 25: clearest from about 18 to 9 %, unsure from about 25 to 38 % over "
         "14 batches",
-        paper_trust=Trust.FIGURE,
         prediction="From round to round the clearest grade gets rarer and the least clear one more "
         "frequent. One chain of five rounds; a slope of less than about a point a round cannot be "
         "seen.",
@@ -338,47 +332,33 @@ CLAIMS = (
         tests=(
             Must(
                 "fall of the clearest grade a round",
-                partial(slope, "helpfulness", GRADES[0], sign=-1),
-                above=0,
-                named="",
+                partial(slope, "helpfulness", GRADES[0], sign=-1), above=0, named="",
             ),
             Must(
-                "rise of the least clear grade a round",
-                partial(slope, "helpfulness", GRADES[-1]),
-                above=0,
-                named="",
+                "rise of the least clear grade a round", partial(slope, "helpfulness", GRADES[-1]),
+                above=0, named="",
             ),
         ),
-        intervals="(95 % over comparisons)",
-        shown=(_shares,),
-        recorded=False,
-        measured_by=measure_shares,
-        runs=lambda recipe, seed: {JUDGE: (JUDGE, recipe)},
-        min_seeds=1,
+        intervals="(95 % over comparisons)", shown=(_shares,), recorded=False,
+        measured_by=measure_shares, runs=lambda recipe, seed: {JUDGE: (JUDGE, recipe)}, min_seeds=1,
     ),
     Claim(
-        id=23,
-        section="3.2.3",
+        id=23, section="3.2.3", paper_trust=Trust.FIGURE,
         statement="Round after round of rejection sampling raises the reward.",
         paper_value="figure 11, win rate by reward models against ChatGPT, V1 to V4: about 61 to "
         "67 % helpful, 48 to 59 % harmless, with a dip at V2",
-        paper_trust=Trust.FIGURE,
         prediction="By one judge for all versions, the newest reward models, the mean reward of "
         "V4 lies above that of SFT in helpfulness and in safety, not necessarily rising in every "
         "round. The gold judges' marks are shown.",
-        where="Means on new prompts",
-        tests=tuple(_rises(name, V4, "SFT") for name in REWARDS),
-        shown=(_less(V4, "SFT", *GOLDS), _means(*REWARDS, *GOLDS)),
-        measured_by=measure_versions,
+        where="Means on new prompts", tests=tuple(_rises(name, V4, "SFT") for name in REWARDS),
+        shown=(_less(V4, "SFT", *GOLDS), _means(*REWARDS, *GOLDS)), measured_by=measure_versions,
         runs=chain_runs,
     ),
     Claim(
-        id=26,
-        section="3.2.3; 3.4.1, figure 11",
+        id=26, section="3.2.3; 3.4.1, figure 11", paper_trust=Trust.FIGURE,
         statement="PPO after rejection sampling makes answers better still.",
         paper_value="figure 11, V5 without and with PPO: about 70, 67 to 78, 76 % by reward "
         "models, 55, 55 to 67, 61 % by GPT-4",
-        paper_trust=Trust.FIGURE,
         prediction="V5 is preferred to V4, by the reward models that it climbed and less so by the "
         "gold judges; against SFT its gold marks are higher in helpfulness and in safety. What is "
         "left of it in wordings that training never had is shown, and how many borderline prompts "
@@ -388,9 +368,7 @@ CLAIMS = (
             *(
                 gains(
                     f"wins of {V5} against {V4} by {who}, minus one half",
-                    f"win by {who}/{V5} over {V4}",
-                    above=0,
-                    named=f"wins minus one half, by {who}",
+                    f"win by {who}/{V5} over {V4}", above=0, named=f"wins minus one half, by {who}",
                 )
                 for who in ("reward", "gold")
             ),
@@ -401,31 +379,24 @@ CLAIMS = (
             _less(V5, "SFT", *(f"{name}, new wordings" for name in GOLDS)),
             _means("refused", "refused, new wordings"),
         ),
-        measured_by=measure_versions,
-        runs=chain_runs,
+        measured_by=measure_versions, runs=chain_runs,
     ),
     Claim(
-        id=49,
-        section="5.1",
+        id=49, section="5.1", paper_trust=Trust.FIGURE,
         statement="RLHF takes away the low tail of the rewards, and shifts the rest.",
         paper_value="figure 20, SFT, V1, V2: the distribution of reward scores moves right; no "
         "number",
-        paper_trust=Trust.FIGURE,
         prediction="From SFT to V2 the mean reward rises, and fewer answers fall among what were "
         "the worst tenth.",
         where="On new prompts, mean and share",
         tests=(
             gains("mean reward, V2 minus SFT", "reward/V2 over SFT", above=0, named=None),
             gains(
-                "share in the low tail, V2 minus SFT",
-                "low tail/V2 over SFT",
-                below=-0.02,
+                "share in the low tail, V2 minus SFT", "low tail/V2 over SFT", below=-0.02,
                 named="low tail, V2 minus SFT",
                 says=f"share below the {TAIL:g} quantile of SFT, V2 minus SFT,",
             ),
         ),
-        shown=(_means("reward", "low tail"),),
-        measured_by=measure_versions,
-        runs=chain_runs,
+        shown=(_means("reward", "low tail"),), measured_by=measure_versions, runs=chain_runs,
     ),
-)
+)  # fmt: skip

@@ -225,11 +225,9 @@ def true_shares(world: World, seed: int, texts: Sequence[Document]) -> dict[str,
 
 CLAIMS = (
     Claim(
-        id=3,
-        section="2.2",
+        id=3, section="2.2", paper_trust=Trust.DESIGN,
         statement="Numbers are split into digits, and unknown UTF-8 falls back to bytes.",
         paper_value="32k vocabulary; design stated without ablation",
-        paper_trust=Trust.DESIGN,
         prediction="No text ever gives an unknown id, and split digits lower the loss on sums.",
         where="Of texts the world never holds, and of held-out sums",
         tests=(
@@ -237,40 +235,28 @@ CLAIMS = (
             zero("no failed round trip", "texts that do not come back", "round_trip_failures"),
             zero("no piece of two digits", "pieces of several digits", "long_numbers/split"),
             differs(
-                "loss on sums, joined minus split",
-                "sums/joined",
-                "sums/split",
-                above=0,
+                "loss on sums, joined minus split", "sums/joined", "sums/split", above=0,
                 named="nats per character saved",
                 says="loss on sums, joined minus split, nats per character,",
             ),
         ),
         proviso=Proviso("Only if joined digits give other pieces.", _same_tokenizer),
-        shown=("sums",),
-        measured_by=measure_tokenizer,
-        runs=of_stage("pretrain", sums_recipes),
+        shown=("sums",), measured_by=measure_tokenizer, runs=of_stage("pretrain", sums_recipes),
     ),
     Claim(
-        id=38,
-        section="4.1, tables 9 and 10, figure 13",
+        id=38, section="4.1, tables 9 and 10, figure 13", paper_trust=Trust.PRINTED,
         statement="Counters of pronouns, identities, languages and toxicity describe a corpus.",
         paper_value="documents with She 28 %, He 51 %; English 89.7 %; about 0.2 % toxic",
-        paper_trust=Trust.PRINTED,
         prediction="On a corpus of known make-up every counter finds the true share. "
         "The method transfers, the paper's shares do not.",
         where="Largest gap between counted and true share",
         tests=tuple(
             Must(
-                f"error/{name} of the counter",
-                mean(f"error/{name}"),
-                below=0.01,
-                named=f"error/{name}",
-                says=name,
+                f"error/{name} of the counter", mean(f"error/{name}"), below=0.01,
+                named=f"error/{name}", says=name,
             )
             for name in AUDITS
         ),
-        shown=("share",),
-        recorded=False,
-        measured_by=measure_audit,
+        shown=("share",), recorded=False, measured_by=measure_audit,
     ),
-)
+)  # fmt: skip

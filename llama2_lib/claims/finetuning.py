@@ -334,48 +334,36 @@ def _off_one_half(measurements: claim.Measurements) -> Estimate:
 
 CLAIMS = (
     Claim(
-        id=8,
-        section="3.1",
+        id=8, section="3.1", paper_trust=Trust.DESIGN,
         statement="Few clean demonstrations teach more than many noisy ones.",
         paper_value="27,540 of its own in place of millions of others'; results improved notably",
-        paper_trust=Trust.DESIGN,
         prediction="A model tuned on a quarter of the dialogs, all clean, answers better than one "
         "tuned on all of a noisy set, at equal epochs and at equal steps.",
         where="Helpfulness on held-out prompts",
         tests=tuple(
             differs(
-                f"few clean minus many noisy, equal {what}",
-                f"help/{few}",
-                "help/many_noisy",
-                above=0,
-                named=f"gain, equal {what}",
+                f"few clean minus many noisy, equal {what}", f"help/{few}", "help/many_noisy",
+                above=0, named=f"gain, equal {what}",
             )
             for what, few in (("epochs", "few_clean"), ("steps", "few_clean_longer"))
         ),
         intervals="(95 % over seeds, that is over orders, prompts and samples)",
-        shown=("help", "safety"),
-        measured_by=measure_data,
-        runs=of_stage("sft", data_recipes),
+        shown=("help", "safety"), measured_by=measure_data, runs=of_stage("sft", data_recipes),
     ),
     Claim(
-        id=9,
-        section="3.1",
+        id=9, section="3.1", paper_trust=Trust.DESIGN,
         statement="The loss is on answers only, and dialogs are packed to fill the rows.",
         paper_value="loss zeroed on prompt tokens; prompts and answers concatenated; no numbers",
-        paper_trust=Trust.DESIGN,
         prediction="No gradient at all comes from prompts, and packing leaves hardly a gap.",
         where="Of every seed",
         tests=(
             zero(
                 "the gradient at positions that predict prompts is exactly 0",
-                "largest gradient at prompts",
-                "gradient/prompt",
-                be="be 0 exactly",
+                "largest gradient at prompts", "gradient/prompt", be="be 0 exactly",
             ),
             _nonzero("that at answers is not", "smallest gradient at answers", "gradient/answer"),
             _nonzero(
-                "nor is the first without the mask",
-                "at prompts without the mask",
+                "nor is the first without the mask", "at prompts without the mask",
                 "gradient/unmasked",
             ),
             Fact(
@@ -384,26 +372,18 @@ CLAIMS = (
                 _packing,
             ),
         ),
-        intervals="",
-        shown=("gradient", "waste/packed", "waste/alone"),
-        recorded=False,
-        measured_by=measure_mask,
-        min_seeds=1,
+        intervals="", shown=("gradient", "waste/packed", "waste/alone"), recorded=False,
+        measured_by=measure_mask, min_seeds=1,
     ),
     Claim(
-        id=10,
-        section="3.1",
+        id=10, section="3.1", paper_trust=Trust.DESIGN,
         statement="Samples of the fine-tuned model rival demonstrations written by people.",
         paper_value="180 examples looked at: samples often competitive; no number",
-        paper_trust=Trust.DESIGN,
         prediction="A sample beats the demonstration about as often as the other way round.",
         where="Against demonstrations, ties half",
         tests=(
             Must(
-                "win rate of samples minus one half",
-                _off_one_half,
-                within=0.1,
-                named="",
+                "win rate of samples minus one half", _off_one_half, within=0.1, named="",
                 says="win rate of samples minus one half (90 % over prompts)",
             ),
             Must("win rate of the base model", partial(_win_rate, who="base"), below=0.1, named=""),
@@ -417,8 +397,7 @@ CLAIMS = (
                 }
             ),
         ),
-        recorded=False,
-        measured_by=measure_rival,
+        recorded=False, measured_by=measure_rival,
         runs=lambda recipe, seed: {"sft": ("sft", recipe)},
     ),
-)
+)  # fmt: skip

@@ -285,11 +285,9 @@ ATTENDED: dict[str, claim.Quantity] = {
 
 CLAIMS = (
     Claim(
-        id=31,
-        section="3.3",
+        id=31, section="3.3", paper_trust=Trust.PRINTED,
         statement="Ghost Attention keeps an instruction over twenty turns and more.",
         paper_value="table 30, turns 2, 4, 6, 20: 100, 10, 0, 0 % before; 100 % with GAtt at each",
-        paper_trust=Trust.PRINTED,
         prediction="Before, answers obey for two turns and hardly later; that is a premise here, "
         "the base was taught so. With GAtt they obey at turns 2, 4, "
         "6 and 20, on the model's own history and after plain answers, and are as right as before. "
@@ -309,23 +307,18 @@ CLAIMS = (
             ),
             Must(
                 f"right answers, {AFTER} minus before",
-                _lead(AFTER, BEFORE, *HISTORIES, what="right"),
-                above=-0.05,
+                _lead(AFTER, BEFORE, *HISTORIES, what="right"), above=-0.05,
                 says=f"right answers after turn 1, {AFTER} minus before, over seeds,",
             ),
         ),
-        intervals="(95 %)",
-        shown=(named(KEPT),),
-        measured_by=measure_keeping,
+        intervals="(95 %)", shown=(named(KEPT),), measured_by=measure_keeping,
         runs=_some(BEFORE, AFTER),
     ),
     Claim(
-        id=32,
-        section="3.3",
+        id=32, section="3.3", paper_trust=Trust.DESIGN,
         statement="The loss must be zero on all earlier turns, answers included.",
         paper_value="asserted: the mismatch of instruction and earlier answers could hurt; no "
         "ablation",
-        paper_trust=Trust.DESIGN,
         prediction="With earlier answers that do not obey (reading A), a loss on all answers, or "
         "on all tokens, teaches to forget. Shorter training dialogs and reading B are shown.",
         where=f"Obedience over turns {', '.join(map(str, LATER))}",
@@ -334,40 +327,31 @@ CLAIMS = (
             for rival in UNMASKED
             for test in (
                 Must(
-                    f"{AFTER} minus {rival}, neutral history",
-                    _lead(AFTER, rival, "neutral"),
+                    f"{AFTER} minus {rival}, neutral history", _lead(AFTER, rival, "neutral"),
                     above=0.05,
                 ),
                 _obeys(rival, "neutral", LATER[-1], below=0.95),
             )
         ),
-        shown=(named(LEADS),),
-        measured_by=measure_mask,
-        runs=_some(AFTER, *RIVALS),
+        shown=(named(LEADS),), measured_by=measure_mask, runs=_some(AFTER, *RIVALS),
     ),
     Claim(
-        id=33,
-        section="3.3",
+        id=33, section="3.3", paper_trust=Trust.DESIGN,
         statement="Ghost Attention keeps instructions of kinds that it never trained on.",
         paper_value="figure 28: answers in haiku, in one sentence, another persona; no number",
-        paper_trust=Trust.DESIGN,
         prediction="Values held out of known kinds, and kinds held out altogether, are kept more "
         "often than before, after plain answers. How often falls behind the trained ones.",
         where=f"At turns {' and '.join(map(str, FORGOTTEN))}, for values and for kinds",
         tests=(
             Fact("the lower bound with GAtt minus the upper bound before above 0", _bounds_apart),
         ),
-        intervals="(95 %, pooled over seeds)",
-        shown=(named(KEPT_HELD_OUT),),
-        measured_by=measure_held_out,
-        runs=_some(BEFORE, AFTER),
+        intervals="(95 %, pooled over seeds)", shown=(named(KEPT_HELD_OUT),),
+        measured_by=measure_held_out, runs=_some(BEFORE, AFTER),
     ),
     Claim(
-        id=34,
-        section="3.3",
+        id=34, section="3.3", paper_trust=Trust.FIGURE,
         statement="With Ghost Attention the instruction is attended to for longer.",
         paper_value="figure 10, maximum attention, bright columns; no number",
-        paper_trust=Trust.FIGURE,
         prediction="On the same dialogs with plain answers, the largest weight that any head gives "
         "to the instruction while an answer is written is higher with GAtt, turns 2 to 20.",
         where=f"Mean over turns 2 to {MOST_TURNS}",
@@ -378,8 +362,6 @@ CLAIMS = (
                 above=0,
             ),
         ),
-        shown=(named(ATTENDED),),
-        measured_by=measure_attention,
-        runs=_some(BEFORE, AFTER),
+        shown=(named(ATTENDED),), measured_by=measure_attention, runs=_some(BEFORE, AFTER),
     ),
-)
+)  # fmt: skip

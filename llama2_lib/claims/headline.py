@@ -108,23 +108,21 @@ def beside(own: dict[str, Columns], released: dict[str, Columns]) -> list[str]:
 
 def write(tables: dict[str, Columns], path: Path) -> None:
     """Write what `read` reads."""
-    document = {
-        name: {
-            column: {row: asdict(estimate) for row, estimate in rows.items()}
-            for column, rows in columns.items()
-        }
-        for name, columns in tables.items()
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_each(tables, asdict), indent=1) + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Columns]:
     """Return the headline numbers that a release was written with."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    tables = json.loads(path.read_text(encoding="utf-8"))
+    return _each(tables, lambda estimate: Estimate(**estimate))
+
+
+def _each(tables: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the tables with each number changed."""
     return {
         name: {
-            column: {row: Estimate(**estimate) for row, estimate in rows.items()}
+            column: {row: change(number) for row, number in rows.items()}
             for column, rows in columns.items()
         }
-        for name, columns in document.items()
+        for name, columns in tables.items()
     }

@@ -178,11 +178,9 @@ GAINED = {
 
 CLAIMS = (
     Claim(
-        id=27,
-        section="3.2.3",
+        id=27, section="3.2.3", paper_trust=Trust.DESIGN,
         statement="The price of divergence limits how far a policy exploits its reward model.",
         paper_value="beta 0.01 for 7B and 13B, 0.005 for 34B and 70B; no ablation",
-        paper_trust=Trust.DESIGN,
         prediction="Without a price the reward model's score rises and the gold mark falls. At "
         f"beta {PAID} the score rises too, the gold mark does not fall, and the lower the price, "
         "the further a policy goes.",
@@ -193,17 +191,11 @@ CLAIMS = (
             _gain(f"proxy gained at beta {PAID}", "proxy", PAID, above=0),
             # well under half of what a pilot lost when free
             _gain(
-                f"gold gained at beta {PAID} (90 %)",
-                "gold quality",
-                PAID,
-                0.9,
-                above=-0.04,
+                f"gold gained at beta {PAID} (90 %)", "gold quality", PAID, 0.9, above=-0.04,
                 says=f"gold gained at beta {PAID} (90 %, one-sided 5 %)",
             ),
             Must(
-                "gold saved by the price",
-                mean(_saved),
-                above=0,
+                "gold saved by the price", mean(_saved), above=0,
                 named=f"gold quality, beta {PAID} minus {FREE}",
             ),
             Fact(
@@ -212,34 +204,23 @@ CLAIMS = (
                 _further,
             ),
         ),
-        shown=(named(GAINED),),
-        measured_by=measure_price,
-        runs=of_stage("ppo", arms, *PRICES),
+        shown=(named(GAINED),), measured_by=measure_price, runs=of_stage("ppo", arms, *PRICES),
     ),
     Claim(
-        id=29,
-        section="3.2.3",
+        id=29, section="3.2.3", paper_trust=Trust.DESIGN,
         statement="Whitening the final scores makes PPO steadier and keeps it in balance with the "
         "price of divergence.",
         paper_value="found important; logit, then whitening; no number",
-        paper_trust=Trust.DESIGN,
         prediction="At the same beta raw scores, whose spread is about 2, take the policy further, "
         "for the price is worth less, and the length of its gradient swings more.",
         where=f"At beta {PAID}, raw scores minus scores whitened over the batch",
         tests=(
             differs(
-                "divergence of raw scores minus that of whitened ones",
-                "kl/none",
-                "kl/batch",
-                above=0,
-                named="KL, none minus batch",
-                says="divergence at the end",
+                "divergence of raw scores minus that of whitened ones", "kl/none", "kl/batch",
+                above=0, named="KL, none minus batch", says="divergence at the end",
             ),
             differs(
-                "swing of the gradient, likewise",
-                "swing/none",
-                "swing/batch",
-                above=0,
+                "swing of the gradient, likewise", "swing/none", "swing/batch", above=0,
                 named="swing, none minus batch",
                 says="standard deviation over iterations of the gradient's length before clipping",
             ),
@@ -248,7 +229,6 @@ CLAIMS = (
             *("kl", "gradient", "swing", "unevenness", "reward swing", "explained"),
             *("proxy gained", "gold gained"),
         ),
-        measured_by=measure_scale,
-        runs=of_stage("ppo", arms, *WAYS),
+        measured_by=measure_scale, runs=of_stage("ppo", arms, *WAYS),
     ),
-)
+)  # fmt: skip

@@ -259,79 +259,58 @@ def _not_learned(measurements: claim.Measurements, _: object) -> tuple[claim.Out
 
 CLAIMS = (
     Claim(
-        id=1,
-        section="2.2, figure 5",
+        id=1, section="2.2, figure 5", paper_trust=Trust.FIGURE,
         statement="Larger models reach a lower loss on the same tokens, and none saturates.",
         paper_value="about 1.74 / 1.67 / 1.57 / 1.50 nats for 7B / 13B / 34B / 70B at 2T tokens",
-        paper_trust=Trust.FIGURE,
         prediction="Loss falls with every step in width and still falls when training ends.",
         where="In nats",
         tests=(
             Must(
-                "loss at each width minus that at the next wider one",
-                _steps_in_width,
-                above=0,
+                "loss at each width minus that at the next wider one", _steps_in_width, above=0,
                 named="",
             ),
             Must("each slope per doubling of tokens", _slopes, below=-0.02, named=""),
         ),
-        shown=("loss", "slope"),
-        measured_by=measure_scaling,
+        shown=("loss", "slope"), measured_by=measure_scaling,
         runs=of_stage("pretrain", scaling_recipes),
     ),
     Claim(
-        id=2,
-        section="2.2",
+        id=2, section="2.2", paper_trust=Trust.PRINTED,
         statement="Warm-up, cosine decay to 10 % and clipping at 1.0 make a stable recipe.",
         paper_value="2,000 warm-up steps, final rate 10 % of the peak, clip 1.0; no ablation",
-        paper_trust=Trust.PRINTED,
         prediction="Without warm-up and clipping the same run has more and higher loss spikes.",
         where="With both, and without either",
         tests=(
             Fact(f"the final rate is {FINAL:g} of the peak (within {SLACK:g})", _final_rate),
             *(
                 differs(
-                    f"{name} without minus with",
-                    f"{name}/without",
-                    f"{name}/with",
-                    above=0,
+                    f"{name} without minus with", f"{name}/without", f"{name}/with", above=0,
                     named=f"{name} saved",
                 )
                 for name in ("spikes", "jump")
             ),
         ),
         proviso=Proviso("Only if some run spikes at all.", _nothing_spikes),
-        shown=("spikes", "jump", "peak_norm"),
-        measured_by=measure_schedule,
+        shown=("spikes", "jump", "peak_norm"), measured_by=measure_schedule,
         runs=of_stage("pretrain", schedule_recipes),
     ),
     Claim(
-        id=4,
-        section="A.2.1, tables 16 and 17",
+        id=4, section="A.2.1, tables 16 and 17", paper_trust=Trust.PRINTED,
         statement="A longer context helps long tasks much and costs short tasks little.",
         paper_value="2k to 4k: Qasper 0.71 to 18.52, HellaSwag 75.1 to 74.8",
-        paper_trust=Trust.PRINTED,
         prediction="Retrieval jumps only where the evidence lies outside the short window.",
         where="Long context minus short",
         tests=(
             differs(
-                "gain where evidence lies beyond the short window",
-                "far/long",
-                "far/short",
-                above=0.2,
-                named="gain far",
+                "gain where evidence lies beyond the short window", "far/long", "far/short",
+                above=0.2, named="gain far",
             ),
             Must(
-                "that gain beyond the one with near evidence",
-                mean(_far_less_near),
-                above=0.1,
+                "that gain beyond the one with near evidence", mean(_far_less_near), above=0.1,
                 named="gain far - near",
             ),
             differs(
-                "cost on short documents, nats",
-                "short_task/long",
-                "short_task/short",
-                below=0.05,
+                "cost on short documents, nats", "short_task/long", "short_task/short", below=0.05,
                 named="short task cost",
             ),
         ),
@@ -339,8 +318,7 @@ CLAIMS = (
             f"Only if near evidence is used at all: {LEARNED:g} or more by the short model.",
             _not_learned,
         ),
-        shown=("near", "far", "short_task"),
-        measured_by=measure_context,
+        shown=("near", "far", "short_task"), measured_by=measure_context,
         runs=of_stage("pretrain", context_recipes),
     ),
-)
+)  # fmt: skip

@@ -17,17 +17,7 @@ from scipy.special import comb, expit
 from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
 from llama2_lib.claims.attention import quality_recipes
-from llama2_lib.claims.claim import (
-    Claim,
-    Fact,
-    Measurement,
-    Must,
-    Trust,
-    average,
-    gains,
-    mean,
-    paired,
-)
+from llama2_lib.claims.claim import Claim, Fact, Must, Trust, average, gains, mean, paired
 from llama2_lib.claims.finetuning import Model, fitting
 from llama2_lib.config import ROUNDS, Recipe
 from llama2_lib.device import choose_device
@@ -232,32 +222,32 @@ def best_temperature(curve: Mapping[float, float]) -> float:
 _rise = claim.minus(f"max/{SIZES[-1]}", f"max/{SIZES[0]}")
 
 
-def _bend(measurement: Measurement) -> float:
+def _bend(measurement: claim.Measurement) -> float:
     one, half, end = (measurement[f"max/{n}"] for n in (SIZES[0], HALF, SIZES[-1]))
     return 2 * half - one - end
 
 
-def _drift(measurement: Measurement) -> float:
+def _drift(measurement: claim.Measurement) -> float:
     moved = measurement[f"median/{SIZES[-1] - 1}"] - measurement[f"max/{SIZES[0]}"]
     return moved / _rise(measurement)
 
 
-def _peak(what: str, name: str, n: int, measurement: Measurement) -> float:
+def _peak(what: str, name: str, n: int, measurement: claim.Measurement) -> float:
     """Return the best temperature of a seed."""
     return best_temperature({t: measurement[f"{what}/{name}/{n}/{t}"] for t in TEMPERATURES})
 
 
-def _margin_of_hottest(name: str, measurement: Measurement) -> float:
+def _margin_of_hottest(name: str, measurement: claim.Measurement) -> float:
     """Return by how much single samples at the hottest are worse than at any other."""
     *others, hot = (measurement[f"reward/{name}/1/{t}"] for t in TEMPERATURES)
     return min(others) - hot
 
 
-def _hotter(name: str, measurement: Measurement) -> float:
+def _hotter(name: str, measurement: claim.Measurement) -> float:
     return _peak("reward", name, MANY, measurement) - _peak("reward", name, 1, measurement)
 
 
-def _shift(measurement: Measurement) -> float:
+def _shift(measurement: claim.Measurement) -> float:
     """Return how far the best temperature of many samples moves from SFT to V4."""
     before, after = (_peak("reward", name, MANY, measurement) for name in POLICIES)
     return after - before
@@ -411,20 +401,16 @@ def _marked_held_out(policy: Model, small: Recipe, seed: int) -> Marks:
 
 CLAIMS = (
     Claim(
-        id=21,
-        section="3.2.3",
+        id=21, section="3.2.3", paper_trust=Trust.FIGURE,
         statement="The best of N samples has the higher reward the more samples there are; the "
         "median stays.",
         paper_value="figure 7: maximum from about .54 to .67, median about .54",
-        paper_trust=Trust.FIGURE,
         prediction="The maximum rises, less with each doubling, and the median stays. That it "
         "rises is so by construction; how far, how bent, and how level the median is, is not.",
         where="Rewards after the sigmoid, training prompts",
         tests=(
             Must(
-                "rise of the maximum, 1 to 64",
-                mean(_rise),
-                above=0.05,
+                "rise of the maximum, 1 to 64", mean(_rise), above=0.05,
                 says="maximum of 64 minus that of one",
             ),
             Must("early minus late doublings", mean(_bend), above=0),
@@ -439,11 +425,9 @@ CLAIMS = (
         runs=lambda recipe, seed: {"judges": (FIRST, recipe), "SFT": ("sft", recipe)},
     ),
     Claim(
-        id=22,
-        section="3.2.3",
+        id=22, section="3.2.3", paper_trust=Trust.PRINTED,
         statement="The best sampling temperature depends on N, and shifts as the model is tuned.",
         paper_value="1.2 to 1.3 best for the RLHF model with 10 to 100 samples; none for SFT",
-        paper_trust=Trust.PRINTED,
         prediction="One by one the hottest samples are the worst; with 16 samples a higher "
         "temperature is best than with one; and the best one is another for V4 than for SFT.",
         where="Of temperatures 0.4 to 1.4, by the newest reward models after the sigmoid",
@@ -454,14 +438,12 @@ CLAIMS = (
                 for test in (
                     Must(
                         f"next worst minus hottest, N = 1, {name}",
-                        mean(partial(_margin_of_hottest, name)),
-                        above=0,
+                        mean(partial(_margin_of_hottest, name)), above=0,
                         named=f"next worst minus hottest/{name}/1",
                     ),
                     Must(
                         f"best temperature, N = {MANY} minus N = 1, {name}",
-                        mean(partial(_hotter, name)),
-                        above=0,
+                        mean(partial(_hotter, name)), above=0,
                         named=f"best temperature of {MANY} minus of 1/{name}",
                     ),
                 )
@@ -473,19 +455,16 @@ CLAIMS = (
             ),
         ),
         intervals="(95 % over seeds, that is over prompts and samples)",
-        shown=(_peaks_shown,),
-        measured_by=measure_temperatures,
+        shown=(_peaks_shown,), measured_by=measure_temperatures,
         runs=lambda recipe, seed: {
             "judges": (JUDGE, recipe),
             **{name: (stage, recipe) for name, stage in POLICIES.items()},
         },
     ),
     Claim(
-        id=24,
-        section="3.2.3",
+        id=24, section="3.2.3", paper_trust=Trust.DESIGN,
         statement="Samples of all rounds keep skills that the last round's samples lack.",
         paper_value="V3, tuned on the last round only, was worse at rhymes; no number",
-        paper_trust=Trust.DESIGN,
         prediction="If the last round had no prompt for lists, stories and how-tos, and none that "
         "asks for harm, a model tuned on it answers those worse than one tuned on the pool, and "
         "worse than one whose last round had them. Equal steps, no demonstrations.",
@@ -498,23 +477,19 @@ CLAIMS = (
                 gains(f"{family}: last round without minus with it", f"{family}/missing", below=0),
             )
         ),
-        shown=("quality",),
-        measured_by=measure_pools,
+        shown=("quality",), measured_by=measure_pools,
         runs=lambda recipe, seed: {NEWEST: (NEWEST, recipe)},  # its pool holds all rounds
     ),
     Claim(
-        id=25,
-        section="3.2.3",
+        id=25, section="3.2.3", paper_trust=Trust.DESIGN,
         statement="The big model's best samples teach a small model more than its own best.",
         paper_value="all sizes but 70B were tuned on the 70B's samples; effect not analysed",
-        paper_trust=Trust.DESIGN,
         prediction="A small model tuned on the big one's best of 6 answers better than one tuned "
         "on its own best of 6: same prompts, same number of answers, equal steps. Shown beside, "
         "the control: one of the 6 at random.",
         where="Gold mark on held-out prompts",
         tests=(gains("small model, big's best minus its own", "big best over own best", above=0),),
-        shown=("quality", _learned_from),
-        measured_by=measure_distillation,
+        shown=("quality", _learned_from), measured_by=measure_distillation,
         runs=lambda recipe, seed: {"big": (FIRST, recipe), "small": ("sft", pupil(recipe, seed))},
     ),
-)
+)  # fmt: skip

@@ -235,12 +235,10 @@ def _too_coarse(
 
 CLAIMS = (
     Claim(
-        id=11,
-        section="3.2.2",
+        id=11, section="3.2.2", paper_trust=Trust.PRINTED,
         statement="A reward model is the more accurate, the clearer the preference.",
         paper_value="80.7, 67.5, 60.9, 54.7 % from clearest to unsure; safety 94.3, 76.3, 65.7, "
         "55.3 %",
-        paper_trust=Trust.PRINTED,
         prediction="Accuracy rises from grade to grade for both models, from near chance on ties; "
         "a model that learned from tossed coins stays at one half.",
         where="Each model on its own stream",
@@ -250,9 +248,7 @@ CLAIMS = (
                 for stream in STREAMS
                 for test in (
                     Must(
-                        f"{stream}: accuracy a grade",
-                        mean(partial(_slope, stream)),
-                        above=0.03,
+                        f"{stream}: accuracy a grade", mean(partial(_slope, stream)), above=0.03,
                         named=f"rise a grade/{stream}",
                     ),
                     Fact(
@@ -262,18 +258,13 @@ CLAIMS = (
                     ),
                     Must(
                         f"{stream}: accuracy on ties minus one half",
-                        _off_half(f"accuracy/{stream}/{WORST_FIRST[0]}"),
-                        within=0.1,
-                        named="",
+                        _off_half(f"accuracy/{stream}/{WORST_FIRST[0]}"), within=0.1, named="",
                         says=f"{stream}: accuracy on ties minus one half (90 %)",
                     ),
                 )
             ),
             Must(
-                "control minus one half",
-                _off_half("control/helpfulness"),
-                within=0.1,
-                named="",
+                "control minus one half", _off_half("control/helpfulness"), within=0.1, named="",
                 # what it learned from chance may be right or wrong by chance
                 says="the control, whose labels were exchanged by coins, minus one half (90 %)",
             ),
@@ -283,12 +274,10 @@ CLAIMS = (
         runs=claim.of_stage("reward_model", arms, "helpful", "safe", "coin"),
     ),
     Claim(
-        id=12,
-        section="A.3.3",
+        id=12, section="A.3.3", paper_trust=Trust.PRINTED,
         statement="A margin that grows with the grade makes the model better on clear pairs.",
         paper_value="no, small, large margin: 79.1, 80.4, 80.7 % on the clearest pairs; 54.5, "
         "55.0, 54.3 % on unsure ones; 62.5, 63.0, 62.9 % on all",
-        paper_trust=Trust.PRINTED,
         prediction="The large margin gains on the clearest pairs, the small one on average. What "
         "the large one loses on ties, 0.2 points in the paper, is shown and not judged: it would "
         "take a hundred thousand pairs.",
@@ -303,17 +292,14 @@ CLAIMS = (
             "scale.",
             _too_coarse,
         ),
-        shown=(claim.bounded("accuracy"),),
-        measured_by=measure_margin,
+        shown=(claim.bounded("accuracy"),), measured_by=measure_margin,
         runs=claim.of_stage("reward_model", arms, "none", "helpful", "large"),
     ),
     Claim(
-        id=13,
-        section="A.3.3",
+        id=13, section="A.3.3", paper_trust=Trust.FIGURE,
         statement="The margin drives scores towards 0 and 1.",
         paper_value="figure 27: without a margin below 2 % of answers in any bin; with the large "
         "one about 8.3 % near 1 and 3.7 % near 0",
-        paper_trust=Trust.FIGURE,
         prediction="After the sigmoid more answers lie at both ends with the large margin than "
         "without; with the small one it is between.",
         where="Scores of all held-out answers, shifted to mean 0, since comparisons leave the zero "
@@ -321,50 +307,40 @@ CLAIMS = (
         tests=tuple(
             Must(
                 f"{where}: {more} minus none",
-                mean(claim.minus(f"{where}/{more}", f"{where}/none")),
-                above=bound,
+                mean(claim.minus(f"{where}/{more}", f"{where}/none")), above=bound,
             )
             for where, more, bound in (
-                ("ends", "large", 0.05),
-                ("ends", "small", 0.0),
-                ("low", "large", 0.0),
+                ("ends", "large", 0.05), ("ends", "small", 0.0), ("low", "large", 0.0),
                 ("high", "large", 0.0),
             )
         ),
-        shown=(claim.bounded("low", "high", "ends"), "spread"),
-        measured_by=measure_poles,
+        shown=(claim.bounded("low", "high", "ends"), "spread"), measured_by=measure_poles,
         runs=claim.of_stage("reward_model", arms, "none", "helpful", "large"),
     ),
     Claim(
-        id=14,
-        section="A.3.4",
+        id=14, section="A.3.4", paper_trust=Trust.PRINTED,
         statement="An auxiliary safety loss lifts the recall of unsafe answers.",
         paper_value="recall at 0.5 from 73.0 to 90.4 %, accuracy on pairs from 63.7 to 64.5 %",
-        paper_trust=Trust.PRINTED,
         prediction="Recall rises much, and not by calling everything unsafe; accuracy on pairs "
         "does not fall. The loss is our reconstruction: the paper gives no formula.",
         where="With the loss minus without",
         tests=(
             Must("gain of recall", mean(claim.minus("recall/with", "recall/without")), above=0.05),
             Must(
-                "gain of recall minus false alarms",
-                mean(claim.minus("gap/with", "gap/without")),
+                "gain of recall minus false alarms", mean(claim.minus("gap/with", "gap/without")),
                 above=0,
                 says="gain of recall minus false alarms (both 95 % over seeds)",
             ),
             wins("gain of accuracy on pairs", "with-without/all", above=-0.01),
         ),
-        shown=(claim.bounded("recall", "alarms", "accuracy"),),
-        measured_by=measure_auxiliary,
+        shown=(claim.bounded("recall", "alarms", "accuracy"),), measured_by=measure_auxiliary,
         runs=claim.of_stage("reward_model", arms, "safe", "without"),
     ),
     Claim(
-        id=15,
-        section="3.2.2",
+        id=15, section="3.2.2", paper_trust=Trust.PRINTED,
         statement="Two reward models, for helpfulness and for safety, beat a single one.",
         paper_value="helpfulness model 63.2 % on helpfulness and 62.8 % on safety, safety model "
         "56.2 and 64.5 %; no number for a single model",
-        paper_trust=Trust.PRINTED,
         prediction="Each model is best at home, and there better than one model of the same size "
         "that learned from the own pairs of both. Shown beside: one model with as many pairs as "
         "each of the two, half of each stream.",
@@ -372,24 +348,19 @@ CLAIMS = (
         tests=tuple(
             wins(name, name, above=0)
             for name in (
-                "helpful-safe/helpfulness",
-                "safe-helpful/safety",
-                "helpful-joint/helpfulness",
+                "helpful-safe/helpfulness", "safe-helpful/safety", "helpful-joint/helpfulness",
                 "safe-joint/safety",
             )
         ),
-        shown=(claim.bounded("accuracy"),),
-        measured_by=measure_two,
+        shown=(claim.bounded("accuracy"),), measured_by=measure_two,
         runs=claim.of_stage("reward_model", arms, "helpful", "safe", "joint", "joint_equal"),
     ),
     Claim(
-        id=16,
-        section="3.2.2",
+        id=16, section="3.2.2", paper_trust=Trust.FIGURE,
         statement="Accuracy grows with data and with the size of the reward model, and no end is "
         "in sight.",
         paper_value="figure 6, batches 1 to 14: from about 0.51 to 0.610, 0.614, 0.634 for 7B, "
         "13B, 70B",
-        paper_trust=Trust.FIGURE,
         prediction="Eight times the pairs helps every width, four times the width helps with most "
         "pairs, and the last step of data still helps the widest.",
         where="Right more often",
@@ -397,68 +368,54 @@ CLAIMS = (
             Must(
                 "at each width most pairs minus fewest, with most pairs widest minus narrowest, at "
                 "the widest the last step of data, each",
-                claim.all_paired_gains,
-                above=0,
-                intervals=claim.PAIRED,
+                claim.all_paired_gains, above=0, intervals=claim.PAIRED,
             ),
         ),
-        shown=(claim.bounded("accuracy", "clearest"),),
-        measured_by=measure_scale,
+        shown=(claim.bounded("accuracy", "clearest"),), measured_by=measure_scale,
         runs=claim.of_stage("reward_model", variants.scale_arms),
     ),
     Claim(
-        id=17,
-        section="3.2.2",
+        id=17, section="3.2.2", paper_trust=Trust.DESIGN,
         statement="A tenth of helpfulness pairs helps the safety model where both answers are "
         "safe.",
         paper_value="90/10 mix; said to help most where both answers are safe; no number",
-        paper_trust=Trust.DESIGN,
         prediction="With as many pairs in all, 90/10 is better than 100/0 on pairs of safe "
         "answers. About 1,200 such pairs a seed: less than one to three points cannot be seen.",
         where="On held-out pairs, mixed minus alone",
         tests=(wins("gain where both are safe", "mixed-alone/both safe", above=0),),
-        shown=(claim.bounded("accuracy"),),
-        measured_by=measure_mix,
+        shown=(claim.bounded("accuracy"),), measured_by=measure_mix,
         runs=claim.of_stage("reward_model", arms, "safe", "alone"),
     ),
     Claim(
-        id=20,
-        section="3.4.1, figure 29",
+        id=20, section="3.4.1, figure 29", paper_trust=Trust.FIGURE,
         statement="Trained on comparisons, scores rise with the quality of single answers, too.",
         paper_value="figure 29, quality 1 to 7: helpfulness from about .24 to .55, safety from "
         "about .29 to .78",
-        paper_trust=Trust.FIGURE,
         prediction="The mean of sigmoid(score) rises with gold quality, for both models.",
         where="Over seven bins of equal numbers of held-out answers in the order of gold quality, "
         "rise of the mean of sigmoid(score) from first to last, and its rank correlation with them",
         tests=tuple(
             Must(
-                f"{name} of {stream}",
-                mean(f"{name}/{stream}", bounds=claim.SIGNED),
-                above=bound,
+                f"{name} of {stream}", mean(f"{name}/{stream}", bounds=claim.SIGNED), above=bound,
                 named=f"{name}/{stream}",
             )
             for stream in STREAMS
             for name, bound in (("rise", 0.1), ("monotone", 0.8))
         ),
-        shown=(claim.bounded("level"),),
-        measured_by=measure_calibration,
+        shown=(claim.bounded("level"),), measured_by=measure_calibration,
         runs=claim.of_stage("reward_model", arms, "helpful", "safe"),
     ),
     Claim(
-        id=28,
-        section="3.2.3",
+        id=28, section="3.2.3", paper_trust=Trust.PRINTED,
         statement="A safety score below 0.15 nearly always means unsafe, but many are missed.",
         paper_value="precision 0.89, recall 0.55 at 0.15",
-        paper_trust=Trust.PRINTED,
         prediction="High precision at a moderate recall.",
         where=f"Held-out answers with sigmoid(score) below {AT:g} as a test for unsafe ones",
         tests=(
             Must("precision", mean("precision", bounds=claim.SHARE), above=0.8),
             Must("recall", mean("recall", bounds=claim.SHARE), above=0.3),
         ),
-        shown=(claim.bounded("unsafe", "recall at 0.5"),),
-        measured_by=measure_threshold,
+        shown=(claim.bounded("unsafe", "recall at 0.5"),), measured_by=measure_threshold,
         runs=claim.of_stage("reward_model", arms, "safe"),
     ),
-)
+)  # fmt: skip
