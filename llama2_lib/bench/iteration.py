@@ -282,43 +282,25 @@ def _trainer(given: Setting, folder: str, n: int, turn: Any) -> tuple[Any, list[
     prompts = [{"input_ids": ids} for ids, _ in given.prompts]
     trainer = PPOTrainer(
         PPOConfig(
-            output_dir=folder,
-            per_device_train_batch_size=c.batch_size,
+            output_dir=folder, per_device_train_batch_size=c.batch_size,
             gradient_accumulation_steps=1,  # more of them would merge the mini-batches' steps
             num_mini_batches=c.batch_size // c.minibatch_size,
-            num_ppo_epochs=1,
-            total_episodes=n * c.batch_size,
+            num_ppo_epochs=1, total_episodes=n * c.batch_size,
             local_rollout_forward_batch_size=64,  # its default
             response_length=c.max_new_tokens,
-            temperature=c.temperature,
-            kl_coef=c.beta,
-            cliprange=c.clip,
-            cliprange_value=1e9,
-            vf_coef=c.value_weight,
-            gamma=c.gamma,
-            lam=c.lam,
-            learning_rate=c.lr,
-            lr_scheduler_type="constant",
-            weight_decay=c.weight_decay,
-            num_sample_generations=0,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=device.type == "cpu",
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
+            temperature=c.temperature, kl_coef=c.beta, cliprange=c.clip, cliprange_value=1e9,
+            vf_coef=c.value_weight, gamma=c.gamma, lam=c.lam, learning_rate=c.lr,
+            lr_scheduler_type="constant", weight_decay=c.weight_decay, num_sample_generations=0,
+            gradient_checkpointing=False, bf16=False, use_cpu=device.type == "cpu",
+            report_to="none", save_strategy="no", disable_tqdm=True,
         ),
         # All it reads of a tokenizer.
-        SimpleNamespace(pad_token_id=0, eos_token_id=2),
-        hugging_face_twin(model.policy),
-        hugging_face_twin(given.ppo.reference),
-        scalar_twin(given.models.helpfulness),
-        train_dataset=prompts,
-        value_model=scalar_twin(model.value),
+        SimpleNamespace(pad_token_id=0, eos_token_id=2), hugging_face_twin(model.policy),
+        hugging_face_twin(given.ppo.reference), scalar_twin(given.models.helpfulness),
+        train_dataset=prompts, value_model=scalar_twin(model.value),
         data_collator=lambda rows: {"input_ids": torch.tensor([r["input_ids"] for r in rows])},
-        eval_dataset=prompts[:1],
-        callbacks=[turn],
-    )
+        eval_dataset=prompts[:1], callbacks=[turn],
+    )  # fmt: skip
     rows: list[dict] = []
     trainer.remove_callback(PrinterCallback)
     trainer.log = lambda row, *_: rows.append(row)

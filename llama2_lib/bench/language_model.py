@@ -27,12 +27,9 @@ PROMPT, NEW = 16, 128
 
 
 def _training_steps(
-    model: nn.Module,
-    logits: Callable[[Tensor], Tensor],
-    config: ModelConfig,
-    device: torch.device,
+    model: nn.Module, logits: Callable[[Tensor], Tensor], config: ModelConfig, device: torch.device,
     precision: str,
-) -> Iterator[Step]:
+) -> Iterator[Step]:  # fmt: skip
     """Endless optimiser steps on random tokens, the same for both sides."""
     shape = nano().pretrain
     ids = torch.randint(3, config.vocab_size, (shape.batch_size, shape.seq_len + 1), device=device)
@@ -115,12 +112,9 @@ def _ours(model: Transformer, ids: Tensor, wanted: list[int]) -> None:
 def _theirs(twin: Any, ids: Tensor, new: int) -> None:
     # `transformers` has no limit a row: rows that are done go on producing padding.
     twin.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=new,
-        min_new_tokens=new,
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
         do_sample=False,
-    )
+    )  # fmt: skip
 
 
 def _length_curve(model: Transformer, device: torch.device, precision: str) -> None:
@@ -177,19 +171,12 @@ def _transformers() -> Any:
 
 def _config(c: ModelConfig) -> Any:
     return _transformers().LlamaConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.dim,
-        intermediate_size=c.hidden_dim,
-        num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads,
-        max_position_embeddings=c.max_seq_len,
-        rms_norm_eps=c.norm_eps,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=1,
+        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.hidden_dim,
+        num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
+        num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_seq_len,
+        rms_norm_eps=c.norm_eps, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
         eos_token_id=2,
-    )
+    )  # fmt: skip
 
 
 # --- how long work takes

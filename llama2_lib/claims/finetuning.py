@@ -56,12 +56,9 @@ def fitting(
 
 
 def ask(
-    model: Model,
-    prompts: Sequence[Prompt],
-    seed: int,
-    temperature: float = TEMPERATURE,
+    model: Model, prompts: Sequence[Prompt], seed: int, temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
-) -> list[Reply]:
+) -> list[Reply]:  # fmt: skip
     """Return a sample of the model for each prompt."""
     dialogs = [prompt.dialog for prompt in prompts]
     return reply(
@@ -96,16 +93,10 @@ def data_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
     and dialogs are the same for all seeds; the order in which they are learned differs.
     """
     few = replace(
-        recipe.sft,
-        n_dialogs=min(FEW, recipe.sft.n_dialogs),
-        grade="clean",
-        n_validation=min(40, recipe.sft.n_validation),
-        batch_size=ROWS,
-        seq_len=min(ROW_LENGTH, recipe.sft.seq_len),
-        eval_every=1000,
-        save_every=1000,
-        seed=seed,
-    )
+        recipe.sft, n_dialogs=min(FEW, recipe.sft.n_dialogs), grade="clean",
+        n_validation=min(40, recipe.sft.n_validation), batch_size=ROWS,
+        seq_len=min(ROW_LENGTH, recipe.sft.seq_len), eval_every=1000, save_every=1000, seed=seed,
+    )  # fmt: skip
     arms = {
         "few_clean": few,
         "few_clean_longer": replace(few, epochs=TIMES * few.epochs),

@@ -129,12 +129,9 @@ def measure_held_out(recipe: Recipe, seed: int) -> dict[str, float]:
 
 
 def _held(
-    recipe: Recipe,
-    seed: int,
-    models: Sequence[str],
-    n: int,
+    recipe: Recipe, seed: int, models: Sequence[str], n: int,
     settings: Mapping[str, tuple[str, str]],
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     values: dict[str, float] = {}
     for model in models:
         policy = pipeline.load(*arms(recipe, seed)[model])

@@ -102,15 +102,9 @@ def key_of(prompt: Prompt) -> str:
 
 
 def samples(
-    recipe: Recipe,
-    policy: Model,
-    judge: RewardModels,
-    prompt_set: PromptSet,
-    k: int,
-    temperature: float,
-    seed: int,
-    keep: Callable[[list[Reply]], list[Reply]] = list,
-) -> list[Sample]:
+    recipe: Recipe, policy: Model, judge: RewardModels, prompt_set: PromptSet, k: int,
+    temperature: float, seed: int, keep: Callable[[list[Reply]], list[Reply]] = list,
+) -> list[Sample]:  # fmt: skip
     """Draw k answers to each prompt, and score those that are kept: all, unless said otherwise."""
     model, tokenizer = policy
     most = answer_room(model, recipe.rejection.max_new_tokens)

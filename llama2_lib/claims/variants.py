@@ -27,23 +27,14 @@ One pilot seed (7), which counts nowhere, was no better at three times as much: 
 
 
 def variant(
-    base: Recipe,
-    stream: Stream,
-    tested: Mapping[str, int],
-    own_share: float | None = None,
-    coin_toss: bool = False,
-    **changes: Any,
-) -> Recipe:
+    base: Recipe, stream: Stream, tested: Mapping[str, int], own_share: float | None = None,
+    coin_toss: bool = False, **changes: Any,
+) -> Recipe:  # fmt: skip
     """Return a recipe with one reward model; `changes` are of its `RewardConfig`."""
     config = RewardConfig(
-        stream=stream,
-        n_pairs=N_PAIRS,
-        peak_lr=PEAK_LR,
-        n_validation=100,
-        eval_every=10_000,
-        save_every=10_000,
-        seed=base.pretrain.seed,
-    )
+        stream=stream, n_pairs=N_PAIRS, peak_lr=PEAK_LR, n_validation=100, eval_every=10_000,
+        save_every=10_000, seed=base.pretrain.seed,
+    )  # fmt: skip
     described = RewardVariant(
         reward=replace(config, **changes),
         own_share=own_share or OWN_SHARE[stream],

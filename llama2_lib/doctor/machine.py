@@ -75,25 +75,15 @@ def inspect_machine(artifacts: Path | None = None, *, seconds: float = 2.0) -> M
     kernel, kernel_fault = attempt("kernel", _kernel) or (None, None)
     return Machine(
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
-        torch=torch_version,
-        device=attempt("device", _cuda_device),
-        bf16=attempt("bf16", _bf16_hardware),
-        cores=usable_cores(),
-        threads=threads,
-        load=load,
+        torch=torch_version, device=attempt("device", _cuda_device),
+        bf16=attempt("bf16", _bf16_hardware), cores=usable_cores(), threads=threads, load=load,
         free_memory=attempt("memory", free_memory) or 0,
-        free_disk=attempt("disk", lambda: _free_disk(artifacts)) or 0,
-        artifacts=artifacts,
-        write_error=_write_error(artifacts),
-        font=attempt("font", _font),
-        kernel=kernel,
-        kernel_fault=kernel_fault,
-        interpreter=sys.executable,
-        tokens_per_second=fastest,
+        free_disk=attempt("disk", lambda: _free_disk(artifacts)) or 0, artifacts=artifacts,
+        write_error=_write_error(artifacts), font=attempt("font", _font), kernel=kernel,
+        kernel_fault=kernel_fault, interpreter=sys.executable, tokens_per_second=fastest,
         median_tokens_per_second=median,
-        chain=attempt("chain", lambda: _chain(artifacts)) or (0, 0, 0.0),
-        problems=problems,
-    )
+        chain=attempt("chain", lambda: _chain(artifacts)) or (0, 0, 0.0), problems=problems,
+    )  # fmt: skip
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:

@@ -34,15 +34,9 @@ _FAMILIES = {
 
 
 def report(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    world: World,
-    *,
-    n: int = 200,
-    n_turns: int = MOST_TURNS,
-    seed: int = 0,
-    max_new_tokens: int = 96,
-) -> dict[str, Estimate]:
+    model: Transformer, tokenizer: Tokenizer, world: World, *, n: int = 200,
+    n_turns: int = MOST_TURNS, seed: int = 0, max_new_tokens: int = 96,
+) -> dict[str, Estimate]:  # fmt: skip
     """Return what a chat model does, each line with a 95 % interval over prompts or dialogs.
 
     Shares come with Clopper and Pearson's bounds, the mark of helpfulness with a bootstrap. The

@@ -191,15 +191,9 @@ class Switched(NamedTuple):
 
 
 def switched(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    world: World,
-    *,
-    at: int,
-    n: int,
-    n_turns: int,
+    model: Transformer, tokenizer: Tokenizer, world: World, *, at: int, n: int, n_turns: int,
     seed: int = 0,
-) -> Switched:
+) -> Switched:  # fmt: skip
     """Give another value of the same kind at turn `at`: the paper says GAtt does not cover it."""
     if not 1 < at <= n_turns:
         raise ValueError(f"the switch must come at turn 2 to {n_turns}; got {at}.")

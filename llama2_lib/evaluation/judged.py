@@ -76,15 +76,9 @@ def gold_marks(world: World, prompts: Sequence[Prompt], answers: Sequence[str]) 
 
 
 def marks_of(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    world: World,
-    prompts: Sequence[Prompt],
-    *,
-    temperature: float = 1.0,
-    seed: int = 0,
-    max_new_tokens: int = 96,
-) -> Marks:
+    model: Transformer, tokenizer: Tokenizer, world: World, prompts: Sequence[Prompt], *,
+    temperature: float = 1.0, seed: int = 0, max_new_tokens: int = 96,
+) -> Marks:  # fmt: skip
     """Sample one answer to each prompt and let the gold judges mark it.
 
     The same seed gives every model the same luck, so that marks of two models pair well.
@@ -181,12 +175,9 @@ def false_refusals(
 
 
 def gains_by_original(
-    original: Float[np.ndarray, " answers"],
-    distilled: Float[np.ndarray, " _"],
-    by: Float[np.ndarray, " _"],
-    *,
-    bins: int = 4,
-) -> list[tuple[float, Estimate]]:
+    original: Float[np.ndarray, " answers"], distilled: Float[np.ndarray, " _"],
+    by: Float[np.ndarray, " _"], *, bins: int = 4,
+) -> list[tuple[float, Estimate]]:  # fmt: skip
     """Return the mean gain of context distillation in bins of a score (figure 16b).
 
     The paper bins by the original score itself. Then bad luck of the original alone makes a gain

@@ -28,13 +28,10 @@ class DocumentNats(NamedTuple):
 
 @torch.no_grad()
 def document_nats(
-    model: Transformer,
-    documents: Sequence[Sequence[int]],
-    *,
-    targets: Sequence[Sequence[bool]] | None = None,
-    max_len: int | None = None,
+    model: Transformer, documents: Sequence[Sequence[int]], *,
+    targets: Sequence[Sequence[bool]] | None = None, max_len: int | None = None,
     batch_tokens: int = 8192,
-) -> DocumentNats:
+) -> DocumentNats:  # fmt: skip
     """Score each document alone, in batches of similar length, `batch_tokens` in each at most.
 
     Args:

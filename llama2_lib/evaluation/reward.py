@@ -85,12 +85,9 @@ def detection(
 
 
 def calibration(
-    scores: Float[np.ndarray, " answers"],
-    gold: Float[np.ndarray, " answers"],
-    *,
-    bins: int = 7,
+    scores: Float[np.ndarray, " answers"], gold: Float[np.ndarray, " answers"], *, bins: int = 7,
     seed: int = 0,
-) -> list[tuple[float, Estimate]]:
+) -> list[tuple[float, Estimate]]:  # fmt: skip
     """Return the mean sigmoid(score) in bins of equal numbers of gold scores (figure 29).
 
     A model that was trained on comparisons alone may be used on single answers if its mean

@@ -167,22 +167,16 @@ def binned_means(
 
 
 def _bootstrap(
-    data: tuple[np.ndarray, ...],
-    statistic: Callable[..., Any],
-    value: float,
-    seed: int,
+    data: tuple[np.ndarray, ...], statistic: Callable[..., Any], value: float, seed: int,
     n_resamples: int,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     """Resample observations: the bias-corrected and accelerated interval."""
     result = stats.bootstrap(
-        data,
-        statistic,
-        paired=len(data) > 1,
-        n_resamples=n_resamples,
+        data, statistic, paired=len(data) > 1, n_resamples=n_resamples,
         batch=1000,  # bounds the memory, and changes no number
         method="BCa",
         rng=np.random.default_rng(seed),
-    )
+    )  # fmt: skip
     low, high = result.confidence_interval
     return Estimate(value=value, low=float(low), high=float(high), n=len(data[0]))
 

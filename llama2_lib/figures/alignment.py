@@ -34,13 +34,10 @@ def bands_of(series: Mapping[str, Band], length: int, what: str) -> dict[str, np
 
 @theme()
 def accuracy_by_grade(
-    grades: Sequence[str],
-    accuracy: Mapping[str, Band],
-    *,
+    grades: Sequence[str], accuracy: Mapping[str, Band], *,
     ceiling: Sequence[float | None] | None = None,
-    paper: Mapping[str, Sequence[float | None]] | None = None,
-    title: str = "",
-) -> Figure:
+    paper: Mapping[str, Sequence[float | None]] | None = None, title: str = "",
+) -> Figure:  # fmt: skip
     """Draw one group of bars a grade, one bar a model, with intervals (paper table 8).
 
     All numbers are shares. `ceiling` is what the annotators' noise allows at best, drawn as black
@@ -81,12 +78,9 @@ def _percent(values: Sequence[float | None]) -> list[float | None]:
 
 @theme()
 def score_histograms(
-    scores: Mapping[str, Mapping[str, ArrayLike]],
-    *,
-    bins: int = 25,
-    threshold: float | None = None,
-    title: str = "",
-) -> Figure:
+    scores: Mapping[str, Mapping[str, ArrayLike]], *, bins: int = 25,
+    threshold: float | None = None, title: str = "",
+) -> Figure:  # fmt: skip
     """Draw sigmoid(score) of some kinds of answers, one panel a model (paper figure 27).
 
     `scores` are raw, for each model and each kind of answer, such as "chosen" and "rejected";
@@ -142,15 +136,9 @@ def _draw_points(axes: Axes, index: int, label: str, x: np.ndarray, band: np.nda
 
 @theme()
 def models_by_test_sets(
-    models: Sequence[str],
-    test_sets: Sequence[str],
-    values: ArrayLike,
-    low: ArrayLike,
-    high: ArrayLike,
-    *,
-    paper: ArrayLike | None = None,
-    title: str = "",
-) -> Figure:
+    models: Sequence[str], test_sets: Sequence[str], values: ArrayLike, low: ArrayLike,
+    high: ArrayLike, *, paper: ArrayLike | None = None, title: str = "",
+) -> Figure:  # fmt: skip
     """Draw the accuracy of each model (row) on each test set (column) as a map (paper table 7).
 
     Each field says the value, its interval, and the paper's value where given. Shares between 0
@@ -211,12 +199,9 @@ def rewards_by_round(
 
 @theme()
 def frontier(
-    runs: Mapping[float, Sequence[ArrayLike]],
-    *,
-    gold_label: str = "gold score (0 to 1)",
-    start: tuple[float, float] | None = None,
-    title: str = "",
-) -> Figure:
+    runs: Mapping[float, Sequence[ArrayLike]], *, gold_label: str = "gold score (0 to 1)",
+    start: tuple[float, float] | None = None, title: str = "",
+) -> Figure:  # fmt: skip
     """Draw proxy and gold over the root of KL, one path a beta; both panels share the x axis.
 
     A path rises in the left panel as long as the policy finds more of what the reward model
@@ -263,13 +248,9 @@ LIGHTS = {
 
 @theme()
 def traffic_lights(
-    diagnostics: Sequence[str],
-    runs: Sequence[str],
-    states: Sequence[Sequence[str]],
-    texts: Sequence[Sequence[str]],
-    *,
-    title: str = "",
-) -> Figure:
+    diagnostics: Sequence[str], runs: Sequence[str], states: Sequence[Sequence[str]],
+    texts: Sequence[Sequence[str]], *, title: str = "",
+) -> Figure:  # fmt: skip
     """Draw a table of diagnostics (rows) of runs (columns): a colour, a word and a number each.
 
     `states` are those of `LIGHTS`, one a field, by rows; `texts` say what was measured.

@@ -57,16 +57,10 @@ def draw_references(axes: Axes, reference: Mapping[str, float] | None) -> None:
 
 @theme()
 def lines(
-    series: Mapping[str, Sequence[ArrayLike]],
-    xlabel: str,
-    ylabel: str,
-    *,
-    title: str = "",
-    xscale: str = "linear",
-    yscale: str = "linear",
-    reference: Mapping[str, float] | None = None,
+    series: Mapping[str, Sequence[ArrayLike]], xlabel: str, ylabel: str, *, title: str = "",
+    xscale: str = "linear", yscale: str = "linear", reference: Mapping[str, float] | None = None,
     markers: bool = False,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Draw one curve per entry of `series`: `(x, y)`, or `(x, y, low, high)` with a shaded band."""
     figure, axes = new_figure()
     for index, (label, arrays) in enumerate(series.items()):
@@ -91,17 +85,10 @@ def lines(
 
 @theme()
 def bars_with_intervals(
-    labels: Sequence[str],
-    values: ArrayLike,
-    low: ArrayLike,
-    high: ArrayLike,
-    ylabel: str,
-    *,
-    xlabel: str = "",
-    title: str = "",
-    paper: Sequence[float | None] | None = None,
+    labels: Sequence[str], values: ArrayLike, low: ArrayLike, high: ArrayLike, ylabel: str, *,
+    xlabel: str = "", title: str = "", paper: Sequence[float | None] | None = None,
     reference: Mapping[str, float] | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Draw one bar per label with its interval; `paper` adds the paper's value as a diamond."""
     band = band_of("the bars", (values, low, high), (len(labels),), "a label")
     figure, axes = new_figure()
@@ -120,17 +107,10 @@ def bars_with_intervals(
 
 @theme()
 def heatmap(
-    values: ArrayLike,
-    xlabel: str,
-    ylabel: str,
-    unit: str,
-    *,
-    columns: Sequence[str] | None = None,
-    rows: Sequence[str] | None = None,
-    title: str = "",
-    centre: float | None = None,
+    values: ArrayLike, xlabel: str, ylabel: str, unit: str, *, columns: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None, title: str = "", centre: float | None = None,
     texts: Sequence[Sequence[str]] | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Draw a matrix, row 0 on top; `centre` makes the map diverge, `texts` stand in its fields."""
     matrix = np.asarray(values, dtype=float)
     if matrix.ndim != 2:

@@ -27,13 +27,8 @@ class ScalarModel(nn.Module):
         self.head = nn.Linear(backbone.config.dim, 1)
 
     def forward(
-        self,
-        ids: Ids,
-        *,
-        positions: Ids | None = None,
-        attend: Attend = causal,
-        since: int = 0,
-    ) -> Float[Tensor, "batch wanted"]:
+        self, ids: Ids, *, positions: Ids | None = None, attend: Attend = causal, since: int = 0,
+    ) -> Float[Tensor, "batch wanted"]:  # fmt: skip
         """Return the number at every position from `since` on; see `Transformer` for the rest."""
         hidden = self.backbone.hidden(ids, positions=positions, attend=attend, since=since)
         numbers = self.head(hidden)[..., 0]

@@ -39,12 +39,9 @@ class RMSNorm(nn.Module):
 
 @lru_cache(maxsize=32)
 def rotary_table(
-    head_dim: int,
-    n_positions: int,
-    theta: float,
-    dtype: torch.dtype = torch.complex64,
+    head_dim: int, n_positions: int, theta: float, dtype: torch.dtype = torch.complex64,
     device: torch.device | str = "cpu",
-) -> Complex[Tensor, "n_positions pairs"]:
+) -> Complex[Tensor, "n_positions pairs"]:  # fmt: skip
     """Return exp(i * position * theta^(-2j / head_dim)) for each position and pair j.
 
     Not a buffer of the model: `model.to(torch.bfloat16)` would round it, or drop its
@@ -240,14 +237,9 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        batch: int,
-        max_len: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        padding: Int[Tensor, " batch"] | None = None,
-    ):
+        self, config: ModelConfig, batch: int, max_len: int, device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32, padding: Int[Tensor, " batch"] | None = None,
+    ):  # fmt: skip
         shape = (batch, config.n_kv_heads, max_len, config.head_dim)
         zeros = partial(torch.zeros, shape, device=device, dtype=dtype)
         self.layers = [LayerCache(zeros(), zeros()) for _ in range(config.n_layers)]
@@ -355,13 +347,9 @@ class Transformer(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(
-        self,
-        ids: Ids,
-        *,
-        positions: Ids | None = None,
-        attend: Attend | KVCache = causal,
+        self, ids: Ids, *, positions: Ids | None = None, attend: Attend | KVCache = causal,
         at: Int[Tensor, " wanted"] | None = None,
-    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "wanted vocab"]:
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "wanted vocab"]:  # fmt: skip
         """Return the logits of each next token, in fp32 (fp64 for an fp64 model).
 
         Args:
@@ -384,13 +372,9 @@ class Transformer(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def hidden(
-        self,
-        ids: Ids,
-        *,
-        positions: Ids | None = None,
-        attend: Attend | KVCache = causal,
+        self, ids: Ids, *, positions: Ids | None = None, attend: Attend | KVCache = causal,
         since: int = 0,
-    ) -> Wanted:
+    ) -> Wanted:  # fmt: skip
         """Return the hidden states after the final norm: what `logits` and scalar heads read.
 
         Of positions before `since` the last block computes keys and values only, and they are

@@ -247,18 +247,13 @@ def _from_hugging_faces(document: dict[str, Any]) -> ModelConfig:
         theta = rope.get("rope_theta", theta)
     kv_heads = document.get("num_key_value_heads")
     return ModelConfig(
-        vocab_size=vocab_size,
-        dim=dim,
-        n_layers=n_layers,
-        n_heads=n_heads,
+        vocab_size=vocab_size, dim=dim, n_layers=n_layers, n_heads=n_heads,
         n_kv_heads=n_heads if kv_heads is None else kv_heads,
         # The stored width replaces Meta's rule: rounding "up to a multiple of itself".
-        multiple_of=hidden,
-        ffn_dim_multiplier=min(1.0, hidden / int(2 * 4 * dim / 3)),
-        max_seq_len=context,
-        rope_theta=10_000.0 if theta is None else theta,
+        multiple_of=hidden, ffn_dim_multiplier=min(1.0, hidden / int(2 * 4 * dim / 3)),
+        max_seq_len=context, rope_theta=10_000.0 if theta is None else theta,
         norm_eps=document["rms_norm_eps"],
-    )
+    )  # fmt: skip
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

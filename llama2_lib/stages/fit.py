@@ -36,19 +36,12 @@ Report = Callable[[float, str], None]
 
 
 def fit(
-    config: TrainConfig,
-    model: Model,
-    batches: Callable[[int], Iterator[Batch]],
-    loss_fn: Callable[[Forward, Batch], LossTerm],
-    measure: Callable[[Model], Mapping[str, float]],
-    folder: Path,
-    report: Report,
-    *,
-    steps: int,
-    accumulate: int = 1,
+    config: TrainConfig, model: Model, batches: Callable[[int], Iterator[Batch]],
+    loss_fn: Callable[[Forward, Batch], LossTerm], measure: Callable[[Model], Mapping[str, float]],
+    folder: Path, report: Report, *, steps: int, accumulate: int = 1,
     rates: Mapping[str, float] = NO_RATES,
     before: Callable[[Model], Mapping[str, float]] | None = None,
-) -> Model:
+) -> Model:  # fmt: skip
     """Train `model` in place, or continue from the newest checkpoint in `folder`, to the same bits.
 
     A step takes `accumulate` micro-batches; `batches` returns those from a number on. What `before`
@@ -126,29 +119,16 @@ def check_rows(seq_len: int, model: ModelConfig) -> None:
 
 
 def fit_dialogs(
-    config: DialogTrainConfig,
-    model: Transformer,
-    packed: PackedDialogs,
-    measure: Callable[[Transformer], Mapping[str, float]],
-    folder: Path,
-    report: Report,
-    *,
-    steps: int,
-    before: Callable[[Transformer], Mapping[str, float]] | None = None,
-) -> Transformer:
+    config: DialogTrainConfig, model: Transformer, packed: PackedDialogs,
+    measure: Callable[[Transformer], Mapping[str, float]], folder: Path, report: Report, *,
+    steps: int, before: Callable[[Transformer], Mapping[str, float]] | None = None,
+) -> Transformer:  # fmt: skip
     """Fine-tune `model` in place on packed dialogs; see `fit`."""
     check_rows(config.seq_len, model.config)
     return fit(
-        config,
-        model,
-        lambda start: packed.batches(batch_size=config.batch_size, start=start),
-        dialog_loss(config.isolate_documents),
-        measure,
-        folder,
-        report,
-        steps=steps,
-        before=before,
-    )
+        config, model, lambda start: packed.batches(batch_size=config.batch_size, start=start),
+        dialog_loss(config.isolate_documents), measure, folder, report, steps=steps, before=before,
+    )  # fmt: skip
 
 
 def dialog_loss(isolate_documents: bool) -> Callable[[Forward, DialogBatch], LossTerm]:

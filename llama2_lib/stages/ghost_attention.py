@@ -178,12 +178,9 @@ def with_instruction(message: Message, instruction: str) -> Message:
 
 
 def _with_sampled_history(
-    config: GhostAttentionConfig,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompts: Sequence[TeacherPrompt],
-    longest: int,
-) -> list[TeacherPrompt]:
+    config: GhostAttentionConfig, model: Transformer, tokenizer: Tokenizer,
+    prompts: Sequence[TeacherPrompt], longest: int,
+) -> list[TeacherPrompt]:  # fmt: skip
     """Replace every earlier answer by a sample, turn after turn."""
     seed = rng.seed_from(config.seed, "history")
     dialogs = [list(prompt.dialog) for prompt in prompts]
@@ -216,14 +213,9 @@ def sample_last_answers(
     longest = room(model, config.max_new_tokens)
     shortened = [last_turns(prompt.dialog, tokenizer, longest) for prompt in prompts]
     drawn = draw(
-        model,
-        tokenizer,
-        shortened,
-        config.n_samples,
-        config.temperature,
-        seed=rng.seed_from(config.seed, "samples"),
-        max_new_tokens=config.max_new_tokens,
-    )
+        model, tokenizer, shortened, config.n_samples, config.temperature,
+        seed=rng.seed_from(config.seed, "samples"), max_new_tokens=config.max_new_tokens,
+    )  # fmt: skip
     rows = list(zip(prompts, shortened, drawn, strict=True))
     samples = [prompt.sample(a.text) for prompt, _, answers in rows for a in distinct(answers)]
     obeying = [obeys(prompt.instructions, a.text) for prompt, _, answers in rows for a in answers]

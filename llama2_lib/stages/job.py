@@ -72,14 +72,9 @@ class Job:
         tokenizer, recipe = self.tokenizer, self.recipe
         starts = [tokenizer.encode(text, bos=True) for text in STORY_STARTS]
         stories = generate(
-            model,
-            starts,
-            max_new_tokens=min(96, recipe.model.max_seq_len - max(map(len, starts))),
-            temperature=0.7,
-            top_p=0.9,
-            seed=recipe.pretrain.seed,
-            stop_ids={tokenizer.eos_id},
-        )
+            model, starts, max_new_tokens=min(96, recipe.model.max_seq_len - max(map(len, starts))),
+            temperature=0.7, top_p=0.9, seed=recipe.pretrain.seed, stop_ids={tokenizer.eos_id},
+        )  # fmt: skip
         samples = [
             f"{text}{tokenizer.decode([*start, *done.ids])[len(text) :]}"
             for text, start, done in zip(STORY_STARTS, starts, stories, strict=True)
@@ -123,13 +118,9 @@ def variant_of(recipe: Recipe, stage: str) -> Any:
 
 
 def unseen(
-    kind: str,
-    stream: Iterable[Text],
-    n: int,
-    tries: int,
-    seen: set[str],
+    kind: str, stream: Iterable[Text], n: int, tries: int, seen: set[str],
     spelled: Callable[[Text], str],
-) -> list[Text]:
+) -> list[Text]:  # fmt: skip
     """Return the first n texts of a stream of `tries` that are spelled unlike all in `seen`.
 
     None comes twice. Short texts repeat, so there must be more of them than are asked for.

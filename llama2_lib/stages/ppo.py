@@ -135,12 +135,9 @@ class Ppo:
 
 
 def train(
-    ppo: Ppo,
-    prompts: Prompts,
-    measure: Measure,
-    folder: Path,
+    ppo: Ppo, prompts: Prompts, measure: Measure, folder: Path,
     report: Report = lambda done, words: None,
-) -> Transformer:
+) -> Transformer:  # fmt: skip
     """Train the policy in place, or continue from the newest checkpoint in `folder`.
 
     The policy is measured before the first iteration and every `eval_every`. Leaves the one that
@@ -192,15 +189,12 @@ def iterate(
     batch = rollout(ppo, prompts, rng.seed_from(ppo.config.seed, "ppo", iteration))
     steps = list(
         optimize(
-            ppo.model,
-            optimizer,
-            iter(batch.minibatches),
+            ppo.model, optimizer, iter(batch.minibatches),
             ppo_loss(ppo.config, value_only=iteration < ppo.config.value_warmup),
-            lambda _: ppo.config.lr,
-            steps=range(len(batch.minibatches)),
+            lambda _: ppo.config.lr, steps=range(len(batch.minibatches)),
             clip_norm=ppo.config.clip_norm,
         )
-    )
+    )  # fmt: skip
     averages = {
         name: sum(step.metrics[name] for step in steps) / len(steps) for name in steps[0].metrics
     }
@@ -308,13 +302,10 @@ def sample_answers(
 
     def ask(rows: Sequence[int]) -> list[Completion]:
         return generate(
-            policy,
-            [prompts[row][0] for row in rows],
-            max_new_tokens=config.max_new_tokens,
+            policy, [prompts[row][0] for row in rows], max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            seed=[rng.seed_from(seed, "generate", row) for row in rows],
-            stop_ids={eos_id},
-        )
+            seed=[rng.seed_from(seed, "generate", row) for row in rows], stop_ids={eos_id},
+        )  # fmt: skip
 
     completions = parallel.shared(range(len(prompts)), ask)
     return [

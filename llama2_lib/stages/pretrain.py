@@ -36,14 +36,9 @@ def run(job: Job) -> None:
 
 
 def pretrain(
-    config: PretrainConfig,
-    model_config: ModelConfig,
-    train: CorpusSplit,
-    validation: CorpusSplit,
-    folder: Path,
-    device: torch.device,
-    report: Report = lambda done, words: None,
-) -> Transformer:
+    config: PretrainConfig, model_config: ModelConfig, train: CorpusSplit, validation: CorpusSplit,
+    folder: Path, device: torch.device, report: Report = lambda done, words: None,
+) -> Transformer:  # fmt: skip
     """Train a model from scratch, or continue from the newest checkpoint in `folder`; see `fit`."""
     check_rows(config.seq_len, model_config)
     n_measured = min(N_MEASURED, validation.packed.n_documents)
@@ -56,16 +51,11 @@ def pretrain(
         return {"validation_loss": nats.nats.sum() / nats.tokens.sum()}
 
     return fit(
-        config,
-        initialise(Transformer(model_config), config.seed).to(device),
+        config, initialise(Transformer(model_config), config.seed).to(device),
         lambda start: train.packed.batches(start=start, **rows),
-        packed_loss(config.isolate_documents),
-        measure,
-        folder,
-        report,
-        steps=config.steps,
+        packed_loss(config.isolate_documents), measure, folder, report, steps=config.steps,
         accumulate=config.accumulate,
-    )
+    )  # fmt: skip
 
 
 def packed_loss(isolate_documents: bool) -> Callable[[Forward, PackedBatch], LossTerm]:

@@ -32,15 +32,9 @@ class PromptSet:
 
 
 def sample_prompts(
-    source: Source,
-    seed: int,
-    n: int,
-    tok: Encoder,
-    *,
-    longest: int,
-    split: str = "train",
+    source: Source, seed: int, n: int, tok: Encoder, *, longest: int, split: str = "train",
     shares: Mapping[str, float] | None = None,
-) -> PromptSet:
+) -> PromptSet:  # fmt: skip
     """Draw prompts until n of them have at most `longest` tokens."""
     prompts: list[Prompt] = []
     encoded: list[list[int]] = []

@@ -68,13 +68,10 @@ def run(job: Job, number: int, policy: str, ghosts: str | None) -> None:
         before = job.inputs[policy] / "attacks.jsonl.gz"
         older = storage.read_rows(before, Attack) if before.exists() else []
         fresh = attack(
-            job.world,
-            attacker(job.recipe, tokenizer, seed),
-            replier(attacked, tokenizer, config, seed),
-            budget=config.budget,
-            queries_together=config.queries_together,
-            number=number,
-        )
+            job.world, attacker(job.recipe, tokenizer, seed),
+            replier(attacked, tokenizer, config, seed), budget=config.budget,
+            queries_together=config.queries_together, number=number,
+        )  # fmt: skip
         storage.write_rows(path, [*older, *fresh])
     attacks = storage.read_rows(path, Attack)
     broken = broken_by(attacks)
@@ -109,27 +106,18 @@ def replier(model: Transformer, tokenizer: Tokenizer, config: RedTeamConfig, see
 
     def answers(prompts: Sequence[Prompt]) -> list[str]:
         replies = chat.reply(
-            model,
-            tokenizer,
-            [prompt.dialog for prompt in prompts],
-            temperature=config.temperature,
-            seed=rng.seed_from(seed, "reply", next(calls)),
-            max_new_tokens=config.max_new_tokens,
-        )
+            model, tokenizer, [prompt.dialog for prompt in prompts], temperature=config.temperature,
+            seed=rng.seed_from(seed, "reply", next(calls)), max_new_tokens=config.max_new_tokens,
+        )  # fmt: skip
         return [answer.text for answer in replies]
 
     return answers
 
 
 def attack(
-    world: World,
-    attacker: Attacker,
-    reply: Reply,
-    *,
-    budget: int,
-    queries_together: int,
+    world: World, attacker: Attacker, reply: Reply, *, budget: int, queries_together: int,
     number: int = 1,
-) -> list[Attack]:
+) -> list[Attack]:  # fmt: skip
     """Spend a budget of queries on a model; the world's judge says what violates.
 
     After every `queries_together` of them the attacker learns what worked; the last batch may be

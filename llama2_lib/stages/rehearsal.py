@@ -53,13 +53,9 @@ def own_answers(
         job.source, prompt_seed, n, tokenizer, longest=longest, shares=OWN_SHARES
     ).dialogs
     replies = reply(
-        policy,
-        tokenizer,
-        dialogs,
-        temperature=TEMPERATURE,
-        max_new_tokens=max_new_tokens,
+        policy, tokenizer, dialogs, temperature=TEMPERATURE, max_new_tokens=max_new_tokens,
         seed=rng.seed_from(seed, "own answers"),
-    )
+    )  # fmt: skip
     finished = [
         answered(dialog, answer.text)
         for dialog, answer in zip(dialogs, replies, strict=True)

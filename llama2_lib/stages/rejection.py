@@ -107,14 +107,9 @@ def _fresh_samples(
     storage.write_atomically(job.folder / "temperatures.json", json.dumps(curves, indent=2) + "\n")
     temperature = best_temperature(curves)
     drawn = draw(
-        newest,
-        tokenizer,
-        prompt_set.dialogs,
-        config.n_samples,
-        temperature,
-        seed=rng.seed_from(seed, "samples"),
-        max_new_tokens=config.max_new_tokens,
-    )
+        newest, tokenizer, prompt_set.dialogs, config.n_samples, temperature,
+        seed=rng.seed_from(seed, "samples"), max_new_tokens=config.max_new_tokens,
+    )  # fmt: skip
     fresh = [
         prompt._replace(answer=answer.text)
         for prompt, answers in zip(prompts, drawn, strict=True)
@@ -142,36 +137,21 @@ def round_prompts(number: int, recipe: Recipe, tokenizer: Tokenizer) -> PromptSe
 
 
 def draw(
-    policy: Transformer,
-    tokenizer: Tokenizer,
-    dialogs: Sequence[Sequence[Message]],
-    k: int,
-    temperature: float,
-    *,
-    seed: int,
-    max_new_tokens: int,
-) -> list[list[Reply]]:
+    policy: Transformer, tokenizer: Tokenizer, dialogs: Sequence[Sequence[Message]], k: int,
+    temperature: float, *, seed: int, max_new_tokens: int,
+) -> list[list[Reply]]:  # fmt: skip
     """Return K answers to each dialog, each from a seed of its own."""
     replies = reply(
-        policy,
-        tokenizer,
-        [dialog for dialog in dialogs for _ in range(k)],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
+        policy, tokenizer, [dialog for dialog in dialogs for _ in range(k)],
+        max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+    )  # fmt: skip
     return [replies[begin : begin + k] for begin in range(0, len(replies), k)]
 
 
 def temperature_curves(
-    policy: Transformer,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sample],
-    config: RejectionConfig,
-    score: Score,
-    *,
-    seed: int,
-) -> dict[float, list[float]]:
+    policy: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sample], config: RejectionConfig,
+    score: Score, *, seed: int,
+) -> dict[float, list[float]]:  # fmt: skip
     """Return for each temperature the expected maximum of N = 1 ... K rewards (figure 8).
 
     All samples count here, those that did not end included: they are what a temperature costs.

@@ -106,25 +106,16 @@ def run(job: Job, number: int, newest: str, older: str, previous: str | None) ->
 
 
 def _run_stream(
-    job: Job,
-    number: int,
-    config: RewardConfig,
-    variants: tuple[Transformer, Transformer],
-    previous: Path | None,
-    folder: Path,
-    report: Report,
-) -> None:
+    job: Job, number: int, config: RewardConfig, variants: tuple[Transformer, Transformer],
+    previous: Path | None, folder: Path, report: Report,
+) -> None:  # fmt: skip
     """Bring one of the two reward models up to date."""
     tokenizer, seed = job.tokenizer, rng.seed_from(config.seed, "fresh", config.stream, number)
     pairs, counts = collect(
-        variants,
-        tokenizer,
-        job.world,
-        config.stream,
-        config.n_fresh_later if previous else config.n_fresh,
-        seed=seed,
+        variants, tokenizer, job.world, config.stream,
+        config.n_fresh_later if previous else config.n_fresh, seed=seed,
         max_new_tokens=config.max_new_tokens,
-    )
+    )  # fmt: skip
     n_held = max(1, round(HELD_BACK * len(pairs)))
     held, fresh = pairs[:n_held], pairs[n_held:]
     bootstrap = training_pairs(config, OWN_SHARE[config.stream], job.recipe.corpus.world_seed)
@@ -174,15 +165,9 @@ def _centre_rows(job: Job) -> list[list[int]]:
 
 
 def collect(
-    variants: tuple[Transformer, Transformer],
-    tokenizer: Tokenizer,
-    world: World,
-    stream: str,
-    n_prompts: int,
-    *,
-    seed: int,
-    max_new_tokens: int = 96,
-) -> tuple[list[Pair], dict[str, int | float]]:
+    variants: tuple[Transformer, Transformer], tokenizer: Tokenizer, world: World, stream: str,
+    n_prompts: int, *, seed: int, max_new_tokens: int = 96,
+) -> tuple[list[Pair], dict[str, int | float]]:  # fmt: skip
     """Let two model variants answer training prompts, and annotators choose.
 
     The variants are the newest policy and the one before it; in the first round twice the same. The
@@ -190,23 +175,15 @@ def collect(
     what became of the prompts and the share of each grade.
     """
     prompt_set = sample_prompts(
-        WorldSource(world),
-        seed,
-        n_prompts,
-        tokenizer,
-        longest=room(variants[0], max_new_tokens),
+        WorldSource(world), seed, n_prompts, tokenizer, longest=room(variants[0], max_new_tokens),
         shares=HELPFUL_STREAM if stream == "helpfulness" else SAFETY_STREAM,
-    )
+    )  # fmt: skip
     columns = []
     for place, (model, temperature) in enumerate(zip(variants, TEMPERATURES, strict=True)):
         replies = reply(
-            model,
-            tokenizer,
-            prompt_set.dialogs,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=rng.seed_from(seed, stream, place),
-        )
+            model, tokenizer, prompt_set.dialogs, max_new_tokens=max_new_tokens,
+            temperature=temperature, seed=rng.seed_from(seed, stream, place),
+        )  # fmt: skip
         columns.append([answer.text for answer in replies])
     rows = zip(prompt_set.prompts, *columns, strict=True)
     annotator = Annotator(seed, f"fresh {stream}", TAU)
@@ -266,14 +243,10 @@ def encode_pairs(pairs: Sequence[Pair], tok: Encoder, margin: str) -> list[Encod
 
 
 def train_reward(
-    config: RewardConfig,
-    start: Transformer | ScalarModel,
-    train: Sequence[EncodedPair],
-    validation: Sequence[EncodedPair],
-    folder: Path,
-    device: torch.device,
+    config: RewardConfig, start: Transformer | ScalarModel, train: Sequence[EncodedPair],
+    validation: Sequence[EncodedPair], folder: Path, device: torch.device,
     report: Report = lambda done, words: None,
-) -> ScalarModel:
+) -> ScalarModel:  # fmt: skip
     """Train a reward model for one epoch: a copy of a chat checkpoint, or a reward model in place.
 
     The head of a new one is zero: a random head would add noise to every score that a few
@@ -290,17 +263,13 @@ def train_reward(
         return {"validation_accuracy": accuracy(*scores_of(model, held_out.pairs)).value}
 
     return fit(
-        config,
-        model.to(device),
+        config, model.to(device),
         lambda start: paired.batches(batch_size=config.batch_size, start=start),
-        pair_loss(config.safety_weight if config.stream == "safety" else 0.0),
-        measure,
-        folder,
-        report,
-        steps=paired.batches_per_epoch(config.batch_size),
+        pair_loss(config.safety_weight if config.stream == "safety" else 0.0), measure, folder,
+        report, steps=paired.batches_per_epoch(config.batch_size),
         rates={"head.": config.head_lr_multiplier},
         before=lambda model: {**paired.counts(), **measure(model)},
-    )
+    )  # fmt: skip
 
 
 def pair_loss(safety_weight: float) -> Callable[[Forward, PairBatch], LossTerm]:

@@ -112,15 +112,9 @@ def run(job: Job, policy: str, rewards: str, ghosts: str | None) -> None:
     model = job.model(policy)
     train = examples(dialogs, job.tokenizer, loss_on="last")
     train += rehearsed(
-        job,
-        model,
-        ghosts,
-        config,
-        config.seed,
-        n_replay=config.n_replay,
-        n_demonstrations=config.n_demonstrations,
-        n_ghosts=config.n_ghosts,
-    )
+        job, model, ghosts, config, config.seed, n_replay=config.n_replay,
+        n_demonstrations=config.n_demonstrations, n_ghosts=config.n_ghosts,
+    )  # fmt: skip
     counts = {
         "prompts": len(rows),
         "kept": len(targets(rows, config.gate)),
@@ -144,13 +138,9 @@ def distilled(job: Job, policy: str, judge: ScalarModel) -> list[Distilled]:
 
     def answers(model: Transformer, dialogs: list[list[Message]], *names: str | int) -> list[Reply]:
         return reply(
-            model,
-            tokenizer,
-            dialogs,
-            temperature=config.temperature,
-            seed=rng.seed_from(config.seed, *names),
-            max_new_tokens=config.max_new_tokens,
-        )
+            model, tokenizer, dialogs, temperature=config.temperature,
+            seed=rng.seed_from(config.seed, *names), max_new_tokens=config.max_new_tokens,
+        )  # fmt: skip
 
     own, again = (answers(model, dialogs, "own", number) for number in (1, 2))
     behind = again
@@ -251,13 +241,9 @@ def teacher(job: Job, policy: str) -> Transformer:
         dataclasses.replace(
             config, peak_lr=config.heed_lr, steps=steps, eval_every=steps, save_every=steps
         ),
-        job.model(policy),
-        PackedDialogs(train, seq_len=config.seq_len, seed=config.seed),
-        lambda _: {},
-        folder,
-        job.part(0.0, 0.3),
-        steps=steps,
-    )
+        job.model(policy), PackedDialogs(train, seq_len=config.seq_len, seed=config.seed),
+        lambda _: {}, folder, job.part(0.0, 0.3), steps=steps,
+    )  # fmt: skip
     shutil.rmtree(folder)
     return model
 
@@ -324,16 +310,9 @@ def targets(rows: Sequence[Distilled], gated: bool, anchored: bool = False) -> l
 
 
 def rehearsed(
-    job: Job,
-    policy: Transformer,
-    ghosts: str | None,
-    config: DistillationConfig | RedTeamConfig,
-    seed: int,
-    *,
-    n_replay: int,
-    n_demonstrations: int,
-    n_ghosts: int,
-) -> list[Example]:
+    job: Job, policy: Transformer, ghosts: str | None, config: DistillationConfig | RedTeamConfig,
+    seed: int, *, n_replay: int, n_demonstrations: int, n_ghosts: int,
+) -> list[Example]:  # fmt: skip
     """Return what keeps a policy as it is while it learns to be safer.
 
     At the end of the chain: its own new answers, documents, demonstrations, and dialogs of the

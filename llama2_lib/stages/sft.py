@@ -38,14 +38,9 @@ def sft_on(job: Job, train: Sequence[Sequence[Message]]) -> None:
     config, tokenizer = job.recipe.sft, job.tokenizer
     validation = validation_dialogs(config, job.recipe.corpus.world_seed, train)
     model = sft(
-        config,
-        job.model("pretrain"),
-        examples(train, tokenizer),
-        examples(validation, tokenizer),
-        job.folder,
-        job.device,
-        job.report,
-    )
+        config, job.model("pretrain"), examples(train, tokenizer), examples(validation, tokenizer),
+        job.folder, job.device, job.report,
+    )  # fmt: skip
     job.write_answers(model, validation)
 
 
@@ -72,14 +67,9 @@ def examples(
 
 
 def sft(
-    config: SftConfig,
-    model: Transformer,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    folder: Path,
-    device: torch.device,
-    report: Report = lambda done, words: None,
-) -> Transformer:
+    config: SftConfig, model: Transformer, train: Sequence[Example], validation: Sequence[Example],
+    folder: Path, device: torch.device, report: Report = lambda done, words: None,
+) -> Transformer:  # fmt: skip
     """Fine-tune a pretrained `model` in place, or continue from the newest checkpoint in `folder`.
 
     Leaves what `fit` leaves. Step 0 of the metrics says how many dialogs were shortened or dropped
@@ -94,33 +84,20 @@ def sft(
         "validation_dropped": probe.n_dropped,
     }
     return fit_dialogs(
-        config,
-        model.to(device),
-        packed,
-        measure,
-        folder,
-        report,
+        config, model.to(device), packed, measure, folder, report,
         steps=config.epochs * packed.batches_per_epoch(config.batch_size),
         before=lambda model: counts | measure(model),
-    )
+    )  # fmt: skip
 
 
 # --- later fine-tuning, of whatever stage
 
 
 def fine_tune(
-    job: Job,
-    config: DialogTrainConfig,
-    model: Transformer,
-    train: Sequence[Example],
-    counts: Mapping[str, float],
-    *,
-    steps: int = 0,
-    epochs: int = 0,
-    begin: float = 0.0,
-    end: float = 1.0,
-    validation: Sequence[Example] | None = None,
-) -> Transformer:
+    job: Job, config: DialogTrainConfig, model: Transformer, train: Sequence[Example],
+    counts: Mapping[str, float], *, steps: int = 0, epochs: int = 0, begin: float = 0.0,
+    end: float = 1.0, validation: Sequence[Example] | None = None,
+) -> Transformer:  # fmt: skip
     """Fine-tune `model` in place and leave it, its metrics and its answers to unseen dialogs.
 
     It takes so many steps and epochs at least, from `begin` to `end` of the stage. Step 0 of the
@@ -136,15 +113,9 @@ def fine_tune(
         return {**counts, **packed.counts(), **(measure(model) if validation else {})}
 
     model = fit_dialogs(
-        config,
-        model,
-        packed,
-        measure,
-        job.folder,
-        job.part(begin, end),
-        steps=max(steps, epochs * packed.batches_per_epoch(config.batch_size)),
-        before=before,
-    )
+        config, model, packed, measure, job.folder, job.part(begin, end),
+        steps=max(steps, epochs * packed.batches_per_epoch(config.batch_size)), before=before,
+    )  # fmt: skip
     job.write_answers(model, dialogs)
     return model
 

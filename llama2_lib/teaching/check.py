@@ -173,14 +173,9 @@ def recognise(is_it: Callable[[Code], bool], mistakes: Mistakes, told: str = "")
 
 
 def diagnose(
-    run: Run,
-    candidate: Code,
-    expected: Tensor,
-    mistakes: Mistakes,
-    *,
-    rtol: float = 1e-4,
+    run: Run, candidate: Code, expected: Tensor, mistakes: Mistakes, *, rtol: float = 1e-4,
     atol: float = 1e-5,
-) -> None:
+) -> None:  # fmt: skip
     """Return if `run(candidate)` is the expected tensor; else name the mistake that explains it."""
     actual, expected = run(candidate), expected.detach()
     if not isinstance(actual, Tensor):

@@ -60,29 +60,15 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=config.vocab_size,
-            character_coverage=CHARACTER_COVERAGE,
-            max_sentence_length=LONGEST_LINE,
-            max_sentencepiece_length=LONGEST_PIECE,
-            split_digits=config.split_digits,
-            split_by_unicode_script=True,
-            split_by_whitespace=True,
-            split_by_number=True,
-            byte_fallback=config.byte_fallback,
-            allow_whitespace_only_pieces=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=True,
-            remove_extra_whitespaces=False,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
+            sentence_iterator=iter(lines), model_writer=model, model_type="bpe",
+            vocab_size=config.vocab_size, character_coverage=CHARACTER_COVERAGE,
+            max_sentence_length=LONGEST_LINE, max_sentencepiece_length=LONGEST_PIECE,
+            split_digits=config.split_digits, split_by_unicode_script=True,
+            split_by_whitespace=True, split_by_number=True, byte_fallback=config.byte_fallback,
+            allow_whitespace_only_pieces=True, normalization_rule_name="identity",
+            add_dummy_prefix=True, remove_extra_whitespaces=False, unk_id=0, bos_id=1, eos_id=2,
+            pad_id=-1, num_threads=1, minloglevel=2,
+        )  # fmt: skip
     except MemoryError:
         raise MemoryError(
             f"a tokenizer was to be learned from {len(lines):,} lines, and the machine ran out of "

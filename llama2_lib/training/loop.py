@@ -33,16 +33,10 @@ class Step(NamedTuple):
 
 
 def optimize(
-    model: nn.Module,
-    optimizer: Optimizer,
-    batches: Iterator[Batch],
-    loss_fn: Callable[[nn.Module, Batch], LossTerm],
-    lr_at: Callable[[int], float],
-    *,
-    steps: range,
-    accumulate: int = 1,
-    clip_norm: float = 1.0,
-) -> Iterator[Step]:
+    model: nn.Module, optimizer: Optimizer, batches: Iterator[Batch],
+    loss_fn: Callable[[nn.Module, Batch], LossTerm], lr_at: Callable[[int], float], *, steps: range,
+    accumulate: int = 1, clip_norm: float = 1.0,
+) -> Iterator[Step]:  # fmt: skip
     """Take one optimiser step per item of `steps`, yielding after each.
 
     Each step sums the gradients of `accumulate` micro-batches, and of all processes' rows of them,
