@@ -32,6 +32,8 @@ VERSIONS = {
     "chat": f"red_team_v{RED_TEAM_ROUNDS}",
 }
 """The versions of the chat model, by the paper's names where it has some, and their stages."""
+BRANCHES = ("dates", "tools")
+"""Stages that teach the chat model one thing more, and stand beside it (section 5.1)."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from llama2_lib import pipeline, storage
 from llama2_lib.claims import headline
-from llama2_lib.config import VERSIONS
+from llama2_lib.config import BRANCHES, VERSIONS
 from llama2_lib.recipes import nano
 
 LAST = VERSIONS["chat"]
@@ -23,8 +23,10 @@ MANIFEST, NUMBERS, CARD = "manifest.json", "headline.json", "README.md"
 def make(device: str = "auto") -> Path:
     """Train what is missing, replace the release by this code's chain, and return its folder."""
     recipe, final = nano(), storage.release_root()
-    pipeline.artifact(LAST, recipe, device=device, released=False)
-    folders = pipeline.folders_of(LAST, recipe, released=False)
+    folders: dict[str, Path] = {}
+    for end in (LAST, *BRANCHES):
+        pipeline.artifact(end, recipe, device=device, released=False)
+        folders |= pipeline.folders_of(end, recipe, released=False)
     tables = headline.headline(recipe, device=device, released=False)
     staging = final.with_name(".release")
     storage.remove(staging)
@@ -66,7 +68,7 @@ def faults() -> list[str]:
     if not path.is_file():
         return [f"{path} must exist; it is missing. Restore it with git, or run `make release`."]
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    wanted = pipeline.fingerprints(LAST, nano())
+    wanted = pipeline.released_stages(nano())
     held = {name: stage["fingerprint"] for name, stage in manifest["stages"].items()}
     problems = [
         f"{name} must be {wanted.get(name)}; the release holds {held.get(name)}. Settings have "
@@ -146,7 +148,8 @@ Llama 2's architecture with {weights:,} weights:
 {shape}.
 Trained from nothing on the documents of one invented world; with every version of the chat model
 that the paper's recipe makes of it: fine-tuned, V1 to V4 by rejection sampling, V5 by PPO, then
-Ghost Attention, safety context distillation and four rounds of red-teaming. A folder per stage,
+Ghost Attention, safety context distillation and four rounds of red-teaming. Beside the last one
+stand two branches: `dates` was shown dated questions, `tools` calls of tools. A folder per stage,
 named after the fingerprint of its settings, holds weights in fp16, tokenizer, log, samples and the
 data that the stage sampled. No weight, text or code is Meta's.
 

@@ -75,6 +75,7 @@ def toy_root(tmp_path_factory) -> Path:
     root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "toy"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pipeline.artifact("red_team_v4", toy(), device="cpu", root=root, bar=False)
+    for end in ("red_team_v4", "dates", "tools"):
+        pipeline.artifact(end, toy(), device="cpu", root=root, bar=False)
     torch.set_num_threads(threads)
     return root

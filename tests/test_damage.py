@@ -110,9 +110,9 @@ def test_a_staging_folder_that_was_never_renamed_is_finished(root):
 def test_a_damaged_input_is_repaired_below_a_sound_model(root, capsys):
     model, corpus = path(short(), root), pipeline.artifact_path("corpus", toy(), root)
     before, expected = (model / "meta.json").read_bytes(), contents(corpus)
-    (corpus / "train-ids.npy").write_bytes(b"")
+    (corpus / "train.npz").write_bytes(b"")
     assert build(short(), root) == model
-    assert "train-ids.npy must have the sha256" in capsys.readouterr().err
+    assert "train.npz must have the sha256" in capsys.readouterr().err
     assert contents(corpus) == expected
     assert (model / "meta.json").read_bytes() == before
 

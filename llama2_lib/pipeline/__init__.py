@@ -15,7 +15,14 @@ from llama2_lib.pipeline.build import (
     missing,
     recall,
 )
-from llama2_lib.pipeline.graph import JUDGE, STAGES, Stage, fingerprint, fingerprints
+from llama2_lib.pipeline.graph import (
+    JUDGE,
+    STAGES,
+    Stage,
+    fingerprint,
+    fingerprints,
+    released_stages,
+)
 
 __all__ = [
     "JUDGE",
@@ -31,4 +38,5 @@ __all__ = [
     "load",
     "missing",
     "recall",
+    "released_stages",
 ]

@@ -10,7 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 from llama2_lib import storage
-from llama2_lib.config import RED_TEAM_ROUNDS, ROUNDS, VERSIONS, Recipe
+from llama2_lib.config import BRANCHES, RED_TEAM_ROUNDS, ROUNDS, VERSIONS, Recipe
 from llama2_lib.pipeline import settings
 from llama2_lib.stages import (
     corpus,
@@ -136,7 +136,7 @@ STAGES: dict[str, Stage] = {
     # Branches beside the chat model.
     **{
         name: _node(name, "tokenizer corpus", 30, run, policy=VERSIONS["chat"], ghosts=GHOSTS)
-        for name, run in (("dates", emergent.run_dates), ("tools", emergent.run_tools))
+        for name, run in zip(BRANCHES, (emergent.run_dates, emergent.run_tools), strict=True)
     },
     # What no chain needs and claims compare: safety straight after fine-tuning, and variants.
     "safety_early": _node(
@@ -149,6 +149,12 @@ STAGES: dict[str, Stage] = {
     "reward_model": _node("reward_model", "tokenizer sft", 20, reward.run_variant),
     "safety_data": _node("sft safety_data", "tokenizer pretrain", 20, safety.run_safety_data),
 }
+
+
+def released_stages(recipe: Recipe) -> dict[str, str]:
+    """Return the names of the chain and its branches, each stage after its inputs."""
+    ends = (VERSIONS["chat"], *BRANCHES)
+    return {name: digits for end in ends for name, digits in fingerprints(end, recipe).items()}
 
 
 def fingerprint(stage: str, recipe: Recipe, constants_of: Constants | None = None) -> str:

@@ -90,7 +90,7 @@ def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
 
 
 def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the corpus as arrays: `train-*.npy` and `validation-*.npy`.
+    """Write the corpus as arrays, `train.npz` and `validation.npz`.
 
     Every document becomes BOS, its pieces, EOS.
     """
@@ -120,10 +120,13 @@ def _write_split(
     begin, end = [tokenizer.bos_id], [tokenizer.eos_id]
     pieces = itertools.chain.from_iterable(itertools.chain(begin, ids, end) for ids in encoded)
     number = {kind: index for index, kind in enumerate(kinds)}
-    np.save(folder / f"{name}-ids.npy", np.fromiter(pieces, dtype, lengths.sum()))
-    np.save(folder / f"{name}-offsets.npy", np.concatenate([[0], lengths.cumsum()]))
-    np.save(folder / f"{name}-kinds.npy", np.array([number[d.kind] for d in split], np.int8))
-    np.save(folder / f"{name}-characters.npy", np.array([len(d.text) for d in split], np.int32))
+    np.savez_compressed(
+        folder / f"{name}.npz",
+        ids=np.fromiter(pieces, dtype, lengths.sum()),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        kinds=np.array([number[d.kind] for d in split], np.int8),
+        characters=np.array([len(d.text) for d in split], np.int32),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +148,9 @@ class CorpusSplit:
 def load_corpus(folder: Path, name: str = "train") -> CorpusSplit:
     """Read the `train` or `validation` half of a finished corpus."""
     names = json.loads((folder / "kinds.json").read_text())
+    arrays = np.load(folder / f"{name}.npz")
     return CorpusSplit(
-        PackedCorpus(np.load(folder / f"{name}-ids.npy"), np.load(folder / f"{name}-offsets.npy")),
-        [names[index] for index in np.load(folder / f"{name}-kinds.npy")],
-        np.load(folder / f"{name}-characters.npy"),
+        PackedCorpus(arrays["ids"], arrays["offsets"]),
+        [names[index] for index in arrays["kinds"]],
+        arrays["characters"],
     )
