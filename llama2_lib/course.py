@@ -9,13 +9,10 @@ import torch
 
 from llama2_lib import pipeline, release, storage
 from llama2_lib.claims.headline import headline, lines
-from llama2_lib.config import VERSIONS
 from llama2_lib.recipes import nano
+from llama2_lib.release import LAST
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.tokenizer import load_tokenizer
-
-LAST = VERSIONS["chat"]
-"""The stage at the end of the chain."""
 
 
 def run(*, device: str = "auto", notebooks: bool = True) -> int:

@@ -16,15 +16,6 @@ from llama2_lib.claims.ledger import (
 )
 
 __all__ = [
-    "CLAIMS",
-    "CannotShow",
-    "Measurement",
-    "Must",
-    "Outcome",
-    "Result",
-    "grid_requests",
-    "recorded",
-    "run_claims",
-    "same_declaration",
-    "write_ledger",
-]
+    "CLAIMS", "CannotShow", "Measurement", "Must", "Outcome", "Result", "grid_requests", "recorded",
+    "run_claims", "same_declaration", "write_ledger",
+]  # fmt: skip

@@ -10,15 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from llama2_lib.evaluation.statistics import (
-    Estimate,
-    binned_means,
-    bootstrap_mean,
-    proportion,
-    proportion_exact,
-    same_number,
-    shares,
-)
+from llama2_lib.evaluation import statistics
+from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, same_number, shares
 from llama2_lib.model.chat import reply
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.text.tokenizer import Tokenizer
@@ -147,7 +140,7 @@ def gamma(violated: Bool[np.ndarray, " queries"], budget: int) -> Estimate:
     """
     if budget < 1:
         raise ValueError(f"budget must be at least 1; got {budget}.")
-    share = proportion(int(violated.sum()), len(violated))
+    share = statistics.proportion(int(violated.sum()), len(violated))
     value, low, high = (budget * part for part in (share.value, share.low, share.high))
     return Estimate(value=value, low=low, high=high, n=share.n)
 
@@ -168,7 +161,7 @@ def false_refusals(
         )
     families = {"helpful": marks.helpful, "borderline": marks.borderline}
     return {
-        name: proportion_exact(int(marks.refuses[rows].sum()), int(rows.sum()))
+        name: statistics.proportion_exact(int(marks.refuses[rows].sum()), int(rows.sum()))
         for name, rows in families.items()
         if rows.any()
     }
@@ -185,4 +178,4 @@ def gains_by_original(
     Bins are those of `binned_means`, low scores first.
     """
     same_number("each prompt needs three scores", original=original, distilled=distilled, by=by)
-    return binned_means(by, distilled - original, bins)
+    return statistics.binned_means(by, distilled - original, bins)

@@ -11,13 +11,8 @@ from jaxtyping import Bool, Float
 from scipy.special import expit, gammaln
 from sklearn.metrics import roc_auc_score
 
-from llama2_lib.evaluation.statistics import (
-    Estimate,
-    binned_means,
-    bootstrap_mean,
-    proportion,
-    same_number,
-)
+from llama2_lib.evaluation import statistics
+from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion
 
 
 def accuracy(
@@ -39,7 +34,7 @@ def accuracy_by_grade(
     grades: Sequence[str],
 ) -> dict[str, Estimate]:
     """Return `accuracy` for each grade that occurs, and for `all` pairs (table 8)."""
-    same_number("every pair needs a grade", grades=grades, pairs=chosen)
+    statistics.same_number("every pair needs a grade", grades=grades, pairs=chosen)
     labels = np.array(grades)
     rows = {grade: labels == grade for grade in dict.fromkeys(grades)}
     shares = {grade: accuracy(chosen[row], rejected[row]) for grade, row in rows.items()}
@@ -93,7 +88,7 @@ def calibration(
     A model that was trained on comparisons alone may be used on single answers if its mean
     rises with quality. See `binned_means` for what comes back.
     """
-    return binned_means(gold, expit(scores), bins, seed)
+    return statistics.binned_means(gold, expit(scores), bins, seed)
 
 
 def best_of_n(

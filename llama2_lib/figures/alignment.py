@@ -11,17 +11,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from llama2_lib.figures.curves import (
-    DASHES,
-    MARKERS,
-    Band,
-    array_of,
-    band_of,
-    draw_intervals,
-    draw_paper,
-    heatmap,
-    lines,
-)
+from llama2_lib.figures import curves
+from llama2_lib.figures.curves import DASHES, MARKERS, Band, band_of, draw_intervals, lines
 from llama2_lib.figures.theme import label_axes, legend_below, new_figure, theme
 
 
@@ -57,7 +48,7 @@ def accuracy_by_grade(
             hatch=hatches[index % 4], edgecolor="white",
         )  # fmt: skip
         draw_intervals(axes, x, 100 * band, fmt="none", ecolor="black", capsize=5)
-        draw_paper(axes, x, _percent(paper.get(label, [None] * len(x))), zorder=3)
+        curves.draw_paper(axes, x, _percent(paper.get(label, [None] * len(x))), zorder=3)
     if ceiling is not None:
         known = [(x, y) for x, y in zip(at, _percent(ceiling), strict=True) if y is not None]
         middle, height = np.array(known).reshape(-1, 2).T
@@ -151,10 +142,10 @@ def models_by_test_sets(
         for row in zip(*band, strict=True)
     ]
     if paper is not None:
-        printed = array_of(paper, shape, "paper must be one number a model and test set")
+        printed = curves.array_of(paper, shape, "paper must be one number a model and test set")
         for row, column in np.argwhere(np.isfinite(printed)):
             texts[row][column] += f"\npaper {100 * printed[row, column]:.1f} %"
-    return heatmap(
+    return curves.heatmap(
         band[0], "test set", "reward model", "pairs in the right order (%)",
         rows=models, columns=test_sets, texts=texts, title=title,
     )  # fmt: skip
@@ -292,7 +283,7 @@ def token_reward_bars(
     if not pieces:
         raise ValueError("at least one token is needed; got none.")
     rule = "both parts need one number a token"
-    kl, score = (array_of(part, (len(pieces),), rule) for part in (kl_part, score_part))
+    kl, score = (curves.array_of(part, (len(pieces),), rule) for part in (kl_part, score_part))
     figure, axes = new_figure(max(7.0, 1.5 + 0.5 * len(pieces)), 4.4)
     at = np.arange(len(pieces))
     axes.axhline(0, color="black", lw=1)
