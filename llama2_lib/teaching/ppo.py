@@ -371,8 +371,7 @@ only the clipped value is used, which has no gradient beyond the limit even to c
     larger error || (values - returns) => (near - returns)
 the errors are not squared
     || returns).square(), => returns).abs(), ;; returns).square()) => returns).abs())
-old values and returns are exchanged
-    || old: Tensor, returns: Tensor => returns: Tensor, old: Tensor
+old values and returns are exchanged || old: Tensor, returns: Tensor => returns: Tensor, old: Tensor
 the values are pulled to the old ones, the returns are not used || near = => returns = old; near =
 the sign is wrong || 0.5 => -0.5
 """) | slips(_error)(WRONG_MEANS)

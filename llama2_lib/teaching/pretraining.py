@@ -164,8 +164,7 @@ the mean of the micro-batches' means is taken, so short ones weigh too much
 the means of the micro-batches are added, which makes the step as many times too large
     || sum(g / n for g, n in zip(gradients, counts))
 the sum is divided by the number of micro-batches, not of tokens || torch.stack(gradients).mean(0)
-only the last micro-batch counts: the gradient is cleared between them 
-    || gradients[-1] / counts[-1]
+only the last micro-batch counts: the gradient is cleared between them || gradients[-1] / counts[-1]
 each gradient is multiplied by its count, though it is a sum already
     || sum(g * n for g, n in zip(gradients, counts)) / sum(counts)
 the sum is not divided at all || torch.stack(gradients).sum(0)
@@ -332,8 +331,7 @@ the cosine starts at step 0, not where the warm-up ends, so the rate drops there
     || (index - warmup) / (steps - 1 - warmup) => index / (steps - 1)
 the last step is one short of the floor || steps - 1 - warmup => steps - warmup
 the cosine runs through a whole wave and comes back to the peak || math.pi => 2 * math.pi
-the rate falls along a line, not a cosine
-    || 0.5 * (1 + math.cos(math.pi * progress)) => 1 - progress
+the rate falls along a line, not a cosine || math.cos(math.pi * progress) => 1 - 2 * progress
 """)
 
 

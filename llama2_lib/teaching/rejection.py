@@ -35,13 +35,11 @@ the score comes back, not the sample's place; use argmax || argmax => amax
 the best is searched over the prompts, not over the samples of each; use dim=1 || dim=1 => dim=0
 one place is taken for all prompts, that of the best sample of all
     || (_best(s.flatten()[None], f.flatten()[None]) % s.shape[1]).expand(len(s))
-one place is taken for all prompts, that of the best mean score
-    || s.mean(0).argmax().expand(len(s))
+one place is taken for all prompts, that of the best mean score || s.mean(0).argmax().expand(len(s))
 the score's size counts and not its sign || s.masked => s.abs().masked
 the median sample is taken, which more samples do not improve
     || s.masked_fill(~f, torch.nan).nanmedian(dim=1).indices
-the scores are not used: the first finished sample is taken, the random control
-    || f.int().argmax(1)
+the scores are not used: the first finished sample is taken, the random control || f.int().argmax(1)
 the scores are rounded, which makes ties that are none || s.masked => s.round().masked
 """)
 
@@ -76,13 +74,11 @@ DISTINCT_MISTAKES = slips(_distinct)("""
 answers of one length count as copies; compare all tokens || tuple => len
 the order of the tokens is not looked at; compare the sequences || tuple => sorted
 how often a token comes is not looked at; compare the sequences || tuple => frozenset
-the beginning of an answer counts as its copy; compare to the end
-    || tuple => lambda answer: answer[:2]
+the beginning of an answer counts as its copy; compare to the end || tuple => lambda a: a[:2]
 nothing is dropped || tuple => lambda answer: object()
 the last of equal answers is kept; keep the first
     || [sorted({answer: at for at, answer in enumerate(row)}.values()) for row in answers]
-all copies are dropped, the first too; keep one of each
-    || row.index(own) == at => row.count(own) == 1
+all copies are dropped, the first too; keep one of each || index(own) == at => count(own) == 1
 only neighbours are compared; a copy may come later
     || row.index(own) == at => at == 0 or row[at - 1] != own
 the answers are sorted, so their order is lost

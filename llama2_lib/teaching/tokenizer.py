@@ -165,8 +165,7 @@ def _learn(words: Words, n: int) -> list[str]:
 
 
 LEARN_MISTAKES = slips(_learn)("""
-every distinct word counts once, however often it occurs
-    || (tuple(word), number) => (tuple(word), 1)
+every distinct word counts once, however often it occurs || tuple(word), number => tuple(word), 1
 the words are not rewritten after a merge || _merged(word, left, right) => word
 ties go to the longer piece || len("".join(p)), => -len("".join(p)),
 ties go to the pair that was seen first || , len("".join(p)), "".join(p)) => ,)

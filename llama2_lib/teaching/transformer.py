@@ -150,8 +150,7 @@ WIDTH_MISTAKES = slips(_width)("""
 it is rounded down instead of up || -(-width // multiple_of) => (width // multiple_of)
 it is rounded to the nearest multiple instead of up
     || -(-width // multiple_of) => round(width / multiple_of)
-a whole multiple is rounded up once more
-    || -(-width // multiple_of) => (width // multiple_of + 1)
+a whole multiple is rounded up once more || -(-width // multiple_of) => (width // multiple_of + 1)
 the multiplier comes after the rounding || int(multiplier * int(8 * dim / 3)) => int(8 * dim / 3)
     ;; int(multiplier * (multiple_of * -(-width // multiple_of)))
 the factor 2/3 is missing || int(8 * dim / 3) => 4 * dim
