@@ -132,10 +132,14 @@ def card(metas: dict[str, dict[str, Any]], tables: dict[str, headline.Columns]) 
         processes=meta.get("processes", 1),
         versions=", ".join(f"{name} {number}" for name, number in meta["versions"].items()),
         seconds=seconds,
+        energy=seconds / 3600 * WATTS * meta.get("processes", 1),
         stages=stages,
         tables="\n".join(headline.lines(tables)).strip("\n"),
     )
 
+
+WATTS = 15
+"""Of one core under load: assumed, as the machine does not tell."""
 
 CARD_TEXT = """\
 # Model card: the chat models of nano
@@ -155,9 +159,10 @@ data that the stage sampled. No weight, text or code is Meta's.
 
 ## Use
 
-For the course: its notebooks read these files, `llama2 chat` talks to the last model, and a replay
-in the tests runs the first steps of every stage again and compares. It knows one invented village
-and is of no other use. It must not answer anybody's questions about the world or about themselves.
+They are meant for the course: its notebooks read these files, `llama2 chat` talks to the last
+model, and a replay in the tests runs the first steps of every stage again and compares. They know
+one invented village and are of no other use. They must not answer anybody's questions about the
+world or about themselves.
 
 ## Data
 
@@ -167,6 +172,9 @@ comparisons of the same world: see `data/README.md`. No person is in it.
 ## How it was trained
 
 {seconds:,.0f} seconds altogether on {processor}, {processes} processes of one thread; {versions}.
+By the paper's formula (section 2.2.1: hours times the power limit of the device) that is
+{energy:.0f} watt-hours, at 15 watts a core, which is an assumption; the paper's 70B took
+1,720,320 hours at 400 watts, 688 megawatt-hours.
 
 | stage | fingerprint | seconds |
 |---|---|---|
@@ -189,6 +197,11 @@ the world, lie between 0 and 1; shares are in per cent.
 - Facts that no dialog asks about are partly forgotten while it learns to chat.
 - V5 ends every answer politely. In a dialog of twenty turns that fills its context before the end;
   the stages after it mend that.
+- It cannot add, and finds nothing again in a text that it was given: both are at chance.
+- It answers questions about strangers with inventions more often than the fine-tuned model does,
+  which says more often that it does not know.
+- Shown a thousand dated questions (`dates`) it learns their form and not the time. Shown calls
+  of tools (`tools`) it uses those, and none that is only described.
 - One seed. Another comes out differently, by more than these intervals, which are over prompts.
 
 ## Licence

@@ -12,6 +12,7 @@ import numpy as np
 from llama2_lib import pipeline
 from llama2_lib.claims.chain import new_prompts
 from llama2_lib.config import VERSIONS, Recipe
+from llama2_lib.evaluation import benchmarks
 from llama2_lib.evaluation.chat_report import WORDINGS, report, table
 from llama2_lib.evaluation.judged import improvement, marks_of
 from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion_exact
@@ -22,6 +23,10 @@ ALIGNED = {name: VERSIONS[name] for name in ("SFT", "V4", "V5")}
 """Columns of the table on RLHF."""
 CHATS = {"SFT": VERSIONS["SFT"], "V5": VERSIONS["V5"], "chat model": VERSIONS["chat"]}
 """Columns of the table on chat models."""
+BENCHMARKED = {"base": VERSIONS["base"], **CHATS}
+"""Columns of the table of benchmarks."""
+N_ASKED = 150
+"""Questions of a benchmark."""
 N_TURNS = MOST_TURNS
 """Of its long dialogs."""
 N_MARKED = 800
@@ -34,7 +39,7 @@ Columns = dict[str, dict[str, Estimate]]
 
 
 def headline(recipe: Recipe, **options: Any) -> dict[str, Columns]:
-    """Measure a chain: three tables by name; `options` are those of `pipeline.artifact`."""
+    """Measure a chain: four tables by name; `options` are those of `pipeline.artifact`."""
     room = min(96, recipe.model.max_seq_len // 2)
     world = make_world(recipe.corpus.world_seed)
     recalled = pipeline.recall(recipe, **options)
@@ -50,7 +55,23 @@ def headline(recipe: Recipe, **options: Any) -> dict[str, Columns]:
             )
             for name, stage in CHATS.items()
         },
+        "benchmarks": benchmarked(recipe, **options),
     }  # fmt: skip
+
+
+def benchmarked(recipe: Recipe, **options: Any) -> Columns:
+    """Return the automatic benchmarks of some versions, with what guessing reaches."""
+    world, columns = make_world(recipe.corpus.world_seed), Columns()
+    for name, stage in BENCHMARKED.items():
+        model, tokenizer = pipeline.load(stage, recipe, **options)
+        contestant = benchmarks.Contestant(model, tokenizer, chat=stage != VERSIONS["base"])
+        scores = benchmarks.benchmarks(contestant, world, n=N_ASKED, seed=SEED)
+        columns[name] = {
+            what if one.chance is None else f"{what} (by chance {one.chance:.0%})": one.score
+            for what, one in scores.items()
+            if not what.startswith("sentiment")
+        }
+    return columns
 
 
 def aligned(recipe: Recipe, room: int, **options: Any) -> Columns:
