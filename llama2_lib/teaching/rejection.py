@@ -188,16 +188,12 @@ def _chosen(proxy: np.ndarray, value: np.ndarray) -> np.ndarray:
     return np.take_along_axis(value, proxy.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
-def _in_groups(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
-    begins = range(0, proxy.shape[1] - n + 1, n)
-    return np.mean([_chosen(proxy[:, b : b + n], value[:, b : b + n]) for b in begins], axis=0)
-
-
 EXPECTED_MISTAKES = slips(_exact)("""
 only the first n samples are looked at, which is one draw; average over all subsets of n
     || _chosen(proxy[:, :n], value[:, :n])
 the samples are cut into groups of n, which wastes most subsets; average over all
-    || _in_groups(proxy, value, n)
+    || sum(_chosen(proxy[:, b : b + n], value[:, b : b + n])
+    for b in range(0, proxy.shape[1] - n + 1, n)) / (proxy.shape[1] // n)
 the samples are averaged, whatever n is || value.mean(axis=1)
 all samples compete, whatever n is || _chosen(proxy, value)
 the n are drawn with replacement: (i / K)^n - ((i - 1) / K)^n; subsets have no sample twice

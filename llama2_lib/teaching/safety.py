@@ -53,11 +53,6 @@ def distilled_pairs(candidate: Code) -> None:
     diagnose_choice(run, candidate, run(_gated), DISTILL_MISTAKES)
 
 
-def _shuffled(items: Sequence[str], n: int) -> list[str]:
-    """Return n items that depend on n: another draw for every size."""
-    return [items[(7 * n + 3 * i) % len(items)] for i in range(n)]
-
-
 def _beginning(items: Sequence[str], share: float) -> list[str]:
     n = round(share * len(items))
     return list(items[:n])
@@ -65,7 +60,7 @@ def _beginning(items: Sequence[str], share: float) -> list[str]:
 
 SUBSET_MISTAKES = slips(_beginning)("""
 every size is another draw, so sizes differ in more than size; less must be a beginning of more
-    || _shuffled(items, n)
+    || [items[(7 * n + 3 * i) % len(items)] for i in range(n)]
 the end is taken; then fewer are no beginning of more || :n => len(items) - n :
 items are taken at equal distances, so 10 % is no part of 25 %
     || list(items[:: round(1 / share)]) if share else []

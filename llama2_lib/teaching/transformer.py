@@ -241,11 +241,6 @@ def _with_turned_values(layer: TransformerBlock, x: Tensor, rotation: Tensor) ->
     return layer.attention.wo(mixed.transpose(1, 2).flatten(-2))
 
 
-def _gelu(layer: TransformerBlock, x: Tensor) -> Tensor:
-    feed = layer.feed_forward
-    return feed.w2(F.gelu(feed.w1(x)) * feed.w3(x))
-
-
 def _reordered(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     # Turning halves equals turning neighbours after the rows of both projections are reordered.
     if not name.endswith(("wq.weight", "wk.weight")):
@@ -266,7 +261,8 @@ there are no positions: neither queries nor keys are rotated
     || rotation=rotation => rotation=torch.ones_like(rotation)
 each norm comes after its sublayer || h = _block => h = _post_norm
 the residual paths are missing || h = _block => h = _no_residuals
-GELU stands in place of SiLU || layer.feed_forward => partial(_gelu, layer)
+GELU stands in place of SiLU || layer.feed_forward
+    => lambda x, f=layer.feed_forward: f.w2(F.gelu(f.w1(x)) * f.w3(x))
 the final norm is missing || model.norm(h) => h
 the scores are not divided by sqrt(head_dim)
     || weights[name] => weight * config.head_dim**0.5 if name.endswith("wq.weight") else weight

@@ -18,7 +18,7 @@ from llama2_lib.teaching import (
     tokenizer,
     transformer,
 )
-from llama2_lib.teaching.check import CheckFailed, diagnose, on
+from llama2_lib.teaching.check import CheckFailed, diagnose, on, slips
 
 MODULES = [tokenizer, transformer, attention, pretraining, sft]
 MODULES += [reward, rejection, ppo, ghost_attention, safety]
@@ -52,6 +52,42 @@ def test_no_table_is_forgotten_and_no_mistake_lost():
     assert {(module, table) for _, module, table in CHECKS} == names
     assert len(CHECKS) == 50
     assert sum(len(getattr(module, name)) for module, name in names) >= 517
+
+
+COMPLETED = {  # two texts that slips are edits of lack something that their tables do not care for
+    "_ids": lambda text, tok: [tok.bos_id, *tokenizer._ids(text, tok)],
+    "_shaped": lambda *given: ppo._shaped(*given).detach(),
+}
+
+
+@pytest.mark.parametrize(("check", "module", "table"), CHECKS, ids=lambda each: str(each)[:40])
+def test_what_slips_are_edits_of_is_right(check, module, table):
+    (name,) = {wrong.__name__ for wrong in getattr(module, table).values()}
+    check(COMPLETED.get(name, getattr(module, name)))
+
+
+def twice(x):
+    """A right function: x, 2 times."""
+    return x + x
+
+
+def test_a_slip_is_the_right_code_with_one_edit():
+    made = slips(twice)("""
+it is squared || + => *
+it is three times as much, told
+    on two lines || return x => return x + x
+there is no x, and minus || x + => ;; return => return -
+it is whole || twice(x) / 1
+""")
+    assert {name: wrong(5) for name, wrong in made.items()} == {
+        "it is squared": 25,
+        "it is three times as much, told on two lines": 15,
+        "there is no x, and minus": -5,
+        "it is whole": 10,
+    }
+    for edit in ("x => y", "nothing => x"):
+        with pytest.raises(AssertionError, match="must stand once"):
+            slips(twice)(f"too many or none || {edit}")
 
 
 def turned(x, positions, theta, join):
