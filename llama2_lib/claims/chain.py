@@ -32,13 +32,13 @@ from llama2_lib.config import ROUNDS, VERSIONS, Recipe
 from llama2_lib.device import choose_device
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.evaluation.statistics import Estimate
-from llama2_lib.model.chat import answer_room, reply, room, scored_row
+from llama2_lib.model.chat import answer_room, reply, room
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.pipeline import JUDGE
 from llama2_lib.stages.ppo import ppo_prompts
 from llama2_lib.stages.prompts import PromptSet, sample_prompts
 from llama2_lib.stages.rejection import round_prompts
-from llama2_lib.stages.reward import encode_pairs, load_rewards, scores_of
+from llama2_lib.stages.reward import encode_pairs, load_rewards, scores_of, text_rows
 from llama2_lib.storage import read_rows
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
@@ -239,10 +239,7 @@ def _marks(recipe: Recipe, stage: str, seed: int, split: str) -> Marked:
     most = answer_room(model, recipe.rejection.max_new_tokens)
     replies = reply(model, tokenizer, new.dialogs, temperature=1.0, seed=seed, max_new_tokens=most)
     texts = [one.text for one in replies]
-    rows = [
-        scored_row(dialog, text, tokenizer, room(model, 0))
-        for dialog, text in zip(new.dialogs, texts, strict=True)
-    ]
+    rows = text_rows(new.dialogs, texts, tokenizer, room(model, 0))
     judge = load_rewards(pipeline.artifact(JUDGE, recipe, bar=False), choose_device())
     scores = judge(rows, new.tags)
     gold = gold_marks(make_world(recipe.corpus.world_seed), new.prompts, texts)
