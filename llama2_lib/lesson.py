@@ -9,6 +9,7 @@ from llama2_lib.claims.attention import at_equal_size, quality_recipes
 from llama2_lib.claims.chain import new_prompts
 from llama2_lib.claims.claim import above
 from llama2_lib.claims.corpus import UNSEEN_TEXTS, true_shares
+from llama2_lib.claims.evaluation import full_text, leaked
 from llama2_lib.claims.ghost_attention import plain_dialog
 from llama2_lib.claims.recorded_runs import (
     TEMPERATURES,
@@ -16,7 +17,7 @@ from llama2_lib.claims.recorded_runs import (
     recorded_pairs,
     recorded_run,
 )
-from llama2_lib.config import PpoConfig, PretrainConfig
+from llama2_lib.config import VERSIONS, PpoConfig, PretrainConfig
 from llama2_lib.evaluation.chat_report import report, table
 from llama2_lib.evaluation.diagnostics import lights
 from llama2_lib.evaluation.judged import (
@@ -78,7 +79,7 @@ from llama2_lib.objectives.language import LossTerm, masked_loss, next_token_los
 from llama2_lib.objectives.preference import pairwise_accuracy, ranking_loss, safety_auxiliary_loss
 from llama2_lib.pipeline import artifact, load
 from llama2_lib.recipes import grid, nano
-from llama2_lib.rng import generator, random_source
+from llama2_lib.rng import generator, random_source, seed_from
 from llama2_lib.stages.corpus import load_corpus
 from llama2_lib.stages.fit import dialog_loss
 from llama2_lib.stages.prompts import sample_prompts
@@ -105,7 +106,7 @@ from llama2_lib.world.instructions import (
     obeys,
     worded,
 )
-from llama2_lib.world.judges import SAFE, WEIGHTS, Helpfulness, judge_of
+from llama2_lib.world.judges import SAFE, WEIGHTS, Helpfulness, judge_of, words_of
 from llama2_lib.world.long_range import retrieval_items
 from llama2_lib.world.pairs import degrader
 from llama2_lib.world.prompts import (

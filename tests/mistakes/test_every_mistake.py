@@ -8,6 +8,7 @@ import torch
 
 from llama2_lib.teaching import (
     attention,
+    evaluation,
     ghost_attention,
     ppo,
     pretraining,
@@ -21,7 +22,7 @@ from llama2_lib.teaching import (
 from llama2_lib.teaching.check import CheckFailed, diagnose, on, slips
 
 MODULES = [tokenizer, transformer, attention, pretraining, sft]
-MODULES += [reward, rejection, ppo, ghost_attention, safety]
+MODULES += [reward, rejection, ppo, ghost_attention, safety, evaluation]
 CHECKS = [  # each check, and the table of mistakes that it names
     (check, module, table)
     for module in MODULES
@@ -50,8 +51,8 @@ def test_a_mistake_is_rejected_by_name(check, name, wrong):
 def test_no_table_is_forgotten_and_no_mistake_lost():
     names = {(m, name) for m in MODULES for name in vars(m) if name.endswith("_MISTAKES")}
     assert {(module, table) for _, module, table in CHECKS} == names
-    assert len(CHECKS) == 50
-    assert sum(len(getattr(module, name)) for module, name in names) >= 517
+    assert len(CHECKS) == 53
+    assert sum(len(getattr(module, name)) for module, name in names) >= 541
 
 
 COMPLETED = {  # two texts that slips are edits of lack something that their tables do not care for
