@@ -161,7 +161,7 @@ class Replay:
         from llama2_lib.pipeline.replay import replay
         from llama2_lib.recipes import nano
 
-        chain = pipeline.fingerprints(VERSIONS["chat"], nano())
+        chain = pipeline.released_stages(nano())
         faults, seconds = [], 0.0
         print(f"{'stage':16s} {'seconds':>7s}  {'numbers':>7s}  {'apart':>7s}  lines as they were")
         for stage in self.stages or tuple(chain):
@@ -294,6 +294,49 @@ class Chat(_Asking, _OfStage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export(_Asking, _OfStage):
+    """Write a stage as a Hugging Face folder, for `transformers` and all that reads its layout."""
+
+    stage: tyro.conf.Positional[str]
+    folder: tyro.conf.Positional[Path]
+    """A new or empty one."""
+    gguf: bool = False
+    """Write model.gguf beside it, for llama.cpp (needs the extra gguf)."""
+
+    def _do(self) -> int:
+        from llama2_lib import export, pipeline
+
+        stage = _known("stage with a language model", self.stage, _talking())
+        export.check_target(self.folder, self.gguf)
+        recipe = self.recipe_of(stage)
+        self.need([(stage, recipe)])
+        artifact = pipeline.artifact(stage, recipe, device=self.device)
+        print(export.to_folder(artifact, self.folder, chat=stage != "pretrain"))
+        if self.gguf:
+            print(export.to_gguf(self.folder))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Say which checks of a learner's notebooks pass, and write a file for the teacher."""
+
+    lessons: tyro.conf.Positional[tuple[str, ...]] = ()
+    copies: Path = Path("build/student")
+    """Where the learner's notebooks lie."""
+    stored: bool = False
+    """Read the outputs in the copies instead of executing them, which takes a minute each."""
+    write: Path = Path("build/progress.json")
+
+    def _do(self) -> int:
+        from llama2_lib.teaching.lessons.build import NOTEBOOKS
+        from llama2_lib.teaching.lessons.progress import progress
+
+        print(progress(self.lessons, self.copies, self.stored, self.write, NOTEBOOKS))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claims(_Asking):
     """Measure claims of the paper and print the ledger."""
 
@@ -347,7 +390,8 @@ def main(arguments: list[str] | None = None) -> int:
         # OpenMP reads it once. Threads that spin while they wait for each other make training
         # five times as slow beside one other program, and 8 % faster on a quiet machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    commands = Doctor | Course | Chain | Release | Replay | Run | Show | Chat | Claims | Bench
+    first = Doctor | Course | Chain | Release | Replay | Run | Show
+    commands = first | Chat | Export | Progress | Claims | Bench
     command = tyro.cli(commands, args=arguments, prog="llama2", description=__doc__)
     before = signal.signal(signal.SIGTERM, _end)
     try:
