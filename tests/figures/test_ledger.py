@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.patches import Rectangle
 
-from llama2_lib.figures.ledger import ACROSS, LOOKS, Tile, ledger_map
+from llama2_lib.figures.course import ACROSS, LOOKS, Tile, ledger_map
 
 
 def test_every_claim_is_a_tile_with_its_number_and_look():
