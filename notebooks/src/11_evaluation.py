@@ -145,7 +145,7 @@ for name in ("toxic", "truthful"):
     print(f"{name}, mean and interval over chains: {told}")
 
 # %% [markdown]
-# In plain words, on the released chain:
+# On the released chain:
 #
 # - **Knowledge** stays: nearly all facts, from the base model to the chat model.
 # - **Toxicity falls** from 96 % to 3 % at SFT, and ends at 5 %. V2 stands out with 12 %; the record has no other V2, so we cannot say whether that is its recipe or its luck.
@@ -235,7 +235,8 @@ length = {name: np.array([1 + len(t.split()) for t in texts]) for name, texts in
 def rate(ours, theirs, **options):
     """Two versions -> [prompt, rater], 1 to 7; above 4 ours is better"""
     longer = np.log2(length[ours] / length[theirs])
-    return raters.ratings(gold[ours] - gold[theirs], seed=11, longer=longer, **options)
+    seed = lab.seed_from(11, ours, theirs)  # each pair of versions has its own noise
+    return raters.ratings(gold[ours] - gold[theirs], seed=seed, longer=longer, **options)
 
 
 rated = rate("V5", "SFT")
@@ -373,6 +374,7 @@ figure = lab.lines(
     reference={"paper: from .37": 0.37, "to .55": 0.55},
 )  # fmt: skip
 figure.axes[0].set_ylim(-0.2, 1.5)
+figure.axes[0].set_yticks([0, 0.25, 0.5, 0.75, 1])
 figure.axes[0].legend(ncols=2, loc="upper left", fontsize="small")
 show(figure, alt="From close answers to distant ones: " + "; ".join(f"{name} {', '.join(f'{v:.2f}' for v in values)}" for name, (_, values) in curves.items()) + ".")  # fmt: skip
 agreed = show_claim(36).verdict.estimates
@@ -522,7 +524,7 @@ def _():
 
 
 # %% [markdown]
-# **Break** it. Which of the three would report too much contamination, which too little?
+# **Break** it. Which of the three reports too much, which too little?
 
 
 # %%
@@ -783,7 +785,7 @@ def _():
 # - A new model leads on five of eight benchmarks. What do you ask for before you believe it?
 # - How would you mend our benchmark of truth, so that talk beside the point does not count?
 # - Three raters reach an AC2 of .4. How would you tell bad raters from close models?
-# - A company tunes its model by the votes of a public arena and then reports its place there. Which claim of this notebook applies?
+# - A company tunes its model by votes of an arena and reports its place there. Which claim applies?
 #
 # ## Next
 # Notebook 12: what emerged without being taught, dates, tools, and the temperature that RLHF rescales.
