@@ -5,7 +5,7 @@
 
 from llama2_lib.teaching.lessons.audit import check
 from llama2_lib.teaching.lessons.build import both, build, student
-from llama2_lib.teaching.lessons.compare import compare
+from llama2_lib.teaching.lessons.kernel import compare
 from llama2_lib.teaching.lessons.lab import lab
 from llama2_lib.teaching.lessons.slides import slides
 
