@@ -2,27 +2,21 @@
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated
 
 from llama2_lib.config import Checked, Count, Rule, Weight
-from llama2_lib.model.chat import reply
-from llama2_lib.model.generate import generate
+from llama2_lib.model.chat import Conversation, continued
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
-from llama2_lib.world.dialogs import Message
 
 EXAMPLES = ("What is 3 plus 4?", "Tell me a story about Remy.", "How do I make a kite?")
 COMMANDS = (
     "An empty line or /new begins a new dialog, /system TEXT sets what the model is told first, "
     "Ctrl-C ends an answer, Ctrl-D the chat."
 )
-LEAST_ROOM = 32
-"""Tokens that an answer needs; the oldest turns of a dialog go where it would have fewer."""
-Answering = Callable[[str, int], str | None]
-"""Takes what was typed and the number of the turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,42 +30,35 @@ class Sampling(Checked):
 
 def talk(model: Transformer, tokenizer: Tokenizer, sampling: Sampling, system: str = "") -> int:
     """Talk to a chat model until the input ends."""
-    room = _Room(model, tokenizer, sampling)
+    room = Conversation(model, tokenizer)
     room.tell(system)
     print(COMMANDS)
     print(f"Try: {'  '.join(EXAMPLES)}")
-    return _loop(room.answer, room)
+    return _loop(lambda text, turn: _answer(room, text, turn, sampling), room)
 
 
 def continue_text(model: Transformer, tokenizer: Tokenizer, sampling: Sampling) -> int:
     """Let a pretrained model go on with what is typed, until the input ends."""
-
-    def answer(text: str, turn: int) -> str | None:
-        if text.startswith("Question:"):
-            text += "\nAnswer:"
-        prompt = tokenizer.encode(text, bos=True)
-        [continuation] = generate(
-            model, [prompt], **asdict(sampling), seed=turn, stop_ids={tokenizer.eos_id}
-        )
-        return tokenizer.decode([*prompt, *continuation.ids])
-
     print("This model only continues text. Ctrl-C ends a text, Ctrl-D the chat.")
     print(f"Try: One morning  Once there was  Question: {EXAMPLES[0]}")
-    return _loop(answer)
+    go_on = partial(continued, model, tokenizer, **asdict(sampling))
+    return _loop(lambda text, turn: (grown.text for grown in go_on(text, seed=turn)))
 
 
 def compare(
     models: dict[str, tuple[Transformer, Tokenizer]], sampling: Sampling, system: str = ""
 ) -> int:
     """Ask all versions the same question, from the base model to the finished chat model."""
-    rooms = {name: _Room(*model, sampling) for name, model in models.items()}
+    rooms = {name: Conversation(*model) for name, model in models.items()}
 
-    def answer(text: str, turn: int) -> str:
-        lines = []
+    def answer(text: str, turn: int) -> Iterator[str]:
+        lines = ""
         for name, room in rooms.items():
-            room.tell(system)  # each time a new dialog
-            lines.append(f"{name:5s} {room.answer(text, turn)}")
-        return "\n".join(lines)
+            room.dialog, line = [], ""  # each time a new dialog
+            for said in _answer(room, text, turn, sampling):
+                line = f"{lines}{name:5s} {said}"
+                yield line
+            lines = f"{line}\n"
 
     for room in rooms.values():
         room.tell(system)
@@ -80,45 +67,17 @@ def compare(
     return _loop(answer)
 
 
-class _Room:
-    """A dialog with one model."""
-
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, sampling: Sampling):
-        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        self.rules: list[Message] = []
-        self.dialog: list[Message] = []
-
-    def tell(self, system: str) -> None:
-        """Begin a new dialog under this system message, or under none."""
-        rules: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
-        # Refused here if it is, and not with the first question.
-        encode_prompt([*rules, {"role": "user", "content": "Hello"}], self.tokenizer)
-        self.rules, self.dialog = rules, []
-
-    def answer(self, text: str, turn: int) -> str:
-        """Return an answer to `text` after what was said before, of which the oldest may go."""
-        question: Message = {"role": "user", "content": text}
-        history = self.dialog
-        while history and not self._fits([*self.rules, *history, question]):
-            history = history[2:]
-        dialog = [*self.rules, *history, question]
-        [answer] = reply(self.model, self.tokenizer, [dialog], **asdict(self.sampling), seed=turn)
-        forgotten = "" if history == self.dialog else "(The oldest turns no longer fit.)\n"
-        # Format and context cannot carry a silent answer, so that turn is not kept.
-        if answer.text:
-            self.dialog = [*history, question, {"role": "assistant", "content": answer.text}]
-        return forgotten + (answer.text or "(no answer)")
-
-    def _fits(self, dialog: list[Message]) -> bool:
-        """Say whether a dialog leaves room for an answer; one that would be refused does not."""
-        try:
-            left = self.model.config.max_seq_len - len(encode_prompt(dialog, self.tokenizer))
-        except ValueError:
-            return False
-        return left >= min(self.sampling.max_new_tokens, LEAST_ROOM)
+def _answer(room: Conversation, text: str, turn: int, sampling: Sampling) -> Iterator[str]:
+    """Yield an answer as it grows, below a note where turns had to go for it."""
+    note = said = ""
+    for reply in room.ask(text, **asdict(sampling), seed=turn):
+        note, said = "(The oldest turns no longer fit.)\n" * room.forgot, reply.text
+        yield note + said
+    if not said:
+        yield f"{note}(no answer)"
 
 
-def _loop(answer: Answering, room: _Room | None = None) -> int:
+def _loop(answer: Callable[[str, int], Iterator[str]], room: Conversation | None = None) -> int:
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # Windows' own terminal does the same
             import readline  # noqa: F401 - arrow keys and a history
@@ -134,27 +93,38 @@ def _loop(answer: Answering, room: _Room | None = None) -> int:
             continue
         try:
             if (shown := _command(text, room)) is None:
-                shown = answer(text, turn)
+                _print_growing(answer(text, turn))
                 turn += 1
+            elif shown:
+                print(shown)
         except KeyboardInterrupt:
-            shown = "\n(stopped)"
+            print("\n(stopped)")
         except ValueError as error:
             print(f"llama2: {error}", file=sys.stderr)
-            continue
-        if shown:
-            print(shown)
 
 
-def _command(text: str, room: _Room | None) -> str | None:
+def _print_growing(texts: Iterator[str]) -> None:
+    """Print a text as it grows where somebody watches, and elsewhere once it is whole."""
+    shown = text = ""
+    for text in texts:
+        # Half a character, or a tag that is taken out, is not the beginning of what comes.
+        if sys.stdout.isatty() and text.startswith(shown) and not text.endswith("\ufffd"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print(text[len(shown) :] if text.startswith(shown) else f"\n{text}")
+
+
+def _command(text: str, room: Conversation | None) -> str | None:
     """Do what a command says and return what to print; None if it is no command."""
     text.encode()  # refuses what is no UTF-8
     word, _, rest = text.strip().partition(" ")
     if room is None:
         return None if word else ""
     if word in ("", "/new"):
-        room.tell(room.rules[0]["content"] if room.rules else "")
+        room.dialog = []
         return "(a new dialog)" if word else ""
     if word == "/system":
         room.tell(rest)
+        room.dialog = []
         return f"(a new dialog; the model is told first: {rest or 'nothing'})"
     return COMMANDS if word.startswith("/") else None

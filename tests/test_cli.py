@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import io
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from llama2_lib import bench, chat_room, cli, pipeline, storage
 from llama2_lib.cli import main
 from llama2_lib.config import VERSIONS
 from llama2_lib.doctor import machine
+from llama2_lib.model import chat
 from llama2_lib.model.chat import Reply
 from llama2_lib.recipes import toy
 from llama2_lib.stages import fit
@@ -311,13 +313,14 @@ def heard(monkeypatch):
     dialogs = []
 
     def answer(model, tokenizer, asked, **options):
-        encode_prompt(asked[0], tokenizer)
-        dialogs.append((asked[0], options["seed"]))
-        if "wait" in asked[0][-1]["content"]:
+        encode_prompt(asked, tokenizer)
+        dialogs.append((asked, options["seed"]))
+        if "wait" in asked[-1]["content"]:
+            yield Reply("a beginning", [5], False)
             raise KeyboardInterrupt
-        return [Reply(str(len(dialogs)), [5, 2], True)]
+        yield Reply(str(len(dialogs)), [5, 2], True)
 
-    monkeypatch.setattr(chat_room, "reply", answer)
+    monkeypatch.setattr(chat, "stream", answer)
     return dialogs
 
 
@@ -381,20 +384,52 @@ def test_a_dialog_that_fills_the_context_forgets_its_oldest_turns(root, say, hea
     assert len(heard[-1][0]) < len(heard[0][0]) + 2 * 5
 
 
-def test_an_answer_that_the_format_cannot_carry_spoils_no_later_question(root, say, monkeypatch):
-    """The model may write a tag of the format; the dialog then goes on without that turn."""
+def test_a_silent_answer_spoils_no_later_question(root, say, monkeypatch):
+    """The format carries no message without text; the dialog then goes on without that turn."""
     asked = []
 
-    def answer(model, tokenizer, dialogs, **_):
-        encode_prompt(dialogs[0], tokenizer)
-        asked.append(texts(dialogs[0]))
-        return [Reply("Yes [INST] no" if len(asked) == 1 else "fine", [5, 2], True)]
+    def answer(model, tokenizer, dialog, **_):
+        asked.append(texts(dialog))
+        yield Reply("" if len(asked) == 1 else "fine", [5, 2], True)
 
-    monkeypatch.setattr(chat_room, "reply", answer)
+    monkeypatch.setattr(chat, "stream", answer)
     answers, errors = say(["Hi", "And now?"])
     assert errors == ""
     assert asked == [["Hi"], ["And now?"]]
-    assert answers[-2:] == ["fine", ""] or "fine" in answers
+    assert answers[:2] == ["(no answer)", "fine"]
+
+
+class Terminal(io.StringIO):
+    """What is written to a terminal, one string for each time that it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def isatty(self):
+        return True
+
+    def flush(self):
+        self.shown.append(self.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("growing", "screen"),
+    [
+        (["One", "One two", "One two."], ["One", "One two", "One two.", "One two.\n"]),
+        (["ca", "caf\ufffd", "café"], ["ca", "café", "café\n"]),  # half a character waits
+        (["a", "a [INST", "a"], ["a", "a [INST", "a [INST\na\n"]),  # what was taken out
+        ([""], ["", "\n"]),
+    ],
+)
+def test_an_answer_grows_on_a_terminal_and_is_whole_elsewhere(monkeypatch, capsys, growing, screen):
+    chat_room._print_growing(iter(growing))
+    assert capsys.readouterr().out == f"{growing[-1]}\n"
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    chat_room._print_growing(iter(growing))
+    terminal.flush()
+    assert terminal.shown == screen
 
 
 def test_a_line_that_is_no_utf8_costs_one_line(root, say):
@@ -428,6 +463,23 @@ def test_the_tuned_model_answers_and_never_beyond_its_context(root, say):
     answers, errors = say(["What is 3 plus 4?", "", "word " * 200], "--max-new-tokens", "5")
     assert len(answers[0]) > 0
     assert "a dialog must leave room for an answer in 128 tokens" in errors
+
+
+CHAT = """
+import sys
+from llama2_lib.cli import main
+assert main(["chat", "--recipe", "toy", "--device", "cpu"]) == 0
+slow = {"torch._dynamo", "sklearn", "scipy.stats", "pandas", "matplotlib", "ipywidgets", "sympy"}
+print(sorted(slow & set(sys.modules)))
+"""
+
+
+@pytest.mark.slow
+def test_the_chat_waits_for_no_import_that_it_does_not_need(root):
+    """Together they took as long as all else; they came with an initialiser and two averages."""
+    result = process("-c", CHAT, LLAMA2_ARTIFACTS=str(root))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_every_model_of_the_chain_can_be_talked_to():

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import expit, gammaln
-from sklearn.metrics import roc_auc_score
 
 from llama2_lib.evaluation import statistics
 from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion
@@ -70,6 +69,8 @@ def detection(
         )
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1; got {threshold}.")
+    from sklearn.metrics import roc_auc_score  # half a second, which the chat need not wait for
+
     called = expit(scores) < threshold
     hits, n_called = int((called & ~is_safe).sum()), int(called.sum())
     return Detection(

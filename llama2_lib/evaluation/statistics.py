@@ -5,12 +5,12 @@ Intervals cover 95 % unless said otherwise. What is resampled or repeated is the
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are imported on first use: `scipy.stats` takes most of a second
 from scipy.special import expit, logit
 
 
@@ -44,7 +44,7 @@ def proportion(successes: int, n: int, method: str = "wilson") -> Estimate:
             f"a share needs n of at least 1 and 0 <= successes <= n; got {successes} of {n}. "
             "Give the counts, not the share."
         )
-    low, high = stats.binomtest(successes, n).proportion_ci(method=method)
+    low, high = scipy.stats.binomtest(successes, n).proportion_ci(method=method)
     return Estimate(value=successes / n, low=float(low), high=float(high), n=n)
 
 
@@ -73,7 +73,7 @@ def mean_interval(
     """
     data = _checked(values, "values")
     mean = float(data.mean())
-    half = float(stats.t.ppf((1 + confidence) / 2, data.size - 1)) * _standard_error(data)
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, data.size - 1)) * _standard_error(data)
     low, high = mean - half, mean + half
     if bounds is not None and half:
         lowest, highest = bounds
@@ -126,7 +126,7 @@ def _tail(distance: float, data: np.ndarray) -> float:
         return 0.5
     error = _standard_error(data)
     t = distance / error if error else math.copysign(math.inf, distance)
-    return float(stats.t.sf(t, data.size - 1))
+    return float(scipy.stats.t.sf(t, data.size - 1))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int, n_resamples: int = 9_999) -> Estimate:
@@ -171,7 +171,7 @@ def _bootstrap(
     n_resamples: int,
 ) -> Estimate:  # fmt: skip
     """Resample observations: the bias-corrected and accelerated interval."""
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         data, statistic, paired=len(data) > 1, n_resamples=n_resamples,
         batch=1000,  # bounds the memory, and changes no number
         method="BCa",
@@ -179,6 +179,19 @@ def _bootstrap(
     )  # fmt: skip
     low, high = result.confidence_interval
     return Estimate(value=value, low=float(low), high=float(high), n=len(data[0]))
+
+
+def holm(p_values: Mapping[int, float]) -> dict[int, float]:
+    """Return p-values that hold for all together, by Holm's step-down rule, smallest first.
+
+    The k-th smallest of m counts m - k + 1 times, and no value lies below one before it.
+    """
+    adjusted: dict[int, float] = {}
+    largest = 0.0
+    for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p))
+        adjusted[name] = largest
+    return adjusted
 
 
 def ordering(rows: Sequence[Sequence[float]]) -> Tested:
@@ -198,7 +211,7 @@ def ordering(rows: Sequence[Sequence[float]]) -> Tested:
         _checked(row, f"row {index}")
     in_order = sum(bool(np.all(np.diff(row) > 0)) for row in rows)
     chance = 1 / math.factorial(lengths[0])
-    test = stats.binomtest(in_order, len(rows), chance, alternative="greater")
+    test = scipy.stats.binomtest(in_order, len(rows), chance, alternative="greater")
     return Tested(estimate=proportion_exact(in_order, len(rows)), p_value=float(test.pvalue))
 
 
@@ -236,4 +249,4 @@ def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
 
 def _standard_error(data: np.ndarray) -> float:
     # Equal numbers can have a mean that is off by one rounding, so look at the range first.
-    return float(stats.sem(data)) if np.ptp(data) > 0 else 0.0
+    return float(scipy.stats.sem(data)) if np.ptp(data) > 0 else 0.0

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llama2_lib import parallel, rng
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.generate import Past, generate
+from llama2_lib.model.generate import Past, generate, stream_ids
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.text.dialog import Encoder, encode_example, encode_prompt, sanitised
@@ -56,14 +57,8 @@ def reply(
     Raises:
         ValueError: A dialog is malformed, or fills the whole context.
     """
-    prompts = [encode_prompt(dialog, tokenizer) for dialog in dialogs]
+    prompts = [_prompt(model, tokenizer, *each) for each in enumerate(dialogs)]
     context = model.config.max_seq_len
-    for index, prompt in enumerate(prompts):
-        if len(prompt) >= context:
-            raise ValueError(
-                f"a dialog must leave room for an answer in {context} tokens; dialog {index} has "
-                f"{len(prompt)}. Drop its first turns."
-            )
 
     def answer(rows: Sequence[int]) -> list[tuple[int, Reply]]:
         left = context - max(len(prompts[row]) for row in rows)
@@ -86,6 +81,83 @@ def reply(
     batches = list(_batches([len(prompt) for prompt in prompts], room(model, max_new_tokens)))
     replies = dict(chain(*parallel.shared(batches, lambda own: list(map(answer, own)))))
     return [replies[row] for row in range(len(prompts))]
+
+
+def stream(
+    model: Transformer, tokenizer: Tokenizer, dialog: Sequence[Message], **settings: Any
+) -> Iterator[Reply]:
+    """Yield the reply to one dialog as it grows, a token at a time; the last is that of `reply`.
+
+    Settings and errors are those of `reply`. A mistake is raised at once; closing ends the work.
+    """
+    prompt = _prompt(model, tokenizer, 0, dialog)
+    most = min(settings.get("max_new_tokens", 96), room(model, len(prompt)))
+    seed = [rng.seed_from(settings.get("seed", 0), "answer", 0)]
+    settings = {"temperature": 0.0, **settings, "max_new_tokens": most, "seed": seed}
+    ids = stream_ids(model, prompt, stop_ids={tokenizer.eos_id}, **settings)
+    return _growing(tokenizer, [], ids)
+
+
+def continued(model: Transformer, tok: Tokenizer, text: str, **settings: Any) -> Iterator[Reply]:
+    """Yield a text as a pretrained model goes on with it; settings are those of `generate`.
+
+    A question that is put as in the corpus, `Question: ...`, is given the beginning of an answer.
+    """
+    prompt = tok.encode(text + "\nAnswer:" * text.startswith("Question:"), bos=True)
+    return _growing(tok, prompt, stream_ids(model, prompt, stop_ids={tok.eos_id}, **settings))
+
+
+def _growing(tok: Tokenizer, before: list[int], ids: Iterator[int]) -> Iterator[Reply]:
+    so_far: list[int] = []
+    for token in ids:
+        so_far.append(token)
+        said = sanitised(tok.decode([*before, *so_far])).strip()
+        yield Reply(said, [*so_far], token == tok.eos_id)
+
+
+def _prompt(model: Transformer, tok: Encoder, index: int, dialog: Sequence[Message]) -> list[int]:
+    prompt, context = encode_prompt(dialog, tok), model.config.max_seq_len
+    if len(prompt) >= context:
+        raise ValueError(
+            f"a dialog must leave room for an answer in {context} tokens; dialog {index} has "
+            f"{len(prompt)}. Drop its first turns."
+        )
+    return prompt
+
+
+class Conversation:
+    """A dialog with one model, of which the oldest turns go when they no longer fit."""
+
+    least_room = 32
+    """Tokens that an answer needs; the oldest turns go where it would have fewer."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.rules, self.dialog = list[Message](), list[Message]()
+        self.asked, self.forgot = list[Message](), False
+        """What the newest answer was given to, and whether turns had to go for it."""
+
+    def tell(self, system: str) -> None:
+        """Put this system message, or none, before what is said."""
+        rules: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+        # Refused here if it is, and not with the first question.
+        encode_prompt([*rules, {"role": "user", "content": "Hello"}], self.tokenizer)
+        self.rules = rules
+
+    def ask(self, text: str, **settings: Any) -> Iterator[Reply]:
+        """Yield the answer as `stream` does; the dialog keeps it once it has ended."""
+        question: Message = {"role": "user", "content": text}
+        kept, answer = self.dialog, ""
+        longest = room(self.model, min(settings.get("max_new_tokens", 96), self.least_room))
+        while kept and not fits([*self.rules, *kept, question], self.tokenizer, longest):
+            kept = kept[2:]
+        self.asked, self.forgot = [*self.rules, *kept, question], kept != self.dialog
+        for grown in stream(self.model, self.tokenizer, self.asked, **settings):
+            answer = grown.text
+            yield grown
+        # Format and context cannot carry a silent answer, so that turn is not kept.
+        if answer:
+            self.dialog = [*kept, question, {"role": "assistant", "content": answer}]
 
 
 def _batches(lengths: Sequence[int], longest: int) -> Iterator[list[int]]:

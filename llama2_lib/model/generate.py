@@ -30,6 +30,7 @@ WORTH_COPYING = 0.875
 
 PerId = Float[Tensor, "batch vocab"]
 """Logits or probabilities of every id, for each row."""
+Steps = Iterator[tuple[Tensor, Tensor, Tensor]]  # what `_decode` yields
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,43 @@ def generate(
         ValueError: An argument is out of range, or prompt and answer exceed the context.
         FloatingPointError: The model's logits are not numbers.
     """
+    settings = (max_new_tokens, temperature, top_p, seed, stop_ids, pasts)
+    steps, limit, is_stop = _begin(model, prompts, *settings)
+    return _completions(list(steps), limit, is_stop)
+
+
+def stream_ids(model: Transformer, prompt: Sequence[int], **settings: Any) -> Iterator[int]:
+    """Yield the ids after one prompt as they are sampled: ids, settings and errors of `generate`.
+
+    The prompt is read, or refused, at once; closing the iterator ends the work.
+    """
+    return _ids(*_begin(model, [prompt], **settings))
+
+
+def _ids(steps: Steps, limit: Tensor, is_stop: Tensor) -> Iterator[int]:
+    """Yield the ids of the one row, the stop id last: on a GPU steps go on beyond it."""
+    finished = False
+    while not finished:
+        with torch.inference_mode():  # and not while the caller has the id
+            if (step := next(steps, None)) is None:
+                return
+            [completion] = _completions([step], torch.ones_like(limit), is_stop)
+        finished = completion.finished
+        yield completion.ids[0]
+
+
+@torch.inference_mode()
+def _begin(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int | Sequence[int] = 0,
+    stop_ids: Collection[int] | Sequence[Collection[int]] = (),
+    pasts: Sequence[Past] | None = None,
+) -> tuple[Steps, Tensor, Tensor]:
+    """Check what is asked for and read the prompts; return the steps to come, limits and stops."""
     _check_prompts(prompts, model.config.vocab_size)
     batch = len(prompts)
     limits = [max_new_tokens] * batch if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -120,8 +158,7 @@ def generate(
     draws = [torch.rand(n_draws, generator=rng.generator(each, "tokens")) for each in seed]
     logits, cache = _prefill(model, prompts, max(limits), pasts)
     tables = (table.to(logits.device) for table in (limit, is_stop, torch.stack(draws)))
-    written = list(_decode(model, logits, cache, temperature, top_p, *tables))
-    return _completions(written, limit, is_stop)
+    return _decode(model, logits, cache, temperature, top_p, *tables), limit, is_stop
 
 
 def _decode(
@@ -133,7 +170,7 @@ def _decode(
     limit: Tensor,
     is_stop: Tensor,
     draws: Tensor,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Steps:
     """Yield at every step rows, their tokens, and log-probabilities; rows that are done leave."""
     fast = model.config.n_parameters <= STACK_LIMIT
     read = Decoder(model).step if fast else partial(_read, model)
