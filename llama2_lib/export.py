@@ -71,6 +71,7 @@ def to_folder(artifact: Path, folder: Path, *, chat: bool = True) -> Path:
         (staging / TEMPLATE).write_bytes(FORMAT.read_bytes())
     weights = {n: t.contiguous() for n, t in to_hugging_face(model.state_dict(), c).items()}
     save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
+    (staging / "model.safetensors").chmod((staging / "config.json").stat().st_mode)
     storage.remove(folder)
     return staging.rename(folder)
 
@@ -115,8 +116,7 @@ def to_gguf(folder: Path) -> Path:
     }  # fmt: skip
     if (folder / TEMPLATE).is_file():
         settings["chat_template"] = (folder / TEMPLATE).read_text(encoding="utf-8")
-    path = folder / "model.gguf"
-    writer = gguf.GGUFWriter(staging := path.with_suffix(".part"), "llama")
+    writer = gguf.GGUFWriter(staging := folder / "model.part", "llama")
     for name, value in settings.items():
         getattr(writer, f"add_{name}")(value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)  # it knows Meta's
@@ -128,4 +128,4 @@ def to_gguf(folder: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return staging.replace(path)
+    return staging.replace(folder / "model.gguf")

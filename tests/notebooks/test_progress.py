@@ -122,6 +122,15 @@ def test_the_courses_own_notebook_is_all_right(course, tmp_path):
     assert words(line) == "90_sample 1 of 1 1 of 1"
 
 
+def test_a_check_that_no_copy_has_is_not_asked_for(course, edit, outcomes):
+    def add(notebook):
+        [cell] = [cell for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
+        cell.outputs[0].text += "[ OK ] extra\n"
+
+    edit(course / NAME, add)
+    assert outcomes(stored=True) == {"softmax": "not run", "entropy": "not run"}
+
+
 def test_the_command_and_its_mistakes(course, copies, tmp_path, monkeypatch, capsys):
     copytree(course, tmp_path / "notebooks")
     monkeypatch.chdir(tmp_path)

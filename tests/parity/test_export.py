@@ -84,6 +84,7 @@ def test_the_folder_is_read_back_and_by_transformers(odd, tmp_path):
     out = export.to_folder(odd, tmp_path / "a" / "out", chat=False)
     assert {path.name for path in out.iterdir()} == FILES
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "all may be read alike"
     ours, config = load_model(odd)
     again, same = load_model(out)
     assert distance(ours, again) == 0
