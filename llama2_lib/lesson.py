@@ -20,6 +20,7 @@ from llama2_lib.claims.recorded_runs import (
 from llama2_lib.config import VERSIONS, PpoConfig, PretrainConfig
 from llama2_lib.evaluation.chat_report import report, table
 from llama2_lib.evaluation.diagnostics import lights
+from llama2_lib.evaluation.emergent import self_bleu, time_sense, tool_use
 from llama2_lib.evaluation.judged import (
     false_refusals,
     gains_by_original,
@@ -59,6 +60,7 @@ from llama2_lib.figures.alignment import (
 )
 from llama2_lib.figures.alignment import calibration as draw_calibration
 from llama2_lib.figures.course import Box, chain
+from llama2_lib.figures.curves import attention_map
 from llama2_lib.figures.text import (
     LEARNED,
     MarkedAnswer,
@@ -68,7 +70,6 @@ from llama2_lib.figures.text import (
     piece_boxes,
 )
 from llama2_lib.figures.theme import label_axes
-from llama2_lib.figures.transformer import attention_map
 from llama2_lib.model.chat import reply, scored_row, scores
 from llama2_lib.model.config import FAMILY, LLAMA2_7B, LLAMA2_70B, ModelConfig
 from llama2_lib.model.generate import generate

@@ -8,6 +8,7 @@ import torch
 
 from llama2_lib.teaching import (
     attention,
+    emergent,
     evaluation,
     ghost_attention,
     ppo,
@@ -22,7 +23,7 @@ from llama2_lib.teaching import (
 from llama2_lib.teaching.check import CheckFailed, diagnose, on, slips
 
 MODULES = [tokenizer, transformer, attention, pretraining, sft]
-MODULES += [reward, rejection, ppo, ghost_attention, safety, evaluation]
+MODULES += [reward, rejection, ppo, ghost_attention, safety, evaluation, emergent]
 CHECKS = [  # each check, and the table of mistakes that it names
     (check, module, table)
     for module in MODULES
@@ -51,8 +52,8 @@ def test_a_mistake_is_rejected_by_name(check, name, wrong):
 def test_no_table_is_forgotten_and_no_mistake_lost():
     names = {(m, name) for m in MODULES for name in vars(m) if name.endswith("_MISTAKES")}
     assert {(module, table) for _, module, table in CHECKS} == names
-    assert len(CHECKS) == 53
-    assert sum(len(getattr(module, name)) for module, name in names) >= 541
+    assert len(CHECKS) == 55
+    assert sum(len(getattr(module, name)) for module, name in names) >= 558
 
 
 COMPLETED = {  # two texts that slips are edits of lack something that their tables do not care for
