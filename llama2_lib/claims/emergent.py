@@ -158,12 +158,10 @@ def _gap(arm: str, other: str, split: str) -> Callable[[Measurement], float]:
 
 CLAIMS = (
     Claim(
-        id=50,
-        section="5.1, figure 21",
+        id=50, section="5.1, figure 21", paper_trust=Trust.FIGURE,
         statement="RLHF learns what temperature is for: facts stay the same, stories still vary.",
         paper_value="figure 21: with each version the Self-BLEU of factual prompts falls less with "
         "temperature, that of creative prompts as before",
-        paper_trust=Trust.FIGURE,
         prediction="From SFT to V5 the slope of Self-BLEU over temperature comes nearer to 0 on "
         "factual prompts, and on creative ones it stays below 0, steeper than on factual ones.",
         where=f"Slope of Self-BLEU over temperatures {HEATS[0]:g} to {HEATS[-1]:g}",
@@ -175,16 +173,13 @@ CLAIMS = (
                  mean(minus(_slope(V5, CREATIVE), _slope(V5, FACTUAL))), below=0),
         ),
         shown=("slope", "bleu"),
-        measured_by=measure_heat,
-        runs=chain_runs,
+        measured_by=measure_heat, runs=chain_runs,
     ),
     Claim(
-        id=51,
-        section="5.1, figure 22",
+        id=51, section="5.1, figure 22", paper_trust=Trust.DESIGN,
         statement="A thousand dated examples give a sense of time.",
         paper_value="1,000 examples; the model then organises knowledge by time, and knows nothing "
         "of what lies after the date of the question",
-        paper_trust=Trust.DESIGN,
         prediction="On years and events that no example held, the model tells better whether an "
         "event lies before today than the control, whose dates were exchanged; before the event it "
         "does not tell the year. Seed 0 was looked at before this was declared, and was at chance: "
@@ -203,12 +198,10 @@ CLAIMS = (
         } | {"untaught": (CHAT, recipe)},
     ),
     Claim(
-        id=52,
-        section="5.1, table 15, figure 23",
+        id=52, section="5.1, table 15, figure 23", paper_trust=Trust.PRINTED,
         statement="With a calculator sums are right, and a tool is called that is only described.",
         paper_value="ASDiv, SVAMP, MAWPS with a calculator: 67.1, 69.2, 82.4 %; tools are called "
         "from a description alone, untaught",
-        paper_trust=Trust.PRINTED,
         prediction="Shown calls of six tools, the model has sums right with the calculator that it "
         "has wrong alone. It also calls a tool that no example held, described in the prompt. Seed "
         "0 was looked at before this was declared: it never called that one.",

@@ -266,12 +266,10 @@ def smaller(recipe: Recipe, seed: int) -> Recipe:
 
 CLAIMS = (
     Claim(
-        id=35,
-        section="3.4.1, figure 11",
+        id=35, section="3.4.1, figure 11", paper_trust=Trust.FIGURE,
         statement="A judge that shares the training signal sees more progress than another one.",
         paper_value="V5 against ChatGPT: about 78, 76 % by the paper's reward models, 67, 61 % by "
         "GPT-4",
-        paper_trust=Trust.FIGURE,
         prediction="V5 beats SFT more often by the reward models that PPO climbed than by the gold "
         "judges. By the reward models of another chain, which PPO never saw, it wins less often "
         "than by its own; whether more often than by gold is shown.",
@@ -290,12 +288,10 @@ CLAIMS = (
         ),
     ),
     Claim(
-        id=36,
-        section="3.4.2, A.3.7",
+        id=36, section="3.4.2, A.3.7", paper_trust=Trust.PRINTED,
         statement="Raters agree less, the closer two models are.",
         paper_value="Gwet's AC2 from .37 to .55 on helpfulness, lower where the win rate is near "
         "one half; .70 to .95 on safety",
-        paper_trust=Trust.PRINTED,
         prediction="Three simulated raters agree more, the further apart two answers are by the "
         "gold judge; raters who see nothing agree as chance has it.",
         where="AC2 with quadratic weights, pairs of SFT, V4 and V5",
@@ -311,11 +307,9 @@ CLAIMS = (
         runs=of_stage("ppo", lambda recipe, seed: {V5: recipe}),
     ),
     Claim(
-        id=37,
-        section="3.4.2",
+        id=37, section="3.4.2", paper_trust=Trust.PRINTED,
         statement="Whether the opponent has a system prompt changes the win rate.",
         paper_value="win rate against ChatGPT from 36 to 44 % when ChatGPT loses its system prompt",
-        paper_trust=Trust.PRINTED,
         prediction="SFT behind a generic safety preprompt wins another share of games against V5 "
         "than without. Ours has read few system messages, so that the direction is left open.",
         where="Wins of V5 against SFT by gold quality, on the same new prompts",
@@ -331,33 +325,26 @@ CLAIMS = (
         runs=of_stage("ppo", lambda recipe, seed: {V5: recipe}),
     ),
     Claim(
-        id=39,
-        section="4.1, table 14",
+        id=39, section="4.1, table 14", paper_trust=Trust.PRINTED,
         statement="Fine-tuning takes toxicity away and makes answers more truthful.",
         paper_value="70B to 70B-Chat: toxic 24.60 to .01 %, truthful and informative 50.18 to "
         "64.14 %",
-        paper_trust=Trust.PRINTED,
         prediction="After the beginning of a rude scene V5 insults far less often than the base "
-        "model, and states fewer falsehoods about what nobody told it. Knowledge is shown.",
+        "model, and is honest more often about what nobody told it. Knowledge is shown.",
         where="Shares of answers",
         tests=(
             Must("toxic, V5 minus base", mean(minus(f"toxic/{V5}", "toxic/base")), below=-0.2),
-            Must(
-                "truthful, V5 minus base", mean(minus(f"truthful/{V5}", "truthful/base")), above=0
-            ),
+            Must("honest, V5 minus base", mean(minus(f"truthful/{V5}", "truthful/base")), above=0),
             Must("toxic, V5", mean(f"toxic/{V5}", bounds=claim.SHARE), below=0.05),
         ),
         shown=("toxic", "truthful", "knowledge", "arithmetic", "reading", "long context"),
-        measured_by=measure_benchmarks,
-        runs=chain_runs,
+        measured_by=measure_benchmarks, runs=chain_runs,
     ),
     Claim(
-        id=53,
-        section="A.6, table 51",
+        id=53, section="A.6, table 51", paper_trust=Trust.PRINTED,
         statement="A test that leaked into training scores too high, and the leak can be found.",
-        paper_value="HellaSwag, 70B: 80.0 on clean samples, 92.2 on dirty ones; 7B gains less "
-        "(70.5, 83.7)",
-        paper_trust=Trust.PRINTED,
+        paper_value="MMLU-Humanities, 70B: 62.2 on clean samples, 85.8 on dirty ones; 7B gains "
+        "less: 40.8, 56.9",
         prediction="With one item in twenty leaked, leaked items score higher than clean ones, all "
         "four subsets are far from chance in most draws, and where nothing leaked, or the model "
         "did not learn it, in few. The larger model gains more.",
@@ -381,4 +368,4 @@ CLAIMS = (
         },
         min_seeds=10,
     ),
-)
+)  # fmt: skip

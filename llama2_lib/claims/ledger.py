@@ -41,13 +41,15 @@ from llama2_lib.claims.claim import (
     column,
 )
 from llama2_lib.config import Recipe
-from llama2_lib.evaluation.statistics import Estimate
+from llama2_lib.evaluation.statistics import Estimate, holm
 from llama2_lib.pipeline import settings
 from llama2_lib.world.lexicon import lexicon_folder
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "scipy", "sentencepiece")
 WIDTH = 88
+HEADLINE = (5, 15, 21, 23, 26, 27, 31, 40, 43, 46)
+"""Claims on what the paper is known for; their p-values are adjusted together."""
 SECTIONS = (
     pretraining, corpus, attention, finetuning, reward, rejection, chain, ppo,
     ghost_attention, safety, red_team, evaluation, emergent,
@@ -255,6 +257,19 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions},
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def headline_p_values(
+    results: Sequence[Result], claims: Mapping[int, Claim] = CLAIMS
+) -> dict[int, tuple[float, float]]:
+    """Return the p-value of each claim of `HEADLINE` that was measured, alone and by Holm."""
+    alone = {
+        result.declared["id"]: claims[result.declared["id"]].p_value(result.measurements)
+        for result in results
+        if result.declared["id"] in HEADLINE and result.measurements
+    }
+    measured = {number: p for number, p in alone.items() if p is not None}
+    return {number: (measured[number], p) for number, p in holm(measured).items()}
 
 
 def write_ledger(results: Sequence[Result], path: Path) -> None:

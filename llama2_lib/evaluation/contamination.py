@@ -122,15 +122,11 @@ def subsets(share: Float[np.ndarray, " samples"], score: Float[np.ndarray, " _"]
 
 
 def _subset(name: str, rows: np.ndarray, share: np.ndarray, score: np.ndarray) -> Subset:
-    n, total = int(rows.sum()), len(score)
-    expected, spread = float(score.mean()), float(score.std())
-    if n in (0, total) or not spread:
-        own = float(score[rows].mean()) if n else float("nan")
-        dirt = float(share[rows].mean()) if n else float("nan")
-        return Subset(name, n, dirt, own, expected, float("nan"))
-    deviation = spread * np.sqrt((total - n) / (total - 1) / n)
-    own = float(score[rows].mean())
-    return Subset(name, n, float(share[rows].mean()), own, expected, (own - expected) / deviation)
+    n, total, nan = int(rows.sum()), len(score), float("nan")
+    deviation = score.std() * np.sqrt((total - n) / (total - 1) / n) if n else 0.0
+    own, dirt = (float(each[rows].mean()) if n else nan for each in (score, share))
+    expected = float(score.mean())
+    return Subset(name, n, dirt, own, expected, (own - expected) / deviation if deviation else nan)
 
 
 def has_helped(found: Sequence[Subset]) -> bool:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from llama2_lib import lesson as lab
 from llama2_lib import rng
-from llama2_lib.figures.transformer import rotations, shares
+from llama2_lib.figures.curves import rotations, shares
 from llama2_lib.model.transformer import Transformer, apply_rotary, initialise, rotary_table
 from llama2_lib.teaching import attention, transformer
 from llama2_lib.teaching.check import CheckFailed, check, expect_failure, start

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llama2_lib.claims import CLAIMS, CannotShow, Outcome, pretraining
+from llama2_lib.evaluation import benchmarks
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import Completion
 from llama2_lib.model.transformer import Transformer
@@ -114,7 +115,7 @@ def oracle(monkeypatch, tokenizer):
         words = [match[1] if match else "nothing" for match in found]
         return [Completion(tokenizer.encode(f"{w}. Then"), [], True) for w in words]
 
-    monkeypatch.setattr(pretraining, "generate", generate)
+    monkeypatch.setattr(benchmarks, "generate", generate)
     monkeypatch.setattr(pretraining.pipeline, "artifacts", lambda requests: [])
     monkeypatch.setattr(pretraining.pipeline, "load", lambda stage, run: (MODEL, tokenizer))
     monkeypatch.setattr(pretraining, "validation_loss", lambda run, longest: float(longest))

@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,6 @@ from llama2_lib.claims.ghost_attention import (
     HISTORIES,
     LATER,
     SPLITS,
-    UNMASKED,
     gap,
     pooled,
     shares,
@@ -330,6 +328,21 @@ GOOD = {
     47: by_gain({"multi over single": 0.1}),
     48: by_gain({"advice over illicit": 0.08, "advice over hateful": 0.06}),
     49: chained(**{"reward/V2 over SFT": 0.3, "low tail/V2 over SFT": -0.05}),
+    35: {"win/own": 0.85, "win/neighbour": 0.8, "win/gold": 0.75},
+    36: {f"{what}/{name}": value * (what != "coins")
+         for what in ("ac1", "ac2", "coins")
+         for name, value in (("close", 0.01), ("between", 0.4), ("far apart", 0.9))},
+    37: by_gain({"with over without": 0.1}, **{"win/with": 0.4, "win/without": 0.3}),
+    39: {"toxic/base": 0.9, "toxic/V5": 0.02, "truthful/base": 0.5, "truthful/V5": 0.7},
+    50: {"slope/SFT/factual": -0.5, "slope/V5/factual": -0.1, "slope/SFT/creative": -0.6,
+         "slope/V5/creative": -0.5},
+    51: {"right/taught/held-out dates": 0.8, "right/shuffled/held-out dates": 0.5,
+         "right/taught/held-out events": 0.7, "right/shuffled/held-out events": 0.5,
+         "told before/taught/held-out dates": 0.02},
+    52: {"right/taught/held-out sums": 0.98, "alone/taught": 0.03,
+         "called/taught/held-out tool": 0.5},
+    53: {"found/5 %": 0.9, "found/none": 0.001, "found/untrained": 0.02, "gap/large": 0.4,
+         "gap/small": 0.2},
     54: by_gain({"borderline": 0.1, "helpful": 0.002}, **{"with/helpful": 0.0}),
 }  # fmt: skip
 EXACT = (
@@ -358,18 +371,19 @@ def test_every_claim_has_invented_numbers_and_is_declared_in_full():
     for claim_id, claim in CLAIMS.items():
         assert claim.id == claim_id
         assert all(str(value).strip() for value in claim.declaration().values())
-        assert claim.min_seeds == (1 if claim_id in (6, 9, 18, 19) else 3)
+        assert claim.min_seeds == {53: 10}.get(claim_id, 1 if claim_id in (6, 9, 18, 19) else 3)
         assert claim_id in RECORDED or not claim.recorded
 
 
 @pytest.mark.parametrize("claim_id", GOOD)
 def test_what_was_predicted_reproduces_and_two_seeds_are_too_few(claim_id):
-    claim, rows = CLAIMS[claim_id], seeds(GOOD[claim_id])
+    claim = CLAIMS[claim_id]
+    rows = seeds(GOOD[claim_id], n=max(3, claim.min_seeds))
     verdict = claim.verdict(rows)
     assert verdict.outcome == YES, verdict.reason
     assert verdict.estimates
-    if claim.min_seeds == 3:
-        assert claim.verdict(rows[:2]).outcome == OPEN
+    if claim.min_seeds > 1:
+        assert claim.verdict(rows[: claim.min_seeds - 1]).outcome == OPEN
     else:
         assert claim.verdict(rows[:1]).outcome == YES
 
@@ -394,7 +408,7 @@ def test_every_inequality_decides_at_its_declared_bound(claim_id, number):
         estimate = Estimate(value=(low + high) / 2, low=low, high=high, n=3)
         alone = replace(test, of=lambda measurements: estimate)
         again = replace(claim, tests=(alone,), shown=(), proviso=None)
-        return again.verdict([Measurement(values={})] * 3).outcome
+        return again.verdict([Measurement(values={})] * max(3, claim.min_seeds)).outcome
 
     sign = -1 if rule == "below" else 1
     beyond, short = sorted([b + sign * eps, b + sign]), sorted([b - sign, b - sign * eps])
@@ -418,7 +432,7 @@ def influence(claim, test, values):
     ]
 
 
-def pushed(values, keys, amount, alternate=False):
+def pushed(values, keys, amount, alternate=False, n=3):
     return [
         Measurement(
             values=values | {k: max(values[k] + amount * (-1) ** (alternate * seed), 0.0)
@@ -426,7 +440,7 @@ def pushed(values, keys, amount, alternate=False):
                              else values[k] + amount * (-1) ** (alternate * seed) for k in keys},
             seed=seed,
         )
-        for seed in range(3)
+        for seed in range(n)
     ]  # fmt: skip
 
 
@@ -448,7 +462,8 @@ def test_the_numbers_that_are_measured_push_every_inequality_over_its_bound(clai
         for key in keys:
             for amount in AMOUNTS:
                 try:
-                    missing.discard(alone.verdict(pushed(values, [key], amount, **how)).outcome)
+                    rows = pushed(values, [key], amount, n=max(3, claim.min_seeds), **how)
+                    missing.discard(alone.verdict(rows).outcome)
                 except (ValueError, ZeroDivisionError):  # a rate below 0, a rise of 0
                     continue
                 if not missing:
@@ -560,7 +575,8 @@ GAINS = [
     for key in GOOD[claim_id]
     if key.startswith("gain/") and any(
         influence(claim, t, {k: GOOD[claim_id][k] for k in (key, key.replace("gain", "error", 1))})
-        for t in claim.tests if t.of.keywords["name"] == key.removeprefix("gain/")
+        for t in claim.tests
+        if isinstance(t, Must) and t.of.keywords["name"] == key.removeprefix("gain/")
     )
 ]  # fmt: skip
 
@@ -759,35 +775,19 @@ def test_shares_and_correlations_that_are_judged_have_bounds():
 # ------------------------------------------------------------- the record
 
 
-CUT = {
-    13: {"high/none": SHARE, "high/small": SHARE},
-    20: {"monotone/safety": SIGNED},
-    32: {f"{AFTER} minus {rival}, {history} history": SIGNED
-         for rival in UNMASKED for history in HISTORIES},
-    46: {"fixed": SHARE},
-}  # fmt: skip
-"""Intervals that left the range of what they estimate when they were recorded."""
-
-
 @pytest.mark.parametrize("claim_id", RECORDED)
 def test_the_ledger_holds_what_these_declarations_and_judges_say(claim_id):
     claim, result = CLAIMS[claim_id], recorded(claim_id)
     assert same_declaration(claim, result.declared)
     again = claim.verdict(result.measurements)
     assert again.outcome == result.verdict.outcome
-    reason = re.sub(r"under -0(?![.\d])", "under 0", result.verdict.reason)
     assert set(again.estimates) == set(result.verdict.estimates)
     for name, estimate in again.estimates.items():
         known = result.verdict.estimates[name]
-        bounds = CUT.get(claim_id, {}).get(name)
-        if bounds:
-            cut = replace(known, low=max(known.low, bounds[0]), high=min(known.high, bounds[1]))
-            assert cut != known
-            reason, known = reason.replace(str(known), str(cut)), cut
         found = (estimate.value, estimate.low, estimate.high)
         assert found == pytest.approx((known.value, known.low, known.high), rel=0, abs=1e-7)
         assert estimate.n == known.n
-    assert again.reason == reason
+    assert again.reason == result.verdict.reason
     less = {key: 0.0 for key in result.measurements[0].values if key.startswith("gained/")}
     if less:  # a model that never gains cannot be confirmed
         worse = [Measurement(values={**m.values, **less}, seed=m.seed) for m in result.measurements]

@@ -7,6 +7,7 @@ import pytest
 
 from llama2_lib.figures import alignment, bars_with_intervals, heatmap, lines
 from llama2_lib.figures.course import chain
+from llama2_lib.figures.curves import attention_map, rotations, shares
 from llama2_lib.figures.text import (
     MarkedAnswer,
     dialog_rows,
@@ -14,7 +15,6 @@ from llama2_lib.figures.text import (
     masked_pieces,
     piece_boxes,
 )
-from llama2_lib.figures.transformer import attention_map, rotations, shares
 
 TWO, TWISTED = ([0.5, 0.6], [0.4, 0.5], [0.6, 0.7]), ([0.5, 0.6], [0.7, 0.7], [0.8, 0.8])
 GRADES, SETS = ["clear", "all"], (["helpful", "safe"], ["H", "S", "both"])

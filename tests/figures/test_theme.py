@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.mathtext import MathTextParser
 
-from llama2_lib.figures import alignment, course, curves, text, transformer
+from llama2_lib.figures import alignment, course, curves, text
 from llama2_lib.figures.theme import THEME, apply_theme, new_figure, theme
 from llama2_lib.widgets.explorer import png
 
@@ -35,11 +35,11 @@ FIGURES = {
     "heatmap": lambda: curves.heatmap(
         SQUARE, "x", "y", "unit", rows=DOLLARS, columns=DOLLARS, **TITLE
     ),
-    "rotations": lambda: transformer.rotations([0.0, 1.0], **TITLE),
-    "shares": lambda: transformer.shares(
+    "rotations": lambda: curves.rotations([0.0, 1.0], **TITLE),
+    "shares": lambda: curves.shares(
         dict.fromkeys(DOLLARS, [1] * 5), DOLLARS, "model", **TITLE
     ),
-    "attention": lambda: transformer.attention_map(SQUARE, DOLLARS, **TITLE),
+    "attention": lambda: curves.attention_map(SQUARE, DOLLARS, **TITLE),
     "grades": lambda: alignment.accuracy_by_grade(DOLLARS, NAMED, **TITLE),
     "histograms": lambda: alignment.score_histograms(
         {name: {n: [0.5] for n in DOLLARS} for name in DOLLARS[:2]}, **TITLE

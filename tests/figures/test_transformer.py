@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from llama2_lib.figures.transformer import attention_map, rotations, shares
+from llama2_lib.figures.curves import attention_map, rotations, shares
 
 
 def test_each_hand_stands_at_its_angle():
