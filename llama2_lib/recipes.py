@@ -5,6 +5,7 @@ A variant is `dataclasses.replace(nano(), ...)`; a new experiment is a new funct
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from llama2_lib.config import (
     CorpusConfig,
@@ -23,6 +24,16 @@ from llama2_lib.config import (
 )
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
+
+TOY_BRANCH: dict[str, Any] = {
+    "n_dialogs": 20, "n_validation": 6, "n_replay": 6, "n_demonstrations": 6, "n_ghosts": 4,
+    "epochs": 1, "batch_size": 2, "seq_len": 128, "warmup": 2, "eval_every": 4, "save_every": 3,
+}  # fmt: skip
+SMALL_BRANCH: dict[str, Any] = {
+    "n_replay": 4000, "n_demonstrations": 1000, "batch_size": 16, "seq_len": 1024,
+    "peak_lr": 3e-4, "precision": "bf16",
+}  # fmt: skip
+"""What both branches beside the chat model have in common."""
 
 
 def nano(seed: int = 0) -> Recipe:
@@ -117,14 +128,8 @@ def toy(seed: int = 0) -> Recipe:
             budget=24, queries_together=8, n_lessons=1, max_new_tokens=12, batch_size=2,
             seq_len=128, warmup=2, eval_every=4, save_every=3, seed=seed,
         ),
-        dates=DatesConfig(
-            n_dialogs=20, n_validation=6, n_replay=6, n_demonstrations=6, n_ghosts=4, epochs=1,
-            batch_size=2, seq_len=128, warmup=2, eval_every=4, save_every=3, seed=seed,
-        ),
-        tools=ToolsConfig(
-            n_dialogs=20, n_validation=6, n_replay=6, n_demonstrations=6, n_ghosts=4, epochs=1,
-            batch_size=2, seq_len=128, warmup=2, eval_every=4, save_every=3, seed=seed,
-        ),
+        dates=DatesConfig(**TOY_BRANCH, seed=seed),
+        tools=ToolsConfig(**TOY_BRANCH, seed=seed),
     )  # fmt: skip
 
 
@@ -202,14 +207,8 @@ def small(seed: int = 0) -> Recipe:
             budget=2000, queries_together=200, batch_size=16, seq_len=1024, peak_lr=1e-4, warmup=5,
             precision="bf16", seed=seed,
         ),
-        dates=DatesConfig(
-            n_dialogs=1000, n_replay=2000, n_demonstrations=500, batch_size=16, seq_len=1024,
-            peak_lr=3e-4, precision="bf16", seed=seed,
-        ),
-        tools=ToolsConfig(
-            n_dialogs=8000, n_replay=4000, n_demonstrations=1000, batch_size=16, seq_len=1024,
-            peak_lr=3e-4, precision="bf16", seed=seed,
-        ),
+        dates=DatesConfig(**SMALL_BRANCH, n_dialogs=1000, seed=seed),
+        tools=ToolsConfig(**SMALL_BRANCH, n_dialogs=8000, seed=seed),
     )  # fmt: skip
 
 
