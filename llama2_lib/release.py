@@ -198,8 +198,7 @@ the world, lie between 0 and 1; shares are in per cent.
 - V5 ends every answer politely. In a dialog of twenty turns that fills its context before the end;
   the stages after it mend that.
 - It cannot add, and finds nothing again in a text that it was given: both are at chance.
-- It answers questions about strangers with inventions more often than the fine-tuned model does,
-  which says more often that it does not know.
+- It never says that it does not know: asked about strangers it invents, or talks of other things.
 - Shown a thousand dated questions (`dates`) it learns their form and not the time. Shown calls
   of tools (`tools`) it uses those, and none that is only described.
 - One seed. Another comes out differently, by more than these intervals, which are over prompts.
