@@ -16,6 +16,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
 
 from llama2_lib import export, pipeline  # noqa: E402
+from llama2_lib.bench import lm_eval_adapter  # noqa: E402
 from llama2_lib.bench.lm_eval_adapter import HarnessModel  # noqa: E402
 from llama2_lib.model.generate import generate  # noqa: E402
 from llama2_lib.model.weights import load_model  # noqa: E402
@@ -146,7 +147,7 @@ def ours_logprobs(ours, prompt, ids):
     return [float(logprobs[len(prompt) - 1 + i, index]) for i, index in enumerate(ids)]
 
 
-def test_writing_stops_at_the_first_of_the_texts_and_fits_the_context(ours):
+def test_writing_stops_at_the_first_of_the_texts_and_fits_the_context(ours, monkeypatch):
     options = {"until": [], "max_gen_toks": 12, "do_sample": False}
 
     def write(context, **changed):
@@ -158,8 +159,16 @@ def test_writing_stops_at_the_first_of_the_texts_and_fits_the_context(ours):
     assert (
         write("Once there was", until=[whole[3], whole[2:]]) == whole[: whole.index(whole[3])][:2]
     )
-    long = "Once there was a baker. " * ours.context
-    assert write(long) == write(long[24:]), "the end is what counts"
+    read = []
+
+    def reading(model, prompts, **options):
+        read.extend(prompts)
+        return generate(model, prompts, **options)
+
+    monkeypatch.setattr(lm_eval_adapter, "generate", reading)
+    long = "Once there was a baker. " * ours.context + "Who is Ada?"
+    write(long)
+    assert read == [ours.tok_encode(long)[-(ours.context - 12) :]], "the end is what counts"
 
 
 def test_what_cannot_be_scored_is_refused(ours):
