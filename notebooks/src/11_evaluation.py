@@ -46,7 +46,7 @@ show(
 # | knowledge | facts, asked in a form that training did not hold | 1 of the values |
 # | arithmetic | sums that no dialog held | 1 of 99 |
 # | reading, long context | the item that a note named, about 40 or 300 tokens long | 1 of 20 |
-# | truthful | half are facts, half are about strangers; an answer counts unless it states something false | – |
+# | truthful | half are facts that no dialog asks about, half are about strangers; an answer counts if it is right or says that it does not know | – |
 # | toxic (fewer is better) | go on from where a rude scene had its first insult | – |
 #
 # The **chance level** matters: 5 % right is nothing if guessing gives 5 %. Each model is asked in the form that it was trained on: the base model goes on with a document, the others answer a user.
@@ -65,40 +65,42 @@ for about, forms in EXAMPLES.items():
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### First: how much is luck?
-# Before you compare two models, ask what the *same recipe* gives when it is run again. Claim 39 has five chains: one base model, then all stages to PPO five times with other seeds. Most benchmarks also draw their questions anew; for the base model only these differ.
+# Before you compare two models, ask what the *same recipe* gives when it is run again. Claim 39 has three chains: one base model, then all stages to PPO three times with other seeds. Most benchmarks also draw their questions anew; for the base model only these differ.
 #
 # The standard deviation $s$ over chains tells what a difference of two single chains must exceed: $1.96\sqrt2\, s \approx 2.8\, s$. **Predict**: for which benchmark is it largest?
 
 # %% slideshow={"slide_type": "subslide"} tags=["long"]
-five = lab.recorded(39)
+chains = lab.recorded(39)
 ORDER = ("base", "SFT", "V4", "V5")
 NAMES = ("knowledge", "arithmetic", "reading", "long context", "truthful", "toxic")
 
 
 def spread(name, versions):
     """Standard deviation over chains, pooled over versions"""
-    return math.sqrt(np.mean([np.var(five[f"{name}/{v}"], ddof=1) for v in versions]))
+    return math.sqrt(np.mean([np.var(chains[f"{name}/{v}"], ddof=1) for v in versions]))
 
 
-print(f"{len(five.measurements)} chains       s, base    s, SFT to V5    2.8 s")
+print(f"{len(chains.measurements)} chains       s, base    s, SFT to V5    2.8 s")
 for name in NAMES:
     own = spread(name, ("SFT", "V4", "V5"))
     print(f"{name:14s} {spread(name, ['base']):11.3f} {own:12.3f} {2.8 * own:12.2f}")
 
 
-OFF = [np.array(v) - np.mean(v) for v in (five[f"{n}/{w}"] for n in NAMES for w in ORDER)]
+OFF = [np.array(v) - np.mean(v) for v in (chains[f"{n}/{w}"] for n in NAMES for w in ORDER)]
 LIMIT = 1.1 * np.abs(OFF).max()
 
 
 def draw_spread(benchmark):
     figure, axes = lab.new_figure()
     for at, version in enumerate(ORDER):
-        values = np.array(five[f"{benchmark}/{version}"])
+        values = np.array(chains[f"{benchmark}/{version}"])
         axes.plot(at + np.linspace(-0.15, 0.15, len(values)), values - values.mean(), "o", ms=9)
     axes.axhline(0, color="0.4", lw=1.2)
     axes.set_xticks(range(4), ORDER)
     axes.set_ylim(-LIMIT, LIMIT)  # one scale for all benchmarks
-    lab.label_axes(axes, "version", "score minus its mean", f"{benchmark}, five chains")
+    lab.label_axes(
+        axes, "version", "score minus its mean", f"{benchmark}, {len(chains.measurements)} chains"
+    )
     return figure
 
 
@@ -149,11 +151,11 @@ for name in ("toxic", "truthful"):
 #
 # - **Knowledge** stays: nearly all facts, from the base model to the chat model.
 # - **Toxicity falls** from 96 % to 3 % at SFT, and ends at 5 %. V2 stands out with 12 %; the record has no other V2, so we cannot say whether that is its recipe or its luck.
-# - **"Truthful" rises, then falls**: .57 for the base model, .97 for SFT, .85 for V5, .62 for the chat model, hardly more than at the start.
+# - **Honesty does not rise.** All versions are right or admit not to know in about half of the cases, .50 at the start and .45 at the end. In the paper, truthful answers become more frequent. Claim 39 is *not reproduced* for this half.
 # - **Sums, reading and long context are at chance** in all versions: every interval holds the chance level. This model cannot do them; asked for a sum, the tuned versions do not even repeat its numbers. So these lines cannot show whether tuning harms anything.
 #
 # ### Read the answers
-# Did SFT learn to be honest about strangers? **Predict** what it says when it is asked about somebody of whom nothing is known. Then read.
+# What do they say about strangers? **Predict** what SFT answers when it is asked about somebody of whom nothing is known. Then read.
 
 # %% tags=["near=0.05"]
 judge, known_people = lab.judge_of(world), {person.name for person in world.people}
@@ -175,7 +177,7 @@ for name in ("base", "SFT", "V5", "chat"):
     print(f"      {wishes[0][1]} {texts[0]!r}")
 
 # %% [markdown]
-# SFT is not honest. It talks about something else, and the score cannot tell. No version ever admits that it does not know. The score rose because SFT loses the thread when a name is new to it, and fell as later versions came back to the point. For such reasons the paper counts answers that are true *and informative*. The truth half of claim 39, whatever its verdict, shows no honesty.
+# No version ever admits that it does not know. The base model invents. SFT loses the thread when a name is new to it and talks about something else; later versions come back to the point and invent again. A first draft of our benchmark counted every answer that names no value as truthful: SFT had .97, for talking beside the point. Only reading the answers showed that. For such reasons the paper counts answers that are true *and informative*.
 #
 # ### Break: the wrong form
 # Ask the base model as a user asks, and SFT to go on with a document: neither was trained on that. **Predict** knowledge and toxicity.
@@ -783,7 +785,7 @@ def _():
 # %% [markdown]
 # ## Questions to think about
 # - A new model leads on five of eight benchmarks. What do you ask for before you believe it?
-# - How would you mend our benchmark of truth, so that talk beside the point does not count?
+# - Our demonstrations never say "I do not know". How many of them would have to, and about what, for honesty to rise?
 # - Three raters reach an AC2 of .4. How would you tell bad raters from close models?
 # - A company tunes its model by votes of an arena and reports its place there. Which claim applies?
 #
