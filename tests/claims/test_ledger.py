@@ -293,3 +293,27 @@ def test_the_claims_of_the_course_train_nothing_beside_its_chain():
     live = {number: each for number, each in ledger.CLAIMS.items() if not each.recorded}
     assert set(live) == {6, 7, 9, 10, 18, 19, 38}
     assert set(ledger.grid_requests(nano(), claims=live)) == {("sft", nano()), (JUDGE, nano())}
+
+
+def test_p_values_are_those_of_the_declared_intervals():
+    def p(rule, low, high, bound):
+        value = (low + high) / 2
+        test = Must("x", lambda _: Estimate(value=value, low=low, high=high, n=3), **{rule: bound})
+        return test.p_value([])
+
+    # a 95 % interval that ends at the bound: one-sided 2.5 %
+    assert p("above", 0.0, 2.0, 0.0) == pytest.approx(0.025, rel=1e-9)
+    assert p("below", -2.0, 0.0, 0.0) == pytest.approx(0.025, rel=1e-9)
+    # a 90 % interval that ends at the margin: 5 %
+    assert p("within", -0.02, 0.1, 0.1) == pytest.approx(0.05, rel=1e-9)
+    assert p("above", 1.0, 3.0, 2.0) == pytest.approx(0.5, rel=1e-9)
+    assert p("above", 3.0, 3.0, 2.0) == 0.0
+    assert p("above", 1.0, 1.0, 2.0) == 1.0
+
+
+def test_headline_claims_are_adjusted_together():
+    results = [ledger.recorded(number) for number in (1, 15, 23)]
+    found = ledger.headline_p_values(results)
+    assert set(found) == {15, 23}, "claim 1 is no headline"
+    smallest = min(alone for alone, _ in found.values())
+    assert min(together for _, together in found.values()) == pytest.approx(2 * smallest)

@@ -10,6 +10,7 @@ from llama2_lib.evaluation.statistics import (
     Estimate,
     bootstrap_mean,
     equivalent,
+    holm,
     mean_interval,
     ordering,
     paired_difference,
@@ -269,3 +270,12 @@ def test_an_estimate_prints_its_interval():
     assert str(Estimate(value=0.32, low=0.17214, high=0.51592, n=25)) == "0.32 [0.1721, 0.5159]"
     assert str(Estimate(value=327680, low=327680, high=327680, n=2)) == "327,680"
     assert str(Estimate(value=1200.4, low=980.26, high=1420.5, n=3)) == "1,200 [980.3, 1,420]"
+
+
+def test_holm_is_stepwise_and_never_falls():
+    # by hand: 0.01 * 3; 0.03 * 2; then 0.04 * 1 may not fall below 0.06
+    adjusted = holm({7: 0.04, 1: 0.01, 4: 0.03})
+    assert adjusted == pytest.approx({1: 0.03, 4: 0.06, 7: 0.06}, rel=1e-12)
+    assert list(adjusted) == [1, 4, 7]
+    assert holm({1: 0.9, 2: 0.8}) == {2: 1.0, 1: 1.0}
+    assert holm({}) == {}

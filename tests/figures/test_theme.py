@@ -36,9 +36,7 @@ FIGURES = {
         SQUARE, "x", "y", "unit", rows=DOLLARS, columns=DOLLARS, **TITLE
     ),
     "rotations": lambda: curves.rotations([0.0, 1.0], **TITLE),
-    "shares": lambda: curves.shares(
-        dict.fromkeys(DOLLARS, [1] * 5), DOLLARS, "model", **TITLE
-    ),
+    "shares": lambda: curves.shares(dict.fromkeys(DOLLARS, [1] * 5), DOLLARS, "model", **TITLE),
     "attention": lambda: curves.attention_map(SQUARE, DOLLARS, **TITLE),
     "grades": lambda: alignment.accuracy_by_grade(DOLLARS, NAMED, **TITLE),
     "histograms": lambda: alignment.score_histograms(
