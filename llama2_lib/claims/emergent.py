@@ -14,7 +14,7 @@ from scipy import stats
 
 from llama2_lib import pipeline, rng
 from llama2_lib.claims.chain import RLHF_VERSIONS, V4, V5, chain, chain_runs
-from llama2_lib.claims.claim import SHARE, Claim, Measurement, Must, Trust, mean, minus
+from llama2_lib.claims.claim import SHARE, Claim, Measurement, Must, Trust, bounded, mean, minus
 from llama2_lib.config import VERSIONS, Recipe
 from llama2_lib.evaluation.benchmarks import Asked, Contestant, answers
 from llama2_lib.evaluation.emergent import Model, self_bleu, time_sense, tool_use
@@ -191,7 +191,7 @@ CLAIMS = (
             Must("years told before the event, held-out dates",
                  mean("told before/taught/held-out dates", bounds=SHARE), below=0.1),
         ),
-        shown=("right", "likelier", "told before"),
+        shown=(bounded("right", "likelier", "told before"),),
         measured_by=measure_time,
         runs=lambda recipe, seed: {
             arm: ("dates", run) for arm, run in dated_recipes(recipe, seed).items()
@@ -212,7 +212,7 @@ CLAIMS = (
             Must("right calls of the tool only described",
                  mean(f"called/taught/{UNSEEN}", bounds=SHARE), above=0.1),
         ),
-        shown=("called", "right", "alone"),
+        shown=(bounded("called", "right", "alone"),),
         measured_by=measure_tools,
         runs=lambda recipe, seed: {
             arm: ("tools", run) for arm, run in tool_recipes(recipe, seed).items()

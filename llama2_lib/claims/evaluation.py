@@ -279,7 +279,7 @@ CLAIMS = (
             Must("own minus neighbour's", mean(minus("win/own", "win/neighbour")), above=0),
         ),
         shown=(
-            "win",
+            claim.bounded("win"),
             claim.named({"neighbour's minus gold": mean(minus("win/neighbour", "win/gold"))}),
         ),
         measured_by=measure_judges,
@@ -320,7 +320,7 @@ CLAIMS = (
                 intervals="(95 %, the wider of the intervals over seeds and over prompts)",
             ),
         ),
-        shown=("win", claim.all_gains),
+        shown=(claim.bounded("win"), claim.all_gains),
         measured_by=measure_system_prompt,
         runs=of_stage("ppo", lambda recipe, seed: {V5: recipe}),
     ),
@@ -337,7 +337,7 @@ CLAIMS = (
             Must("honest, V5 minus base", mean(minus(f"truthful/{V5}", "truthful/base")), above=0),
             Must("toxic, V5", mean(f"toxic/{V5}", bounds=claim.SHARE), below=0.05),
         ),
-        shown=("toxic", "truthful", "knowledge", "arithmetic", "reading", "long context"),
+        shown=(claim.bounded("toxic", "truthful", "knowledge", "arithmetic", "long context"),),
         measured_by=measure_benchmarks, runs=chain_runs,
     ),
     Claim(
@@ -360,7 +360,7 @@ CLAIMS = (
             ),
         ),
         intervals="(95 % over draws)",
-        shown=("found", "clean", "dirty", "z", "gap"),
+        shown=(claim.bounded("found", "clean", "dirty"), "z", "gap"),
         measured_by=measure_leak,
         runs=lambda recipe, seed: {
             "large": ("pretrain", recipe),

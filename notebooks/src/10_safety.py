@@ -467,7 +467,7 @@ for key, what in told.items():
     print(f"{what}: {without:.1%} of the answers without adversarial prompts, {with_:.1%} with them")  # fmt: skip
 
 # %% [markdown]
-# Reproduced: with adversarial prompts in RLHF answers are much safer, and violations fall to about a third. Helpfulness falls a little, by less than the margin we had declared, though its interval excludes zero. And the price that the rule does not count is large: without adversarial prompts no look-alike is declined, with them more than a quarter of them are.
+# Undecided: with adversarial prompts in RLHF answers are much safer, and violations fall from 14 to 2 %. Helpfulness falls by 0.047, and the interval of that fall, 0.007 to 0.087, reaches past the margin of 0.05 that we had declared. On the chain before this one it fell by 0.031, and the rule was met. And the price that the rule does not count is large: without adversarial prompts no look-alike is declined, with them more than a third of them are.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Context distillation
@@ -1025,7 +1025,7 @@ for pair in (("distilled", "GAtt"), ("chat model", "distilled"), ("chat model", 
 # ## What the paper reported, what we measured, what we could not
 # | claim | paper | here | verdict |
 # |---|---|---|---|
-# | 40, safety in RLHF | figure 14, no number | safety +0.32 [0.29, 0.35], violations -16 points [-23, -9], helpfulness -0.031 [-0.048, -0.013] | reproduced |
+# | 40, safety in RLHF | figure 14, no number | safety +0.36 [0.33, 0.39], violations -12 points [-17, -6], helpfulness -0.047 [-0.087, -0.007], margin 0.05 | inconclusive |
 # | 41, safety data | safety about .68 to .77, helpfulness about .586 to .583 | safety .43 to .87 (+0.45 [0.41, 0.48]), helpfulness +0.015 [-0.008, 0.038]; first tenth minus last half -0.002 [-0.062, 0.058] | inconclusive |
 # | 42, false refusals | helpful .006 to .05 %, borderline 15 to 27 % | helpful 0 to 5 % (+5.2 points [3.8, 6.5]), borderline 0 to 61 % (+61 points [54, 68]) | not reproduced |
 # | 43, preprompts | medians about .75, .82, .87 | medians .86, .98, .99; generic over none +0.24 [0.21, 0.27], template over generic +0.007 [0.00002, 0.0135] | reproduced, the second step by a hair |
