@@ -1,18 +1,18 @@
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # Emergent abilities
-# The paper's discussion lists what its authors did not plan. The chat model seems to have a sense of time, it calls tools that nobody trained it to call, and it responds to temperature in context: when it is sampled hotly, facts stay the same and stories vary.
+# The paper's discussion lists what its authors did not plan. The chat model seems to have a sense of time, it calls tools that nobody trained it to call, and it responds to temperature in context: at a high temperature, facts stay the same and stories vary.
 # An ability **emerges** if it appears without having been taught. This notebook asks for each of the three: is it there untaught? If we teach it, what exactly is learned? The three answers differ.
 #
 # - **You will be able to explain** how a sense of time is taught and tested, why 50 % may be the wrong idea of chance, what of a tool call is a target of the loss and what is only read, how an executor runs calls, how Self-BLEU measures variety,
 #   and which of these abilities a small model has.
 # - **Prerequisites:** notebooks 05, 08 and 10. **Paper section:** 5.1, with figures 21 to 23 and table 15.
-# - **Minutes:** 50 to read, 60 for the exercises, 2 to run on two cores. The models are those of the released chain.
+# - **Minutes:** 50 to read, 70 for the exercises, 2 to run on two cores. The models are those of the released chain.
 
 # %% tags=["long"]
 import re
 from collections import Counter
+from copy import deepcopy
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def percent(hits):
 
 
 # %% [markdown]
-# **See** where each ability could come from. Two branches leave the finished chat model: one copy of it is shown 1,000 dated questions, another one 2,000 dialogs with tools. Each is compared with the chat model that saw none of them.
+# **See** where each ability could come from. Two branches leave the finished chat model: one copy of it is shown 1,000 dated questions, another one 2,000 dialogs with tools, three times each. Each is compared with the chat model that saw none of them.
 
 # %% tags=["hide-input"]
 show(
@@ -92,7 +92,7 @@ for who, split in bar([(w, s) for w in ("chat model", "dates") for s in dates.SP
 # What *is* chance here? **Build** a rule that knows no event at all and looks only at the year it is told. If that is late, it says Yes. `best_year` finds the year from which to say so, on questions of training.
 
 
-# %%
+# %% tags=["long"]
 def best_year(todays, happened):
     """Years told and whether the event had happened -> the year from which Yes is right most often"""
     todays, happened = np.asarray(todays), np.asarray(happened)
@@ -108,7 +108,6 @@ def _():
     assert noisy == 1910, "most often right, not always"
 
 
-# %%
 practice = list(dates.dated_questions(world, 1, 2000))
 year = best_year([one.today for one in practice], [one.happened for one in practice])
 ruled = {
@@ -124,7 +123,7 @@ for split, hits in ruled.items():
 #
 # The **control** of claim 51 is trained on the same dialogs with the dates exchanged between them. Then the year that is told says nothing about the answer. Mind what this control can show and what it cannot: a model that learned only our rule would beat it, too.
 #
-# **Measure.** The ledger has three seeds of both trainings.
+# **Measure.** The ledger has three seeds of both trainings, three passes each.
 
 # %%
 show_prediction(51)
@@ -135,7 +134,7 @@ for what, estimate in time_claim.verdict.estimates.items():
     print(f"{what}: {estimate}")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# ### Why not?
+# ### What is missing?
 # To answer well a model must know the year of the event, *and* compare it with the year it is told. **Ask** for the first part alone. We begin the sentence ourselves, up to the year, and let the model continue: in the words of a chronicle, which it read in pretraining, and in the words of the dated answers.
 #
 # **Predict**: which model knows the years best?
@@ -173,58 +172,70 @@ for who, prompts in (
     births, events = hits[: len(BORN)], hits[len(BORN) :]
     print(f"{who:10s} {form:9s} births {sum(births):2d} of {len(births)}, events {sum(events):2d} of {len(events)}")  # fmt: skip
 
+of_births = ["born" in one.dialog[1]["content"] for one in asked["held-out dates"]]
+print("dates, held-out dates, births only:", percent(senses["dates", "held-out dates"]["right"][of_births]), "right")  # fmt: skip
+
 # %% [markdown]
 # The first cause is forgetting. The pretrained model knows most years of events, in the form in which it read them. No dialog ever asks for them, so fine-tuning let them go; the dates branch learned those of its 1,000 examples anew. Births are asked for in dialogs, and they are still there.
 #
-# So look at births only. The second cause must be the comparison. **See** how often the taught model is right, by the distance between today and the year in question.
+# Births are known, and the answers about them are hardly better. So there is a second cause, the comparison. Digits are pieces of their own (notebook 01): to compare 1930 with 1907 is to look up one year, line up eight digits and find the first that differs.
+#
+# Are 1,000 examples too few to learn that, or were they shown too seldom? The stage goes through them three times, with 1,176 rehearsed dialogs between them. **Run** it longer: ten passes over the same 1,000 examples, nothing rehearsed, and 150 questions of each set after every pass. This takes about 40 seconds. **Predict** the curve.
 
-# %% tags=["hide-input", "long", "near=4"]
-AWAY = np.array([0, 15, 30, 45, 61])
-for split in dates.SPLITS[:1]:
-    senses["dates", split] = lab.time_sense((models["dates"], tokenizer), asked[split])
+# %% tags=["nbval-ignore-output", "long"]
+taught_dialogs = dates.dated_dialogs(world, recipe.dates.seed, recipe.dates.n_dialogs)
+packed = lab.PackedDialogs(lab.examples(taught_dialogs, tokenizer), seq_len=512, seed=1)
+PASSES, A_PASS = 10, packed.batches_per_epoch(4)
+panel = {split: asked[split][:150] for split in dates.SPLITS[1:]}
+hits = {split: [] for split in panel}
+patient = deepcopy(models["chat model"])
+run = lab.optimize(
+    patient, lab.adamw(patient, weight_decay=0.1), packed.batches(batch_size=4),
+    lab.dialog_loss(isolate_documents=True),
+    lab.warmup_then_cosine(
+        peak=recipe.dates.peak_lr, steps=PASSES * A_PASS, warmup=A_PASS // 2, floor=0.1
+    ),
+    steps=range(PASSES * A_PASS),
+)  # fmt: skip
+losses = []
+for step in bar(run, total=PASSES * A_PASS, about="training"):
+    losses.append(step.loss)
+    if len(losses) % A_PASS == 0:
+        for split, questions in panel.items():
+            said = lab.reply(
+                patient.eval(), tokenizer, [q.dialog for q in questions], max_new_tokens=16
+            )
+            hits[split].append(
+                [s.text[:2] == q.answer[:2] for s, q in zip(said, questions, strict=True)]
+            )
+        told = ", ".join(f"{split} {np.mean(found[-1]):.0%}" for split, found in hits.items())
+        print(
+            f"pass {len(losses) // A_PASS:2d}: loss {np.mean(losses[-A_PASS:]):.3f}, right: {told}"
+        )
 
-
-def by_distance(kind):
-    rows = {"taught model": [], "rule": []}
-    for split in dates.SPLITS:
-        for one, right, rule in zip(asked[split], senses["dates", split]["right"], ruled[split], strict=True):  # fmt: skip
-            if kind == "all" or ("born" in one.dialog[1]["content"]) == (kind == "births"):
-                rows["taught model"].append((abs(one.today - one.year), right))
-                rows["rule"].append((abs(one.today - one.year), rule))
-    found = {}
-    for who, pairs in rows.items():
-        far, hits = np.array(pairs).T
-        parts = [hits[(far >= a) & (far < b)] for a, b in pairwise(AWAY)]
-        found[who] = [lab.proportion(int(part.sum()), len(part)) for part in parts]
-    return found
-
-
-def draw_distance(kind):
-    middle = (AWAY[:-1] + AWAY[1:] - 1) / 2
-    series = {
-        who: (middle, *(100 * np.array([getattr(e, end) for e in found]) for end in ("value", "low", "high")))
-        for who, found in by_distance(kind).items()
-    }  # fmt: skip
-    return lab.lines(
-        series, "years between today and the event", "right (%)", markers=True,
-        title=f"{kind}, all three sets", reference={"coin": 50},
-    )  # fmt: skip
-
-
-def distance_words(kind):
-    told = [f"{who} {100 * found[0].value:.0f} % up to 14 years away, {100 * found[-1].value:.0f} % from 45 on" for who, found in by_distance(kind).items()]  # fmt: skip
-    return f"Right answers, {kind}: {'; '.join(told)}."
-
-
-show(draw_distance("births"), alt=distance_words("births"))
-Explorer(draw_distance, distance_words, kind=["births", "events", "all"])
+# %% tags=["hide-input", "near=10"]
+series, chance = {}, {}
+for split, found in hits.items():
+    shares = [lab.proportion(sum(one), len(one)) for one in found]
+    series[split] = (
+        range(1, PASSES + 1),
+        *(100 * np.array([getattr(s, end) for s in shares]) for end in ("value", "low", "high")),
+    )
+    chance[f"rule, {split}"] = 100 * ruled[split][:150].mean()
+told = [f"{split} {series[split][1][-1]:.0f} % (rule {chance[f'rule, {split}']:.0f} %)" for split in panel]  # fmt: skip
+show(
+    lab.lines(
+        series, "passes over the 1,000 examples", "right (%)", markers=True, reference=chance
+    ),
+    alt=f"After one pass the model is behind the rule; after the last one {' and '.join(told)} are right.",
+)
+gap = np.mean(hits["held-out dates"][-1]) - ruled["held-out dates"][:150].mean()
+assert gap > 0, f"on held-out dates ten passes must beat the rule; the gap is {gap:.2f}"
 
 # %% [markdown]
-# Even where the model knows the year, it is no better than the rule, at any distance. Digits are pieces of their own (notebook 01), so to compare 1930 with 1907 is to look up one year, line up eight digits and find the first that differs.
+# For three passes nothing seems to happen, while the loss falls: nearly all targets are words that are easy to say, and only one, the Yes or No, needs the comparison. Then it is learned. So the paper's number can suffice: shown often enough, 1,000 examples give our model a sense of time for **new dates** (one seed). What ten passes without rehearsal cost the other skills we did not measure.
 #
-# Is that beyond a million weights, or are the examples too few? Outside of this notebook we trained copies of the chat model (one seed, nothing rehearsed). Shown **4,000** dated questions in place of 1,000, a copy answered 84 % of held-out dates rightly, far more than the rule, and 61 % of held-out events, no more than the rule. With the year written into the question ("Has Remy been born in 1930?"), so that only the comparison was left, 1,000 examples gave 57 % on new questions and 4,000 gave 91 %.
-#
-# So the model *can* learn to compare. A thousand examples are too few for that, while the paper's model had surely compared years before it saw the first one. That is the difference between **teaching** an ability and **eliciting** it. Exercise 2 lets you write the data of the second run.
+# On **new events** the model is hardly better than the rule. It has learned of each event in its examples when to begin to say Yes. It has not learned to look up any year that it knows and compare it. The paper's model had surely compared years before it saw the first example; a thousand examples were enough to show it when to use that. This is the difference between **teaching** an ability and **eliciting** it.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Tools
@@ -453,7 +464,7 @@ for kind, tasks in TASKS.items():
 
 # %% [markdown]
 # - **Sums.** The calculator is called with the right digits and the answers are right. Without it the model has nearly all of them wrong. This is table 15 with the column that the paper leaves out.
-# - **Other words.** The right tool is nearly always called. A word that training put into the call of another tool is nearly always copied rightly; a word that stood in no call never is. In its place the model writes one that it has written there before, and then reports, politely, the price of something else. It knows all of these words from pretraining. What it has learned is not to copy, but to write certain words and digits in a call.
+# - **Other words.** The right tool is nearly always called. A word that training put into the call of another tool is nearly always copied rightly; a word that stood in no call never is. In its place the model writes one that it has written there before, and then reports, politely, the price of something else. It knows foods, animals and towns from pretraining. What it has learned is not to copy, but to write certain words and digits in a call.
 # - **The tool only described.** It is never called. The model says that it has no tool, calls another one, or begins a name that no tool has. It does not use the description; it knows six tools by heart. The untaught chat model makes no right call of any tool.
 #
 # **Measure** with three seeds.
@@ -468,7 +479,7 @@ for what, estimate in tool_claim.verdict.estimates.items():
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Temperature in context
-# **Say** (figure 21). Sampling at temperature $T$ draws from $p_T(x) \propto \exp(z_x / T)$, with $z$ the logits: a higher $T$ flattens the distribution. The paper finds that RLHF changes what this does. Asked for a fact, the later versions give the same answer even when sampled hotly; asked for something creative, they vary as before. Nobody put such a thing into the reward.
+# **Say** (figure 21). Sampling at temperature $T$ draws from $p_T(x) \propto \exp(z_x / T)$, with $z$ the logits: a higher $T$ flattens the distribution. The paper finds that RLHF changes what this does. Asked for a fact, the later versions give the same answer even at a high temperature; asked for something creative, they vary as before. Nobody put such a thing into the reward.
 #
 # Variety is measured with **Self-BLEU**: each of $k$ samples of one prompt is scored against the other $k - 1$,
 #
@@ -559,7 +570,7 @@ Explorer(
 # %% [markdown]
 # On facts V5's curve is flatter than SFT's, by about a quarter, and the interval of the difference lies above 0. On stories the two cannot be told apart. In the chat model, whose later stages use no PPO, the gap is wider still: facts depend on the temperature even less, and stories more. (The intervals are over prompts of one chain.)
 #
-# This did emerge, in part: no reward ever saw a temperature. A plain reason may suffice. Where one answer is right, nearly every sample that differs scores lower, so training sharpens the distribution there. Among stories many score alike, and nothing pushes them together.
+# In this chain it did emerge, in part: no reward ever saw a temperature. A plain reason may suffice. Where one answer is right, nearly every sample that differs scores lower, so training sharpens the distribution there. Among stories many score alike, and nothing pushes them together.
 #
 # **Measure** with ten prompts of each kind, 25 samples, five temperatures and the chains of three seeds.
 
@@ -576,8 +587,8 @@ for what, estimate in heat_claim.verdict.estimates.items():
 # ## What the paper reported, what we measured, what we could not
 # | claim | paper | here, in this notebook (seed 0) | does it emerge? |
 # |---|---|---|---|
-# | 50, temperature in context | figure 21: on factual prompts the slope flattens from version to version, on creative ones it stays | slope on facts nearer to 0 in V5, more so in the chat model; on stories V5 is like SFT | yes, in part |
-# | 51, sense of time | 1,000 examples; dozens of tests by hand, no score | the form is learned; right little more often than a coin, and no more often than a rule that knows no event | no; 1,000 examples do not teach it, 4,000 do in part |
+# | 50, temperature in context | figure 21: on factual prompts the slope flattens from version to version, on creative ones it stays | slope on facts nearer to 0 in V5, more so in the chat model; on stories V5 is like SFT | in this chain, in part |
+# | 51, sense of time | 1,000 examples; dozens of tests by hand, no score | after three passes only the form is learned; after ten, new dates are answered better than by a rule that knows no event, new events hardly | no, but 1,000 examples teach half of it |
 # | 52, sums with a calculator | 67.1, 69.2, 82.4 %; without it not stated | nearly all right with it, nearly none without | no, but 2,000 dialogs teach it |
 # | 52, a tool only described | called untaught | never called; a word that stood in no call of training is never copied, either | no |
 #
@@ -610,7 +621,7 @@ def _():
 
 # %% [markdown]
 # ### Exercise 2 (medium, 15 minutes)
-# Leave only the comparison. Write `stated(question)`: take a `Dated` question and return a training dialog whose user's message tells the year of the event, " in 1930" before the question mark, followed by the right answer of the assistant. Leave the question itself as it is. With 4,000 such dialogs and the training loop of notebook 05 you can repeat our run (a few minutes).
+# Leave only the comparison. Write `stated(question)`: take a `Dated` question and return a training dialog whose user's message tells the year of the event, " in 1930" before the question mark, followed by the right answer of the assistant. Leave the question itself as it is. With such dialogs and the loop above you can find out whether the comparison alone is learned in fewer passes, and whether it then works for new events.
 # <details><summary>Hint</summary>`question.dialog` has two messages; make new ones with `{**message, "content": ...}`.</details>
 
 
