@@ -649,7 +649,7 @@ def _():
 
 # %% [markdown]
 # ### Exercise 3 (medium, 20 minutes)
-# A tool of your own. Write the function `mirror(arguments)`, which returns a word backwards, and `offer(request)`, a dialog whose system message describes two tools, `mirror writes a word backwards` and `scale weighs an animal`, in the words of `tools.offered`. The check lets the model answer with your tool at hand and tells what it did. **Predict**: which tool will it call?
+# A tool of your own. Write the function `mirror(arguments)`, which returns a word backwards, and `offer(request)`, a dialog whose system message describes two tools, `mirror writes a word backwards` and `scale weighs an animal`, in the words of `tools.offered`. `try_out` lets the model answer with your tool at hand. **Predict** which tool it calls, then print what it says to "Write goose backwards." and to requests of your own.
 # <details><summary>Hint</summary>The system message reads "Tools: mirror writes a word backwards; scale weighs an animal."</details>
 
 
@@ -667,6 +667,12 @@ def offer(request):
     ### END SOLUTION
 
 
+def try_out(requests):
+    """What the model replies, your tool at hand"""
+    run = lambda name, word: mirror(word) if name == "mirror" else run_tool(name, word)  # noqa: E731
+    return reply_with_tools(models["tools"], tokenizer, [offer(r) for r in requests], run)
+
+
 @check("a tool of your own")
 def _():
     assert mirror("goose") == "esoog", f"got {mirror('goose')!r}"
@@ -674,15 +680,10 @@ def _():
     system = offer("How heavy is the goose?")[0]["content"]
     assert system[:7] == usual[:7], "begin like the system messages of training"
     assert "mirror writes a word backwards" in system, "describe your tool"
-
-    def run(name, arguments):
-        return mirror(arguments) if name == "mirror" else run_tool(name, arguments)
-
-    requests = ("How heavy is the goose?", "Write goose backwards.", "mirror: goose")
-    said = reply_with_tools(models["tools"], tokenizer, [offer(r) for r in requests], run)
-    for request, one in zip(requests, said, strict=True):
-        print(f"{request:26s} {one.text.replace(chr(10), ' / ')}")
-    assert called("mirror: goose =", run).result == "esoog", "the executor can run it"
+    assert called("mirror: goose =", lambda _, word: mirror(word)).result == "esoog"
+    known, new = try_out(["How heavy is the goose?", "Write goose backwards."])
+    assert known.calls[0].name == "scale", f"it must still weigh the goose; it says {known.text!r}"
+    assert not new.calls, f"it never called our mirror; with yours it says {new.text!r}: tell us"
 
 
 # %% [markdown]
