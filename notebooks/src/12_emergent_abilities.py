@@ -61,7 +61,7 @@ show(
 # ## A sense of time
 # **Say** (section 5.1, figure 22). The authors took 1,000 questions that are tied to dates, with the date of the question and the date of the event, and fine-tuned on them. Afterwards, they report, the model organised its knowledge by time: told that the year is 1940, it could not say who won the war. They looked at dozens of examples and give no score.
 #
-# Here the system message tells the year, and the user asks about an event or a birth. If it has happened, the answer tells when. If it is still to come, the model must **abstain**: it may not tell the year, even if it knows it. The dialog never mentions the year of the event; the model has read it in pretraining.
+# Here the system message tells the year, and the user asks about an event or a birth. If it has happened, the answer tells when. If it is still to come, the model must **abstain**: it may not tell the year, even if it knows it. The year of the event is nowhere in the dialog; the model has read it in pretraining.
 
 # %%
 for one in dates.dated_questions(world, 3, 4):
@@ -131,9 +131,12 @@ show_prediction(51)
 # %%
 time_claim = show_claim(51)
 for what, estimate in time_claim.verdict.estimates.items():
-    print(f"{what}: {estimate}")
+    if what.startswith(("right/taught", "right/shuffled")):
+        print(f"{what}: {estimate}")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
+# Undecided by our rule, and no sign of a sense of time: taught and control are both at a coin's level, and how often the taught model tells a year beforehand differs widely between seeds.
+#
 # ### What is missing?
 # To answer well a model must know the year of the event, *and* compare it with the year it is told. **Ask** for the first part alone. We begin the sentence ourselves, up to the year, and let the model continue: in the words of a chronicle, which it read in pretraining, and in the words of the dated answers.
 #
@@ -422,8 +425,6 @@ for task, said in zip(some, reply_with_tools(models["tools"], tokenizer, [t.dial
     print(f"{task.dialog[1]['content']:40s} {said.text.replace(chr(10), ' / ')}")
 
 # %% [markdown]
-# Read the words in the calls closely before you go on.
-#
 # **Predict** the shares: held-out sums that are right with the calculator, and without it. Right calls for other held-out words: some of them stood in training calls of *another* tool, because `map`, `clock` and `window` are all asked about towns; the rest stood in no call at all. And right calls of the **window**, which no training dialog ever offered; the system message says that it tells the weather in a town.
 
 # %% tags=["long", "near=4"]
@@ -475,9 +476,12 @@ show_prediction(52)
 # %%
 tool_claim = show_claim(52)
 for what, estimate in tool_claim.verdict.estimates.items():
-    print(f"{what}: {estimate}")
+    if what.startswith(("called/taught", "alone")):
+        print(f"{what}: {estimate}")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
+# Not reproduced, because the claim has two halves. On every seed the calculator makes nearly all sums right; on none is the described tool ever called rightly. (Its "held-out words" mix the two kinds above.)
+#
 # ## Temperature in context
 # **Say** (figure 21). Sampling at temperature $T$ draws from $p_T(x) \propto \exp(z_x / T)$, with $z$ the logits: a higher $T$ flattens the distribution. The paper finds that RLHF changes what this does. Asked for a fact, the later versions give the same answer even at a high temperature; asked for something creative, they vary as before. Nobody put such a thing into the reward.
 #
@@ -570,7 +574,7 @@ Explorer(
 # %% [markdown]
 # On facts V5's curve is flatter than SFT's, by about a quarter, and the interval of the difference lies above 0. On stories the two cannot be told apart. In the chat model, whose later stages use no PPO, the gap is wider still: facts depend on the temperature even less, and stories more. (The intervals are over prompts of one chain.)
 #
-# In this chain it did emerge, in part: no reward ever saw a temperature. A plain reason may suffice. Where one answer is right, nearly every sample that differs scores lower, so training sharpens the distribution there. Among stories many score alike, and nothing pushes them together.
+# It did emerge, in part: no reward ever saw a temperature. A plain reason may suffice. Where one answer is right, nearly every sample that differs scores lower, so training sharpens the distribution there. Among stories many score alike, and nothing pushes them together.
 #
 # **Measure** with ten prompts of each kind, 25 samples, five temperatures and the chains of three seeds.
 
@@ -584,18 +588,19 @@ for what, estimate in heat_claim.verdict.estimates.items():
         print(f"{what}: {estimate}")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
+# Reproduced. V4's slope on facts is still like SFT's; it is PPO that flattens it.
+#
 # ## What the paper reported, what we measured, what we could not
 # | claim | paper | here, in this notebook (seed 0) | does it emerge? |
 # |---|---|---|---|
-# | 50, temperature in context | figure 21: on factual prompts the slope flattens from version to version, on creative ones it stays | slope on facts nearer to 0 in V5, more so in the chat model; on stories V5 is like SFT | in this chain, in part |
-# | 51, sense of time | 1,000 examples; dozens of tests by hand, no score | after three passes only the form is learned; after ten, new dates are answered better than by a rule that knows no event, new events hardly | no, but 1,000 examples teach half of it |
+# | 50, temperature in context | figure 21: on factual prompts the slope flattens from version to version, on creative ones it stays | slope on facts nearer to 0 in V5, more so in the chat model; on stories V5 is like SFT; *reproduced* | yes, in part |
+# | 51, sense of time | 1,000 examples; dozens of tests by hand, no score | after three passes only the form is learned; after ten, new dates are answered better than by a rule that knows no event, new events hardly; *inconclusive* (three passes) | no, but 1,000 examples teach half of it |
 # | 52, sums with a calculator | 67.1, 69.2, 82.4 %; without it not stated | nearly all right with it, nearly none without | no, but 2,000 dialogs teach it |
-# | 52, a tool only described | called untaught | never called; a word that stood in no call of training is never copied, either | no |
+# | 52, a tool only described | called untaught | never called; a word that stood in no call of training is never copied, either; *not reproduced* | no |
 #
-# - **Emerging depends on scale.** The paper's abilities rest on what 7 to 70 billion weights learned from two trillion tokens: comparing numbers, copying a new word, reading an instruction. Ours has none of these in general, so a description of a tool says nothing to it. That the paper's claim does not show here is no evidence against it.
-# - **What emerged here needs no new skill.** Temperature in context is a matter of *how sure* the model is, and training on rewards changes exactly that.
+# - **Emerging depends on scale.** The paper's abilities rest on what 7 to 70 billion weights learned from two trillion tokens: comparing numbers, copying a new word, reading an instruction. Ours has none of these in general, so a description of a tool says nothing to it. None of this is evidence against the paper.
 # - **Compare with a rule, not with a coin**, before you speak of an ability.
-# - **Not measured**: chains of several tools (figure 23), search, real arithmetic benchmarks, questions on what people once believed.
+# - **Not measured**: chains of several tools (figure 23), real arithmetic benchmarks, what people once believed.
 #
 # ## Exercises
 # ### Exercise 1 (easy, 10 minutes)
@@ -728,8 +733,6 @@ def _():
 # - Our questions let a rule get about 60 % right. How would you draw dates and events so that today's year alone says nothing?
 # - The model knew the years of events after pretraining and lost them in fine-tuning. Which stage of the chain would you change, and what would you mix in?
 # - The model writes only words into a call that it has written there before. Which training data would teach it to copy any word?
-# - A tool answers "unknown". What should a model say then, and which examples would teach it?
-# - Self-BLEU of 1 means that all samples are the same, not that they are right. Which second number belongs beside it?
 # - "It emerged" can mean: nobody taught it, or nobody noticed what taught it. How would you tell them apart?
 #
 # ## Next
