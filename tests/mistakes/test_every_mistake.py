@@ -62,7 +62,9 @@ COMPLETED = {  # two texts that slips are edits of lack something that their tab
 }
 
 
-@pytest.mark.parametrize(("check", "module", "table"), CHECKS, ids=lambda each: getattr(each, "__name__", each))
+@pytest.mark.parametrize(
+    ("check", "module", "table"), CHECKS, ids=lambda each: getattr(each, "__name__", each)
+)
 def test_what_slips_are_edits_of_is_right(check, module, table):
     (name,) = {wrong.__name__ for wrong in getattr(module, table).values()}
     check(COMPLETED.get(name, getattr(module, name)))
