@@ -159,7 +159,7 @@ def tool_tasks(
 ) -> Iterator[ToolTask]:
     """Yield n requests with the tools at hand; `n=None` never ends.
 
-    Of "held-out words" no training dialog asks *that* tool about the word or the sum; of "held-out tool"
+    Of "held-out words" no training dialog asks that tool about the word or sum; of "held-out tool"
     no training dialog offers the tool, which is then always the right one. `only` names one tool.
     """
     check_known("split", split, SPLITS)
