@@ -84,11 +84,12 @@ def test_show_prints_every_setting_and_what_is_on_disk(root, capsys):
     assert f"weights = {toy().model.n_parameters:,}" in lines
     chain = list(pipeline.fingerprints("red_team_v4", toy()))
     early = [f"red_team_early_v{n}" for n in (1, 2, 3, 4)]
-    optional = ["safety_early", *early]
-    listed = [line.split() for line in lines[-len(chain) - len(optional) :]]
+    branches, optional = ["dates", "tools"], ["safety_early", *early]
+    n = len(chain) + len(branches) + len(optional)
+    listed = [line.split() for line in lines[-n:]]
     assert listed == [
         [stage, state, str(pipeline.artifact_path(stage, toy()))]
-        for stages, state in ((chain, "there"), (optional, "optional"))
+        for stages, state in ((chain + branches, "there"), (optional, "optional"))
         for stage in stages
     ]
     assert chain[:2] == ["tokenizer", "corpus"]
@@ -96,8 +97,8 @@ def test_show_prints_every_setting_and_what_is_on_disk(root, capsys):
     assert main(["show", "toy", "--seed", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "pretrain.seed = 1" in lines
-    states = [line.split()[1] for line in lines[-len(chain) - len(optional) :]]
-    assert states == [*["there"] * 2, *["missing"] * (len(chain) - 2), *["optional"] * 5]
+    states = [line.split()[1] for line in lines[-n:]]
+    assert states == [*["there"] * 2, *["missing"] * (len(chain) - 2), *["optional"] * 7]
 
 
 def test_run_prints_the_folder_and_builds_what_was_asked_for(root, capsys):

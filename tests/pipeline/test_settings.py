@@ -208,7 +208,7 @@ NO_DIALS = {
     "adamw", "warmup_then_cosine", "gae", "ppo_policy_loss",  # defaults, which a config replaces
     "whiten", "explained_variance", "sample",  # guards against a division by 0
     "variant_pairs",  # a coin
-    "run", "teacher", "_taught",  # parts of the progress bar
+    "run", "teacher", "_taught", "_teach",  # parts of the progress bar
 }  # fmt: skip
 """Files and functions of training in which a number may stand, and why."""
 
