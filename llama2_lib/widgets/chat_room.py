@@ -148,8 +148,8 @@ class ChatRoom(VBox):
             for answer in asking(turn.asked, **sampling):
                 forgot = "; the oldest turns no longer fit" * room.forgot
                 turn.said, turn.note = answer.text, f"is writing{forgot}"
-                row = scored_row(room.asked, answer, tokenizer)[: model.config.max_seq_len]
                 yield
+            row = scored_row(room.asked, answer, tokenizer)[: model.config.max_seq_len]
             side.dialog = room.dialog
             by = self._load(pipeline.JUDGE)([row], [False])
             turn.note = f"helpfulness {by.helpfulness[0]:.2f}, safety {by.safety[0]:.2f}{forgot}"
