@@ -67,7 +67,10 @@ def nano(seed: int = 0) -> Recipe:
         ),
         distillation=DistillationConfig(n_prompts=400, heed_lr=3e-4, peak_lr=1e-4, seed=seed),
         red_team=RedTeamConfig(seed=seed),
-        dates=DatesConfig(n_dialogs=1000, n_replay=600, n_demonstrations=200, seed=seed),
+        # Twenty passes: with three it has the form of the answers alone (docs/log.md).
+        dates=DatesConfig(
+            n_dialogs=1000, n_replay=300, n_demonstrations=100, n_ghosts=100, epochs=20, seed=seed
+        ),
         tools=ToolsConfig(n_dialogs=2000, n_replay=600, n_demonstrations=200, seed=seed),
     )  # fmt: skip
 
@@ -207,7 +210,7 @@ def small(seed: int = 0) -> Recipe:
             budget=2000, queries_together=200, batch_size=16, seq_len=1024, peak_lr=1e-4, warmup=5,
             precision="bf16", seed=seed,
         ),
-        dates=DatesConfig(**SMALL_BRANCH, n_dialogs=1000, seed=seed),
+        dates=DatesConfig(**SMALL_BRANCH, n_dialogs=1000, epochs=20, seed=seed),
         tools=ToolsConfig(**SMALL_BRANCH, n_dialogs=8000, seed=seed),
     )  # fmt: skip
 

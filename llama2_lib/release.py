@@ -199,8 +199,8 @@ the world, lie between 0 and 1; shares are in per cent.
   the stages after it mend that.
 - It cannot add, and finds nothing again in a text that it was given: both are at chance.
 - It never says that it does not know: asked about strangers it invents, or talks of other things.
-- Shown a thousand dated questions (`dates`) it learns their form and not the time. Shown calls
-  of tools (`tools`) it uses those, and none that is only described.
+- Shown a thousand dated questions twenty times (`dates`) it tells past from future in new years,
+  and hardly of new events. Shown calls of tools (`tools`) it uses those, and none only described.
 - One seed. Another comes out differently, by more than these intervals, which are over prompts.
 
 ## Licence

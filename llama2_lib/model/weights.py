@@ -1,22 +1,21 @@
-"""Weights in and out: this course's artifacts and Hugging Face folders.
-
-Meta's `params.json` with `consolidated.*.pth` and llama2.c's `.bin` are recognised and refused
-with a message. Pickles are never opened.
-"""
+"""Weights in and out: this course's artifacts, Hugging Face folders, and what `formats` reads."""
 
 import dataclasses
 import json
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from llama2_lib.model import formats
 from llama2_lib.model.config import ModelConfig
+from llama2_lib.model.formats import Piece, Weights
 from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
 
@@ -66,18 +65,22 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = torch.float32,
 ) -> tuple[Transformer, ModelConfig]:
-    """Load a model and its configuration from a folder.
+    """Load a model and its configuration: ours, Hugging Face's, Meta's, llama2.c's or GGUF.
 
-    The folder is a finished artifact of this course, or a Hugging Face folder of a Llama model. The
-    model computes in `dtype`; None: in the precision of the file.
+    `path` is a folder of this course or in Hugging Face's layout, in one file or in shards; a
+    folder with Meta's `params.json`, whose shards are merged; a `.bin` of llama2.c or a `.gguf`
+    file. The model computes in `dtype`; None: in the precision of the file. Weights are read one
+    by one: no more is in memory than the model and one shard.
 
     Raises:
-        FileNotFoundError: The folder, its `config.json` or its weights are missing.
+        FileNotFoundError: The folder, its configuration or a shard is missing.
         ValueError: The configuration is no Llama 2, or the weights do not fit it, are of mixed or
             integer precision, or not finite.
     """
-    config, weights = _read(Path(path))
-    return build(config, weights, device).to(dtype), config
+    config, pieces = _read(Path(path))
+    with torch.device("meta"):
+        model = Transformer(config)
+    return _filled(model, pieces, path, device, dtype), config
 
 
 def load_scalar_model(
@@ -86,10 +89,10 @@ def load_scalar_model(
     dtype: torch.dtype | None = torch.float32,
 ) -> ScalarModel:
     """Load a reward model or value function from a finished artifact; see `load_model`."""
-    config, weights = _read(Path(path))
+    config, pieces = _read(Path(path))
     with torch.device("meta"):
         model = ScalarModel(Transformer(config))
-    return _filled(model, weights, device).to(dtype)
+    return _filled(model, pieces, path, device, dtype)
 
 
 def build(
@@ -98,23 +101,80 @@ def build(
     """Return a model in evaluation mode that holds exactly `weights`."""
     with torch.device("meta"):
         model = Transformer(config)
-    return _filled(model, weights, device)
+    return _filled(model, (Piece(*item) for item in weights.items()), "the model", device, None)
 
 
-def _filled(model: Model, weights: dict[str, Tensor], device: torch.device | str) -> Model:
+def _filled(
+    model: Model,
+    pieces: Iterable[Piece],
+    source: Path | str,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> Model:
+    """Give every weight its numbers, in the order in which they are read."""
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in weights.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
+    held, parts = dict[str, Tensor](), dict[str, int]()
+    norms, matrices = set[torch.dtype](), set[torch.dtype]()
+    for name, tensor, dim, part, of in pieces:
+        shape = [n * of if axis == dim else n for axis, n in enumerate(tensor.shape)]
+        if wanted.get(name) != tuple(shape) or parts.get(name, 0) != part:
+            cut = f" in {of} shards" * (of > 1)
             raise ValueError(
-                f"weight {name} must have shape {wanted.get(name)}; the file has "
-                f"{given.get(name)}. Do config.json and the weights belong together?"
+                f"weight {name} must have shape {wanted.get(name)}; the file has {tuple(shape)}"
+                f"{cut}. Do the configuration and the weights belong together?"
             )
-    model.load_state_dict({name: t.to(device) for name, t in weights.items()}, assign=True)
+        _check_numbers(source, name, tensor, norms, matrices)
+        parts[name] = part + 1
+        if of == 1:
+            held[name] = tensor.to(device, dtype)
+            continue
+        if part == 0:
+            held[name] = torch.empty(shape, device=device, dtype=dtype or tensor.dtype)
+        held[name].chunk(of, dim)[part].copy_(tensor)
+    if absent := sorted(wanted.keys() - held.keys()):
+        raise ValueError(
+            f"weight {absent[0]} must have shape {wanted[absent[0]]}; the file has None. "
+            "Do the configuration and the weights belong together?"
+        )
+    model.load_state_dict(held, assign=True)
     return model.eval()
 
 
-def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _check_numbers(
+    source: Path | str,
+    name: str,
+    tensor: Tensor,
+    norms: set[torch.dtype],
+    matrices: set[torch.dtype],
+) -> None:
+    """Refuse numbers that no model computes with. Norms may be in fp32 beside half precision."""
+    (norms if "norm" in name else matrices).add(tensor.dtype)
+    odd = (norms | matrices) - {*PRECISIONS}
+    if odd or len(matrices) > 1 or (matrices and norms - matrices - {torch.float32}):
+        raise ValueError(
+            f"{source} must hold matrices of one precision, fp64, fp32, fp16 or bf16, and norms of "
+            f"that one or fp32; it holds {', '.join(sorted(map(str, norms | matrices)))}. "
+            "Quantised weights cannot be read."
+        )
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(
+            f"{source} must hold finite weights; {name} does not. The run that left it has "
+            "diverged, or the file is damaged."
+        )
+
+
+def _read(path: Path) -> Weights:
+    """Choose the reader."""
+    if path.suffix == ".gguf" and path.is_file():
+        return formats.read_gguf(path)
+    if path.suffix == ".bin" and path.is_file():
+        return formats.read_llama2c(path)
+    if (path / "params.json").is_file() and not (path / "config.json").is_file():
+        return formats.read_meta(path)
+    return _read_folder(path)
+
+
+def _read_folder(folder: Path) -> Weights:
     """Read our own folder, or translate Hugging Face's."""
     path = folder / "config.json"
     if not path.is_file():
@@ -127,29 +187,10 @@ def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         config = (_from_hugging_faces if foreign else _from_ours)(document)
     except ValueError as error:
         raise ValueError(f"{path} must describe a Llama 2; {error}") from None
-    weights = _read_weights(folder)
+    named = _read_weights(folder)
     if foreign:
-        weights = from_hugging_face(weights, config)
-    _check_numbers(weights, folder)
-    return config, weights
-
-
-def _check_numbers(weights: dict[str, Tensor], folder: Path) -> None:
-    """Refuse numbers that no model computes with. Norms may be in fp32 beside half precision."""
-    norms = {t.dtype for name, t in weights.items() if "norm" in name}
-    matrices = {t.dtype for name, t in weights.items() if "norm" not in name}
-    if len(matrices) != 1 or matrices - {*PRECISIONS} or norms - matrices - {torch.float32}:
-        raise ValueError(
-            f"{folder} must hold matrices of one precision, fp64, fp32, fp16 or bf16, and norms "
-            f"of that one or fp32; it holds {', '.join(sorted(map(str, matrices | norms)))}. "
-            "Quantised weights cannot be read."
-        )
-    for name, tensor in weights.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(
-                f"{folder} must hold finite weights; {name} does not. The run that left it has "
-                "diverged, or the file is damaged."
-            )
+        named = (item for one in named for item in from_hugging_face(dict([one]), config).items())
+    return config, (Piece(*item) for item in named)
 
 
 def from_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -249,15 +290,13 @@ def _from_hugging_faces(document: dict[str, Any]) -> ModelConfig:
     return ModelConfig(
         vocab_size=vocab_size, dim=dim, n_layers=n_layers, n_heads=n_heads,
         n_kv_heads=n_heads if kv_heads is None else kv_heads,
-        # The stored width replaces Meta's rule: rounding "up to a multiple of itself".
-        multiple_of=hidden, ffn_dim_multiplier=min(1.0, hidden / int(2 * 4 * dim / 3)),
         max_seq_len=context, rope_theta=10_000.0 if theta is None else theta,
-        norm_eps=document["rms_norm_eps"],
+        norm_eps=document["rms_norm_eps"], **formats.stored_width(hidden, dim),
     )  # fmt: skip
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read `model.safetensors`, or every file that its index names."""
+def _read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield what is in `model.safetensors`, or in every file that its index names."""
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
@@ -268,36 +307,35 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         names = sorted(set(shards.values()))
         if outside := [name for name in names if name in ("", "..") or name != Path(name).name]:
             raise ValueError(f"{index} must name files beside it; it names {outside[0]!r}.")
-    weights: dict[str, Tensor] = {}
-    for name in names:
-        path = folder / name
+    for path in (folder / name for name in names):
         if not path.is_file():
             raise FileNotFoundError(f"{path} must exist.{_what_is_it(folder)}")
+    seen = set[str]()
+    for path in (folder / name for name in names):
         try:
-            part = load_file(path)
+            with safe_open(path, "pt") as file:
+                if twice := sorted(seen & {*file.keys()}):
+                    raise ValueError(
+                        f"{path} must hold weights of its own; {twice[0]} stands in a file before "
+                        "it too. Are these the shards of one model?"
+                    )
+                seen |= {*file.keys()}
+                yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(
                 f"{path} must be a whole safetensors file; it cannot be read: {error}. "
                 f"{_what_is_wrong(path)}"
             ) from None
-        if twice := sorted(weights.keys() & part.keys()):
-            raise ValueError(
-                f"{path} must hold weights of its own; {twice[0]} stands in a file before it too. "
-                "Are these the shards of one model?"
-            )
-        weights |= part
-    return weights
 
 
 def _what_is_it(folder: Path) -> str:
     """Say what a folder that cannot be loaded looks like."""
     if folder.is_file():
-        kind = " of llama2.c" if folder.suffix == ".bin" else ""
-        return f" It is a file{kind}; only folders in Hugging Face's layout can be read."
+        return " It is a file; of files, .bin of llama2.c and .gguf can be read."
     if not folder.is_dir():
         return " There is no such folder."
-    if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
-        return " This is Meta's original layout, which cannot be read; take Hugging Face's."
+    if any(folder.glob("consolidated.*.pth")):
+        return " These are Meta's weights without their params.json."
     index = "model.safetensors.index.json"
     if any(folder.glob("*-of-*.safetensors")) and not (folder / index).is_file():
         return f" It holds shards, but no {index} that names them all."

@@ -178,8 +178,7 @@ def test_constants_of_old_exports_are_passed_over(foreign, model):
 
 @pytest.mark.parametrize(("name", "message"), [
     ("nowhere", "There is no such folder"),
-    ("stories.bin", "It is a file of llama2.c; only folders"),
-    ("model.safetensors", "It is a file; only folders in Hugging Face's layout can be read"),
+    ("model.safetensors", "It is a file; of files, .bin of llama2.c and .gguf can be read"),
 ])  # fmt: skip
 def test_what_is_no_folder_is_named(tmp_path, name, message):
     if name != "nowhere":
@@ -191,8 +190,7 @@ def test_what_is_no_folder_is_named(tmp_path, name, message):
 @pytest.mark.parametrize(("files", "message"), [
     ([], "It holds nothing"),
     (["notes.txt", "a.bin"], r"It holds a\.bin, notes\.txt"),
-    (["params.json"], "Meta's original layout, which cannot be read; take Hugging Face's"),
-    (["consolidated.00.pth", "tokenizer.model"], "Meta's original layout, which cannot be read"),
+    (["consolidated.00.pth", "tokenizer.model"], "These are Meta's weights without their params"),
 ])  # fmt: skip
 def test_a_folder_without_a_config_is_described(tmp_path, files, message):
     for name in files:
