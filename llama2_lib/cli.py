@@ -294,26 +294,38 @@ class Chat(_Asking, _OfStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(_Asking, _OfStage):
-    """Write a stage as a Hugging Face folder, for `transformers` and all that reads its layout."""
+class Convert(_Asking, _OfStage):
+    """Write a stage, or a model of another program, in the layout of another one."""
 
-    stage: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[str]
+    """A stage, or the path of a model: a folder of Hugging Face's or Meta's layout, a .bin of
+    llama2.c, a .gguf."""
     folder: tyro.conf.Positional[Path]
     """A new or empty one."""
-    gguf: bool = False
-    """Write model.gguf beside it, for llama.cpp (needs the extra gguf)."""
+    to: Literal["hf", "meta", "llama2c", "gguf", "ours"] = "hf"
+    """Hugging Face's safetensors, Meta's consolidated.*.pth, llama2.c's run, llama.cpp (the extra
+    convert), or this course's."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """The precision of the weights; that of their file when left out."""
+    shards: int = 1
+    """Files to divide the weights of "hf" and "meta" into."""
 
     def _do(self) -> int:
+        import torch
+
         from llama2_lib import export, pipeline
 
-        stage = _known("stage with a language model", self.stage, _talking())
-        export.check_target(self.folder, self.gguf)
-        recipe = self.recipe_of(stage)
-        self.need([(stage, recipe)])
-        artifact = pipeline.artifact(stage, recipe, device=self.device)
-        print(export.to_folder(artifact, self.folder, chat=stage != "pretrain"))
-        if self.gguf:
-            print(export.to_gguf(self.folder))
+        export.check_target(self.folder, self.to)
+        source, chat = Path(self.source), True
+        if self.source in _talking() or not source.exists():
+            stage = _known("stage with a language model", self.source, _talking())
+            recipe, chat = self.recipe_of(stage), stage != "pretrain"
+            self.need([(stage, recipe)])
+            source = pipeline.artifact(stage, recipe, device=self.device)
+        dtype = self.dtype and getattr(torch, self.dtype)
+        print(
+            export.convert(source, self.folder, self.to, dtype=dtype, shards=self.shards, chat=chat)
+        )
         return 0
 
 
@@ -391,7 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
         # five times as slow beside one other program, and 8 % faster on a quiet machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     first = Doctor | Course | Chain | Release | Replay | Run | Show
-    commands = first | Chat | Export | Progress | Claims | Bench
+    commands = first | Chat | Convert | Progress | Claims | Bench
     command = tyro.cli(commands, args=arguments, prog="llama2", description=__doc__)
     before = signal.signal(signal.SIGTERM, _end)
     try:

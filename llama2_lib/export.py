@@ -1,53 +1,107 @@
-"""A finished stage for other programs: Hugging Face's folder, and llama.cpp's GGUF file.
+"""A model for other programs: Hugging Face's folder, Meta's, llama2.c's and llama.cpp's files.
 
-Ids stay ours. transformers' `LlamaTokenizer`, in its old behaviour or its new one, loses a space
-at the beginning of a text; so `tokenizer.json` says itself what SentencePiece does: put U+2581
-before every text, also behind a control token, then merge neighbours by the score of their union.
+In Hugging Face's folder ids stay ours. transformers' `LlamaTokenizer`, in its old behaviour or its
+new one, loses a space at the beginning of a text; so `tokenizer.json` says itself what
+SentencePiece does: put U+2581 before every text, also behind a control token, then merge neighbours
+by the score of their union.
 """
 
+import contextlib
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor
 
 from llama2_lib import storage
 from llama2_lib.chat_room import Sampling
-from llama2_lib.model.weights import load_model, to_hugging_face
-from llama2_lib.text.tokenizer import load_tokenizer
+from llama2_lib.model import formats
+from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.weights import load_model, save_model, to_hugging_face
+from llama2_lib.text import tokenizer as tokenizers
+from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 
 TEMPLATE = "chat_template.jinja"
 FORMAT = Path(__file__).parent / "text" / TEMPLATE
 CONSTANTS = FORMAT.with_name("hugging_face.json")
 """What is the same in every folder: by file, without `.json`."""
+Layout = Literal["hf", "meta", "llama2c", "gguf", "ours"]
 
 
-def check_target(folder: Path, gguf: bool = False) -> None:
+def check_target(folder: Path, to: Layout = "hf") -> None:
     """Refuse a folder in use, and GGUF without its package, before anything is trained."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} must be new or an empty folder; it is not. Name another one.")
-    if gguf and importlib.util.find_spec("gguf") is None:
-        raise ValueError('gguf is not installed: pip install -c constraints.txt -e ".[gguf]".')
+    if to == "gguf" and importlib.util.find_spec("gguf") is None:
+        raise ValueError('gguf is not installed: pip install -c constraints.txt -e ".[convert]".')
 
 
-def to_folder(artifact: Path, folder: Path, *, chat: bool = True) -> Path:
-    """Write a finished language model in Hugging Face's layout into a new `folder`, all or nothing.
+def convert(
+    source: Path,
+    folder: Path,
+    to: Layout = "hf",
+    *,
+    dtype: torch.dtype | None = None,
+    shards: int = 1,
+    chat: bool = True,
+) -> Path:
+    """Write a model with its tokenizer into a new `folder`, all or nothing.
 
-    Weights keep the precision of their file. `load_model` and `load_tokenizer` read the folder
-    too. In transformers `tokenizer(text)` begins with BOS, as Llama's does, and takes `<s>` within
-    a text for BOS unless `split_special_tokens=True`; ours never does. One that does not `chat`
-    gets no chat template.
+    `source` is whatever `load_model` reads. Weights keep the precision of their file unless a
+    `dtype` is named (llama2.c has fp32 only). "hf" and "meta" come in so many `shards`. In
+    transformers `tokenizer(text)` begins with BOS, as Llama's does, and takes `<s>` within a text
+    for BOS unless `split_special_tokens=True`; ours never does. One that does not `chat` gets no
+    chat template.
 
     Raises:
-        FileNotFoundError: `artifact` lacks a file.
-        ValueError: `artifact` holds no language model, or `folder` is in use.
+        FileNotFoundError: `source` lacks a file.
+        ValueError: `source` holds no language model, or `folder` is in use.
     """
-    check_target(folder)
-    model, c = load_model(artifact, dtype=None)
-    processor = load_tokenizer(artifact).processor
+    check_target(folder, to)
+    model, config = load_model(source, dtype=dtype)
+    tokenizer = load_tokenizer(source)
+    with _new(folder) as staging:
+        if to == "hf":
+            _write_hugging_face(model, tokenizer, staging, shards, chat)
+        elif to == "gguf":
+            _write_gguf(model, tokenizer, staging / "model.gguf", folder.resolve().name, chat)
+        elif to == "meta":
+            formats.write_meta(model.state_dict(), config, staging, shards)
+        elif to == "llama2c":
+            formats.write_llama2c(model.state_dict(), config, staging / "model.bin")
+            tokenizers.write_llama2c(tokenizer, staging / "tokenizer.bin")
+        else:
+            save_model(model, staging)
+        if to in ("hf", "meta", "ours"):
+            proto = tokenizer.processor.serialized_model_proto()
+            (staging / "tokenizer.model").write_bytes(proto)
+    return folder
+
+
+@contextlib.contextmanager
+def _new(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder` to write into, and give it its name when all is written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.part")
+    storage.remove(staging)
+    staging.mkdir()
+    try:
+        yield staging
+        storage.remove(folder)
+        staging.rename(folder)
+    finally:
+        storage.remove(staging)
+
+
+def _write_hugging_face(
+    model: Transformer, tokenizer: Tokenizer, folder: Path, shards: int, chat: bool
+) -> None:
+    c = model.config
     files = json.loads(CONSTANTS.read_text(encoding="utf-8"))
     files["config"] |= {
         "vocab_size": c.vocab_size, "hidden_size": c.dim, "intermediate_size": c.hidden_dim,
@@ -58,22 +112,27 @@ def to_folder(artifact: Path, folder: Path, *, chat: bool = True) -> Path:
     }  # fmt: skip
     files["generation_config"] |= {n: vars(Sampling())[n] for n in ("temperature", "top_p")}
     files["tokenizer_config"]["model_max_length"] = c.max_seq_len
-    files["tokenizer"]["model"] |= _bpe(processor)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.part")
-    storage.remove(staging)
-    staging.mkdir()
+    files["tokenizer"]["model"] |= _bpe(tokenizer.processor)
+    names = ["model.safetensors"]
+    if shards > 1:
+        names = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+    held = model.state_dict()
+    where: dict[str, str] = {}
+    for name, part in zip(names, np.array_split([*held], shards), strict=True):
+        translated = to_hugging_face({str(n): held[n] for n in part}, c)
+        weights = {n: t.contiguous() for n, t in translated.items()}
+        save_file(weights, folder / name, metadata={"format": "pt"})
+        where |= dict.fromkeys(weights, name)
+    if shards > 1:
+        size = sum(tensor.nbytes for tensor in held.values())
+        files["model.safetensors.index"] = {"metadata": {"total_size": size}, "weight_map": where}
     for name, document in files.items():
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        (staging / f"{name}.json").write_text(text, encoding="utf-8")
-    (staging / "tokenizer.model").write_bytes(processor.serialized_model_proto())
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
     if chat:
-        (staging / TEMPLATE).write_bytes(FORMAT.read_bytes())
-    weights = {n: t.contiguous() for n, t in to_hugging_face(model.state_dict(), c).items()}
-    save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
-    (staging / "model.safetensors").chmod((staging / "config.json").stat().st_mode)
-    storage.remove(folder)
-    return staging.rename(folder)
+        (folder / TEMPLATE).write_bytes(FORMAT.read_bytes())
+    for name in names:  # safetensors gives its files rights for their owner alone
+        (folder / name).chmod((folder / "config.json").stat().st_mode)
 
 
 def _bpe(sp: SentencePieceProcessor) -> dict[str, Any]:
@@ -88,23 +147,25 @@ def _bpe(sp: SentencePieceProcessor) -> dict[str, Any]:
     return {"vocab": ids, "merges": merges, "byte_fallback": len(made) < len(pieces) - 3}
 
 
-def to_gguf(folder: Path) -> Path:
-    """Write `model.gguf`, for llama.cpp, into a folder of `to_folder`; return its path.
+def _write_gguf(
+    model: Transformer, tokenizer: Tokenizer, path: Path, name: str, chat: bool
+) -> None:
+    """Write llama.cpp's file.
 
     llama.cpp turns neighbouring rows of wq and wk together, as Meta does: its converter permutes
     Hugging Face's order back, and what `load_model` returns is right as it is. Norms are stored in
     fp32, matrices as they are, bf16 in fp32.
     """
-    import gguf  # of the extra `gguf`
+    import gguf  # of the extra `convert`
 
-    model, c = load_model(folder, dtype=None)
-    sp, ids = load_tokenizer(folder).processor, range(c.vocab_size)
+    c, sp = model.config, tokenizer.processor
+    ids = range(c.vocab_size)
     kinds = {
         gguf.TokenType.UNKNOWN: sp.is_unknown, gguf.TokenType.CONTROL: sp.is_control,
         gguf.TokenType.BYTE: sp.is_byte, gguf.TokenType.NORMAL: lambda _: True,
     }  # fmt: skip
     settings = {
-        "name": folder.resolve().name, "vocab_size": c.vocab_size, "context_length": c.max_seq_len,
+        "name": name, "vocab_size": c.vocab_size, "context_length": c.max_seq_len,
         "embedding_length": c.dim, "block_count": c.n_layers, "feed_forward_length": c.hidden_dim,
         "head_count": c.n_heads, "head_count_kv": c.n_kv_heads, "rope_dimension_count": c.head_dim,
         "rope_freq_base": c.rope_theta, "layer_norm_rms_eps": c.norm_eps,
@@ -114,18 +175,17 @@ def to_gguf(folder: Path) -> Path:
         "token_types": [next(kind for kind, it_is in kinds.items() if it_is(i)) for i in ids],
         "unk_token_id": sp.unk_id(), "bos_token_id": sp.bos_id(), "eos_token_id": sp.eos_id(),
     }  # fmt: skip
-    if (folder / TEMPLATE).is_file():
-        settings["chat_template"] = (folder / TEMPLATE).read_text(encoding="utf-8")
-    writer = gguf.GGUFWriter(staging := folder / "model.part", "llama")
-    for name, value in settings.items():
-        getattr(writer, f"add_{name}")(value)
+    if chat:
+        settings["chat_template"] = FORMAT.read_text(encoding="utf-8")
+    writer = gguf.GGUFWriter(path, "llama")
+    for field, value in settings.items():
+        getattr(writer, f"add_{field}")(value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)  # it knows Meta's
-    for name, tensor in model.state_dict().items():
+    for weight, tensor in model.state_dict().items():
         half = tensor.dtype == torch.float16 and tensor.dim() > 1
         array = tensor.to(torch.float16 if half else torch.float32).numpy()
-        writer.add_tensor(names.get_name(name, (".weight",)) or name, array)
+        writer.add_tensor(names.get_name(weight, (".weight",)) or weight, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return staging.replace(folder / "model.gguf")

@@ -4,8 +4,10 @@ BPE, every number split into single digits, unknown characters spelled as UTF-8 
 left as it is (identity normaliser), no padding token.
 """
 
+import importlib
 import io
 import re
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,20 +191,27 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Load a SentencePiece `.model`, or the `tokenizer.model` of a folder: ours or Meta's.
+    """Load the tokenizer of a folder (ours, Meta's or Hugging Face's), or of a file.
+
+    A file is a SentencePiece `.model`, llama2.c's `tokenizer.bin` (or the model beside it) or a
+    `.gguf`; the last two need the extra `convert`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is no SentencePiece model, or lacks a BOS or EOS id.
     """
     path = Path(path)
-    path = path / "tokenizer.model" if path.is_dir() else path
+    if path.is_dir() or path.suffix == ".bin":
+        folder = path if path.is_dir() else path.parent
+        beside = [folder / "tokenizer.model", folder / "tokenizer.bin"]
+        path = next((each for each in beside if each.is_file()), beside[0])
     if not path.is_file():
         raise FileNotFoundError(
             f"a tokenizer must be a SentencePiece .model file; {path} does not exist."
         )
+    read = {".bin": _of_llama2c, ".gguf": _of_gguf}.get(path.suffix, Path.read_bytes)
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        processor = sentencepiece.SentencePieceProcessor(model_proto=read(path))
     except RuntimeError as error:
         raise ValueError(
             f"{path} must be a SentencePiece model; it cannot be read: {error}"
@@ -213,3 +222,61 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
             f"{path} must define BOS and EOS ids; got {tokenizer.bos_id} and {tokenizer.eos_id}."
         )
     return tokenizer
+
+
+def _of_llama2c(path: Path) -> bytes:
+    """Read llama2.c's list of pieces with their scores, in which a space is a space."""
+    raw, at, pieces = path.read_bytes(), 4, []
+    try:
+        while at < len(raw):
+            score, length = struct.unpack_from("<fi", raw, at)
+            at += 8 + length
+            piece = raw[at - length : at].decode("utf-8").replace(" ", "\u2581")
+            control = {1: "<s>", 2: "</s>"}.get(len(pieces))
+            kind = 3 if control else 6 if re.fullmatch("<0x[0-9A-F]{2}>", piece) else 1
+            pieces.append((control or piece, score, 2 if not pieces else kind))
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} must be a tokenizer of llama2.c; it is damaged: {error}"
+        ) from None
+    return _sentencepiece(pieces)
+
+
+def _of_gguf(path: Path) -> bytes:
+    import gguf
+
+    told = {name: field for name, field in gguf.GGUFReader(path).fields.items()}
+    kind, *held = (
+        told[f"tokenizer.ggml.{name}"].contents()
+        for name in ("model", "tokens", "scores", "token_type")
+    )
+    if kind != "llama":
+        raise ValueError(f"{path} must hold a tokenizer of SentencePiece; its kind is {kind!r}.")
+    return _sentencepiece(zip(*held, strict=True))
+
+
+def _sentencepiece(pieces: Iterable[tuple[str, float, int]]) -> bytes:
+    """Return a model of pieces with scores and kinds, with the settings of Llama's."""
+    model = importlib.import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    for piece, score, kind in pieces:
+        model.pieces.add(piece=piece, score=score, type=kind)
+    model.trainer_spec.model_type = 2  # BPE
+    model.trainer_spec.byte_fallback = any(piece.type == 6 for piece in model.pieces)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = True
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model.SerializeToString()
+
+
+def write_llama2c(tokenizer: Tokenizer, path: Path) -> None:
+    """Write llama2.c's `tokenizer.bin`: every piece with its score."""
+    sp, named = tokenizer.processor, {tokenizer.bos_id: "\n<s>\n", tokenizer.eos_id: "\n</s>\n"}
+    pieces = [
+        named.get(index, sp.id_to_piece(index)).replace("\u2581", " ").encode()
+        for index in range(tokenizer.vocab_size)
+    ]
+    entries = [
+        struct.pack("<fi", sp.get_score(index), len(piece)) + piece
+        for index, piece in enumerate(pieces)
+    ]
+    path.write_bytes(struct.pack("<i", max(map(len, pieces))) + b"".join(entries))

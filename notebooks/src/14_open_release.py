@@ -21,7 +21,7 @@ from IPython.display import Markdown
 from llama2_lib import lesson as lab
 from llama2_lib import storage
 from llama2_lib.claims import ledger
-from llama2_lib.export import to_folder
+from llama2_lib.export import convert
 from llama2_lib.teaching.check import check, expect_failure, start
 from llama2_lib.widgets import ChatRoom, Explorer, show
 
@@ -121,7 +121,7 @@ print(
 # **See** the chat model written in that layout and read again. Nothing may change: the largest difference of a logit is measured.
 
 # %% slideshow={"slide_type": "subslide"}
-exported = to_folder(folders["red_team_v4"], here / "chat-model")
+exported = convert(folders["red_team_v4"], here / "chat-model")
 for path in sorted(exported.iterdir()):
     print(f"{path.name:24s} {path.stat().st_size / 1000:8.1f} kB")
 before, after = (lab.load_model(folder)[0].eval() for folder in (folders["red_team_v4"], exported))
@@ -145,7 +145,7 @@ print(text)
 assert text == lab.render(dialog), "the template and the library must write the same text"
 
 # %% [markdown]
-# With `transformers` installed, `AutoTokenizer.from_pretrained(folder).apply_chat_template(dialog)` gives the same ids as `encode_prompt`, and `AutoModelForCausalLM` the same logits within 1e-4: the tests hold both. `llama2 export red_team_v4 FOLDER --gguf` writes the file that llama.cpp, Ollama and LM Studio read.
+# With `transformers` installed, `AutoTokenizer.from_pretrained(folder).apply_chat_template(dialog)` gives the same ids as `encode_prompt`, and `AutoModelForCausalLM` the same logits within 1e-4: the tests hold both. `llama2 convert red_team_v4 FOLDER --to gguf` writes the file that llama.cpp, Ollama and LM Studio read; `--to llama2c` and `--to meta` write two other layouts, and each of them can be read again.
 #
 # **Break.** A user writes a tag of the format into a message. Who let it pass would let the user put words into the model's mouth.
 

@@ -45,7 +45,7 @@ def trained(toy_root) -> Path:
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory) -> Path:
     """toy's fine-tuned model, with its own tokenizer."""
-    return export.to_folder(trained, tmp_path_factory.mktemp("export") / "toy")
+    return export.convert(trained, tmp_path_factory.mktemp("export") / "toy")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def distance(ours, theirs) -> float:
 
 
 def test_the_folder_is_read_back_and_by_transformers(odd, tmp_path):
-    out = export.to_folder(odd, tmp_path / "a" / "out", chat=False)
+    out = export.convert(odd, tmp_path / "a" / "out", chat=False)
     assert {path.name for path in out.iterdir()} == FILES
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "all may be read alike"
@@ -99,7 +99,7 @@ def test_the_folder_is_read_back_and_by_transformers(odd, tmp_path):
 def test_half_precision_stays(trained, tmp_path):
     half = shutil.copytree(trained, tmp_path / "half")
     save_model(load_model(trained)[0], half, torch.float16)
-    out = export.to_folder(half, tmp_path / "out")
+    out = export.convert(half, tmp_path / "out")
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float16
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert distance(load_model(half)[0], theirs) < ATOL
@@ -122,7 +122,7 @@ def test_a_folder_in_use_is_kept(trained, tmp_path):
     (tmp_path / "own.txt").write_text("mine")
     for folder in (tmp_path, tmp_path / "own.txt"):
         with pytest.raises(ValueError, match="must be new or an empty folder"):
-            export.to_folder(trained, folder)
+            export.convert(trained, folder)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("own.txt", "mine")]
 
 
@@ -221,12 +221,20 @@ def test_a_control_token_in_a_message_is_refused_though_ours_spells_it(tokenizer
 
 
 def test_a_model_that_only_continues_has_no_template(trained, tmp_path):
-    out = export.to_folder(trained, tmp_path / "out", chat=False)
+    out = export.convert(trained, tmp_path / "out", chat=False)
     with pytest.raises(ValueError, match="chat_template is not set"):
         AutoTokenizer.from_pretrained(out).apply_chat_template([U])
 
 
 # --- GGUF
+
+
+def gguf_beside(folder: Path, out: Path) -> Path:
+    """`transformers` wants its own `config.json` beside the file."""
+    path = shutil.copytree(folder, out) / "model.gguf"
+    made = export.convert(folder, out.with_name(f"{out.name} alone"), "gguf")
+    assert [each.name for each in made.iterdir()] == ["model.gguf"]
+    return (made / "model.gguf").rename(path)
 
 
 def from_gguf(path: Path):
@@ -249,15 +257,14 @@ def from_gguf(path: Path):
 
 
 def test_logits_of_gguf(odd, tmp_path, monkeypatch):
-    out = export.to_folder(odd, tmp_path / "out")
+    out = export.convert(odd, tmp_path / "out")
     ours = load_model(odd)[0]
-    path = export.to_gguf(out)
-    assert path == out / "model.gguf"
-    assert [each.name for each in out.iterdir() if each.suffix == ".part"] == []
+    path = gguf_beside(out, tmp_path / "gguf")
     assert distance(ours, from_gguf(path)) < ATOL
     # Hugging Face's order of rotary pairs, where Meta's belongs
     monkeypatch.setattr(export, "load_model", lambda *a, **k: turned(*load_model(*a, **k)))
-    assert distance(ours, from_gguf(export.to_gguf(out))) > 100 * ATOL
+    path = gguf_beside(out, tmp_path / "turned")
+    assert distance(ours, from_gguf(path)) > 100 * ATOL
 
 
 def turned(model, config):
@@ -268,8 +275,8 @@ def turned(model, config):
     return model, config
 
 
-def test_tokenizer_of_gguf(exported, tokenizers):
-    path = export.to_gguf(exported)
+def test_tokenizer_of_gguf(exported, tokenizers, tmp_path):
+    path = gguf_beside(exported, tmp_path / "gguf")
     fields, ours = GGUFReader(path).fields, tokenizers[0]
     types = fields["tokenizer.ggml.token_type"].contents()
     kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
@@ -278,10 +285,9 @@ def test_tokenizer_of_gguf(exported, tokenizers):
     assert fields["tokenizer.ggml.scores"].contents() == scores
     template = (exported / "chat_template.jinja").read_text()
     assert fields["tokenizer.chat_template"].contents() == template
-    theirs = AutoTokenizer.from_pretrained(exported, gguf_file=path.name)
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in ("", " a", "  two  spaces \n\n 12 345", "\u2581é😀"):
         assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
-    path.unlink()
 
 
 # --- the command
@@ -290,17 +296,17 @@ def test_tokenizer_of_gguf(exported, tokenizers):
 def test_the_command(toy_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(toy_root))
     out = tmp_path / "out"
-    assert main(["export", "sft", str(out), "--recipe", "toy", "--gguf"]) == 0
-    assert capsys.readouterr().out.split() == [str(out), str(out / "model.gguf")]
-    assert {path.name for path in out.iterdir()} == {*FILES, "chat_template.jinja", "model.gguf"}
-    assert main(["export", "pretrain", str(tmp_path / "base"), "--recipe", "toy"]) == 0
+    assert main(["convert", "sft", str(out), "--recipe", "toy"]) == 0
+    assert capsys.readouterr().out.split() == [str(out)]
+    assert {path.name for path in out.iterdir()} == {*FILES, "chat_template.jinja"}
+    assert main(["convert", "pretrain", str(tmp_path / "base"), "--recipe", "toy"]) == 0
     assert not (tmp_path / "base" / "chat_template.jinja").exists()
     capsys.readouterr()
     before = storage.file_sha256(out / "config.json")
-    assert main(["export", "sft", str(out), "--recipe", "toy"]) == 2
+    assert main(["convert", "sft", str(out), "--recipe", "toy"]) == 2
     assert "must be new or an empty folder" in capsys.readouterr().err
     assert storage.file_sha256(out / "config.json") == before
-    assert main(["export", "rewards_v1", str(tmp_path / "r"), "--recipe", "toy"]) == 2
+    assert main(["convert", "rewards_v1", str(tmp_path / "r"), "--recipe", "toy"]) == 2
     assert "no stage with a language model" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
@@ -308,14 +314,14 @@ def test_the_command(toy_root, tmp_path, monkeypatch, capsys):
 def test_without_the_package_nothing_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["export", "sft", str(tmp_path / "out"), "--recipe", "toy", "--gguf"]) == 2
-    assert "[gguf]" in capsys.readouterr().err
+    assert main(["convert", "sft", str(tmp_path / "out"), "--recipe", "toy", "--to", "gguf"]) == 2
+    assert "[convert]" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_long_is_trained_unasked(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "artifacts"))
-    assert main(["export", "ppo", str(tmp_path / "out"), "--seed", "7"]) == 2
+    assert main(["convert", "ppo", str(tmp_path / "out"), "--seed", "7"]) == 2
     assert "Add --yes" in capsys.readouterr().err
     assert list(tmp_path.glob("*/*")) == []
 
@@ -323,13 +329,14 @@ def test_nothing_long_is_trained_unasked(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_conversation_with_the_released_model(tmp_path):
     [folder] = (storage.release_root() / "sft").iterdir()
-    out = export.to_folder(folder, tmp_path / "sft")
+    out = export.convert(folder, tmp_path / "sft")
     ours, tok = load_model(folder)[0], load_tokenizer(folder)
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     text = AutoTokenizer.from_pretrained(out)
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float16"
     assert distance(ours, theirs) < ATOL
-    assert distance(ours, from_gguf(export.to_gguf(out))) < ATOL
+    path = gguf_beside(out, tmp_path / "gguf")
+    assert distance(ours, from_gguf(path)) < ATOL
     dialog: list[Message] = []
     for said in ("What is 3 plus 4?", "Tell me a story about Remy.", "How do I make a kite?"):
         dialog.append({"role": "user", "content": said})

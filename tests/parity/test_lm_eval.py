@@ -31,7 +31,7 @@ NATS = {"rtol": 1e-5, "atol": 1e-4}
 @pytest.fixture(scope="module")
 def folder(toy_root, tmp_path_factory):
     trained = pipeline.artifact("sft", toy(), device="cpu", root=toy_root, bar=False)
-    return export.to_folder(trained, tmp_path_factory.mktemp("harness") / "toy")
+    return export.convert(trained, tmp_path_factory.mktemp("harness") / "toy")
 
 
 @pytest.fixture(scope="module")
