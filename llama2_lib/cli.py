@@ -197,12 +197,29 @@ class Run(_OnDevice, _OfStage):
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Print every setting of a recipe, and which of its stages are on disk."""
+    """Print every setting of a recipe, and which of its stages are on disk; or plan a large model.
+
+    `llama2 show 70B --gpus 16` says what a training step would need, without allocating anything.
+    """
 
     recipe: tyro.conf.Positional[str] = "nano"
+    """A recipe, or one of the paper's sizes: 7B, 13B, 34B, 70B."""
     seed: int = 0
+    gpus: int = 1
+    """GPUs that divide a model of the paper's."""
+    tokens: int = 4096
+    """Tokens of a step on each of them."""
 
     def _do(self) -> int:
+        from llama2_lib.model.config import FAMILY
+
+        size = self.recipe.removeprefix("llama2_").upper()
+        if size in FAMILY:
+            from llama2_lib.training import memory
+
+            made = memory.plan(FAMILY[size], gpus=self.gpus, tokens=self.tokens)
+            print(*memory.lines(FAMILY[size], made, self.gpus), sep="\n")
+            return 0
         from llama2_lib import pipeline
         from llama2_lib.recipes import RECIPES
 
