@@ -59,7 +59,7 @@ from llama2_lib.figures.alignment import (
     traffic_lights,
 )
 from llama2_lib.figures.alignment import calibration as draw_calibration
-from llama2_lib.figures.course import Box, Tile, chain, ledger_map
+from llama2_lib.figures.course import Box, Node, Tile, chain, diagram, ledger_map
 from llama2_lib.figures.curves import attention_map
 from llama2_lib.figures.text import (
     LEARNED,

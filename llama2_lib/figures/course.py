@@ -1,6 +1,6 @@
 """The course in two pictures: the stages in the order of training, and the ledger of claims."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,32 +21,81 @@ class Box:
     notebook: str
 
 
-@theme()
+class Node(NamedTuple):
+    """One box of a diagram."""
+
+    x: float
+    y: float
+    """Column and row of its middle; the first row is on top."""
+    what: str = ""
+    kind: str = "data"
+    """Of `FILLS`."""
+
+
+FILLS = {"trained": "#d5e6f5", "frozen": "#e4e4e4", "data": "#ffffff"}
+"""What is trained, what is only read, and what is text or numbers."""
+EDGE, BOX_WIDTH, BOX_HEIGHT = "#1b4b82", 0.66, 0.66
+
+
 def chain(boxes: Sequence[Box], *, columns: int = 3) -> Figure:
     """Draw the boxes row by row, every second row from right to left, with arrows between them."""
     if not boxes:
         raise ValueError("a chain needs at least one box; got none.")
-    n_rows = -(-len(boxes) // columns)
-    figure, axes = new_figure(3.1 * columns, 1.55 * n_rows)
     rows = [divmod(index, columns) for index in range(len(boxes))]
-    places = [(column if row % 2 == 0 else columns - 1 - column, row) for row, column in rows]
-    for box, (x, y) in zip(boxes, places, strict=True):
-        patch = FancyBboxPatch(
-            (x, y), 0.8, 0.66, boxstyle="round,pad=0.02", lw=1.6,
-            fc="#d5e6f5", ec="#1b4b82",
+    nodes = {
+        box.name: Node(
+            x if y % 2 == 0 else columns - 1 - x,
+            y,
+            f"{box.what}\nnotebook {box.notebook}",
+            "trained",
+        )
+        for box, (y, x) in zip(boxes, rows, strict=True)
+    }
+    return diagram(nodes, [(*pair, "") for pair in pairwise(nodes)])
+
+
+@theme()
+def diagram(nodes: Mapping[str, Node], arrows: Sequence[tuple[str, str, str]]) -> Figure:
+    """Draw named boxes, and arrows between them (from, to, what passes along).
+
+    Two arrows between the same boxes, there and back, bend apart.
+    """
+    if unknown := {end for arrow in arrows for end in arrow[:2]} - nodes.keys():
+        raise ValueError(f"arrows must join {', '.join(nodes)}; got {', '.join(sorted(unknown))}.")
+    width, height = (max(n[axis] for n in nodes.values()) + 1 for axis in (0, 1))
+    figure, axes = new_figure(3.5 * width, 1.55 * height)
+    patches = {}
+    for name, node in nodes.items():
+        corner = (node.x - BOX_WIDTH / 2, node.y - BOX_HEIGHT / 2)
+        patches[name] = FancyBboxPatch(
+            corner, BOX_WIDTH, BOX_HEIGHT, boxstyle="round,pad=0.02", lw=1.6,
+            fc=FILLS[node.kind], ec=EDGE,
         )  # fmt: skip
-        axes.add_patch(patch)
-        middle = {"ha": "center", "va": "center"}
-        axes.text(x + 0.4, y + 0.13, box.name, weight="bold", size=13, **middle)
-        axes.text(x + 0.4, y + 0.36, box.what, size=11, **middle)
-        axes.text(x + 0.4, y + 0.58, f"notebook {box.notebook}", size=10, **middle)
-    for (x, y), (next_x, next_y) in pairwise(places):
-        # from edge to edge of two neighbours, so one of both is 0
-        right, down = 0.42 * (next_x - x), 0.35 * (next_y - y)
-        start = (x + 0.4 + right, y + 0.33 + down)
-        end = (next_x + 0.4 - right, next_y + 0.33 - down)
-        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "lw": 1.6, "color": "0.25"})
-    axes.set(xlim=(-0.08, columns - 0.1), ylim=(n_rows - 0.2, -0.1), xticks=[], yticks=[])
+        axes.add_patch(patches[name])
+        up = 0.09 * (1 + node.what.count("\n")) * bool(node.what)
+        middle = {"x": node.x, "ha": "center", "va": "center", "parse_math": False}
+        axes.text(y=node.y - up, s=name, weight="bold", size=12.5, **middle)
+        axes.text(y=node.y + 0.1, s=node.what, size=10.5, linespacing=1.35, **middle)
+    for begin, end, label in arrows:
+        bend = 0.18 if any((b, e) == (end, begin) for b, e, _ in arrows) else 0.0
+        (x, y), (to_x, to_y) = nodes[begin][:2], nodes[end][:2]
+        axes.annotate(
+            "", (to_x, to_y), (x, y),
+            arrowprops={
+                "arrowstyle": "->", "lw": 1.6, "color": "0.25", "shrinkA": 2, "shrinkB": 2,
+                "patchA": patches[begin], "patchB": patches[end],
+                "connectionstyle": f"arc3,rad={bend}",
+            },
+        )  # fmt: skip
+        # bent arrows bulge to their right, seen from where they begin; rows grow downwards
+        at_x, at_y = (x + to_x + bend * (y - to_y)) / 2, (y + to_y + bend * (to_x - x)) / 2
+        beside = y == to_y  # the words stand above an arrow that is too short to be interrupted
+        axes.text(
+            at_x, at_y - 0.05 * beside, label, size=10, ha="center",
+            va="bottom" if beside else "center", parse_math=False,
+            bbox=None if beside else {"fc": "white", "ec": "none", "pad": 1.0},
+        )  # fmt: skip
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return figure
 

@@ -28,6 +28,31 @@ from llama2_lib.world import SHARES, documents, make_world
 
 folders = start("01_data_and_tokenizer", needs=["tokenizer"], recipe=lab.nano())
 
+# %% [markdown]
+# **See** the way of a text into a model. What is trained is blue, what is only read is grey.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "world": lab.Node(0, 0, "facts, families,\nevents, by a seed", "data"),
+            "documents": lab.Node(1, 0, "40,000 of them", "data"),
+            "tokenizer": lab.Node(2, 0, "learns which pieces\nto merge", "trained"),
+            "model": lab.Node(0, 1, "sees numbers alone", "trained"),
+            "ids": lab.Node(1, 1, "a number for each", "data"),
+            "pieces": lab.Node(2, 1, "letters, words, bytes", "data"),
+        },
+        [
+            ("world", "documents", "writes"),
+            ("documents", "tokenizer", "counts"),
+            ("tokenizer", "pieces", "cuts"),
+            ("pieces", "ids", ""),
+            ("ids", "model", ""),
+        ],
+    ),
+    alt="From the world over documents to a tokenizer, which cuts them into pieces; pieces become ids, and the model reads those.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The world
 # **Say** (section 2.1). Llama 2 learned from 2 trillion tokens of public text. Meta names no source and no share. It says that

@@ -28,6 +28,35 @@ from llama2_lib.widgets import Explorer, show
 
 folders = start("02_transformer")
 
+# %% [markdown]
+# **See** one block. It has two steps, and each adds something to the **residual stream** that runs through all blocks.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "x": lab.Node(0, 0, "residual stream", "data"),
+            "RMSNorm": lab.Node(1, 0, "sets the size to 1", "trained"),
+            "attention": lab.Node(2, 0, "looks back, with RoPE", "trained"),
+            "h = x + attention": lab.Node(0, 1.3, "", "data"),
+            "RMSNorm ": lab.Node(1, 1.3, "with gains of its own", "trained"),
+            "SwiGLU": lab.Node(2, 1.3, "each position for itself", "trained"),
+            "out = h + SwiGLU": lab.Node(0, 2.6, "to the next block", "data"),
+        },
+        [
+            ("x", "RMSNorm", ""),
+            ("RMSNorm", "attention", ""),
+            ("x", "h = x + attention", "as it was"),
+            ("attention", "h = x + attention", "is added"),
+            ("h = x + attention", "RMSNorm ", ""),
+            ("RMSNorm ", "SwiGLU", ""),
+            ("h = x + attention", "out = h + SwiGLU", "as it was"),
+            ("SwiGLU", "out = h + SwiGLU", "is added"),
+        ],
+    ),
+    alt="x goes through RMSNorm and attention, and the result is added to x; the sum goes through another RMSNorm and SwiGLU, and the result is added again.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The architecture at a glance
 # ```text

@@ -29,6 +29,30 @@ model, config = lab.load_model(folders["pretrain"])
 tokenizer = lab.load_tokenizer(folders["pretrain"])
 _ = torch.set_grad_enabled(False)  # nothing is trained in this notebook's own cells
 
+# %% [markdown]
+# **See** who reads whose keys. Our model has four query heads and two heads of keys and values, so that two queries share each.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "q 1": lab.Node(0, 0, "", "trained"),
+            "q 2": lab.Node(1, 0, "", "trained"),
+            "q 3": lab.Node(2, 0, "", "trained"),
+            "q 4": lab.Node(3, 0, "", "trained"),
+            "k, v 1": lab.Node(0.5, 1, "kept in the cache", "trained"),
+            "k, v 2": lab.Node(2.5, 1, "kept in the cache", "trained"),
+        },
+        [
+            ("q 1", "k, v 1", ""),
+            ("q 2", "k, v 1", ""),
+            ("q 3", "k, v 2", ""),
+            ("q 4", "k, v 2", ""),
+        ],
+    ),
+    alt="Query heads 1 and 2 read the first head of keys and values, query heads 3 and 4 the second.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One code for three kinds of attention
 # **Say** (sections 2.2, A.2.1). `n_heads` query heads share `n_kv_heads` heads of keys and values:

@@ -33,6 +33,30 @@ untrained = lab.initialise(lab.Transformer(config), seed=0)
 tokenizer = lab.load_tokenizer(folders["pretrain"])
 train, validation = (lab.load_corpus(folders["corpus"], half) for half in ("train", "validation"))
 
+# %% [markdown]
+# **See** one step of training, which is taken 2,000 times. Blue boxes are trained.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "documents": lab.Node(0, 0, "as ids, one after another", "data"),
+            "rows": lab.Node(1, 0, "512 tokens each", "data"),
+            "model": lab.Node(2, 0, "guesses every next token", "trained"),
+            "AdamW": lab.Node(1, 1, "schedule: warm-up, cosine", "data"),
+            "loss": lab.Node(2, 1, "nats a token", "data"),
+        },
+        [
+            ("documents", "rows", "packed"),
+            ("rows", "model", "read"),
+            ("model", "loss", "logits"),
+            ("loss", "AdamW", "gradients"),
+            ("AdamW", "model", "new weights"),
+        ],
+    ),
+    alt="Documents are packed into rows, the model guesses, the loss gives gradients, and AdamW changes the weights.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The objective: guess the next token
 # **Say** (section 2.2). The probability of a text is a product: of the first token, of the second given the first, and so on. Its negative logarithm is a sum:

@@ -38,6 +38,29 @@ def of(share):
     return f"{share.value * share.n:.0f} of {share.n} ({100 * share.low:.0f} to {100 * share.high:.0f} %)"
 
 
+# %% [markdown]
+# **See** what becomes of a dialog on its way into the model. Blue boxes are trained.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "dialog": lab.Node(0, 0, "system, user, assistant", "data"),
+            "ids and mask": lab.Node(1, 0, "targets: the answers alone", "data"),
+            "rows": lab.Node(2, 0, "whole dialogs, packed", "data"),
+            "chat model": lab.Node(1, 1, "SFT", "trained"),
+            "pretrained model": lab.Node(2, 1, "reads the rows", "trained"),
+        },
+        [
+            ("dialog", "ids and mask", "chat format"),
+            ("ids and mask", "rows", ""),
+            ("rows", "pretrained model", "loss on targets"),
+            ("pretrained model", "chat model", "two epochs"),
+        ],
+    ),
+    alt="A dialog becomes ids with a mask, dialogs are packed into rows, and on these the pretrained model becomes a chat model.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## From continuing to answering
 # **Say** (section 3.1). A pretrained model knows things, but it has only ever continued documents. When a chat asks it something, it does the same: it continues, with a bit of a story, or with nonsense.

@@ -61,6 +61,30 @@ held = {
     "safety": list(safety_pairs(world, 100, 300, "held out")),
 }
 
+# %% [markdown]
+# **See** where comparisons come from and where they go. One kind of them trains the model for helpfulness, another kind that for safety. Blue boxes are trained, grey ones are only asked.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "newest policies": lab.Node(0, 0, "two versions,\ntwo temperatures", "frozen"),
+            "two answers": lab.Node(1, 0, "to one prompt", "data"),
+            "annotator": lab.Node(2, 0, "which is better,\nand how clearly", "data"),
+            "R for helpfulness": lab.Node(1, 1, "a score an answer", "trained"),
+            "R for safety": lab.Node(2, 1, "a score an answer", "trained"),
+        },
+        [
+            ("newest policies", "two answers", "sample"),
+            ("two answers", "annotator", ""),
+            ("annotator", "R for helpfulness", "pairs"),
+            ("annotator", "R for safety", "pairs"),
+            ("R for helpfulness", "newest policies", "reward the next ones"),
+        ],
+    ),
+    alt="Two policies answer a prompt, an annotator chooses, the pairs train two reward models, and these reward the next policies.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## An annotator at work
 # **Say** (section 3.2.1). An **annotator** writes a prompt and is shown two answers, of two variants of the model, at different temperatures. The choice is forced: one of them must be called better. The annotator also says how clearly, in four **grades**: *significantly better*, *better*, *slightly better*, *negligibly better or unsure*.

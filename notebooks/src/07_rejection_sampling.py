@@ -34,6 +34,30 @@ tokenizer = lab.load_tokenizer(folders["sft"])
 world = lab.make_world(0)
 judge = lab.judge_of(world)
 
+# %% [markdown]
+# **See** one round. Four of them make V1 to V4. Blue boxes are trained, grey ones are only asked.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "newest policy": lab.Node(0, 0, "K answers to a prompt", "frozen"),
+            "reward models": lab.Node(1, 0, "score every answer", "frozen"),
+            "best of K": lab.Node(2, 0, "one answer a prompt", "data"),
+            "base model": lab.Node(1, 1, "fine-tuned on the pool", "trained"),
+            "pool": lab.Node(2, 1, "the best of all rounds,\nscored anew", "data"),
+        },
+        [
+            ("newest policy", "reward models", "answers"),
+            ("reward models", "best of K", "scores"),
+            ("best of K", "pool", "is added"),
+            ("pool", "base model", "targets"),
+            ("base model", "newest policy", "is the next one"),
+        ],
+    ),
+    alt="The newest policy answers, the reward models score, the best answers go into a pool, the base model is fine-tuned on it and becomes the next policy.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Breadth
 # **Say** (section 3.2.3). Supervised fine-tuning learns from answers that people wrote, good and bad ones, and is no better than its writers. (Half of nano's demonstrations come from careless writers: some answers are wrong, curt, rambling or off the topic, and some give in to harm.) It is easier to *compare* two answers than to write one, and a reward model has learned to compare. So the model writes, and the reward model chooses:

@@ -55,6 +55,32 @@ tokenizer = lab.load_tokenizer(folders["sft"])
 world = lab.make_world(0)
 gold = lab.judge_of(world)  # the gold judge: knows the truth, trains nobody
 
+# %% [markdown]
+# **See** one iteration. Two models are trained, and three are only asked. Blue boxes are trained, grey ones are only asked.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "policy": lab.Node(0, 0, "V5, as it grows", "trained"),
+            "answers": lab.Node(1, 0, "one to each prompt", "data"),
+            "reward models": lab.Node(2, 0, "helpful? safe?", "frozen"),
+            "value function": lab.Node(0, 1, "what it expects\nat every token", "trained"),
+            "advantages": lab.Node(1, 1, "better than expected?", "data"),
+            "reference": lab.Node(2, 1, "V4: how far has\nthe policy moved?", "frozen"),
+        },
+        [
+            ("policy", "answers", "samples"),
+            ("answers", "reward models", ""),
+            ("reward models", "advantages", "one score"),
+            ("reference", "advantages", "its price"),
+            ("value function", "advantages", "expected"),
+            ("advantages", "policy", "clipped steps"),
+        ],
+    ),
+    alt="The policy samples answers; reward models, reference and value function tell how much better than expected each token was; clipped steps change the policy.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is maximised
 # **Say** (section 3.2.3). A **policy** $\pi$ is a model seen as something that acts: its actions are tokens, and together they make an answer $g$ to a prompt $p$. PPO looks for the policy with the highest mean reward

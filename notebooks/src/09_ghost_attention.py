@@ -51,6 +51,30 @@ models = {
 tokenizer = lab.load_tokenizer(folders["ghost_attention"])
 world = lab.make_world(0)
 
+# %% [markdown]
+# **See** the trick. The teacher is told in every turn, the student in the first turn only, and both have the same last answer. Blue boxes are trained, grey ones are only asked.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "dialog of the teacher": lab.Node(0, 0, "the instruction\nin every turn", "data"),
+            "RLHF model": lab.Node(1, 0, "answers the last turn", "frozen"),
+            "last answer": lab.Node(2, 0, "the best sample\nby reward", "data"),
+            "dialog of the student": lab.Node(0, 1, "the instruction\nin turn one only", "data"),
+            "student": lab.Node(1, 1, "learns the last answer", "trained"),
+        },
+        [
+            ("dialog of the teacher", "RLHF model", ""),
+            ("RLHF model", "last answer", "samples"),
+            ("dialog of the teacher", "dialog of the student", "the rest is dropped"),
+            ("dialog of the student", "student", "context"),
+            ("last answer", "student", "target"),
+        ],
+    ),
+    alt="The teacher reads the instruction in every turn and gives the last answer; the student reads it in turn one only and learns that answer.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## An instruction that should last
 # **Say** (section 3.3). Some instructions are meant for a whole dialog: answer briefly, speak German, act as Napoleon. The paper's first RLHF models forgot them after a few turns. Its figure 9 shows one that should answer with emojis only and writes sentences at turn 2. The cure was inspired by **context distillation**, as the paper says (it cites Bai et al., 2022b): a model learns to behave without a text as it does with it.

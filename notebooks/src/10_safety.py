@@ -52,6 +52,32 @@ world = lab.make_world(0)
 gold = lab.judge_of(world)  # the gold judge: trains nobody
 writer = lab.answer_writer(world)
 
+# %% [markdown]
+# **See** context distillation. A preprompt makes the model safer; the model learns to answer as if it stood there. Blue boxes are trained, grey ones are only asked.
+
+# %% tags=["hide-input"]
+show(
+    lab.diagram(
+        {
+            "prompt": lab.Node(0, 0, "that asks for harm", "data"),
+            "preprompt + prompt": lab.Node(1, 0, "You are a safe assistant", "data"),
+            "chat model": lab.Node(2, 0, "answers", "frozen"),
+            "chat model, safer": lab.Node(0, 1, "sees no preprompt", "trained"),
+            "gate": lab.Node(1, 1, "kept where the safety\nreward has risen", "data"),
+            "safer answer": lab.Node(2, 1, "", "data"),
+        },
+        [
+            ("prompt", "preprompt + prompt", ""),
+            ("preprompt + prompt", "chat model", ""),
+            ("chat model", "safer answer", ""),
+            ("safer answer", "gate", ""),
+            ("gate", "chat model, safer", "target"),
+            ("prompt", "chat model, safer", "context"),
+        ],
+    ),
+    alt="A prompt with a preprompt is answered safely; where the reward has risen, the model learns that answer without the preprompt.",
+)  # fmt: skip
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is asked, and what a safe answer is
 # **Say** (section 4.2.1). The paper sorts what can go wrong in two ways:

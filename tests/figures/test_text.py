@@ -1,9 +1,12 @@
 """What the pictures of pieces, dialogs and stages hold: the data, not the pixels."""
 
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.text import Annotation
 
-from llama2_lib.figures.course import Box, chain
+from llama2_lib.figures.course import FILLS, Box, Node, chain, diagram
 from llama2_lib.figures.text import (
     LEARNED,
     LINES,
@@ -39,9 +42,30 @@ def test_a_long_text_goes_on_below():
 def test_the_chain_runs_like_a_snake():
     boxes = [Box(name=f"s{i}", what="x", notebook="01") for i in range(5)]
     figure = chain(boxes, columns=2)
-    places = [patch.get_x() for patch in figure.axes[0].patches[:5]]
-    assert places == [0.0, 1.0, 1.0, 0.0, 0.0]
+    boxed = [p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)]
+    middles = [box.get_x() + box.get_width() / 2 for box in boxed]
+    assert np.round(middles, 9).tolist() == [0.0, 1.0, 1.0, 0.0, 0.0]
     assert [name for name in drawn(figure) if name.startswith("s")] == [b.name for b in boxes]
+
+
+def test_a_diagram_joins_its_boxes_there_and_back():
+    nodes = {"a": Node(0, 0, "one", "trained"), "b": Node(2, 1, "two\nlines"), "c": Node(1, 0)}
+    figure = diagram(nodes, [("a", "b", "there"), ("b", "a", "back"), ("c", "b", "")])
+    axes = figure.axes[0]
+    boxed = [p for p in axes.patches if isinstance(p, FancyBboxPatch)]
+    assert [to_rgba(FILLS[kind]) for kind in ("trained", "data", "data")] == [
+        box.get_facecolor() for box in boxed
+    ]
+    arrows = [text for text in axes.texts if isinstance(text, Annotation) and text.arrow_patch]
+    assert [(arrow.xyann, arrow.xy) for arrow in arrows] == [
+        ((0, 0), (2, 1)), ((2, 1), (0, 0)), ((1, 0), (2, 1)),
+    ]  # fmt: skip
+    labels = {text.get_text(): text.get_position() for text in axes.texts if text.get_text()}
+    assert labels["there"] != labels["back"], "bent apart"
+    middle = np.mean([labels["there"], labels["back"]], axis=0)
+    assert np.round(middle, 9).tolist() == [1.0, 0.5]
+    with pytest.raises(ValueError, match="arrows must join a, b, c; got d"):
+        diagram(nodes, [("a", "d", "")])
 
 
 def test_targets_are_filled_and_bold_and_the_others_are_not():

@@ -27,6 +27,10 @@ FIGURES = {
     "rows": lambda: text.dialog_rows([[1, 0]], [[0, 0]], **TITLE),
     "answers": lambda: text.marked_answers(DOLLARS[0], MARKED),
     "chain": lambda: course.chain(BOXES),
+    "diagram": lambda: course.diagram(
+        {name: course.Node(i, 0, name) for i, name in enumerate(DOLLARS)},
+        [(DOLLARS[0], DOLLARS[1], DOLLARS[2])],
+    ),
     "lines": lambda: curves.lines({n: ([1, 2], [3, 4]) for n in DOLLARS}, "x", "y", **TITLE),
     "reference": lambda: curves.lines({}, "x", "y", reference=dict.fromkeys(DOLLARS, 1.0)),
     "bars": lambda: curves.bars_with_intervals(
