@@ -10,10 +10,11 @@ The ids of a prompt are a prefix of the ids of the same dialog with its answer, 
 SentencePiece piece never runs from a letter into a following space (`split_by_whitespace`): the
 space after `[/INST]` begins the answer's first piece. `encode_example` checks it.
 
-The ids are Meta's. Two dialogs that Meta's code encodes are refused here, because in data they are
-mistakes more often than meant: a user's or an assistant's message without text (`[INST]  [/INST]`),
-and half a character. Where Meta's code answers "unsafe" to a tag in a user's message, ours refuses
-it in any message. Clean what a model sampled with `sanitised`.
+The ids are Meta's. What Meta's code encodes is refused here where in data it is a mistake more
+often than meant: a user's or an assistant's message without text (`[INST]  [/INST]`), and a
+tag of the format in any message, to which Meta's code answers "unsafe". `encode_prompt(...,
+checked=False)` takes both as Meta's does; even then no text becomes a control token. Clean what a
+model sampled with `sanitised`.
 """
 
 import re
@@ -55,13 +56,13 @@ class _Turn(NamedTuple):
         return f"{self.prompt} {self.answer} "
 
 
-def check_dialog(dialog: Sequence[Message]) -> None:
+def check_dialog(dialog: Sequence[Message], checked: bool = True) -> None:
     """Refuse what Meta's format cannot carry, and what is no dialog, naming the message.
 
     Roles go system? (user assistant)* user?, with at least one user message. User and assistant
     messages hold text; an empty system message is folded as an empty block, as in Meta's code. No
     message may contain a tag of the format: it would be read as a turn border (prompt injection),
-    whoever wrote it.
+    whoever wrote it. With `checked` off, text is not looked at: messages may be empty or hold tags.
     """
     if isinstance(dialog, str | bytes | Mapping) or not isinstance(dialog, Sequence):
         one = isinstance(dialog, Mapping)
@@ -73,7 +74,7 @@ def check_dialog(dialog: Sequence[Message]) -> None:
     if not dialog:
         raise ValueError("a dialog needs at least one user message; got no message.")
     for index, message in enumerate(dialog):
-        _check_message(index, message)
+        _check_message(index, message, checked)
     offset = int(dialog[0]["role"] == "system")
     for index, message in enumerate(dialog[offset:]):
         expected = ("user", "assistant")[index % 2]
@@ -90,7 +91,7 @@ def check_dialog(dialog: Sequence[Message]) -> None:
         )
 
 
-def _check_message(index: int, message: Message) -> None:
+def _check_message(index: int, message: Message, checked: bool) -> None:
     if not isinstance(message, Mapping):
         raise ValueError(f"message {index} must be a dict; got {_excerpt(message)}. {_EXAMPLE}.")
     for key in ("role", "content"):
@@ -105,6 +106,9 @@ def _check_message(index: int, message: Message) -> None:
             f"the role of message {index} must be one of {', '.join(ROLES)}; got {role!r}. "
             "Rename it, or drop the message."
         )
+    check_unicode(content, f"message {index} ({role})")
+    if not checked:
+        return
     if role != "system" and not content.strip():
         raise ValueError(
             f"message {index} ({role}) must hold text; got {content!r}. "
@@ -116,7 +120,6 @@ def _check_message(index: int, message: Message) -> None:
             f"content must not contain the format's tags {' '.join(TAGS)}; message {index} "
             f"({role}) has {tag!r} ({_excerpt(content)}). Remove it: the tags are added here."
         )
-    check_unicode(content, f"message {index} ({role})")
 
 
 def _excerpt(given: object) -> str:
@@ -143,8 +146,8 @@ def sanitised(text: str) -> str:
     return "".join(kept)
 
 
-def _turns(dialog: Sequence[Message]) -> list[_Turn]:
-    check_dialog(dialog)
+def _turns(dialog: Sequence[Message], checked: bool = True) -> list[_Turn]:
+    check_dialog(dialog, checked)
     folded = [message["content"] for message in dialog]
     if dialog[0]["role"] == "system":
         # As in Meta's code the fold comes before the strip, so spaces inside it stay.
@@ -166,9 +169,12 @@ def render(dialog: Sequence[Message]) -> str:
     )
 
 
-def encode_prompt(dialog: Sequence[Message], tok: Encoder) -> list[int]:
-    """Return the ids that ask for the next answer, exactly as Meta's `chat_completion` does."""
-    turns = _turns(dialog)
+def encode_prompt(dialog: Sequence[Message], tok: Encoder, checked: bool = True) -> list[int]:
+    """Return the ids that ask for the next answer, exactly as Meta's `chat_completion` does.
+
+    With `checked` off, also those of messages that are empty or hold tags, see `check_dialog`.
+    """
+    turns = _turns(dialog, checked)
     if turns[-1].answer is not None:
         raise ValueError(
             "a prompt must end with a message of the user; got one of the assistant "
