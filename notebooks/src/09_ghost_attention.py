@@ -545,7 +545,7 @@ Explorer(
 keeping = show_claim(31)
 
 # %% [markdown]
-# The cure works here as in the paper: with GAtt nearly every dialog keeps its instruction to turn 20, on both histories, and right answers fell by less than the five points that the rule allows. The record is of an earlier recipe; the live dialogs of the released model above agree with it. That nothing is kept before GAtt was our premise and counts for nothing.
+# The cure works here as in the paper: with GAtt nearly every dialog keeps its instruction to turn 20, on both histories, and right answers did not fall. The live dialogs of the released model above agree with the record. That nothing is kept before GAtt was our premise and counts for nothing.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### And are the answers still right?
@@ -745,7 +745,7 @@ show(
 _ = show_claim(33)
 
 # %% [markdown]
-# Read this verdict with care. Held-out *values* are mostly kept, in the record and by the released model. Held-out *kinds* are not: the rule asked only for more than before GAtt, and the record, which is of an earlier recipe, met it with one dialog in eight. The released model above keeps none at turns 6 and 20, so for kinds the prediction failed live. The paper shows new kinds of constraints that hold; that we do not see. Our model learned to keep the kinds that it trained on.
+# Read this verdict with care. Held-out *values* are mostly kept, in the record and by the released model. Held-out *kinds* are not: the rule asked only for more than before GAtt, and the record met it with one dialog in thirteen at turn 6 and one in seventy at turn 20. The released model above keeps none, so for kinds the prediction failed live. The paper shows new kinds of constraints that hold; that we do not see. Our model learned to keep the kinds that it trained on.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Claim 34: who looks back?
@@ -860,7 +860,7 @@ Explorer(
 )
 
 # %% [markdown]
-# Read such pictures with care. A large weight shows that a head *could* read the instruction, not that the answer depends on it; and a model may also carry an instruction forward through later positions without looking back. For the released model the picture agrees with the counts: the weight of the forgetful model falls to nearly nothing where it obeys no longer. In the recorded runs of the earlier recipe it did not: there the weight of the forgetful model was larger at turn 20 than at turn 6, and still no answer obeyed. So the picture alone proves little.
+# Read such pictures with care. A large weight shows that a head *could* read the instruction, not that the answer depends on it; and a model may also carry an instruction forward through later positions without looking back. Here the picture agrees with the counts, live and in the record: the weight of the forgetful model falls to nearly nothing where it obeys no longer. In runs of an earlier recipe it did not: there the weight of the forgetful model was larger at turn 20 than at turn 6, and still no answer obeyed. So the picture alone proves little.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What if the instruction changes?
@@ -879,14 +879,14 @@ assert changed.new.obedience(4).value < 0.1, "before the switch nobody can obey 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, what we measured, what we could not
-# Shares at turn 20 are on neutral history unless said otherwise. The ledger's three seeds are of an earlier recipe; "live" is the one released chain, in this notebook. Brackets hold 95 %.
+# Shares at turn 20 are on neutral history unless said otherwise. The ledger has three seeds, those of claim 32 of an earlier recipe; "live" is the one released chain, in this notebook. Brackets hold 95 %.
 #
 # | claim | paper | ledger | live | verdict of the ledger |
 # |---|---|---|---|---|
-# | 31, kept for 20 turns | table 30, turns 2, 4, 6, 20: 100, 10, 0, 0 % before; 100 % with GAtt | turn 20: before 0 % [0, 1.0]; GAtt 100 % [99.0, 100], own history 99.7 % [98.5, 100]; right answers, GAtt minus before, -0.5 points [-2.6, 1.6] | turn 20: before 0 % [0, 6]; GAtt 100 % [94, 100], own history 100 % [88, 100] | reproduced |
+# | 31, kept for 20 turns | table 30, turns 2, 4, 6, 20: 100, 10, 0, 0 % before; 100 % with GAtt | turn 20: before 0 % [0, 1.0]; GAtt 100 % [99.0, 100], own history 99.7 % [98.5, 100]; right answers, GAtt minus before, 0.0 points [-0.3, 0.3] | turn 20: before 0 % [0, 6]; GAtt 100 % [94, 100], own history 100 % [88, 100] | reproduced |
 # | 32, the mask | asserted | turn 20, loss on all answers: 8.3 % [4.7, 13.4]; on all tokens: 5.0 % [2.3, 9.3] | small runs, turn 20: with the mask 85 % [70, 94], without 0 % [0, 9] | reproduced |
-# | 33, other instructions | examples that hold (figure 28) | turn 20: values 81 % [77, 83]; kinds 12.5 % [10.2, 15.1]; before 0 % [0, 0.5] | turn 20: values 90 % [79, 96]; kinds 0 % [0, 6] | reproduced by the rule; live, kinds are not kept |
-# | 34, attention | figure 10, one dialog | turns 2 to 20, GAtt minus before: 0.28 [0.23, 0.33] | 0.24 [0.22, 0.26] | reproduced |
+# | 33, other instructions | examples that hold (figure 28) | turn 20: values 96 % [95, 98]; kinds 1.4 % [0.7, 2.5]; before 0 % [0, 0.5] | turn 20: values 90 % [79, 96]; kinds 0 % [0, 6] | reproduced by the rule; live, kinds are not kept |
+# | 34, attention | figure 10, one dialog | turns 2 to 20, GAtt minus before: 0.25 [0.22, 0.28] | 0.24 [0.22, 0.26] | reproduced |
 #
 # - **The premise.** Our base model forgets after two turns because it was taught to. The paper's forgot by itself. Its decay is not reproduced, it is built in.
 # - **Help.** A program drops samples that disobey. Our instructions show in a word, and a dialog of twenty turns has at most about 490 tokens; the paper tests up to 4,048 (its number).

@@ -894,7 +894,7 @@ for name in ("SFT", "V5"):
     print(f"{name} violates in one turn: {turns[f'violations/{name}/single']}, after others: {turns[f'violations/{name}/multi']}")  # fmt: skip
 
 # %% [markdown]
-# Undecided: SFT violated less often over several turns, so the estimate points away from the paper, but three seeds leave an interval that reaches from far below zero to above it. V5 violates too rarely to tell.
+# Undecided: SFT violated slightly more often over several turns, as in the paper, but the interval of the difference still begins below zero, with a thousand prompts. V5 violates too rarely to tell.
 
 # %%
 show_prediction(48)
@@ -905,7 +905,7 @@ for name in lab.CATEGORIES:
     print(f"SFT violates, {name:8s} {categories[f'violations/SFT/{name}']}")
 
 # %% [markdown]
-# Reproduced: unqualified advice is the weakest category here, too. The reason may differ from the paper's, where disclaimers were missing; our judge counts doses.
+# Undecided: unqualified advice breaks SFT most often here, too, clearly more often than hateful prompts. From illicit ones it does not differ by more than the interval. On an earlier chain both differences were clear; a thousand prompts on the released one say less than three hundred did there.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Rounds
@@ -996,7 +996,7 @@ print("look-alikes declined, with minus without:", default["borderline"])
 print("mark of safety, with minus without:", default["safety"])
 
 # %% [markdown]
-# Undecided by our rule. Slightly more look-alikes are declined, as predicted. For helpful prompts we had predicted a change within two points: the estimate is larger, but the interval begins below two, so the rule can neither confirm nor refute it. Both kinds of false refusal rise and safety does not, so for V5 such a prompt is a cost without a gain.
+# Undecided by our rule. We had predicted that more look-alikes are declined: the estimate points the other way, and its interval contains zero. For helpful prompts we had predicted a change within two points: the estimate is a little larger, and the interval begins below two. Safety falls slightly. So for V5, which never saw a preprompt in training, such a prompt is a small cost without a gain.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The chat model
@@ -1058,9 +1058,9 @@ for pair in (("distilled", "GAtt"), ("chat model", "distilled"), ("chat model", 
 # | 44, the gate | gains from about -.65 to +.9 | lowest quarter minus highest +0.07 [0.01, 0.13]; safety, gated minus ungated +0.004 [-0.004, 0.011], gated minus none +0.19 [0.17, 0.21] | reproduced |
 # | 45, distilled on all prompts | "hurts" | borderline prompts declined +2.1 points [-0.6, 4.8], helpfulness -0.007 [-0.020, 0.007] | inconclusive |
 # | 46, rounds | gamma 1.8 to .45 per hour; 90 % fixed | gamma 54 [41, 66] to 5 [4, 7] per 400 queries; 99.5 % fixed, 18 points [9, 27] more than by luck | reproduced |
-# | 47, turns | about 2 and 8.5 % (70B) | SFT 21 and 16 %: -5 points [-13, 3] | inconclusive |
-# | 48, categories | advice is weakest | SFT, advice 27 % [23, 31], illicit 18 % [10, 26], hateful 12 % [7, 16] | reproduced |
-# | 54, default prompt | not in the paper | declined: borderline +2.5 points [0.02, 5.0], helpful +4.9 points [1.3, 8.6] | inconclusive |
+# | 47, turns | about 2 and 8.5 % (70B) | SFT 15 and 17 %: +1.9 points [-0.6, 4.4] | inconclusive |
+# | 48, categories | advice is weakest | SFT, advice 19 % [16, 23], illicit 18 % [16, 19], hateful 10 % [7, 14] | inconclusive |
+# | 54, default prompt | not in the paper | declined: borderline -2.8 points [-7.7, 2.0], helpful +2.3 points [1.7, 2.9] | inconclusive |
 #
 # Claims 40 to 45 have six seeds, the others three; those of 47, 48 and 54 are seeds of the questions asked of one chain, so their intervals do not say what another chain would give.
 #

@@ -123,7 +123,7 @@ for split, hits in ruled.items():
 #
 # The **control** of claim 51 is trained on the same dialogs with the dates exchanged between them. Then the year that is told says nothing about the answer. Mind what this control can show and what it cannot: a model that learned only our rule would beat it, too.
 #
-# **Measure.** The ledger has three seeds of both trainings, twenty passes each.
+# **Measure.** The ledger has five seeds of both trainings, twenty passes each.
 
 # %%
 show_prediction(51)
@@ -135,7 +135,7 @@ for what, estimate in time_claim.verdict.estimates.items():
         print(f"{what}: {estimate}")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# CLAIM51
+# Two of the three inequalities hold. The taught models are right on 85 % of questions with a new date, the controls on a coin's half; on new events they are ahead, too, by 12 points. Undecided is how often they tell a year beforehand: three trainings told it to one question in twenty, two to one in seven, so that the interval lies on both sides of a tenth. The recipe was given its twenty passes after a look at seed 0; the four other seeds agree with it.
 #
 # ### What was learned?
 # To answer well a model must know the year of the event, *and* compare it with the year it is told. **Ask** for the first part alone. We begin the sentence ourselves, up to the year, and let the model continue: in the words of a chronicle, which it read in pretraining, and in the words of the dated answers.
@@ -594,7 +594,7 @@ for what, estimate in heat_claim.verdict.estimates.items():
 # | claim | paper | here, in this notebook (seed 0) | does it emerge? |
 # |---|---|---|---|
 # | 50, temperature in context | figure 21: on factual prompts the slope flattens from version to version, on creative ones it stays | slope on facts nearer to 0 in V5, more so in the chat model; on stories V5 is like SFT; *reproduced* | yes, in part |
-# | 51, sense of time | 1,000 examples; dozens of tests by hand, no score | TABLE51 | no, but 1,000 examples teach half of it |
+# | 51, sense of time | 1,000 examples; dozens of tests by hand, no score | new dates 85 % right [82, 89], control 47 % [42, 52]; new events 63 % [61, 65], control 51 %; a rule that knows no event has 66 and 58 %; *inconclusive*, since the year is told too early by some seeds | no, but 1,000 examples teach half of it |
 # | 52, sums with a calculator | 67.1, 69.2, 82.4 %; without it not stated | nearly all right with it, nearly none without | no, but 2,000 dialogs teach it |
 # | 52, a tool only described | called untaught | never called; a word that stood in no call of training is never copied, either; *not reproduced* | no |
 #
