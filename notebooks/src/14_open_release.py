@@ -4,7 +4,7 @@
 # You build the energy of a training from hours and watts, the correction for many tests at once, and the text that a chat template makes.
 #
 # - **You will be able to explain** what belongs to a release, how the paper counts energy and carbon, how a checkpoint travels between formats without changing a logit, why ten tests need a stricter rule than one, and which of the paper's claims a model of a million weights can show.
-# - **Prerequisites:** notebooks 00 to 12. **Paper sections:** 2.2.1, 5.2, 5.3; table 2; figure 1.
+# - **Prerequisites:** notebooks 00 to 13. **Paper sections:** 2.2.1, 5.2, 5.3; table 2; figure 1.
 # - **Minutes:** 40 to read, 30 for the exercises, 1 to run on two cores.
 
 # %% tags=["long"]
@@ -334,4 +334,4 @@ def _():
 # - What would you write into the card for a teacher who wants to use the chat model with children?
 #
 # ## Next
-# Notebook 13, which is still to come, takes the same code to Meta's weights, to a GPU and to several.
+# This was the last lesson. The ledger stays open: measure a claim again, or add one of your own (`CONTRIBUTING.md`).
