@@ -50,7 +50,7 @@ class _Asking(_OnDevice):
         stages = missing(requests)
         if self.yes or not stages:
             return
-        speed, _ = training_speed(1.0)
+        speed = training_speed(1.0)
         seconds = sum(stage_seconds(*stage, speed) for stage in stages)
         if seconds < UNASKED_SECONDS:
             return

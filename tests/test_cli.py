@@ -562,7 +562,7 @@ def test_a_full_disk_costs_one_line_and_can_be_gone_on_from(
 def slow_machine(monkeypatch, tmp_path):
     """Nothing is on disk, and an estimate says that training takes hours; none is begun."""
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "nothing"))
-    monkeypatch.setattr(machine, "training_speed", lambda seconds: (1.0, 1.0))
+    monkeypatch.setattr(machine, "training_speed", lambda seconds: 1.0)
     begun = []
     monkeypatch.setattr(pipeline, "load", lambda *request, **_: begun.append(request))
     monkeypatch.setattr(pipeline, "artifacts", lambda requests, **_: begun.append(requests))
