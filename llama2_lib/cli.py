@@ -16,7 +16,6 @@ import tyro
 from llama2_lib.config import VERSIONS
 
 if TYPE_CHECKING:
-    from llama2_lib.claims import Result
     from llama2_lib.config import Recipe
 
 READ_DATA = ("tokenizer", "corpus", "pretrain")
@@ -360,7 +359,7 @@ class Claims(_Asking):
         keep = pipeline.artifact_root() / "claims"
         results = claims.run_claims(ids, recipe, seeds, keep=keep)
         for result in sorted(results, key=lambda result: result.key):
-            print(f"\n{_in_words(result)}")
+            print(f"\n{result}")
         if self.write is not None:
             claims.write_ledger(results, self.write)
         return 0
@@ -460,17 +459,3 @@ def _tell(stage: str, folder: Path) -> None:
         lines.append(f"talk to it: llama2 chat {folder}")
     for line in lines:
         print(line, file=sys.stderr)
-
-
-def _in_words(result: "Result") -> str:
-    """Return what a claim says, what the paper found and what came out here, for people."""
-    declared, verdict = result.declared, result.verdict
-    seeds = len(result.measurements)
-    lines = [
-        f"claim {declared['id']}  {declared['statement']} (section {declared['section']})",
-        f"  paper    {declared['paper_value']} ({declared['paper_trust']})",
-        *(f"  ours     {name}: {estimate}" for name, estimate in verdict.estimates.items()),
-        f"  run      {result.provenance['recipe']}, {seeds} seed{'s' * (seeds != 1)}",
-        f"  verdict  {verdict.outcome}: {verdict.reason}",
-    ]
-    return "\n".join(lines)

@@ -643,16 +643,6 @@ def test_a_log_holds_lines_and_a_signal_to_end_is_answered_with_one(tmp_path):
     assert "\r" not in again.stderr
 
 
-def test_a_claim_is_told_for_people():
-    from llama2_lib import claims
-
-    shown = cli._in_words(claims.recorded(46))
-    assert "<br>" not in shown
-    assert "|" not in shown
-    assert [line.split()[0] for line in shown.splitlines() if line][:2] == ["claim", "paper"]
-    assert shown.splitlines()[-1].startswith("  verdict  ")
-
-
 @pytest.mark.slow
 def test_the_module_is_the_command(tmp_path):
     command = ("run", "tokenizer", "--recipe", "toy", "--data", str(tmp_path))

@@ -8,7 +8,7 @@ confidence; one false check refutes the claim, and only if all are true it is re
 import difflib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from scipy import stats
 from llama2_lib import pipeline
 from llama2_lib.config import Recipe
 from llama2_lib.device import choose_device
-from llama2_lib.evaluation.statistics import Estimate, mean_interval
+from llama2_lib.evaluation.statistics import Bounds, Estimate, inside, mean_interval
 
 Z = float(stats.norm.ppf(0.975))
 """Half the width of a 95 % interval, in standard errors."""
@@ -71,8 +71,6 @@ class Measurement:
 
 
 Measurements = Sequence[Measurement]
-Bounds = tuple[float, float] | None
-"""Between what a number must lie; None: it has no range."""
 PerSeed = str | Callable[[Measurement], float]
 """A number of one seed: its key, or what is reckoned from several keys."""
 Quantity = Callable[[Measurements], Estimate | Mapping[str, Estimate]]
@@ -87,17 +85,6 @@ def column(measurements: Measurements, of: PerSeed) -> list[float]:
     return [float(of(m)) if callable(of) else m[of] for m in measurements]
 
 
-def inside(estimate: Estimate, bounds: Bounds) -> Estimate:
-    """Cut an interval where the range of what it estimates ends, which Student's t may leave.
-
-    The truth cannot lie beyond: what is left covers it as often, and decides the same.
-    """
-    if bounds is None:
-        return estimate
-    low, high = max(estimate.low, bounds[0]), min(estimate.high, bounds[1])
-    return replace(estimate, low=low, high=high)
-
-
 def average(
     measurements: Measurements, of: PerSeed, confidence: float = 0.95, bounds: Bounds = None
 ) -> Estimate:
@@ -105,7 +92,7 @@ def average(
     values = column(measurements, of)
     if len(values) == 1:
         return Estimate(value=values[0], low=values[0], high=values[0], n=1)
-    return inside(mean_interval(values, confidence), bounds)
+    return mean_interval(values, confidence, bounds)
 
 
 def mean(of: PerSeed, confidence: float = 0.95, bounds: Bounds = None) -> Quantity:

@@ -132,19 +132,6 @@ def violations_by(
     )
 
 
-def gamma(violated: Bool[np.ndarray, " queries"], budget: int) -> Estimate:
-    """Return the paper's gamma: violating prompts found per budget of queries (section 4.3).
-
-    Wilson's interval over queries takes them for independent. An adaptive attacker's are not, so
-    between rounds it is the intervals over seeds that count. No query may be asked twice.
-    """
-    if budget < 1:
-        raise ValueError(f"budget must be at least 1; got {budget}.")
-    share = statistics.proportion(int(violated.sum()), len(violated))
-    value, low, high = (budget * part for part in (share.value, share.low, share.high))
-    return Estimate(value=value, low=low, high=high, n=share.n)
-
-
 def false_refusals(
     world: World, prompts: Sequence[Prompt], answers: Sequence[str]
 ) -> dict[str, Estimate]:

@@ -252,23 +252,17 @@ def test_a_missing_ledger_says_how_to_make_one(path):
         ledger.read_ledger(path)
 
 
-def test_people_get_plain_aligned_and_wrapped_text():
-    first, second = str(run(0.5)), str(ledger.recorded(24))
-    assert not any(mark in second for mark in ("<br>", "**", "\\|", "---"))
-    assert all(len(line) <= 88 for line in second.splitlines())
-    assert first.splitlines() == [
-        "claim 1    Levels are high | very.",
-        "section    9.9; toy, 5 seeds",
-        "paper      about 2 (read off a figure by a third party)",
-        "predicted  Above one.",
-        "threshold  Here: level above 1 (95 % over seeds).",
-        "ours       level  0.5 [0.33, 0.67]",
-        "verdict    NOT REPRODUCED: level: 0.5 [0.33, 0.67], must exceed 1",
+def test_people_get_plain_text():
+    assert not any(mark in str(ledger.recorded(24)) for mark in ("<br>", "**", "|", "---"))
+    assert str(run(0.5)).splitlines() == [
+        "claim 1  Levels are high | very. (section 9.9)",
+        "  paper      about 2 (read off a figure by a third party)",
+        "  predicted  Above one.",
+        "  threshold  Here: level above 1 (95 % over seeds).",
+        "  ours       level: 0.5 [0.33, 0.67]",
+        "  run        toy, 5 seeds",
+        "  verdict    not reproduced: level: 0.5 [0.33, 0.67], must exceed 1",
     ]
-    lines = second.splitlines()
-    ours = lines[next(i for i, line in enumerate(lines) if line.startswith("ours")) :][:22]
-    assert {line[:4] for line in ours[1:]} == {"    "}
-    assert len({line.rstrip("]").rfind("  ") for line in ours}) == 1  # numbers stand in a column
 
 
 def test_two_claims_cannot_share_an_id():

@@ -10,7 +10,6 @@ from llama2_lib.evaluation.judged import (
     Marks,
     false_refusals,
     gains_by_original,
-    gamma,
     gold_marks,
     improvement,
     marks_of,
@@ -18,7 +17,6 @@ from llama2_lib.evaluation.judged import (
     violations_by,
     win_rate,
 )
-from llama2_lib.evaluation.statistics import proportion
 from llama2_lib.model.chat import Reply
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world import make_world
@@ -206,20 +204,6 @@ def test_shares_by_category_vector_and_turns(risky):
         violations_by(risky, violated, "colour")
     with pytest.raises(ValueError, match="verdict"):
         violations_by(risky, violated[:3], "turns")
-
-
-def test_gamma_is_violations_per_budget_with_its_interval():
-    violated = np.arange(50) < 6
-    share = proportion(6, 50)
-    found = gamma(violated, 200)
-    assert (found.value, found.low, found.high, found.n) == pytest.approx(
-        (24, 200 * share.low, 200 * share.high, 50), rel=1e-12
-    )
-    assert 0 < found.low < 24 < found.high
-    with pytest.raises(ValueError, match="budget"):
-        gamma(violated, 0)
-    with pytest.raises(ValueError, match="n of at least 1"):
-        gamma(violated[:0], 10)
 
 
 def test_false_refusals_are_of_harmless_prompts_by_family(world, risky):
