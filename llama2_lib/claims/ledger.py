@@ -5,7 +5,6 @@ import importlib.metadata
 import itertools
 import json
 import platform
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,24 +111,6 @@ class Result:
             f"  verdict    {verdict.outcome}: {verdict.reason}",
         ]
         return "\n".join(lines)
-
-
-def same_declaration(claim: Claim, declared: Mapping[str, Any]) -> bool:
-    """Tell whether a recorded declaration is this claim's.
-
-    All but the threshold must agree word for word. A sentence that was declared before sentences
-    followed from the inequalities may be worded otherwise; its numbers may not differ, but that a
-    bound of 0 may be told in words ("gains").
-    """
-    now = claim.declaration()
-    agree = all(declared[name] == now[name] for name in now if name != "threshold")
-    told, tells = (numbers_in(text) for text in (declared["threshold"], claim.threshold))
-    return agree and told - {0.0} == tells - {0.0}
-
-
-def numbers_in(sentence: str) -> set[float]:
-    """Return the numbers that stand in a sentence, with their signs left out."""
-    return {float(number) for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", sentence)}
 
 
 def run_claims(
