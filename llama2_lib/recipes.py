@@ -25,6 +25,7 @@ from llama2_lib.config import (
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
 
+
 def nano(seed: int = 0) -> Recipe:
     """The default: about a million weights, trained in minutes on two CPU cores."""
     return Recipe(

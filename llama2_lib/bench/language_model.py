@@ -83,6 +83,7 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
             times = turns(works, pairs, where)
         mine, other = (sum(wanted) * rate for rate in rates(times))
         print(f"{name:12s} {mine:12.0f} {other:12.0f} {median_ratio(times):7.2f}")
+    _length_curve(ours, where, precision)
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
     return 0
 
@@ -105,6 +106,18 @@ def _theirs(twin: Any, ids: Tensor, new: int) -> None:
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
         do_sample=False,
     )  # fmt: skip
+
+
+def _length_curve(model: Transformer, device: torch.device, precision: str) -> None:
+    """Print the cost of a token as the sequence grows: flat means the cache works."""
+    longest = model.config.max_seq_len - PROMPT
+    prompts, costs = [[1] * PROMPT] * 16, []
+    for new in (longest // 4, longest // 2, longest):
+        with autocast(device, precision):
+            work = partial(generate, model, prompts, max_new_tokens=new, temperature=0.0)
+            fastest = min(seconds(work, device) for _ in range(3))
+        costs.append(f"  {new}: {1e3 * fastest / new:.2f}")
+    print("ms per step at batch 16 by answer length:" + "".join(costs))
 
 
 # --- the other side: `transformers`' Llama with the weights of a model of ours
