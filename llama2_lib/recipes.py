@@ -142,16 +142,10 @@ def grid(seed: int = 0) -> Recipe:
 
 def small(seed: int = 0) -> Recipe:
     """For one GPU: 29 million weights, context 1,024, bf16, compiled."""
-    tuned: dict[str, Any] = {
-        "batch_size": 16, "seq_len": 1024, "warmup": 20, "precision": "bf16", "seed": seed,
-    }  # fmt: skip
-    reward: dict[str, Any] = {
-        "batch_size": 64, "peak_lr": 2e-4, "precision": "bf16", "eval_every": 100,
-        "save_every": 500, "seed": seed,
-    }  # fmt: skip
-    branch = tuned | {
-        "n_replay": 4000, "n_demonstrations": 1000, "peak_lr": 3e-4, "warmup": 10,
-    }  # fmt: skip
+    bf16: dict[str, Any] = {"precision": "bf16", "seed": seed}
+    tuned = bf16 | {"batch_size": 16, "seq_len": 1024, "warmup": 20}
+    reward = bf16 | {"batch_size": 64, "peak_lr": 2e-4, "eval_every": 100, "save_every": 500}
+    branch = tuned | {"n_replay": 4000, "n_demonstrations": 1000, "peak_lr": 3e-4, "warmup": 10}
     recipe = nano(seed)
     return replace(
         recipe,
