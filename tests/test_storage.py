@@ -64,7 +64,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
 def test_the_fingerprint_is_that_of_sorted_json_and_ignores_order_only():
     document = {"b": [1, 2.5, None], "a": {"y": "caf\u00e9", "x": True}}
     text = '{"a":{"x":true,"y":"caf\u00e9"},"b":[1,2.5,null]}'
-    assert storage.canonical_json(document) == text
     assert storage.fingerprint(document) == hashlib.sha256(text.encode()).hexdigest()[:12]
     other = {"a": {"x": True, "y": "caf\u00e9"}, "b": [1, 2.5, None]}
     assert storage.fingerprint(other) == storage.fingerprint(document)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llama2_lib import rng
 from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
+from llama2_lib.export import hugging_face_config
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
 from llama2_lib.model.heads import ScalarModel
@@ -158,13 +159,8 @@ def _transformers() -> Any:
 
 
 def _config(c: ModelConfig) -> Any:
-    return _transformers().LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.hidden_dim,
-        num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_seq_len,
-        rms_norm_eps=c.norm_eps, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2,
-    )  # fmt: skip
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return _transformers().LlamaConfig(**hugging_face_config(c), tie_word_embeddings=False, **ids)
 
 
 # --- how long work takes

@@ -7,8 +7,7 @@ from llama2_lib.doctor.machine import Machine
 from llama2_lib.doctor.times import NOTEBOOK_SECONDS, REFERENCE_TOKENS_PER_SECOND, duration
 
 GIB = 2**30
-TESTED_TORCH = (2, 13)
-OLDEST_TORCH = (2, 11)
+TESTED_TORCH = "2.13"
 INSTALL_KERNEL = "install it here: python -m ipykernel install --sys-prefix"
 
 
@@ -35,7 +34,6 @@ def findings(machine: Machine) -> list[Finding]:
     elsewhere = "or set LLAMA2_ARTIFACTS elsewhere"
     room = f"free some on the disk of {machine.artifacts}, {elsewhere}"
     return [
-        _python(machine),
         _torch(machine),
         _load(machine),
         # the nano chain may take 2 GiB, notebooks sit on top
@@ -49,23 +47,14 @@ def findings(machine: Machine) -> list[Finding]:
     ]
 
 
-def _python(machine: Machine) -> Finding:
-    fails = machine.python < (3, 11)
-    advice = "install Python 3.11 or newer, then: make course PYTHON=python3.11" if fails else ""
-    return Finding("Python", ".".join(map(str, machine.python)), advice, fails)
-
-
 def _torch(machine: Machine) -> Finding:
     if machine.torch is None:
         value = machine.problems.get("torch", "cannot be imported")
         advice = "run make course, which installs it; look there for pip's message"
         return Finding("PyTorch", value, advice, fails=True)
-    major, minor, *_ = machine.torch.split(".")
-    version = int(major), int(minor)
-    if version < OLDEST_TORCH:
-        return Finding("PyTorch", machine.torch, "pip install -c constraints.txt torch", fails=True)
-    tested = f"tested with {TESTED_TORCH[0]}.{TESTED_TORCH[1]}: outputs may differ slightly"
-    return Finding("PyTorch", machine.torch, "" if version == TESTED_TORCH else tested)
+    tested = f"tested with {TESTED_TORCH}: outputs may differ slightly"
+    advice = "" if machine.torch.startswith(f"{TESTED_TORCH}.") else tested
+    return Finding("PyTorch", machine.torch, advice)
 
 
 def _load(machine: Machine) -> Finding:

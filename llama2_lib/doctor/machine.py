@@ -20,7 +20,6 @@ CGROUP = Path("/sys/fs/cgroup")
 class Machine:
     """What was seen. Bytes, counts and names; None where it could not be found out."""
 
-    python: tuple[int, int, int]
     torch: str | None
     load: float
     """Share of the processor that other programs hold."""
@@ -59,7 +58,6 @@ def inspect_machine(artifacts: Path | None = None, *, seconds: float = 2.0) -> M
     load = attempt("load", _load) or 0.0  # before the speed reading adds to it
     kernel, kernel_fault = attempt("kernel", _kernel) or (None, None)
     return Machine(
-        python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
         torch=attempt("torch", _torch), load=load, free_memory=attempt("memory", free_memory) or 0,
         free_disk=attempt("disk", lambda: _free_disk(artifacts)) or 0, artifacts=artifacts,
         write_error=_write_error(artifacts), kernel=kernel, kernel_fault=kernel_fault,

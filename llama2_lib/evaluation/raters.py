@@ -76,21 +76,20 @@ def ratings(
 def agreement(
     rated: Int[np.ndarray, "items raters"],
     weights: Weights = "identity",
-    categories: int = POINTS,
 ) -> float:
     """Return Gwet's agreement coefficient: AC1, or AC2 with weights of near misses (Gwet, 2008).
 
     (p_a - p_e) / (1 - p_e): p_a is how often two raters of an item agree, p_e how often they would
     by chance. A near miss counts as agreement in part; 1 is perfect and 0 what chance gives.
     """
-    steps = np.abs(np.subtract.outer(np.arange(categories), np.arange(categories)))
-    share = steps / (categories - 1)
+    steps = np.abs(np.subtract.outer(np.arange(POINTS), np.arange(POINTS)))
+    share = steps / (POINTS - 1)
     w = {"identity": steps == 0, "linear": 1 - share, "quadratic": 1 - share**2}[weights]
-    counts = (rated[:, :, None] == np.arange(1, categories + 1)).sum(axis=1)
+    counts = (rated[:, :, None] == np.arange(1, POINTS + 1)).sum(axis=1)
     raters = counts.sum(axis=1)
     p_a = ((counts * (counts @ w - 1)).sum(axis=1) / (raters * (raters - 1))).mean()
     prevalence = (counts / raters[:, None]).mean(axis=0)
-    p_e = w.sum() / (categories * (categories - 1)) * (prevalence * (1 - prevalence)).sum()
+    p_e = w.sum() / (POINTS * (POINTS - 1)) * (prevalence * (1 - prevalence)).sum()
     return float((p_a - p_e) / (1 - p_e))
 
 

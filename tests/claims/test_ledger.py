@@ -201,12 +201,6 @@ def test_one_false_check_refutes_and_one_open_check_suspends():
         decide([], {})
 
 
-def test_a_missing_key_names_the_nearest():
-    rows = [Measurement(values={"loss/64": 1.0}), Measurement(values={"loss/46": 1.0}, seed=7)]
-    with pytest.raises(ValueError, match=r"'loss/64'; seed 7 does not. Nearest: loss/46"):
-        column(rows, "loss/64")
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "claims.json"
