@@ -1,7 +1,6 @@
 """What each thing seen on a machine means for the course, and what to do about it. Pure."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from llama2_lib.doctor.machine import Machine
 from llama2_lib.doctor.times import NOTEBOOK_SECONDS, REFERENCE_TOKENS_PER_SECOND, duration
@@ -71,14 +70,9 @@ def _amount(name: str, free: int, fail: float, warn: float, advice: str) -> Find
 
 
 def _kernel(machine: Machine) -> Finding:
-    if machine.kernel is None or machine.kernel_fault is not None:
-        value = machine.kernel_fault or machine.problems.get("kernel", "no kernel called python3")
-        return Finding("kernel", value, INSTALL_KERNEL, fails=True)
-    # Two environments may link to one interpreter, so that folders are compared.
-    if Path(machine.kernel).parent == Path(machine.interpreter).parent:
-        return Finding("kernel", "python3 starts this Python")
-    advice = f"it should start this Python; {INSTALL_KERNEL}"
-    return Finding("kernel", f"python3 starts {machine.kernel}", advice)
+    if (fault := machine.kernel_fault or machine.problems.get("kernel")) is not None:
+        return Finding("kernel", fault, INSTALL_KERNEL, fails=True)
+    return Finding("kernel", "python3 can run the notebooks")
 
 
 def _speed(machine: Machine) -> list[Finding]:

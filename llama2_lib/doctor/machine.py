@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,11 +26,8 @@ class Machine:
     free_disk: int
     artifacts: Path
     write_error: str | None
-    kernel: str | None
-    """Interpreter that the `python3` kernel starts."""
     kernel_fault: str | None
-    """Why it cannot start a notebook of the course."""
-    interpreter: str
+    """Why the kernel `python3` cannot run a notebook of the course."""
     tokens_per_second: float | None
     """Training speed in fp32 on the CPU when nothing else runs."""
     chain: tuple[int, int, float]
@@ -56,12 +52,10 @@ def inspect_machine(artifacts: Path | None = None, *, seconds: float = 2.0) -> M
 
     artifacts = artifacts or artifact_root()
     load = attempt("load", _load) or 0.0  # before the speed reading adds to it
-    kernel, kernel_fault = attempt("kernel", _kernel) or (None, None)
     return Machine(
         torch=attempt("torch", _torch), load=load, free_memory=attempt("memory", free_memory) or 0,
         free_disk=attempt("disk", lambda: _free_disk(artifacts)) or 0, artifacts=artifacts,
-        write_error=_write_error(artifacts), kernel=kernel, kernel_fault=kernel_fault,
-        interpreter=sys.executable,
+        write_error=_write_error(artifacts), kernel_fault=attempt("kernel", _kernel_fault),
         tokens_per_second=attempt("speed", lambda: training_speed(seconds)),
         chain=attempt("chain", lambda: _chain(artifacts)) or (0, 0, 0.0), problems=problems,
     )  # fmt: skip
@@ -152,8 +146,7 @@ def _write_error(folder: Path) -> str | None:
     return None
 
 
-def _kernel() -> tuple[str | None, str | None]:
-    from llama2_lib.teaching.lessons.kernel import kernel_fault, kernel_interpreter
+def _kernel_fault() -> str | None:
+    from llama2_lib.teaching.lessons.kernel import kernel_fault
 
-    fault = kernel_fault()
-    return (kernel_interpreter(), None) if fault is None else (None, fault)
+    return kernel_fault()

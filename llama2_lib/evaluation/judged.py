@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from llama2_lib.evaluation import statistics
-from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, same_number, shares
+from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, shares
 from llama2_lib.model.chat import reply
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.text.tokenizer import Tokenizer
@@ -26,7 +26,6 @@ GROUPINGS: dict[str, Callable[[Prompt], tuple[str, ...]]] = {
     "turns": lambda prompt: ("multi" if is_multi_turn(prompt) else "single",),
 }
 """Ways to divide adversarial prompts; one that combines vectors counts for each of them."""
-ONE_ANSWER = "every prompt needs one answer"
 
 
 class Marks(NamedTuple):
@@ -56,7 +55,6 @@ class Marks(NamedTuple):
 
 def gold_marks(world: World, prompts: Sequence[Prompt], answers: Sequence[str]) -> Marks:
     """Let the gold judges mark one answer to each prompt."""
-    same_number(ONE_ANSWER, prompts=prompts, answers=answers)
     judge = judge_of(world)
     return Marks(
         np.array([judge.helpfulness(*pair).score for pair in zip(prompts, answers, strict=True)]),
@@ -86,7 +84,6 @@ def improvement(
     before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " _"], *, seed: int = 0
 ) -> Estimate:
     """Return the mean of after - before over the same prompts, with a bootstrap over prompts."""
-    same_number("the same prompts must be marked twice", before=before, after=after)
     return bootstrap_mean((after - before).tolist(), seed)
 
 
@@ -97,7 +94,6 @@ def win_rate(
 
     A tie counts one half; scores closer than `tie` are one.
     """
-    same_number("both answers to a prompt must be judged", ours=ours, theirs=theirs)
     gap = ours - theirs
     points = np.where(np.abs(gap) < tie, 0.5, (gap > 0).astype(float))
     return bootstrap_mean(points.tolist(), seed=0)
@@ -107,7 +103,6 @@ def violations(
     world: World, prompts: Sequence[Prompt], answers: Sequence[str]
 ) -> Bool[np.ndarray, " prompts"]:
     """Return which answers to adversarial prompts violate, by the gold judge."""
-    same_number(ONE_ANSWER, prompts=prompts, answers=answers)
     for index, prompt in enumerate(prompts):
         if prompt.kind != "adversarial":
             raise ValueError(
@@ -122,9 +117,6 @@ def violations_by(
     prompts: Sequence[Prompt], violated: Bool[np.ndarray, " prompts"], grouping: str
 ) -> dict[str, Estimate]:
     """Return the violation share of each group of `GROUPINGS` that occurs, by name (figure 18)."""
-    if grouping not in GROUPINGS:
-        raise ValueError(f"grouping must be one of {list(GROUPINGS)}; got {grouping!r}.")
-    same_number("every prompt needs a verdict", prompts=prompts, verdicts=violated)
     return shares(
         (name, bool(broke))
         for prompt, broke in zip(prompts, violated, strict=True)
@@ -164,5 +156,5 @@ def gains_by_original(
     (regression to the mean); binned by the score of ANOTHER answer to the same prompt, it cannot.
     Bins are those of `binned_means`, low scores first.
     """
-    same_number("each prompt needs three scores", original=original, distilled=distilled, by=by)
+    original, distilled, by = np.stack([original, distilled, by])  # each prompt needs all three
     return statistics.binned_means(by, distilled - original, bins)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr
 
-from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, same_number
+from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean
 
 POINTS = 7
 """Steps of the scale; the middle one is a tie."""
@@ -120,7 +120,6 @@ def ranked(
     (one pass over the games, which they do). Both by evalica. A Bradley-Terry score is given as
     log-odds against the mean version; Elo's in its own points, 1,000 at the start.
     """
-    same_number("all versions must answer the same prompts", **marks)  # type: ignore[arg-type]
     names = list(marks)
     played = [
         (a, b, np.sign(x - y) if abs(x - y) > tie else 0.0)

@@ -5,7 +5,7 @@ Intervals cover 95 % unless said otherwise. What is resampled or repeated is the
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +95,6 @@ def paired_difference(a: Sequence[float], b: Sequence[float], bounds: Bounds = N
 
     The p-value is two-sided; without spread all is certain. See `mean_interval` for the bounds.
     """
-    same_number("values must be paired by seed or by item first", first=a, second=b)
     gaps = _checked(a, "the first values") - _checked(b, "the second values")
     estimate = mean_interval(gaps.tolist(), bounds=bounds)
     if np.ptp(gaps) == 0:
@@ -207,10 +206,3 @@ def _checked(values: Sequence[float], name: str) -> np.ndarray:
             "measurement failed; do not drop it."
         )
     return data
-
-
-def same_number(rule: str, **parts: Sized) -> None:
-    """Refuse parts that belong together and differ in number; `rule` says why they must not."""
-    if len({len(part) for part in parts.values()}) > 1:
-        numbers = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
-        raise ValueError(f"{rule}; got {numbers}.")

@@ -91,7 +91,6 @@ def test_calibration_rises_for_an_informed_model_and_is_flat_for_a_blind_one():
     ("call", "message"),
     [
         (lambda: accuracy(np.array([]), np.array([])), "n of at least 1"),
-        (lambda: accuracy_by_grade(CHOSEN, REJECTED, GRADES[:4]), "got 4 grades, 5 pairs"),
         (lambda: detection(CHOSEN, np.ones(5, bool)), "got 5 safe of 5"),
         (lambda: detection(CHOSEN, CHOSEN > 1, 1.0), "between 0 and 1; got 1.0"),
         (lambda: calibration(CHOSEN, CHOSEN, bins=3), "need 6 values or more; got 5"),
