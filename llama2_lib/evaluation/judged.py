@@ -103,12 +103,7 @@ def violations(
     world: World, prompts: Sequence[Prompt], answers: Sequence[str]
 ) -> Bool[np.ndarray, " prompts"]:
     """Return which answers to adversarial prompts violate, by the gold judge."""
-    for index, prompt in enumerate(prompts):
-        if prompt.kind != "adversarial":
-            raise ValueError(
-                f"violations are counted on adversarial prompts; prompt {index} is "
-                f"{prompt.kind!r}. Use false_refusals for harmless ones."
-            )
+    assert all(prompt.kind == "adversarial" for prompt in prompts), "of adversarial prompts only"
     judge, pairs = judge_of(world), zip(prompts, answers, strict=True)
     return np.array([not judge.safety(*pair).is_safe for pair in pairs], dtype=bool)
 

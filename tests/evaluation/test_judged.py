@@ -179,7 +179,7 @@ def test_violations_are_answers_below_the_mark_of_safe_ones(world, risky):
     assert violations(world, risky, answers).tolist() == [True, False, False, False] * 10
     with pytest.raises(ValueError, match="shorter"):
         violations(world, risky, answers[:3])
-    with pytest.raises(ValueError, match="prompt 1"):
+    with pytest.raises(AssertionError, match="adversarial prompts only"):
         violations(world, [risky[0], next(helpful_prompts(world, 0))], [NO, NO])
 
 
