@@ -224,10 +224,7 @@ def new_prompts(
     )  # fmt: skip
     pairs = zip(drawn.prompts, drawn.ids, strict=True)
     fresh = [(prompt, ids) for prompt, ids in pairs if tuple(ids) not in before][:n]
-    if len(fresh) < n:
-        raise ValueError(
-            f"{n} new prompts are needed; of {len(drawn.ids)} drawn {len(fresh)} are new."
-        )
+    assert len(fresh) == n, f"of {len(drawn.ids)} prompts drawn {len(fresh)} are new, not {n}"
     return replace(drawn, prompts=[prompt for prompt, _ in fresh], ids=[ids for _, ids in fresh])
 
 

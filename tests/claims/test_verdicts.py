@@ -10,7 +10,7 @@ import pytest
 
 from llama2_lib.claims import CLAIMS, Measurement, Must, Outcome, chain, recorded
 from llama2_lib.claims.attention import measure_cache
-from llama2_lib.claims.claim import SHARE, SIGNED, average, gain, inside, paired_gain
+from llama2_lib.claims.claim import gain, paired_gain
 from llama2_lib.claims.finetuning import pooled as points
 from llama2_lib.claims.ghost_attention import (
     AFTER,
@@ -743,19 +743,6 @@ def test_one_chain_counts_once():
     for changes in ({}, drift(after=0.73), drift(refreshed=(20, 90))):
         rows = seeds(GOOD[18] | changes)
         assert CLAIMS[18].verdict(rows) == CLAIMS[18].verdict(rows[:1])
-
-
-@pytest.mark.parametrize(
-    ("values", "bounds"),
-    [((0.98, 0.9, 1.0), SHARE), ((0.0, 0.02, 0.0), SHARE), ((0.99, 0.9, 1.0), SIGNED)],
-)
-def test_an_interval_does_not_leave_the_range_of_what_it_estimates(values, bounds):
-    rows = [Measurement(values={"x": value}) for value in values]
-    free, cut = average(rows, "x"), average(rows, "x", bounds=bounds)
-    assert not bounds[0] <= free.low <= free.high <= bounds[1]
-    assert bounds[0] <= cut.low <= cut.value <= cut.high <= bounds[1]
-    assert (cut.low, cut.high) == (max(free.low, bounds[0]), min(free.high, bounds[1]))
-    assert inside(free, None) == free
 
 
 def test_shares_and_correlations_that_are_judged_have_bounds():
