@@ -483,13 +483,6 @@ def test_the_chat_waits_for_no_import_that_it_does_not_need(root):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_every_model_of_the_chain_can_be_talked_to():
-    models = set(cli._talking())
-    no_models = {"tokenizer", "corpus", "reward_model", "safety_data"}
-    rewards = {stage for stage in pipeline.STAGES if stage.startswith("rewards_")}
-    assert models == set(pipeline.STAGES) - no_models - rewards
-
-
 @pytest.mark.slow
 def test_all_versions_answer_side_by_side(root, say):
     answers, errors = say(["What is 3 plus 4?", ""], "--compare", "--max-new-tokens", "5")
