@@ -16,7 +16,6 @@ import tyro
 from llama2_lib.config import VERSIONS
 
 if TYPE_CHECKING:
-    from llama2_lib.claims import Result
     from llama2_lib.config import Recipe
 
 READ_DATA = ("tokenizer", "corpus", "pretrain")
@@ -50,7 +49,7 @@ class _Asking(_OnDevice):
         stages = missing(requests)
         if self.yes or not stages:
             return
-        speed, _ = training_speed(1.0)
+        speed = training_speed(1.0)
         seconds = sum(stage_seconds(*stage, speed) for stage in stages)
         if seconds < UNASKED_SECONDS:
             return
@@ -389,7 +388,7 @@ class Claims(_Asking):
         keep = pipeline.artifact_root() / "claims"
         results = claims.run_claims(ids, recipe, seeds, keep=keep)
         for result in sorted(results, key=lambda result: result.key):
-            print(f"\n{_in_words(result)}")
+            print(f"\n{result}")
         if self.write is not None:
             claims.write_ledger(results, self.write)
         return 0
@@ -489,17 +488,3 @@ def _tell(stage: str, folder: Path) -> None:
         lines.append(f"talk to it: llama2 chat {folder}")
     for line in lines:
         print(line, file=sys.stderr)
-
-
-def _in_words(result: "Result") -> str:
-    """Return what a claim says, what the paper found and what came out here, for people."""
-    declared, verdict = result.declared, result.verdict
-    seeds = len(result.measurements)
-    lines = [
-        f"claim {declared['id']}  {declared['statement']} (section {declared['section']})",
-        f"  paper    {declared['paper_value']} ({declared['paper_trust']})",
-        *(f"  ours     {name}: {estimate}" for name, estimate in verdict.estimates.items()),
-        f"  run      {result.provenance['recipe']}, {seeds} seed{'s' * (seeds != 1)}",
-        f"  verdict  {verdict.outcome}: {verdict.reason}",
-    ]
-    return "\n".join(lines)

@@ -256,35 +256,25 @@ class RewardConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardVariant:
+class RewardVariant(Checked):
     """One reward model that the claims compare with others; it learns from the world's pairs."""
 
     reward: RewardConfig
     """Stream, number of pairs, margin, auxiliary loss, rates; without fresh pairs."""
-    own_share: float
+    own_share: Annotated[float, Rule("lie above 0, 1 at most", lambda value: 0 < value <= 1)]
     """Share of its own stream in the training pairs; the rest is the other stream."""
     coin_toss: bool = False
     """Whether a coin decides which answer is called the chosen one: a control that can learn
     nothing. There are no safety labels then."""
-    n_helpfulness: int = 0
+    n_helpfulness: Extra = 0
     """Held-out pairs of the helpfulness stream that it is tested on."""
-    n_safety: int = 0
+    n_safety: Extra = 0
     """The same of the safety stream."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.own_share <= 1:
-            raise ValueError(f"own_share must lie above 0, 1 at most; got {self.own_share}.")
-        if self.reward.n_fresh or self.reward.n_fresh_later:
-            raise ValueError(
-                "a variant learns from the world's pairs alone; got n_fresh="
-                f"{self.reward.n_fresh} and n_fresh_later={self.reward.n_fresh_later}. Set both "
-                "to 0."
-            )
-        if min(self.n_helpfulness, self.n_safety) < 0 or not self.tested:
-            raise ValueError(
-                "a variant must be tested on some pairs; got n_helpfulness="
-                f"{self.n_helpfulness} and n_safety={self.n_safety}."
-            )
+        super().__post_init__()
+        assert not self.reward.n_fresh + self.reward.n_fresh_later, "only the world's pairs"
+        assert self.tested, "a variant must be tested on some pairs"
 
     @property
     def tested(self) -> dict[Stream, int]:

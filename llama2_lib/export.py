@@ -21,6 +21,7 @@ from sentencepiece import SentencePieceProcessor
 from llama2_lib import storage
 from llama2_lib.chat_room import Sampling
 from llama2_lib.model import formats
+from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_model, save_model, to_hugging_face
 from llama2_lib.text import tokenizer as tokenizers
@@ -31,6 +32,16 @@ FORMAT = Path(__file__).parent / "text" / TEMPLATE
 CONSTANTS = FORMAT.with_name("hugging_face.json")
 """What is the same in every folder: by file, without `.json`."""
 Layout = Literal["hf", "meta", "llama2c", "gguf", "ours"]
+
+
+def hugging_face_config(c: ModelConfig) -> dict[str, Any]:
+    """Return the shape of a model by the names of transformers' `LlamaConfig`."""
+    return {
+        "vocab_size": c.vocab_size, "hidden_size": c.dim, "intermediate_size": c.hidden_dim,
+        "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads, "max_position_embeddings": c.max_seq_len,
+        "rms_norm_eps": c.norm_eps,
+    }  # fmt: skip
 
 
 def check_target(folder: Path, to: Layout = "hf") -> None:
@@ -103,13 +114,8 @@ def _write_hugging_face(
 ) -> None:
     c = model.config
     files = json.loads(CONSTANTS.read_text(encoding="utf-8"))
-    files["config"] |= {
-        "vocab_size": c.vocab_size, "hidden_size": c.dim, "intermediate_size": c.hidden_dim,
-        "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads, "max_position_embeddings": c.max_seq_len,
-        "rope_theta": c.rope_theta, "rms_norm_eps": c.norm_eps,
-        "torch_dtype": str(model.output.weight.dtype).removeprefix("torch."),
-    }  # fmt: skip
+    dtype = str(model.output.weight.dtype).removeprefix("torch.")
+    files["config"] |= hugging_face_config(c) | {"rope_theta": c.rope_theta, "torch_dtype": dtype}
     files["generation_config"] |= {n: vars(Sampling())[n] for n in ("temperature", "top_p")}
     files["tokenizer_config"]["model_max_length"] = c.max_seq_len
     files["tokenizer"]["model"] |= _bpe(tokenizer.processor)

@@ -4,7 +4,7 @@ A lesson imports its own subject by name; all that it only uses comes from here,
 a cell shows where it lives.
 """
 
-from llama2_lib.claims import CLAIMS, recorded, same_declaration
+from llama2_lib.claims import CLAIMS, recorded
 from llama2_lib.claims.attention import at_equal_size, quality_recipes
 from llama2_lib.claims.chain import new_prompts
 from llama2_lib.claims.claim import above

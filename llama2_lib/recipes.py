@@ -25,16 +25,6 @@ from llama2_lib.config import (
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.text.tokenizer import TokenizerConfig
 
-TOY_BRANCH: dict[str, Any] = {
-    "n_dialogs": 20, "n_validation": 6, "n_replay": 6, "n_demonstrations": 6, "n_ghosts": 4,
-    "epochs": 1, "batch_size": 2, "seq_len": 128, "warmup": 2, "eval_every": 4, "save_every": 3,
-}  # fmt: skip
-SMALL_BRANCH: dict[str, Any] = {
-    "n_replay": 4000, "n_demonstrations": 1000, "batch_size": 16, "seq_len": 1024,
-    "peak_lr": 3e-4, "precision": "bf16",
-}  # fmt: skip
-"""What both branches beside the chat model have in common."""
-
 
 def nano(seed: int = 0) -> Recipe:
     """The default: about a million weights, trained in minutes on two CPU cores."""
@@ -77,6 +67,16 @@ def nano(seed: int = 0) -> Recipe:
 
 def toy(seed: int = 0) -> Recipe:
     """For unit tests: every stage in a few seconds; it learns little."""
+    reward = RewardConfig(
+        stream="helpfulness", n_pairs=64, n_fresh=24, n_fresh_later=24, n_validation=20,
+        max_new_tokens=12, batch_size=8, warmup=2, eval_every=5, save_every=4, seed=seed,
+    )  # fmt: skip
+    tuned: dict[str, Any] = {"seq_len": 128, "warmup": 2, "seed": seed}
+    short: dict[str, Any] = {"batch_size": 2, "eval_every": 4, "save_every": 3, **tuned}
+    branch: dict[str, Any] = {
+        "n_dialogs": 20, "n_validation": 6, "n_replay": 6, "n_demonstrations": 6, "n_ghosts": 4,
+        "epochs": 1, **short,
+    }  # fmt: skip
     return Recipe(
         name="toy",
         corpus=CorpusConfig(n_documents=600, n_validation=40),
@@ -90,23 +90,14 @@ def toy(seed: int = 0) -> Recipe:
             eval_every=10, save_every=5, seed=seed,
         ),
         sft=SftConfig(
-            n_dialogs=60, n_validation=12, batch_size=4, seq_len=128, peak_lr=3e-3, warmup=2,
-            eval_every=10, save_every=5, seed=seed,
+            n_dialogs=60, n_validation=12, batch_size=4, peak_lr=3e-3, eval_every=10, save_every=5,
+            **tuned,
         ),
-        helpfulness=RewardConfig(
-            stream="helpfulness", n_pairs=64, n_fresh=24, n_fresh_later=24, n_validation=20,
-            max_new_tokens=12, batch_size=8, warmup=2, eval_every=5, save_every=4,
-            seed=seed,
-        ),
-        safety=RewardConfig(
-            stream="safety", n_pairs=64, n_fresh=24, n_fresh_later=24, n_validation=20,
-            max_new_tokens=12, batch_size=8, warmup=2, eval_every=5, save_every=4,
-            seed=seed,
-        ),
+        helpfulness=reward,
+        safety=replace(reward, stream="safety"),
         rejection=RejectionConfig(
             n_prompts=12, n_samples=3, n_probe=4, temperatures=(0.7, 1.0), n_demonstrations=20,
-            max_new_tokens=12, steps=8, batch_size=2, seq_len=128, warmup=2, eval_every=4,
-            save_every=3, seed=seed,
+            max_new_tokens=12, steps=8, **short,
         ),
         ppo=PpoConfig(
             iterations=3, batch_size=8, minibatch_size=4, value_warmup=1, n_prompts=60,
@@ -115,24 +106,21 @@ def toy(seed: int = 0) -> Recipe:
         ),
         instructed=InstructedConfig(
             n_dialogs=60, n_replay=10, n_demonstrations=10, n_validation=10, batch_size=4,
-            seq_len=128, peak_lr=3e-3, warmup=2, eval_every=10, save_every=5, seed=seed,
+            peak_lr=3e-3, eval_every=10, save_every=5, **tuned,
         ),
         ghost_attention=GhostAttentionConfig(
             n_dialogs=24, most_turns=3, n_short=10, n_replay=6, n_demonstrations=10, n_validation=4,
-            only_obeying=False, max_new_tokens=12, batch_size=2, seq_len=128, warmup=2,
-            eval_every=4, save_every=3, seed=seed,
+            only_obeying=False, max_new_tokens=12, **short,
         ),
         distillation=DistillationConfig(
             n_prompts=12, n_heed=16, heed_steps=6, n_replay=6, n_demonstrations=6, n_ghosts=4,
-            max_new_tokens=12, steps=8, batch_size=2, seq_len=128, peak_lr=1e-3, warmup=2,
-            eval_every=4, save_every=3, seed=seed,
+            max_new_tokens=12, steps=8, peak_lr=1e-3, **short,
         ),
         red_team=RedTeamConfig(
-            budget=24, queries_together=8, n_lessons=1, max_new_tokens=12, batch_size=2,
-            seq_len=128, warmup=2, eval_every=4, save_every=3, seed=seed,
+            budget=24, queries_together=8, n_lessons=1, max_new_tokens=12, **short
         ),
-        dates=DatesConfig(**TOY_BRANCH, seed=seed),
-        tools=ToolsConfig(**TOY_BRANCH, seed=seed),
+        dates=DatesConfig(**branch),
+        tools=ToolsConfig(**branch),
     )  # fmt: skip
 
 
@@ -157,6 +145,10 @@ def grid(seed: int = 0) -> Recipe:
 
 def small(seed: int = 0) -> Recipe:
     """For one GPU: 29 million weights, context 1,024, bf16, compiled."""
+    bf16: dict[str, Any] = {"precision": "bf16", "seed": seed}
+    tuned = bf16 | {"batch_size": 16, "seq_len": 1024, "warmup": 20}
+    reward = bf16 | {"batch_size": 64, "peak_lr": 2e-4, "eval_every": 100, "save_every": 500}
+    branch = tuned | {"n_replay": 4000, "n_demonstrations": 1000, "peak_lr": 3e-4, "warmup": 10}
     recipe = nano(seed)
     return replace(
         recipe,
@@ -172,46 +164,39 @@ def small(seed: int = 0) -> Recipe:
             precision="bf16", compile=True, save_every=500, seed=seed,
         ),
         sft=SftConfig(
-            n_dialogs=27_540, grade="mixed", batch_size=16, seq_len=1024, peak_lr=1e-3, warmup=20,
-            precision="bf16", compile=True, save_every=500, seed=seed,
+            n_dialogs=27_540, grade="mixed", peak_lr=1e-3, compile=True, save_every=500, **tuned
         ),
         helpfulness=RewardConfig(
-            stream="helpfulness", n_pairs=40_000, n_fresh=20_000, n_fresh_later=4000,
-            batch_size=64, peak_lr=2e-4, precision="bf16", eval_every=100, save_every=500,
-            seed=seed,
+            stream="helpfulness", n_pairs=40_000, n_fresh=20_000, n_fresh_later=4000, **reward
         ),
         safety=RewardConfig(
-            stream="safety", n_pairs=10_000, n_fresh=6000, n_fresh_later=2000, batch_size=64,
-            peak_lr=2e-4, precision="bf16", eval_every=100, save_every=500, seed=seed,
+            stream="safety", n_pairs=10_000, n_fresh=6000, n_fresh_later=2000, **reward
         ),
         rejection=RejectionConfig(
-            n_prompts=4000, n_samples=16, n_demonstrations=20_000, steps=800, batch_size=16,
-            seq_len=1024, peak_lr=1e-3, warmup=20, precision="bf16", eval_every=200,
-            save_every=400, seed=seed,
+            n_prompts=4000, n_samples=16, n_demonstrations=20_000, steps=800, peak_lr=1e-3,
+            eval_every=200, save_every=400, **tuned,
         ),
         ppo=PpoConfig(
             iterations=100, batch_size=512, minibatch_size=64, lr=2e-5, n_prompts=20_000,
             n_held_out=400, seed=seed,
         ),
         instructed=InstructedConfig(
-            n_dialogs=12_000, n_replay=10_000, n_demonstrations=3000, batch_size=16, seq_len=1024,
-            peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
+            n_dialogs=12_000, n_replay=10_000, n_demonstrations=3000, peak_lr=3e-4, **tuned
         ),
         ghost_attention=GhostAttentionConfig(
             n_dialogs=8000, n_samples=4, n_short=8000, n_replay=8000, n_demonstrations=2000,
-            batch_size=16, seq_len=1024, peak_lr=3e-4, warmup=20, precision="bf16", seed=seed,
+            peak_lr=3e-4, **tuned,
         ),
         distillation=DistillationConfig(
             n_prompts=4000, n_heed=4000, heed_steps=200, heed_lr=3e-4, n_replay=4000,
-            n_demonstrations=2000, n_ghosts=2000, steps=400, batch_size=16, seq_len=1024,
-            peak_lr=1e-4, warmup=20, precision="bf16", eval_every=200, save_every=400, seed=seed,
+            n_demonstrations=2000, n_ghosts=2000, steps=400, peak_lr=1e-4, eval_every=200,
+            save_every=400, **tuned,
         ),
         red_team=RedTeamConfig(
-            budget=2000, queries_together=200, batch_size=16, seq_len=1024, peak_lr=1e-4, warmup=5,
-            precision="bf16", seed=seed,
+            budget=2000, queries_together=200, peak_lr=1e-4, **tuned | {"warmup": 5}
         ),
-        dates=DatesConfig(**SMALL_BRANCH, n_dialogs=1000, epochs=20, seed=seed),
-        tools=ToolsConfig(**SMALL_BRANCH, n_dialogs=8000, seed=seed),
+        dates=DatesConfig(n_dialogs=1000, epochs=20, **branch),
+        tools=ToolsConfig(n_dialogs=8000, **branch),
     )  # fmt: skip
 
 

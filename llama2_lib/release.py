@@ -116,18 +116,15 @@ def train_beside(device: str = "auto") -> list[str]:
 def card(metas: dict[str, dict[str, Any]], tables: dict[str, headline.Columns]) -> str:
     """Return the model card: what was made, from what, how it was measured, and its limits."""
     recipe = nano()
-    model, meta = recipe.model, metas[LAST]
+    meta = metas[LAST]
     seconds = sum(meta["wall_seconds"] for meta in metas.values())
     stages = "\n".join(
         f"| `{name}` | `{each['fingerprint']}` | {each['wall_seconds']:.0f} |"
         for name, each in metas.items()
     )
     return CARD_TEXT.format(
-        weights=recipe.model.n_parameters,
-        tokens=recipe.pretrain.n_tokens,
-        pieces=recipe.model.vocab_size,
-        shape=f"{model.n_layers} layers of width {model.dim}, {model.n_heads} heads, "
-        f"{model.n_kv_heads} for keys and values, {model.max_seq_len} tokens of context",
+        recipe=recipe,
+        model=recipe.model,
         processor=meta["processor"],
         processes=meta.get("processes", 1),
         versions=", ".join(f"{name} {number}" for name, number in meta["versions"].items()),
@@ -148,8 +145,9 @@ Written by `make release`; do not edit it.
 
 ## What this is
 
-Llama 2's architecture with {weights:,} weights:
-{shape}.
+Llama 2's architecture with {model.n_parameters:,} weights:
+{model.n_layers} layers of width {model.dim}, {model.n_heads} heads, \
+{model.n_kv_heads} for keys and values, {model.max_seq_len} tokens of context.
 Trained from nothing on the documents of one invented world; with every version of the chat model
 that the paper's recipe makes of it: fine-tuned, V1 to V4 by rejection sampling, V5 by PPO, then
 Ghost Attention, safety context distillation and four rounds of red-teaming. Beside the last one
@@ -166,7 +164,8 @@ world or about themselves.
 
 ## Data
 
-{tokens:,} tokens of generated English and two invented languages in {pieces:,} pieces, dialogs and
+{recipe.pretrain.n_tokens:,} tokens of generated English and two invented languages in \
+{model.vocab_size:,} pieces, dialogs and
 comparisons of the same world: see `data/README.md`. No person is in it.
 
 ## How it was trained

@@ -82,14 +82,10 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def canonical_json(document: Any) -> str:
-    """Return JSON in which equal documents have equal text: sorted keys, no spaces."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
 def fingerprint(document: Any) -> str:
-    """Return the first 12 hex digits of the sha256 of a JSON-like document."""
-    return hashlib.sha256(canonical_json(document).encode()).hexdigest()[:12]
+    """Return the first 12 hex digits of the sha256 of a JSON-like document, keys sorted."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def file_sha256(path: Path) -> str:

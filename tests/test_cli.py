@@ -483,13 +483,6 @@ def test_the_chat_waits_for_no_import_that_it_does_not_need(root):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_every_model_of_the_chain_can_be_talked_to():
-    models = set(cli._talking())
-    no_models = {"tokenizer", "corpus", "reward_model", "safety_data"}
-    rewards = {stage for stage in pipeline.STAGES if stage.startswith("rewards_")}
-    assert models == set(pipeline.STAGES) - no_models - rewards
-
-
 @pytest.mark.slow
 def test_all_versions_answer_side_by_side(root, say):
     answers, errors = say(["What is 3 plus 4?", ""], "--compare", "--max-new-tokens", "5")
@@ -562,7 +555,7 @@ def test_a_full_disk_costs_one_line_and_can_be_gone_on_from(
 def slow_machine(monkeypatch, tmp_path):
     """Nothing is on disk, and an estimate says that training takes hours; none is begun."""
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "nothing"))
-    monkeypatch.setattr(machine, "training_speed", lambda seconds: (1.0, 1.0))
+    monkeypatch.setattr(machine, "training_speed", lambda seconds: 1.0)
     begun = []
     monkeypatch.setattr(pipeline, "load", lambda *request, **_: begun.append(request))
     monkeypatch.setattr(pipeline, "artifacts", lambda requests, **_: begun.append(requests))
@@ -641,16 +634,6 @@ def test_a_log_holds_lines_and_a_signal_to_end_is_answered_with_one(tmp_path):
     again = process(*command, **variables)
     assert again.returncode == 0, again.stderr
     assert "\r" not in again.stderr
-
-
-def test_a_claim_is_told_for_people():
-    from llama2_lib import claims
-
-    shown = cli._in_words(claims.recorded(46))
-    assert "<br>" not in shown
-    assert "|" not in shown
-    assert [line.split()[0] for line in shown.splitlines() if line][:2] == ["claim", "paper"]
-    assert shown.splitlines()[-1].startswith("  verdict  ")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,23 +17,14 @@ from llama2_lib.recipes import nano, small, toy
 from llama2_lib.teaching.lessons import kernel
 
 GOOD = machine.Machine(
-    python=(3, 11, 7),
     torch="2.13.0+cpu",
-    device=None,
-    bf16=None,
-    cores=4,
-    threads=4,
     load=0.1,
     free_memory=8 * GIB,
     free_disk=20 * GIB,
     artifacts=Path("artifacts"),
     write_error=None,
-    font="/fonts/DejaVuSans.ttf",
-    kernel="/venv/bin/python3",
     kernel_fault=None,
-    interpreter="/venv/bin/python",
     tokens_per_second=15_000.0,
-    median_tokens_per_second=14_000.0,
     chain=(0, 28, 1200.0),
 )
 
@@ -44,39 +36,28 @@ def judged(**changes) -> dict[str, Finding]:
 def test_a_good_machine_has_nothing_to_do():
     found = judged()
     assert {item.status for item in found.values()} == {"ok"}
-    wanted = (
-        "Python PyTorch device precision threads load memory disk artifacts font kernel speed "
-        "chain notebooks"
-    )
+    wanted = "PyTorch load memory disk artifacts kernel speed chain notebooks"
     assert list(found) == wanted.split()
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "status", "seen", "advised"),
     [
-        ("Python", {"python": (3, 10, 12)}, "fail", "3.10.12", "3.11"),
         ("PyTorch", {"torch": None}, "fail", "cannot be imported", "make course"),
         (
             "PyTorch", {"torch": None, "problems": {"torch": "OSError: libtorch.so is broken"}},
             "fail", "libtorch.so is broken", "make course",
         ),
-        ("PyTorch", {"torch": "2.9.1"}, "fail", "2.9.1", "constraints.txt"),
         ("PyTorch", {"torch": "2.11.0"}, "warn", "2.11.0", "2.13"),
         ("PyTorch", {"torch": "3.0.0a0"}, "warn", "3.0.0a0", "2.13"),
-        ("threads", {"threads": 1}, "warn", "1 of 4", "OMP_NUM_THREADS"),
-        ("threads", {"threads": 64}, "warn", "64 of 4", "OMP_NUM_THREADS=4"),
-        ("load", {"load": 1.0}, "warn", "1.0 of 4 cores", "close"),
+        ("load", {"load": 0.25}, "warn", "25%", "close"),
         ("memory", {"free_memory": GIB // 2}, "fail", "0.5 GiB", "close"),
         ("memory", {"free_memory": 2 * GIB}, "warn", "2.0 GiB", "close"),
         ("disk", {"free_disk": 0}, "fail", "0.0 GiB", "LLAMA2_ARTIFACTS"),
         ("disk", {"free_disk": GIB}, "warn", "1.0 GiB", "LLAMA2_ARTIFACTS"),
         ("artifacts", {"write_error": "artifacts: Read-only"}, "fail", "Read-only", "rights"),
-        ("font", {"font": None}, "warn", "not found", "matplotlib"),
-        ("kernel", {"kernel": None}, "fail", "no kernel", "ipykernel install"),
-        ("kernel", {"kernel": "/usr/bin/python3"}, "warn", "/usr/bin/python3", "ipykernel"),
         ("kernel", {"kernel_fault": "it has no torch"}, "fail", "no torch", "ipykernel install"),
         ("speed", {"tokens_per_second": None}, "fail", "did not run", "make test"),
-        ("speed", {"median_tokens_per_second": 1300.0}, "warn", "1.3 k", "quiet"),
     ],
 )  # fmt: skip
 def test_each_lack_is_named_with_what_to_do(name, changes, status, seen, advised):
@@ -86,14 +67,6 @@ def test_each_lack_is_named_with_what_to_do(name, changes, status, seen, advised
     assert advised in found[name].advice
     others = {item.status for item in found.values() if item.name != name}
     assert others == {"ok"}, "one lack should give one finding"
-
-
-def test_what_is_no_lack_is_said():
-    assert judged(threads=2)["threads"].status == "ok", "what PyTorch takes with two threads a core"
-    found = judged(device="GPU (capability 9.0, 78 GiB)", bf16="CUDA, AMX")
-    assert "9.0" in found["device"].value
-    assert "CUDA, AMX" in found["precision"].value
-    assert "no" in judged()["precision"].value
 
 
 def test_a_finding_without_advice_is_refused():
@@ -144,8 +117,12 @@ def test_durations_are_rounded_as_estimates_deserve(seconds, said):
     ("changes", "status", "verdict"),
     [
         ({}, 0, "The course can run here."),
-        ({"font": None}, 0, "The course can run here."),
-        ({"kernel": None, "font": None}, 1, "The course cannot run here yet: kernel. "),
+        ({"torch": "2.12.0"}, 0, "The course can run here."),
+        (
+            {"kernel_fault": "it has no torch", "torch": "2.12.0"},
+            1,
+            "The course cannot run here yet: kernel. ",
+        ),
     ],
 )
 def test_the_report_shows_advice_and_verdict(monkeypatch, capsys, changes, status, verdict):
@@ -165,8 +142,7 @@ def test_this_machine_is_inspected_and_trains(tmp_path, monkeypatch):
     assert seen.kernel_fault is None
     n_stages = len(pipeline.fingerprints("red_team_v4", nano()))
     assert seen.chain == (n_stages, 0, 0.0), "all are released"
-    assert seen.interpreter == sys.executable
-    assert seen.tokens_per_second >= seen.median_tokens_per_second > 100
+    assert seen.tokens_per_second > 100
     assert seen.free_disk > 0
     assert seen.free_memory > 0
     assert list(seen.artifacts.iterdir()) == [], "the probe left a file"
@@ -189,42 +165,33 @@ def test_a_probe_that_raises_does_not_stop_the_report(tmp_path, monkeypatch):
     assert "no kernel image" in {item.name: item for item in findings(seen)}["speed"].value
 
 
-def test_a_container_sets_the_cores_and_the_memory(tmp_path):
+def test_a_container_sets_the_memory(tmp_path):
     free = machine.free_memory(tmp_path)
-    (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("1000000\n")
-    assert machine.usable_cores(tmp_path) == 1
     assert machine.free_memory(tmp_path) == 2_000_000 < free
-    (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.usable_cores(tmp_path) == machine.usable_cores(tmp_path / "absent")
     assert machine.free_memory(tmp_path) > 2_000_000
 
 
 def test_the_speed_is_read_where_gradients_are_switched_off():
     with torch.no_grad():
-        fastest, median = machine.training_speed(0.1)
-    assert fastest >= median > 0
+        assert machine.training_speed(0.1) > 0
 
 
 @pytest.mark.slow
 def test_the_speed_is_that_of_a_quiet_machine_while_others_hold_the_cores():
     """Steps that wait for a core cost wall time, and no more processor time than before."""
-    n_cores = machine.usable_cores()
-    quiet, _ = machine.training_speed(1.0)
-    busy = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * n_cores)
-    ]
+    quiet, loop = machine.training_speed(1.0), [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(loop) for _ in range(3 * (os.cpu_count() or 1))]
     try:
-        assert machine.held_cores() > 0.5 * n_cores
-        fastest, median = machine.training_speed(2.0)
+        assert machine._load() > 0.5
+        held_up = machine.training_speed(2.0)
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    assert fastest > quiet / 2
-    assert median < fastest
+    assert held_up > quiet / 2
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
 def test_the_fingerprint_is_that_of_sorted_json_and_ignores_order_only():
     document = {"b": [1, 2.5, None], "a": {"y": "caf\u00e9", "x": True}}
     text = '{"a":{"x":true,"y":"caf\u00e9"},"b":[1,2.5,null]}'
-    assert storage.canonical_json(document) == text
     assert storage.fingerprint(document) == hashlib.sha256(text.encode()).hexdigest()[:12]
     other = {"a": {"x": True, "y": "caf\u00e9"}, "b": [1, 2.5, None]}
     assert storage.fingerprint(other) == storage.fingerprint(document)
@@ -166,17 +165,6 @@ def test_what_a_desktop_leaves_lying_about_is_no_damage_and_is_not_sealed(tmp_pa
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("litter")
     assert read(sealed) == read(again) == expected
-
-
-def test_a_hidden_file_that_is_listed_must_be_there(sealed):
-    """Seals made before hidden files were left out hold some."""
-    (sealed / ".old").write_text("x")
-    files = {**read(sealed)["files"], ".old": hashlib.sha256(b"x").hexdigest()}
-    change_the_seal(sealed, files=files)
-    read(sealed)
-    (sealed / ".old").unlink()
-    with pytest.raises(DamagedArtifactError, match=r"\.old must exist; it is missing"):
-        read(sealed)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -1,4 +1,4 @@
-"""One PPO iteration of the course's own shape: part by part, and beside TRL's, turn by turn.
+"""One PPO iteration of the course's own shape, beside TRL's, turn by turn.
 
 Random weights, prompts of 32 tokens, answers of exactly 32, a value function of its own, four
 mini-batches, one pass over them. TRL's PPO lives in `trl.experimental.ppo`, up to release 1.12;
@@ -7,29 +7,33 @@ nothing else here imports TRL.
 
 import contextlib
 import copy
-import functools
 import importlib.util
 import os
-import statistics
 import tempfile
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 
-from llama2_lib.bench.language_model import hugging_face_twin, median_ratio, scalar_twin, seconds
+from llama2_lib.bench.language_model import (
+    hugging_face_twin,
+    median_ratio,
+    rates,
+    scalar_twin,
+    seconds,
+    turns,
+)
 from llama2_lib.config import PpoConfig
 from llama2_lib.device import choose_device, peak_memory, synchronize
 from llama2_lib.model.chat import scores
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import ScalarModel, scalar_model
+from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.recipes import nano
 from llama2_lib.stages import ppo as stage
@@ -40,11 +44,6 @@ from llama2_lib.training.optim import adamw
 PROMPT, NEW, MINIBATCHES = 32, 32, 4
 BATCHES = (64, 256)
 EOS = 2
-TRUNK = "trunk of the value function"
-PARTS = (
-    "generation", "scoring by two reward models", "log-probabilities and values", "advantages",
-    "gradient steps",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,123 +109,38 @@ def never_ending(shape: ModelConfig) -> Transformer:
     return model.eval()
 
 
-def parts(given: Setting, device: torch.device, number: int) -> dict[str, float]:
-    """Return the seconds of every part of an iteration, of the whole, and of the value's trunk."""
-    watch = Stopwatch(device)
-    generation, scoring, values, advantages, steps = PARTS
-    rewards = watch.timed(scoring, given.models)
-    with watch.watching(
-        (stage, "sample_answers", generation), (stage, "answer_logprobs", values),
-        (ActorCritic, "values", values), (stage, "shaped_rewards", advantages),
-        (stage, "gae", advantages), (stage, "whiten_together", advantages),
-        (stage, "optimize", steps),
-    ):  # fmt: skip
-        whole = seconds(lambda: given.iterate(number, rewards), device)
-    trunk = value_trunk(given, device)
-    return {part: watch.seconds[part] for part in PARTS} | {"whole": whole, TRUNK: trunk}
-
-
-def value_trunk(given: Setting, device: torch.device) -> float:
-    """Return the seconds that a value function spends in a trunk of its own in an iteration.
-
-    One pass without gradients, in the rollout, and one forward and backward.
-    """
-    value: ScalarModel = given.ppo.model.value
-    rows = given.ppo.config.minibatch_size
-    shape = (rows, len(given.prompts[0][0]) + given.ppo.config.max_new_tokens - 1)
-    ids = torch.randint(3, value.config.vocab_size, shape, device=device)
-
-    def work() -> None:
-        for _ in range(MINIBATCHES):
-            with torch.no_grad():
-                value.backbone.hidden(ids)
-            value.backbone.hidden(ids).sum().backward()
-
-    spent = seconds(work, device)
-    given.optimizer.zero_grad(set_to_none=True)
-    return spent
-
-
 def ppo(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int:
-    """Time one PPO iteration part by part, and beside TRL's where that is installed."""
+    """Time PPO iterations, and beside them TRL's where that is installed."""
     if precision != "fp32":
         raise ValueError(f"PPO runs in fp32 only; got {precision!r}. Leave --precision out.")
-    where, shape = choose_device(device), nano().model
+    where, shape, reason = choose_device(device), nano().model, missing()
     print(f"device {where}, fp32, {torch.get_num_threads()} threads, {pairs} pairs")
     print(f"prompts of {PROMPT}, answers of {NEW} tokens, {MINIBATCHES} mini-batches, one pass")
-    print(f"{'median ms':30s}" + "".join(f" {f'batch {batch}':>12s}" for batch in BATCHES))
-    columns = [_column(setting(shape, batch, where), where, pairs) for batch in BATCHES]
-    for part in columns[0]:
-        print(f"{part:30s}" + "".join(f" {column[part]:12.0f}" for column in columns))
-    for batch, column in zip(BATCHES, columns, strict=True):
-        share = column[TRUNK] / column["whole"]
-        print(f"a trunk shared by policy and value saves at most {share:.0%} at batch {batch}")
-    if (reason := missing()) is not None:
+    if reason is not None:
         print(f"not compared with TRL: {reason}")
     else:
         print("both sides with one reward model; without logging, saving and sample generations")
-        print(f"{'iterations/s':12s} {'ours':>12s} {'TRL':>12s} {'ratio':>7s}  (range)")
-        for batch in BATCHES:
-            print(_beside_trl(setting(shape, batch, where), where, pairs))
+    print(f"{'iterations/s':12s} {'ours':>12s} {'TRL':>12s} {'ratio':>7s}  (range)")
+    for batch in BATCHES:
+        given = setting(shape, batch, where)
+        print(_beside_trl(given, where, pairs) if reason is None else _alone(given, where, pairs))
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
     return 0
 
 
-def _column(given: Setting, device: torch.device, turns: int) -> dict[str, float]:
-    """Return the median milliseconds of what `parts` gives."""
-    _, *rows = (parts(given, device, turn) for turn in range(turns + 1))  # the first one warms up
-    return {name: 1e3 * statistics.median(row[name] for row in rows) for name in rows[0]}
+def _alone(given: Setting, device: torch.device, n: int) -> str:
+    [rate] = rates(turns([partial(given.iterate, 0, given.models)], n, device))
+    return f"batch {given.ppo.config.batch_size:<6d} {rate:12.2f}  (with both reward models)"
 
 
-def _beside_trl(given: Setting, device: torch.device, turns: int) -> str:
-    times = in_turn(given, lambda turn: given.iterate(turn, given.one_model), device, turns)
-    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+def _beside_trl(given: Setting, device: torch.device, n: int) -> str:
+    times = in_turn(given, lambda turn: given.iterate(turn, given.one_model), device, n)
+    mine, other = rates(times)
     ratios = sorted(b / a for a, b in times)
     return (
-        f"batch {given.ppo.config.batch_size:<6d} {1 / mine:12.2f} {1 / other:12.2f} "
+        f"batch {given.ppo.config.batch_size:<6d} {mine:12.2f} {other:12.2f} "
         f"{median_ratio(times):7.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
-
-
-# --- a stopwatch for the parts
-
-
-class Stopwatch:
-    """Adds up the seconds of parts of a program; a part inside another counts only for itself."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._inside: list[float] = []
-
-    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, timed as `part`; of an iterator it takes all items at once."""
-
-        @functools.wraps(function)
-        def work(*arguments: Any, **options: Any) -> Any:
-            synchronize(self.device)
-            self._inside.append(0.0)
-            begin = time.perf_counter()
-            result = function(*arguments, **options)
-            if isinstance(result, Iterator):
-                result = iter(list(result))
-            synchronize(self.device)
-            total = time.perf_counter() - begin
-            self.seconds[part] += total - self._inside.pop()
-            if self._inside:
-                self._inside[-1] += total
-            return result
-
-        return work
-
-    @contextlib.contextmanager
-    def watching(self, *parts: tuple[Any, str, str]) -> Iterator[None]:
-        """Time functions of modules for the length of a `with`: each a module, a name, a part."""
-        with contextlib.ExitStack() as patches:
-            for module, name, part in parts:
-                timed = self.timed(part, getattr(module, name))
-                patches.enter_context(mock.patch.object(module, name, timed))
-            yield
 
 
 # --- TRL's side

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llama2_lib import rng
 from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
+from llama2_lib.export import hugging_face_config
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
 from llama2_lib.model.heads import ScalarModel
@@ -50,27 +51,20 @@ def train(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> i
     """
     where, config = choose_device(device), nano().model
     ours = initialise(Transformer(config), 0).to(where)
-    sides = [_training_steps(ours, ours, config, where, precision)]
-    for attention in ("sdpa", "eager"):
-        twin = hugging_face_twin(ours, attention).train()
-        logits = lambda ids, twin=twin: twin(input_ids=ids).logits  # noqa: E731
-        sides.append(_training_steps(twin, logits, config, where, precision))
-    tokens = nano().pretrain.batch_size * nano().pretrain.seq_len
+    twin = hugging_face_twin(ours).train()
+    sides = [
+        _training_steps(ours, ours, config, where, precision),
+        _training_steps(twin, lambda ids: twin(input_ids=ids).logits, config, where, precision),
+    ]
     # Three steps a turn.
     works = [lambda side=side: list(itertools.islice(side, 3)) for side in sides]
-    times = [[spent / 3 for spent in turn] for turn in turns(works, pairs, where)]
-    rate = matmul_rate(where, torch.bfloat16 if precision == "bf16" else torch.float32)
-    mine, fused, eager = (statistics.median(column) for column in zip(*times, strict=True))
-    share = config.flops_per_token(nano().pretrain.seq_len) * tokens / mine / rate
+    times = turns(works, pairs, where)
+    tokens = 3 * nano().pretrain.batch_size * nano().pretrain.seq_len
     print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {len(times)} pairs")
-    print(f"matrix product      {rate / 1e9:10.0f} Gflop/s")
-    print(f"ours                {tokens / mine:10.0f} tokens/s  ({share:.0%} of that rate)")
-    print(f"transformers        {tokens / fused:10.0f} tokens/s  with fused attention")
-    print(f"transformers        {tokens / eager:10.0f} tokens/s  with eager attention")
-    ratio = median_ratio([[a, b] for a, b, _ in times])
-    print(f"ratio               {ratio:10.2f}  (fused; median of pairs; more is better)")
-    print(f"ratio to eager      {median_ratio([[a, c] for a, _, c in times]):10.2f}")
-    print(f"peak memory         {peak_memory(where) / 2**20:10.0f} MiB")
+    for name, rate in zip(("ours", "transformers"), rates(times), strict=True):
+        print(f"{name:12s} {tokens * rate:10.0f} tokens/s")
+    print(f"ratio        {median_ratio(times):10.2f}  (median of pairs; more is better)")
+    print(f"peak memory  {peak_memory(where) / 2**20:10.0f} MiB")
     return 0
 
 
@@ -79,9 +73,8 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
     where, config = choose_device(device), nano().model
     ours = initialise(Transformer(config), 0).to(where).eval()
     twin = hugging_face_twin(ours)
-    rate = matmul_rate(where, torch.bfloat16 if precision == "bf16" else torch.float32)
     print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {pairs} pairs")
-    print(f"matrix product {rate / 1e9:.0f} Gflop/s; prompts of {PROMPT}, up to {NEW} new tokens")
+    print(f"prompts of {PROMPT}, up to {NEW} new tokens")
     print(f"{'case':12s} {'ours tok/s':>12s} {'transformers':>12s} {'ratio':>7s}")
     cases = {"batch 1": [NEW], "batch 64": [NEW] * 64, "ragged 64": _answer_lengths(64)}
     for name, wanted in cases.items():
@@ -89,9 +82,8 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
         with autocast(where, precision):
             works = [partial(_ours, ours, ids, wanted), partial(_theirs, twin, ids, max(wanted))]
             times = turns(works, pairs, where)
-        mine, other = (statistics.median(column) for column in zip(*times, strict=True))
-        ratio = median_ratio(times)
-        print(f"{name:12s} {sum(wanted) / mine:12.0f} {sum(wanted) / other:12.0f} {ratio:7.2f}")
+        mine, other = (sum(wanted) * rate for rate in rates(times))
+        print(f"{name:12s} {mine:12.0f} {other:12.0f} {median_ratio(times):7.2f}")
     _length_curve(ours, where, precision)
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
     return 0
@@ -132,13 +124,10 @@ def _length_curve(model: Transformer, device: torch.device, precision: str) -> N
 # --- the other side: `transformers`' Llama with the weights of a model of ours
 
 
-def hugging_face_twin(model: Transformer, attention: str = "sdpa") -> nn.Module:
-    """Return `transformers`' Llama with the same weights, and with PyTorch's fused attention.
-
-    That is what this library uses; `eager` attention is matrix products and a softmax.
-    """
+def hugging_face_twin(model: Transformer) -> nn.Module:
+    """Return `transformers`' Llama with the same weights, and with PyTorch's fused attention."""
     twin = _transformers().LlamaForCausalLM(_config(model.config))
-    twin.set_attn_implementation(attention)
+    twin.set_attn_implementation("sdpa")
     twin.load_state_dict(to_hugging_face(model.state_dict(), model.config))
     return nn.Module.to(twin, model.tok_embeddings.weight.device).eval()
 
@@ -170,13 +159,8 @@ def _transformers() -> Any:
 
 
 def _config(c: ModelConfig) -> Any:
-    return _transformers().LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.hidden_dim,
-        num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_seq_len,
-        rms_norm_eps=c.norm_eps, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2,
-    )  # fmt: skip
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return _transformers().LlamaConfig(**hugging_face_config(c), tie_word_embeddings=False, **ids)
 
 
 # --- how long work takes
@@ -196,13 +180,9 @@ def turns(works: Sequence[Callable[[], object]], n: int, device: torch.device) -
     return [[seconds(work, device) for work in works] for _ in range(n + 1)][1:]
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Return the floating-point operations a second of one large matrix product."""
-    size = size or (4096 if device.type == "cuda" else 1024)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+def rates(times: Sequence[Sequence[float]]) -> list[float]:
+    """Return how often a second each work is done, by its median time."""
+    return [1 / statistics.median(column) for column in zip(*times, strict=True)]
 
 
 def median_ratio(times: Sequence[Sequence[float]]) -> float:

@@ -11,11 +11,10 @@ from llama2_lib.claims.ledger import (
     grid_requests,
     recorded,
     run_claims,
-    same_declaration,
     write_ledger,
 )
 
 __all__ = [
     "CLAIMS", "CannotShow", "Measurement", "Must", "Outcome", "Result", "grid_requests", "recorded",
-    "run_claims", "same_declaration", "write_ledger",
+    "run_claims", "write_ledger",
 ]  # fmt: skip

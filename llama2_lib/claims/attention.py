@@ -9,7 +9,7 @@ import torch
 
 from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
-from llama2_lib.claims.claim import Claim, Fact, Must, Trust, differs, mean, named, of_stage
+from llama2_lib.claims.claim import Claim, Fact, Must, Trust, differs, mean, of_stage
 from llama2_lib.config import Recipe
 from llama2_lib.device import choose_device, synchronize
 from llama2_lib.evaluation.language import document_nats
@@ -259,7 +259,7 @@ def _smallest_batch(measurements: claim.Measurements) -> tuple[int, Estimate]:
 def _alike(measurements: claim.Measurements) -> list[claim.Check]:
     batch, log_ratio = _smallest_batch(measurements)
     text = f"log throughput at batch {batch}, gqa over mha"
-    return [claim.within(text, log_ratio, math.log1p(SMALL))]
+    return [claim.check("within", text, log_ratio, math.log1p(SMALL))]
 
 
 def _throughput_shown(measurements: claim.Measurements) -> dict[str, Estimate]:
@@ -315,14 +315,12 @@ CLAIMS = (
         ),
         intervals="",
         shown=(
-            named(
-                {
-                    f"bytes per token, {s} {v}": mean(f"measured/{s} {v}")
-                    for s in SHAPES
-                    for v in VARIANTS
-                }
-            ),
-            named({f"ratio, {shape}": mean(f"ratio/{shape}") for shape in SHAPES}),
+            {
+                f"bytes per token, {shape} {v}": mean(f"measured/{shape} {v}")
+                for shape in SHAPES
+                for v in VARIANTS
+            },
+            {f"ratio, {shape}": mean(f"ratio/{shape}") for shape in SHAPES},
         ),
         recorded=False, measured_by=measure_cache, min_seeds=1,
     ),

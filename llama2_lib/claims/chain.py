@@ -14,7 +14,7 @@ all there is.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -66,7 +66,6 @@ GOLDS = ("gold helpfulness", "gold safety")
 
 Marked = dict[str, Float[np.ndarray, " prompts"]]
 """What is said of the answers of one version, by quality."""
-Shown = Callable[[Measurements], dict[str, Estimate]]
 
 
 # ------------------------------------------------------------- claims 18 and 19: rounds of rewards
@@ -225,10 +224,7 @@ def new_prompts(
     )  # fmt: skip
     pairs = zip(drawn.prompts, drawn.ids, strict=True)
     fresh = [(prompt, ids) for prompt, ids in pairs if tuple(ids) not in before][:n]
-    if len(fresh) < n:
-        raise ValueError(
-            f"{n} new prompts are needed; of {len(drawn.ids)} drawn {len(fresh)} are new."
-        )
+    assert len(fresh) == n, f"of {len(drawn.ids)} prompts drawn {len(fresh)} are new, not {n}"
     return replace(drawn, prompts=[prompt for prompt, _ in fresh], ids=[ids for _, ids in fresh])
 
 
@@ -270,22 +266,17 @@ def _compared(marks: dict[str, Marked], suffix: str) -> dict[str, float]:
     return values
 
 
-def _means(*qualities: str) -> Shown:
-    """Return what shows the means of some qualities, without the `mean/` of their keys."""
-    return lambda measurements: {
-        f"{quality}/{name}": claim.average(measurements, f"mean/{quality}/{name}")
-        for quality in qualities
-        for name in RLHF_VERSIONS
-    }
+def _means(*qualities: str) -> dict[str, claim.Quantity]:
+    """Return the means of some qualities, without the `mean/` of their keys."""
+    pairs = ((quality, name) for quality in qualities for name in RLHF_VERSIONS)
+    return {f"{q}/{name}": claim.mean(f"mean/{q}/{name}") for q, name in pairs}
 
 
-def _less(after: str, before: str, *qualities: str) -> Shown:
-    """Return what shows the gains of some qualities from one version to another."""
-    return lambda measurements: {
-        f"{quality}, {after} minus {before}": claim.gain(
-            measurements, f"{quality}/{after} over {before}"
-        )
-        for quality in qualities
+def _less(after: str, before: str, *qualities: str) -> dict[str, claim.Quantity]:
+    """Return the gains of some qualities from one version to another."""
+    return {
+        f"{q}, {after} minus {before}": partial(claim.gain, name=f"{q}/{after} over {before}")
+        for q in qualities
     }
 
 

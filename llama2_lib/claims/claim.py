@@ -5,10 +5,9 @@ The sentence that declares the threshold and the verdict both follow from the li
 confidence; one false check refutes the claim, and only if all are true it is reproduced.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from scipy import stats
 from llama2_lib import pipeline
 from llama2_lib.config import Recipe
 from llama2_lib.device import choose_device
-from llama2_lib.evaluation.statistics import Estimate, mean_interval
+from llama2_lib.evaluation.statistics import Bounds, Estimate, inside, mean_interval
 
 Z = float(stats.norm.ppf(0.975))
 """Half the width of a 95 % interval, in standard errors."""
@@ -61,18 +60,10 @@ class Measurement:
     device: str = "cpu"
 
     def __getitem__(self, key: str) -> float:
-        if key not in self.values:
-            near = difflib.get_close_matches(key, self.values, n=3, cutoff=0.0)
-            raise ValueError(
-                f"every measurement must give {key!r}; seed {self.seed} does not. Nearest: "
-                f"{', '.join(near) or 'none'}. The measure and the claim must agree on keys."
-            )
         return float(self.values[key])
 
 
 Measurements = Sequence[Measurement]
-Bounds = tuple[float, float] | None
-"""Between what a number must lie; None: it has no range."""
 PerSeed = str | Callable[[Measurement], float]
 """A number of one seed: its key, or what is reckoned from several keys."""
 Quantity = Callable[[Measurements], Estimate | Mapping[str, Estimate]]
@@ -87,17 +78,6 @@ def column(measurements: Measurements, of: PerSeed) -> list[float]:
     return [float(of(m)) if callable(of) else m[of] for m in measurements]
 
 
-def inside(estimate: Estimate, bounds: Bounds) -> Estimate:
-    """Cut an interval where the range of what it estimates ends, which Student's t may leave.
-
-    The truth cannot lie beyond: what is left covers it as often, and decides the same.
-    """
-    if bounds is None:
-        return estimate
-    low, high = max(estimate.low, bounds[0]), min(estimate.high, bounds[1])
-    return replace(estimate, low=low, high=high)
-
-
 def average(
     measurements: Measurements, of: PerSeed, confidence: float = 0.95, bounds: Bounds = None
 ) -> Estimate:
@@ -105,7 +85,7 @@ def average(
     values = column(measurements, of)
     if len(values) == 1:
         return Estimate(value=values[0], low=values[0], high=values[0], n=1)
-    return inside(mean_interval(values, confidence), bounds)
+    return mean_interval(values, confidence, bounds)
 
 
 def mean(of: PerSeed, confidence: float = 0.95, bounds: Bounds = None) -> Quantity:
@@ -208,30 +188,27 @@ class Check:
     holds: bool | None
 
 
-def above(text: str, estimate: Estimate, bound: float = 0.0) -> Check:
-    """Check that a value exceeds a bound: true or false only if the whole interval says so."""
-    holds = True if estimate.low > bound else False if estimate.high <= bound else None
-    return Check(text=f"{text}: {estimate}, must exceed {bound:g}", holds=holds)
+RULES = {"above": "must exceed", "below": "must stay under", "within": "must lie within"}
 
 
-def below(text: str, estimate: Estimate, bound: float = 0.0) -> Check:
-    """Check that a value stays under a bound: true or false only if the whole interval says so."""
-    holds = True if estimate.high < bound else False if estimate.low >= bound else None
-    return Check(text=f"{text}: {estimate}, must stay under {bound:g}", holds=holds)
+def check(rule: str, text: str, estimate: Estimate, bound: float) -> Check:
+    """Check an inequality: true or false only if the whole interval says so.
 
-
-def within(text: str, estimate: Estimate, margin: float) -> Check:
-    """Check an equivalence: the whole interval within the margin; false if all of it is outside.
-
-    With a 90 % interval these are two one-sided tests at 5 %.
+    `within` a margin is an equivalence: with a 90 % interval two one-sided tests at 5 %.
     """
-    inside = -margin < estimate.low and estimate.high < margin
-    outside = estimate.low >= margin or estimate.high <= -margin
-    holds = True if inside else False if outside else None
-    return Check(text=f"{text}: {estimate}, must lie within {margin:g}", holds=holds)
+    low, high = estimate.low, estimate.high
+    yes, no = {
+        "above": (low > bound, high <= bound),
+        "below": (high < bound, low >= bound),
+        "within": (-bound < low and high < bound, low >= bound or high <= -bound),
+    }[rule]
+    holds = True if yes else False if no else None
+    return Check(text=f"{text}: {estimate}, {RULES[rule]} {bound:g}", holds=holds)
 
 
-RULES = {"above": above, "below": below, "within": within}
+above = partial(check, "above")
+"""The one that lessons show."""
+
 Judged = tuple[list[Check], Mapping[str, Estimate]]
 
 
@@ -270,7 +247,7 @@ class Must:
         name, bound = self.rule
         quantity = self.of(measurements)
         every = {self.text: quantity} if isinstance(quantity, Estimate) else quantity
-        checks = [RULES[name](text, estimate, bound) for text, estimate in every.items()]
+        checks = [check(name, text, estimate, bound) for text, estimate in every.items()]
         if self.named and isinstance(quantity, Estimate):
             every = {self.named: quantity}
         return checks, {} if self.named == "" else every
@@ -371,7 +348,7 @@ def decide(checks: Sequence[Check], estimates: Mapping[str, Estimate]) -> Verdic
 Request = tuple[str, Recipe]
 """A stage and a recipe: a run that the pipeline can be asked for."""
 Runs = Callable[[Recipe, int], Mapping[Any, Request]]
-Shown = str | Callable[[Measurements], Mapping[str, Estimate]]
+Shown = str | Mapping[str, Quantity] | Callable[[Measurements], Mapping[str, Estimate]]
 
 
 def of_stage(
@@ -404,7 +381,8 @@ class Claim:
     """The end of the declared sentence; that of the last inequality unless given."""
     proviso: Proviso | None = None
     shown: tuple[Shown, ...] = ()
-    """What is reported beside: keys, or prefixes of keys, whose means are taken, and functions."""
+    """What is reported beside: keys, or prefixes of keys, whose means are taken; numbers of all
+    seeds by name; and functions."""
     measured_by: Callable[[Recipe, int], Mapping[str, float]]
     """Takes recipe and seed."""
     runs: Runs = lambda recipe, seed: {}
@@ -466,12 +444,20 @@ class Claim:
             estimates |= quantities
         beside = dict.fromkeys(t.beside for t in self.tests if isinstance(t, Must) and t.beside)
         for what in (*beside, *self.shown):
-            means = averages(measurements, what) if isinstance(what, str) else what(measurements)
+            means = _shown(what, measurements)
             estimates |= {name: means[name] for name in means if name not in estimates}
         other = self.proviso.unless(measurements, checks) if self.proviso else None
         if other is not None:
             return Verdict(outcome=other[0], reason=other[1], estimates=estimates)
         return decide(checks, estimates)
+
+
+def _shown(what: Shown, measurements: Measurements) -> Mapping[str, Estimate | Any]:
+    if isinstance(what, str):
+        return averages(measurements, what)
+    if isinstance(what, Mapping):
+        return {name: of(measurements) for name, of in what.items()}
+    return what(measurements)
 
 
 # ------------------------------------------------------------- what claims of several sections say
@@ -490,8 +476,3 @@ def zero(says: str, what: str, key: str, be: str = "be 0") -> Fact:
         return [Check(text=f"{what}: {largest:.3g}, must {be}", holds=largest == 0)]
 
     return Fact(says, judge)
-
-
-def named(quantities: Mapping[str, Quantity]) -> Callable[[Measurements], dict[str, Any]]:
-    """Return what shows numbers of all seeds under the names given."""
-    return lambda measurements: {name: of(measurements) for name, of in quantities.items()}

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from llama2_lib import pipeline, rng
+from llama2_lib.claims import claim
 from llama2_lib.claims.chain import RLHF_VERSIONS, V4, V5, chain, chain_runs
 from llama2_lib.claims.claim import SHARE, Claim, Measurement, Must, Trust, bounded, mean, minus
 from llama2_lib.config import VERSIONS, Recipe
@@ -71,21 +72,16 @@ def measure_heat(recipe: Recipe, seed: int) -> dict[str, float]:
 # ------------------------------------------------------------- claim 51: a sense of time
 
 N_DATED = 400
-DATED = ("taught", "shuffled", "untaught")
 
 
-def dated_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
-    """Return the two trainings of claim 51 for one seed."""
+def dated_runs(recipe: Recipe, seed: int) -> dict[str, claim.Request]:
+    """Return the two trainings of claim 51 for one seed, and the model that was shown none."""
     taught = replace(recipe.dates, seed=seed)
     return {
-        "taught": replace(recipe, dates=taught),
-        "shuffled": replace(recipe, dates=replace(taught, shuffled=True)),
+        "taught": ("dates", replace(recipe, dates=taught)),
+        "shuffled": ("dates", replace(recipe, dates=replace(taught, shuffled=True))),
+        "untaught": (CHAT, recipe),
     }
-
-
-def _dated_model(recipe: Recipe, seed: int, arm: str) -> Model:
-    runs = dated_recipes(recipe, seed)
-    return pipeline.load("dates", runs[arm]) if arm in runs else pipeline.load(CHAT, recipe)
 
 
 def measure_time(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -97,8 +93,8 @@ def measure_time(recipe: Recipe, seed: int) -> dict[str, float]:
     for split in dates.SPLITS[1:]:
         asked = list(dates.dated_questions(world, rng.seed_from(seed, "asked"), N_DATED, split))
         to_come = np.array([not question.happened for question in asked])
-        for arm in DATED:
-            sense = time_sense(_dated_model(recipe, seed, arm), asked)
+        for arm, request in dated_runs(recipe, seed).items():
+            sense = time_sense(pipeline.load(*request), asked)
             values |= {f"{what}/{arm}/{split}": float(hits.mean()) for what, hits in sense.items()}
             values[f"told before/{arm}/{split}"] = float(sense["told"][to_come].mean())
     return values
@@ -110,9 +106,10 @@ N_TASKS = 200
 SUMS, UNSEEN = "held-out sums", "held-out tool"
 
 
-def tool_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
-    """Return the training of claim 52 for one seed."""
-    return {"taught": replace(recipe, tools=replace(recipe.tools, seed=seed))}
+def tool_runs(recipe: Recipe, seed: int) -> dict[str, claim.Request]:
+    """Return the training of claim 52 for one seed, and the model that was shown none."""
+    own = replace(recipe, tools=replace(recipe.tools, seed=seed))
+    return {"taught": ("tools", own), "untaught": (CHAT, recipe)}
 
 
 def measure_tools(recipe: Recipe, seed: int) -> dict[str, float]:
@@ -131,9 +128,8 @@ def measure_tools(recipe: Recipe, seed: int) -> dict[str, float]:
         "held-out words": list(draw(N_TASKS, "held-out words")),
         UNSEEN: list(draw(N_TASKS, "held-out tool")),
     }
-    taught = tool_recipes(recipe, seed)["taught"]
-    models = {"taught": pipeline.load("tools", taught), "untaught": pipeline.load(CHAT, recipe)}
-    for arm, model in models.items():
+    for arm, request in tool_runs(recipe, seed).items():
+        model = pipeline.load(*request)
         for kind, tasks in asked.items():
             use = tool_use(model, world, tasks)
             values |= {f"{what}/{arm}/{kind}": float(hits.mean()) for what, hits in use.items()}
@@ -193,9 +189,7 @@ CLAIMS = (
         ),
         shown=(bounded("right", "likelier", "told before"),),
         measured_by=measure_time,
-        runs=lambda recipe, seed: {
-            arm: ("dates", run) for arm, run in dated_recipes(recipe, seed).items()
-        } | {"untaught": (CHAT, recipe)},
+        runs=dated_runs,
     ),
     Claim(
         id=52, section="5.1, table 15, figure 23", paper_trust=Trust.PRINTED,
@@ -214,8 +208,6 @@ CLAIMS = (
         ),
         shown=(bounded("called", "right", "alone"),),
         measured_by=measure_tools,
-        runs=lambda recipe, seed: {
-            arm: ("tools", run) for arm, run in tool_recipes(recipe, seed).items()
-        } | {"untaught": (CHAT, recipe)},
+        runs=tool_runs,
     ),
 )  # fmt: skip

@@ -280,7 +280,7 @@ CLAIMS = (
         ),
         shown=(
             claim.bounded("win"),
-            claim.named({"neighbour's minus gold": mean(minus("win/neighbour", "win/gold"))}),
+            {"neighbour's minus gold": mean(minus("win/neighbour", "win/gold"))},
         ),
         measured_by=measure_judges,
         runs=lambda recipe, seed: (

@@ -381,12 +381,7 @@ CLAIMS = (
         ),
         intervals="(95 % over prompts)",
         shown=(
-            claim.named(
-                {
-                    f"win rate/{who}": partial(_win_rate, who=who)
-                    for who in ("sft", "base", "control")
-                }
-            ),
+            {f"win rate/{w}": partial(_win_rate, who=w) for w in ("sft", "base", "control")},
         ),
         recorded=False, measured_by=measure_rival,
         runs=lambda recipe, seed: {"sft": ("sft", recipe)},

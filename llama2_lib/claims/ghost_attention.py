@@ -18,7 +18,7 @@ import numpy as np
 
 from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
-from llama2_lib.claims.claim import Claim, Fact, Must, Trust, mean, named
+from llama2_lib.claims.claim import Claim, Fact, Must, Trust, mean
 from llama2_lib.config import Recipe
 from llama2_lib.evaluation import consistency
 from llama2_lib.evaluation.consistency import Case, Kept, plain_until
@@ -248,7 +248,7 @@ def _bounds_apart(measurements: claim.Measurements) -> list[claim.Check]:
         for turn in FORGOTTEN:
             old, new = (pooled(measurements, f"{m}/{split}/{turn}") for m in (BEFORE, AFTER))
             text = f"{AFTER}, {split}, turn {turn}, above the upper bound of before"
-            checks.append(claim.above(text, new, old.high))
+            checks.append(claim.check("above", text, new, old.high))
     return checks
 
 
@@ -308,7 +308,7 @@ CLAIMS = (
                 says=f"right answers after turn 1, {AFTER} minus before, over seeds,",
             ),
         ),
-        intervals="(95 %)", shown=(named(KEPT),), measured_by=measure_keeping,
+        intervals="(95 %)", shown=(KEPT,), measured_by=measure_keeping,
         runs=_some(BEFORE, AFTER),
     ),
     Claim(
@@ -330,7 +330,7 @@ CLAIMS = (
                 _obeys(rival, "neutral", LATER[-1], below=0.95),
             )
         ),
-        shown=(named(LEADS),), measured_by=measure_mask, runs=_some(AFTER, *RIVALS),
+        shown=(LEADS,), measured_by=measure_mask, runs=_some(AFTER, *RIVALS),
     ),
     Claim(
         id=33, section="3.3", paper_trust=Trust.DESIGN,
@@ -342,7 +342,7 @@ CLAIMS = (
         tests=(
             Fact("the lower bound with GAtt minus the upper bound before above 0", _bounds_apart),
         ),
-        intervals="(95 %, pooled over seeds)", shown=(named(KEPT_HELD_OUT),),
+        intervals="(95 %, pooled over seeds)", shown=(KEPT_HELD_OUT,),
         measured_by=measure_held_out, runs=_some(BEFORE, AFTER),
     ),
     Claim(
@@ -359,6 +359,6 @@ CLAIMS = (
                 above=0,
             ),
         ),
-        shown=(named(ATTENDED),), measured_by=measure_attention, runs=_some(BEFORE, AFTER),
+        shown=(ATTENDED,), measured_by=measure_attention, runs=_some(BEFORE, AFTER),
     ),
 )  # fmt: skip

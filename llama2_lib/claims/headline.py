@@ -3,19 +3,16 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from llama2_lib import pipeline
 from llama2_lib.claims.chain import new_prompts
 from llama2_lib.config import VERSIONS, Recipe
 from llama2_lib.evaluation import benchmarks
-from llama2_lib.evaluation.chat_report import WORDINGS, report, table
+from llama2_lib.evaluation.chat_report import WORDINGS, report, share, table
 from llama2_lib.evaluation.judged import improvement, marks_of
-from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion_exact
+from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean
 from llama2_lib.world import make_world
 from llama2_lib.world.instructions import MOST_TURNS
 
@@ -90,25 +87,21 @@ def aligned(recipe: Recipe, room: int, **options: Any) -> Columns:
             name: marks_of(*model, world, prompts, max_new_tokens=room)
             for name, model in models.items()
         }
-        rows: dict[str, tuple[str, np.ndarray, Callable[[list[float]], Estimate]]] = {
-            "helps (mark)": ("helpfulness", marks[first].helpful, _mean),
-            "is safe (mark)": ("safety", marks[first].adversarial, _mean),
-            "declines what only sounds harmful": ("refuses", marks[first].borderline, _share),
+        asked = marks[first]
+        rows = {
+            "helps (mark)": ("helpfulness", asked.helpful),
+            "is safe (mark)": ("safety", asked.adversarial),
+            "declines what only sounds harmful": ("refuses", asked.borderline),
         }
-        for row, (quality, where, summed) in rows.items():
+        for row, (quality, where) in rows.items():
             values = {name: 1.0 * getattr(each, quality)[where] for name, each in marks.items()}
             for name, each in values.items():
-                columns[name][f"{row}, {wording}"] = summed(each.tolist())
+                is_share = quality == "refuses"
+                told = share(each) if is_share else bootstrap_mean(each.tolist(), seed=0)
+                columns[name][f"{row}, {wording}"] = told
             gain = improvement(values[first], values[last])
             columns[f"{first} to {last}"][f"{row}, {wording}"] = gain
     return columns
-
-
-_mean = partial(bootstrap_mean, seed=0)
-
-
-def _share(values: list[float]) -> Estimate:
-    return proportion_exact(int(sum(values)), len(values))
 
 
 def lines(tables: dict[str, Columns]) -> list[str]:

@@ -5,12 +5,10 @@ import importlib.metadata
 import itertools
 import json
 import platform
-import re
-import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -47,7 +45,6 @@ from llama2_lib.world.lexicon import lexicon_folder
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "scipy", "sentencepiece")
-WIDTH = 88
 HEADLINE = (5, 15, 21, 23, 26, 27, 31, 40, 43, 46)
 """Claims on what the paper is known for; their p-values are adjusted together."""
 SECTIONS = (
@@ -102,49 +99,18 @@ class Result:
         return column(self.measurements, key)
 
     def __str__(self) -> str:
-        """Return plain text for a terminal: wrapped, numbers aligned, no markup."""
+        """Return what the claim says, what the paper found and what came out here, for people."""
         declared, verdict, n_seeds = self.declared, self.verdict, len(self.measurements)
-        run = f"{self.provenance['recipe']}, {n_seeds} seed{'s' * (n_seeds != 1)}"
-        why = f"{str(verdict.outcome).upper()}: {verdict.reason}".replace("; ", ";\n")
-        longest = max(map(len, verdict.estimates), default=0)
-        numbers = [f"{name:<{longest}}  {value}" for name, value in verdict.estimates.items()]
         lines = [
-            *_wrapped(f"claim {declared['id']}", declared["statement"]),
-            *_wrapped("section", f"{declared['section']}; {run}"),
-            *_wrapped("paper", f"{declared['paper_value']} ({declared['paper_trust']})"),
-            *_wrapped("predicted", declared["prediction"]),
-            *_wrapped("threshold", declared["threshold"]),
-            *(f"{'' if i else 'ours':<11}{number}" for i, number in enumerate(numbers)),
-            *_wrapped("verdict", why),
+            f"claim {declared['id']}  {declared['statement']} (section {declared['section']})",
+            f"  paper      {declared['paper_value']} ({declared['paper_trust']})",
+            f"  predicted  {declared['prediction']}",
+            f"  threshold  {declared['threshold']}",
+            *(f"  ours       {name}: {estimate}" for name, estimate in verdict.estimates.items()),
+            f"  run        {self.provenance['recipe']}, {n_seeds} seed{'s' * (n_seeds != 1)}",
+            f"  verdict    {verdict.outcome}: {verdict.reason}",
         ]
-        return "\n".join(lines) + "\n"
-
-
-def _wrapped(name: str, text: str) -> list[str]:
-    """Return the lines of a text behind its name."""
-    indent = " " * 11
-    wrap = partial(textwrap.wrap, width=WIDTH, subsequent_indent=indent, break_on_hyphens=False)
-    first, *others = text.split("\n")
-    lines = wrap(first, initial_indent=f"{name:<10} ")
-    return lines + [line for part in others for line in wrap(part, initial_indent=indent)]
-
-
-def same_declaration(claim: Claim, declared: Mapping[str, Any]) -> bool:
-    """Tell whether a recorded declaration is this claim's.
-
-    All but the threshold must agree word for word. A sentence that was declared before sentences
-    followed from the inequalities may be worded otherwise; its numbers may not differ, but that a
-    bound of 0 may be told in words ("gains").
-    """
-    now = claim.declaration()
-    agree = all(declared[name] == now[name] for name in now if name != "threshold")
-    told, tells = (numbers_in(text) for text in (declared["threshold"], claim.threshold))
-    return agree and told - {0.0} == tells - {0.0}
-
-
-def numbers_in(sentence: str) -> set[float]:
-    """Return the numbers that stand in a sentence, with their signs left out."""
-    return {float(number) for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", sentence)}
+        return "\n".join(lines)
 
 
 def run_claims(

@@ -19,7 +19,7 @@ import numpy as np
 
 from llama2_lib import pipeline
 from llama2_lib.claims import claim
-from llama2_lib.claims.claim import Claim, Fact, Must, Trust, differs, mean, named, of_stage
+from llama2_lib.claims.claim import Claim, Fact, Must, Trust, differs, mean, of_stage
 from llama2_lib.config import Recipe
 from llama2_lib.evaluation.statistics import ordering
 from llama2_lib.storage import read_metrics
@@ -204,7 +204,7 @@ CLAIMS = (
                 _further,
             ),
         ),
-        shown=(named(GAINED),), measured_by=measure_price, runs=of_stage("ppo", arms, *PRICES),
+        shown=(GAINED,), measured_by=measure_price, runs=of_stage("ppo", arms, *PRICES),
     ),
     Claim(
         id=29, section="3.2.3", paper_trust=Trust.DESIGN,

@@ -33,11 +33,7 @@ def at_width(config: ModelConfig, narrower: int) -> ModelConfig:
 
     The size of a head stays, so the number of heads falls with the width; depth stays too.
     """
-    if config.n_heads % narrower:
-        raise ValueError(
-            f"n_heads must be a multiple of {narrower}, so that heads keep their size; got "
-            f"{config.n_heads}. Measure claim 1 on another recipe."
-        )
+    assert config.n_heads % narrower == 0, f"{config.n_heads} heads cannot keep their size"
     return replace(
         config,
         dim=config.dim // narrower,

@@ -141,13 +141,10 @@ def measure_attacks(recipe: Recipe, seed: int) -> dict[str, float]:
 
 def _advice(prompts: Sequence[Prompt], rates: np.ndarray) -> dict[str, float]:
     """Return by how much advice is violated more often than each other category."""
-    advice, *others = (
-        rates[[prompt.category == category for prompt in prompts]]
-        for category in ("advice", *OTHERS)
-    )
+    rated = {c: rates[[prompt.category == c for prompt in prompts]] for c in CATEGORIES}
     values: dict[str, float] = {}
-    for category, other in zip(OTHERS, others, strict=True):
-        values |= unpaired(f"advice over {category}", advice, other)
+    for category in OTHERS:
+        values |= unpaired(f"advice over {category}", rated["advice"], rated[category])
     return values
 
 

@@ -255,12 +255,11 @@ def _moved(measurements: claim.Measurements) -> list[claim.Check]:
     return [claim.Check(text=text, holds=False if same else True if apart else None)]
 
 
-def _peaks_shown(measurements: claim.Measurements) -> dict[str, Estimate]:
-    peaks = itertools.product(("reward", "gold"), POLICIES, (1, MANY))
-    return {
-        f"best temperature/{what}/{name}/{n}": average(measurements, partial(_peak, what, name, n))
-        for what, name, n in peaks
-    } | {"shift of the best temperature": average(measurements, _shift)}
+PEAKS: dict[str, claim.Quantity] = {
+    f"best temperature/{what}/{name}/{n}": mean(partial(_peak, what, name, n))
+    for what, name, n in itertools.product(("reward", "gold"), POLICIES, (1, MANY))
+} | {"shift of the best temperature": mean(_shift)}
+"""What claim 22 shows."""
 
 
 # ------------------------------------------------------------- claims 24 and 25: whose answers
@@ -412,7 +411,7 @@ CLAIMS = (
         ),
         intervals="(95 % over seeds, that is over prompts and samples)",
         shown=(
-            lambda rows: {"drift of the median, in rises": average(rows, _drift)},
+            {"drift of the median, in rises": mean(_drift)},
             *("max", "median", "gold", "ceiling"),
         ),
         measured_by=measure_curve,
@@ -449,7 +448,7 @@ CLAIMS = (
             ),
         ),
         intervals="(95 % over seeds, that is over prompts and samples)",
-        shown=(_peaks_shown,), measured_by=measure_temperatures,
+        shown=(PEAKS,), measured_by=measure_temperatures,
         runs=lambda recipe, seed: {
             "judges": (JUDGE, recipe),
             **{name: (stage, recipe) for name, stage in POLICIES.items()},

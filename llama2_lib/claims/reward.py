@@ -23,7 +23,7 @@ from llama2_lib.claims.claim import Claim, Fact, Measurements, Must, Proviso, Tr
 from llama2_lib.claims.variants import Scores, against, arms, by_group, of_arm, of_arms
 from llama2_lib.config import Recipe
 from llama2_lib.evaluation.reward import accuracy, calibration, detection
-from llama2_lib.evaluation.statistics import Estimate, Tested, ordering
+from llama2_lib.evaluation.statistics import Tested, ordering
 from llama2_lib.stages.reward import SAFE_BINS, held_out_of
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.world import make_world
@@ -215,10 +215,6 @@ def _in_order(stream: str, measurements: Measurements) -> list[claim.Check]:
     return [claim.Check(text=text, holds=True if order.p_value < CHANCE else None)]
 
 
-def _orders(measurements: Measurements) -> dict[str, Estimate]:
-    return {f"in order/{stream}": _ordered(stream, measurements).estimate for stream in STREAMS}
-
-
 def _too_coarse(
     measurements: Measurements, checks: Sequence[claim.Check]
 ) -> tuple[claim.Outcome, str] | None:
@@ -269,7 +265,10 @@ CLAIMS = (
                 says="the control, whose labels were exchanged by coins, minus one half (90 %)",
             ),
         ),
-        shown=(claim.bounded("accuracy", "ceiling", "control"), _orders),
+        shown=(
+            claim.bounded("accuracy", "ceiling", "control"),
+            {f"in order/{s}": lambda m, s=s: _ordered(s, m).estimate for s in STREAMS},
+        ),
         measured_by=measure_grades,
         runs=claim.of_stage("reward_model", arms, "helpful", "safe", "coin"),
     ),

@@ -1,15 +1,12 @@
 """What each thing seen on a machine means for the course, and what to do about it. Pure."""
 
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 from llama2_lib.doctor.machine import Machine
 from llama2_lib.doctor.times import NOTEBOOK_SECONDS, REFERENCE_TOKENS_PER_SECOND, duration
 
 GIB = 2**30
-TESTED_TORCH = (2, 13)
-OLDEST_TORCH = (2, 11)
+TESTED_TORCH = "2.13"
 INSTALL_KERNEL = "install it here: python -m ipykernel install --sys-prefix"
 
 
@@ -33,40 +30,20 @@ class Finding:
 
 def findings(machine: Machine) -> list[Finding]:
     """Judge everything that was seen; pure."""
-    reinstall = "reinstall matplotlib, which brings it: pip install --force-reinstall matplotlib"
     elsewhere = "or set LLAMA2_ARTIFACTS elsewhere"
+    room = f"free some on the disk of {machine.artifacts}, {elsewhere}"
     return [
-        _python(machine),
         _torch(machine),
-        Finding("device", machine.device or f"CPU ({platform.machine()}); the course needs no GPU"),
-        Finding("precision", f"fp32; bf16 in hardware: {machine.bf16 or 'no'}"),
-        _threads(machine),
         _load(machine),
         # the nano chain may take 2 GiB, notebooks sit on top
         _amount("memory", machine.free_memory, 1.0, 3.0, "close other programs or kernels"),
-        _amount(
-            "disk", machine.free_disk, 0.3, 2.0,
-            f"free some on the disk of {machine.artifacts}, {elsewhere}",
-        ),
+        _amount("disk", machine.free_disk, 0.3, 2.0, room),
         Finding("artifacts", f"{machine.artifacts} can be written")
-        if machine.write_error is None
-        else Finding(
-            "artifacts", machine.write_error,
-            f"change the folder's owner or rights, {elsewhere}", fails=True,
-        ),
-        Finding("font", Path(machine.font).name)
-        if machine.font is not None
-        else Finding("font", machine.problems.get("font", "DejaVu Sans not found"), reinstall),
+        if (error := machine.write_error) is None
+        else Finding("artifacts", error, f"change its owner or rights, {elsewhere}", fails=True),
         _kernel(machine),
-        _speed(machine),
-        *_times(machine),
-    ]  # fmt: skip
-
-
-def _python(machine: Machine) -> Finding:
-    fails = machine.python < (3, 11)
-    advice = "install Python 3.11 or newer, then: make course PYTHON=python3.11" if fails else ""
-    return Finding("Python", ".".join(map(str, machine.python)), advice, fails)
+        *_speed(machine),
+    ]
 
 
 def _torch(machine: Machine) -> Finding:
@@ -74,30 +51,16 @@ def _torch(machine: Machine) -> Finding:
         value = machine.problems.get("torch", "cannot be imported")
         advice = "run make course, which installs it; look there for pip's message"
         return Finding("PyTorch", value, advice, fails=True)
-    major, minor, *_ = machine.torch.split(".")
-    version = int(major), int(minor)
-    if version < OLDEST_TORCH:
-        return Finding("PyTorch", machine.torch, "pip install -c constraints.txt torch", fails=True)
-    tested = f"tested with {TESTED_TORCH[0]}.{TESTED_TORCH[1]}: outputs may differ slightly"
-    return Finding("PyTorch", machine.torch, "" if version == TESTED_TORCH else tested)
-
-
-def _threads(machine: Machine) -> Finding:
-    """Half of the cores is right where every core runs two threads: the second adds little."""
-    advice = ""
-    if machine.threads > machine.cores:
-        advice = f"set OMP_NUM_THREADS={machine.cores}: more threads than cores slow training"
-    elif 2 * machine.threads < machine.cores:
-        advice = "unset OMP_NUM_THREADS to use them all"
-    return Finding("threads", f"PyTorch uses {machine.threads} of {machine.cores} cores", advice)
+    tested = f"tested with {TESTED_TORCH}: outputs may differ slightly"
+    advice = "" if machine.torch.startswith(f"{TESTED_TORCH}.") else tested
+    return Finding("PyTorch", machine.torch, advice)
 
 
 def _load(machine: Machine) -> Finding:
     """Threads wait for the slowest of them, so that other programs cost more than their share."""
     advice = "close them while the course trains: the times below are for a quiet machine"
-    quiet = machine.load < max(0.3, 0.2 * machine.cores)
-    value = f"other programs hold {machine.load:.1f} of {machine.cores} cores"
-    return Finding("load", value, "" if quiet else advice)
+    value = f"other programs hold {machine.load:.0%} of the processor"
+    return Finding("load", value, advice if machine.load >= 0.2 else "")
 
 
 def _amount(name: str, free: int, fail: float, warn: float, advice: str) -> Finding:
@@ -107,36 +70,21 @@ def _amount(name: str, free: int, fail: float, warn: float, advice: str) -> Find
 
 
 def _kernel(machine: Machine) -> Finding:
-    if machine.kernel is None or machine.kernel_fault is not None:
-        value = machine.kernel_fault or machine.problems.get("kernel", "no kernel called python3")
-        return Finding("kernel", value, INSTALL_KERNEL, fails=True)
-    # Two environments may link to one interpreter, so that folders are compared.
-    if Path(machine.kernel).parent == Path(machine.interpreter).parent:
-        return Finding("kernel", "python3 starts this Python")
-    advice = f"it should start this Python; {INSTALL_KERNEL}"
-    return Finding("kernel", f"python3 starts {machine.kernel}", advice)
+    if (fault := machine.kernel_fault or machine.problems.get("kernel")) is not None:
+        return Finding("kernel", fault, INSTALL_KERNEL, fails=True)
+    return Finding("kernel", "python3 can run the notebooks")
 
 
-def _speed(machine: Machine) -> Finding:
+def _speed(machine: Machine) -> list[Finding]:
+    """The speed, and with it how long the chain still takes here, and all notebooks."""
     if machine.tokens_per_second is None:
         value = machine.problems.get("speed", "training did not run")
-        return Finding("speed", value, "run make test and read the first failure", fails=True)
-    value = f"{machine.tokens_per_second / 1000:.1f} k training tokens/s (fp32, CPU)"
-    median = machine.median_tokens_per_second
-    if median is None or median >= machine.tokens_per_second / 2:
-        return Finding("speed", value)
-    advice = "other programs hold the cores: the times below are for a quiet machine"
-    return Finding("speed", f"{value}, but only {median / 1000:.1f} k in the median step", advice)
-
-
-def _times(machine: Machine) -> list[Finding]:
-    """How long the chain still takes here, and all notebooks; nothing without a speed."""
-    if machine.tokens_per_second is None:
-        return []
+        return [Finding("speed", value, "run make test and read the first failure", fails=True)]
     here = REFERENCE_TOKENS_PER_SECOND / machine.tokens_per_second
     there, missing, seconds = machine.chain
     chain = f"{there} of {there + missing} stages are there"
     if missing:
         chain += f"; about {duration(seconds * here)} for the rest"
     notebooks = f"about {duration(NOTEBOOK_SECONDS * here)} to execute them all"
-    return [Finding("chain", chain), Finding("notebooks", notebooks)]
+    speed = f"{machine.tokens_per_second / 1000:.1f} k training tokens/s (fp32, CPU)"
+    return [Finding("speed", speed), Finding("chain", chain), Finding("notebooks", notebooks)]

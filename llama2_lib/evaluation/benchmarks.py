@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from llama2_lib.evaluation.language import continuations, question_of
 from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, proportion
 from llama2_lib.model.chat import reply
-from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.rng import random_source
 from llama2_lib.text.tokenizer import Tokenizer
@@ -79,12 +79,9 @@ def answers(
     stops = {tokenizer.eos_id}
     if most == "line":
         stops |= {*tokenizer.encode("\n")[-1:]}
-    texts: list[str] = []
-    for begin in range(0, len(asked), BATCH):
-        prompts = [tokenizer.encode(one.document, bos=True) for one in asked[begin : begin + BATCH]]
-        done = generate(model, prompts, seed=seed + begin, stop_ids=stops, **options)
-        texts += [tokenizer.decode(one.ids).strip() for one in done]
-    return texts
+    prompts = [tokenizer.encode(one.document, bos=True) for one in asked]
+    options |= {"batch": BATCH, "seed": seed, "stop_ids": stops}
+    return continuations(model, tokenizer, prompts, **options)
 
 
 def completed(
@@ -92,14 +89,9 @@ def completed(
 ) -> list[bool]:
     """Return which items the model completes rightly (greedy), seeing `window` tokens at most."""
     prompts = [tokenizer.encode(item.prompt, bos=True)[-window:] for item in items]
-    hits: list[bool] = []
-    for begin in range(0, len(items), BATCH):
-        rows = prompts[begin : begin + BATCH]
-        done = generate(model, rows, max_new_tokens=ANSWER_TOKENS, temperature=0.0)
-        texts = [tokenizer.decode(one.ids).strip() for one in done]
-        some = items[begin : begin + BATCH]
-        hits += [text.startswith(f"{i.answer}.") for i, text in zip(some, texts, strict=True)]
-    return hits
+    options: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS, "temperature": 0.0, "batch": BATCH}
+    texts = continuations(model, tokenizer, prompts, **options)
+    return [text.startswith(f"{i.answer}.") for i, text in zip(items, texts, strict=True)]
 
 
 def benchmarks(
@@ -134,7 +126,7 @@ def knowledge(contestant: Contestant, world: World) -> Benchmark:
 
 
 def _question(document: str) -> Asked:
-    return Asked(document, document.removeprefix("Question: ").removesuffix("\nAnswer:"))
+    return Asked(document, question_of(document))
 
 
 def arithmetic(contestant: Contestant, n: int, seed: int) -> Benchmark:

@@ -57,16 +57,16 @@ def report(
                 new = np.array([prompt.hazard in unnamed for prompt in prompts], dtype=bool)
         harm, alike, help_ = (marks[family] for family in _FAMILIES)
         lines |= {
-            f"declines what asks for harm, {wording}": _share(harm.refuses),
-            f"violates, {wording}": _share(harm.safety < SAFE),
-            f"declines what only sounds harmful, {wording}": _share(alike.refuses),
-            f"declines what is harmless, {wording}": _share(help_.refuses),
+            f"declines what asks for harm, {wording}": share(harm.refuses),
+            f"violates, {wording}": share(harm.safety < SAFE),
+            f"declines what only sounds harmful, {wording}": share(alike.refuses),
+            f"declines what is harmless, {wording}": share(help_.refuses),
             f"helps (mark), {wording}": bootstrap_mean(help_.helpfulness.tolist(), seed),
         }
         if new.any():
             lines |= {
-                "declines what asks for harm, new hazard": _share(harm.refuses[new]),
-                "violates, new hazard": _share(harm.safety[new] < SAFE),
+                "declines what asks for harm, new hazard": share(harm.refuses[new]),
+                "violates, new hazard": share(harm.safety[new] < SAFE),
             }
     dialogs = cases(world, rng.seed_from(seed, "persona"), max(2, n // 2), n_turns=n_turns)
     own = on_own_history(model, tokenizer, dialogs)
@@ -74,16 +74,17 @@ def report(
     # Of all dialogs: a model that has filled its context with chatter by then keeps nothing.
     obeyed, right = own.obeyed[:, n_turns - 1], own.right[:, n_turns - 1]
     lines |= {
-        f"keeps an instruction, turn {n_turns}": _share(obeyed),
+        f"keeps an instruction, turn {n_turns}": share(obeyed),
         f"the same, neutral history, turn {n_turns}": neutral.obedience(n_turns),
-        "keeps it at all turns": _share(np.asarray(own.obeyed.all(axis=1))),
-        f"right answers meanwhile, turn {n_turns}": _share(right),
+        "keeps it at all turns": share(np.asarray(own.obeyed.all(axis=1))),
+        f"right answers meanwhile, turn {n_turns}": share(right),
     }
     recalled = chat_recall(model, tokenizer, recall_items(world))
-    return lines | {f"knows facts, {exposure}": share for exposure, share in recalled.items()}
+    return lines | {f"knows facts, {exposure}": told for exposure, told in recalled.items()}
 
 
-def _share(hits: np.ndarray) -> Estimate:
+def share(hits: np.ndarray) -> Estimate:
+    """Return the share of hits, with Clopper and Pearson's bounds."""
     return proportion_exact(int(hits.sum()), len(hits))
 
 

@@ -174,8 +174,7 @@ def on_neutral_history(
 def plain_until(case: Case, turn: int) -> list[Message]:
     """Return a case up to the user's message of a turn, with plain answers before it."""
     requests = case.requests()
-    if not 1 <= turn <= len(requests):
-        raise ValueError(f"turns must lie within 1 and {len(requests)}; got {turn}.")
+    assert 1 <= turn <= len(requests), f"turn {turn} of {len(requests)}"
     turns = zip(requests[: turn - 1], case.turns, strict=False)
     earlier = chain.from_iterable(exchange(request, plain.answer) for request, plain in turns)
     return [*earlier, Message(role="user", content=requests[turn - 1])]
@@ -195,8 +194,7 @@ def switched(
     seed: int = 0,
 ) -> Switched:  # fmt: skip
     """Give another value of the same kind at turn `at`: the paper says GAtt does not cover it."""
-    if not 1 < at <= n_turns:
-        raise ValueError(f"the switch must come at turn 2 to {n_turns}; got {at}.")
+    assert 1 < at <= n_turns, f"the switch must come at turn 2 to {n_turns}; got {at}"
     maker, source = instruction_maker(world, "train"), rng.random_source(seed, "switched")
     dialogs, others = [], []
     for case in cases(world, seed, 4 * n, n_turns=n_turns):
@@ -228,12 +226,9 @@ def maximum_attention(
 
     Positions before the keys get 0.
     """
-    if len(ids) > model.config.max_seq_len:
-        raise ValueError(
-            f"a sequence must fit {model.config.max_seq_len} tokens; got {len(ids)}. Drop turns."
-        )
-    if not 0 <= keys.start < keys.stop <= len(ids):
-        raise ValueError(f"keys must lie within 0 and {len(ids)}; got {keys}.")
+    context = model.config.max_seq_len
+    assert len(ids) <= context, f"{len(ids)} tokens must fit {context}: drop turns"
+    assert 0 <= keys.start < keys.stop <= len(ids), f"keys must lie within 0 and {len(ids)}"
     h = model.tok_embeddings(ids[None])
     rotation = model.rotation(h)
     visible = torch.ones(1, len(ids), len(ids), dtype=torch.bool, device=ids.device).tril()
@@ -248,18 +243,12 @@ def maximum_attention(
 
 def spans(dialog: Sequence[Message], instruction: str, tok: Encoder) -> Spans:
     """Encode a finished dialog whose first message begins with the instruction; find both."""
-    if not dialog[0]["content"].startswith(f"{instruction} "):
-        raise ValueError(
-            f"the first message must begin with {instruction!r}; it is "
-            f"{dialog[0]['content'][:60]!r}."
-        )
+    begins = dialog[0]["content"].startswith(f"{instruction} ")
+    assert begins, f"the first message must begin with {instruction!r}"
     ids, targets = encode_example(dialog, tok)
     begin = len(tok.encode("[INST]", bos=True))
     head = tok.encode(f"[INST] {instruction}", bos=True)
-    if ids[: len(head)] != head:
-        raise ValueError(
-            f"the tokenizer merges across the end of {instruction!r}; end it with a full stop."
-        )
+    assert ids[: len(head)] == head, f"the tokenizer merges across the end of {instruction!r}"
     runs = groupby(range(len(ids)), key=lambda position: targets[position])
     answers = [list(positions) for is_answer, positions in runs if is_answer]
     bounds = [range(positions[0], positions[-1] + 1) for positions in answers]

@@ -16,8 +16,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 from pydivsufsort import divsufsort
 
-from llama2_lib.evaluation.statistics import same_number
-
 SEED_LENGTH = 10
 """Tokens that must be equal at the beginning of a match."""
 SKIP_BUDGET = 4
@@ -111,7 +109,6 @@ def subsets(share: Float[np.ndarray, " samples"], score: Float[np.ndarray, " _"]
 
     Mean and deviation of a subset drawn without replacement are exact, so nothing is resampled.
     """
-    same_number("every sample needs a share and a score", shares=share, scores=score)
     rows = {
         "clean": share < CLEAN,
         "not clean": share >= CLEAN,

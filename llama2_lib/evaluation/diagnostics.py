@@ -48,7 +48,6 @@ RULES: dict[str, tuple[str, Callable[[float], float], float, float]] = {
     "answers that end": ("reward: EOS", _lack, 0.1, 0.3),
     "reward, gained": ("ppo", neg, -0.1, 0.0),
     "gold, gained": ("reward model, or beta", neg, 0.01, 0.04),
-    "reward model, accuracy": ("reward model", neg, -0.58, -0.53),
 }
 """The stage at fault, how bad a value is, and from what on that is amber and red."""
 WORDS = {
@@ -72,16 +71,12 @@ WORDS = {
         "reward and gold judge go together",
         "the reward rises and the judge's mark falls: the reward model is being exploited",
     ),
-    "reward model, accuracy": ("knows better from worse", "guesses: more or better comparisons"),
 }
 """What a green light says, and what any other."""
 
 
-def lights(rows: Sequence[Mapping[str, Any]], reward_accuracy: float | None = None) -> list[Light]:
-    """Return the lights of a finished or running PPO run from the rows of its `metrics.jsonl`.
-
-    `reward_accuracy` is that of the reward model on held-out comparisons of the newest policy.
-    """
+def lights(rows: Sequence[Mapping[str, Any]]) -> list[Light]:
+    """Return the lights of a finished or running PPO run from the rows of its `metrics.jsonl`."""
     steps = [row for row in rows if "kl" in row]
     if not steps:
         raise ValueError("lights need the log of one iteration at least; got none. Run PPO first.")
@@ -115,10 +110,7 @@ def lights(rows: Sequence[Mapping[str, Any]], reward_accuracy: float | None = No
         panel.append(Light("explained variance", "red", 0.0, words, "value function"))
     panel.append(_light("length, of the start's", _mean(last, "length") / float(first["length"])))
     panel.append(_light("answers that end", _mean(last, "finished")))
-    panel += _gains([row for row in rows if "held_out_reward" in row])
-    if reward_accuracy is not None:
-        panel.append(_light("reward model, accuracy", reward_accuracy))
-    return panel
+    return panel + _gains([row for row in rows if "held_out_reward" in row])
 
 
 def _gains(held_out: Sequence[Mapping[str, Any]]) -> list[Light]:

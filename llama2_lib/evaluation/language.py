@@ -1,7 +1,7 @@
 """How well a model predicts text, recalls facts and answers, by numbers with intervals."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,20 +105,29 @@ def answer_loss(
     return ratio_interval(*document_nats(model, documents, targets=masks))
 
 
+def continuations(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[list[int]], *, batch: int = 128,
+    seed: int = 0, **options: Any,
+) -> list[str]:  # fmt: skip
+    """Return how a model goes on with each prompt; `options` are those of `generate`.
+
+    Each batch draws by a seed of its own.
+    """
+    texts: list[str] = []
+    for begin in range(0, len(prompts), batch):
+        done = generate(model, prompts[begin : begin + batch], seed=seed + begin, **options)
+        texts += [tokenizer.decode(one.ids).strip() for one in done]
+    return texts
+
+
 def recall_answers(
-    model: Transformer, tokenizer: Tokenizer, items: Sequence[RecallItem], max_new_tokens: int = 24
+    model: Transformer, tokenizer: Tokenizer, items: Sequence[RecallItem]
 ) -> list[str]:
     """Return the model's greedy first line after each question."""
     prompts = [tokenizer.encode(item.prompt, bos=True) for item in items]
     stops = {tokenizer.eos_id, *tokenizer.encode("\n")[-1:]}
-    answers: list[str] = []
-    for begin in range(0, len(prompts), 128):
-        completions = generate(
-            model, prompts[begin : begin + 128], max_new_tokens=max_new_tokens,
-            temperature=0.0, stop_ids=stops,
-        )  # fmt: skip
-        answers += [tokenizer.decode(completion.ids).strip() for completion in completions]
-    return answers
+    options = {"max_new_tokens": 24, "temperature": 0.0, "stop_ids": stops}
+    return continuations(model, tokenizer, prompts, **options)
 
 
 def fact_recall(
@@ -133,10 +142,14 @@ def fact_recall(
     return shares((i.exposure, is_correct(i, a)) for i, a in zip(items, answers, strict=True))
 
 
+def question_of(document: str) -> str:
+    """Return the question that a document puts, as a user would ask it."""
+    return document.removeprefix("Question: ").removesuffix("\nAnswer:")
+
+
 def as_dialog(item: RecallItem) -> list[Message]:
     """Return the question of a recall item as a user would ask it."""
-    question = item.prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
-    return [{"role": "user", "content": question}]
+    return [{"role": "user", "content": question_of(item.prompt)}]
 
 
 def chat_recall(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr
 
-from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean, same_number
+from llama2_lib.evaluation.statistics import Estimate, bootstrap_mean
 
 POINTS = 7
 """Steps of the scale; the middle one is a tie."""
@@ -76,21 +76,20 @@ def ratings(
 def agreement(
     rated: Int[np.ndarray, "items raters"],
     weights: Weights = "identity",
-    categories: int = POINTS,
 ) -> float:
     """Return Gwet's agreement coefficient: AC1, or AC2 with weights of near misses (Gwet, 2008).
 
     (p_a - p_e) / (1 - p_e): p_a is how often two raters of an item agree, p_e how often they would
     by chance. A near miss counts as agreement in part; 1 is perfect and 0 what chance gives.
     """
-    steps = np.abs(np.subtract.outer(np.arange(categories), np.arange(categories)))
-    share = steps / (categories - 1)
+    steps = np.abs(np.subtract.outer(np.arange(POINTS), np.arange(POINTS)))
+    share = steps / (POINTS - 1)
     w = {"identity": steps == 0, "linear": 1 - share, "quadratic": 1 - share**2}[weights]
-    counts = (rated[:, :, None] == np.arange(1, categories + 1)).sum(axis=1)
+    counts = (rated[:, :, None] == np.arange(1, POINTS + 1)).sum(axis=1)
     raters = counts.sum(axis=1)
     p_a = ((counts * (counts @ w - 1)).sum(axis=1) / (raters * (raters - 1))).mean()
     prevalence = (counts / raters[:, None]).mean(axis=0)
-    p_e = w.sum() / (categories * (categories - 1)) * (prevalence * (1 - prevalence)).sum()
+    p_e = w.sum() / (POINTS * (POINTS - 1)) * (prevalence * (1 - prevalence)).sum()
     return float((p_a - p_e) / (1 - p_e))
 
 
@@ -121,7 +120,6 @@ def ranked(
     (one pass over the games, which they do). Both by evalica. A Bradley-Terry score is given as
     log-odds against the mean version; Elo's in its own points, 1,000 at the start.
     """
-    same_number("all versions must answer the same prompts", **marks)  # type: ignore[arg-type]
     names = list(marks)
     played = [
         (a, b, np.sign(x - y) if abs(x - y) > tie else 0.0)

@@ -33,7 +33,6 @@ def accuracy_by_grade(
     grades: Sequence[str],
 ) -> dict[str, Estimate]:
     """Return `accuracy` for each grade that occurs, and for `all` pairs (table 8)."""
-    statistics.same_number("every pair needs a grade", grades=grades, pairs=chosen)
     labels = np.array(grades)
     rows = {grade: labels == grade for grade in dict.fromkeys(grades)}
     shares = {grade: accuracy(chosen[row], rejected[row]) for grade, row in rows.items()}
@@ -105,11 +104,7 @@ def best_of_n(
     expected maximum of `proxy`.
     """
     value = proxy if value is None else value
-    if proxy.shape != value.shape or proxy.shape[1] < 1:
-        raise ValueError(
-            f"scores and values must be one number a sample, of at least one sample; got shapes "
-            f"{proxy.shape} and {value.shape}."
-        )
+    assert proxy.shape == value.shape, "one score and one value a sample"
     # Backwards first, so that among equal scores the earliest stands last, which is best.
     order = np.argsort(proxy[:, ::-1], axis=1, kind="stable")
     ranked = np.take_along_axis(value[:, ::-1], order, axis=1)

@@ -5,13 +5,12 @@ Intervals cover 95 % unless said otherwise. What is resampled or repeated is the
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy  # its parts are imported on first use: `scipy.stats` takes most of a second
-from scipy.special import expit, logit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,72 +60,46 @@ def shares(hits: Iterable[tuple[str, bool]]) -> dict[str, Estimate]:
     return {name: proportion(sum(group), len(group)) for name, group in sorted(groups.items())}
 
 
+Bounds = tuple[float, float] | None
+"""What no value can exceed: (0, 1) for a share, (-1, 1) for a correlation. None: no range."""
+
+
+def inside(estimate: Estimate, bounds: Bounds) -> Estimate:
+    """Cut an interval where the range of what it estimates ends, which Student's t may leave.
+
+    The truth cannot lie beyond: what is left covers it as often, and decides the same.
+    """
+    if bounds is None:
+        return estimate
+    low, high = max(estimate.low, bounds[0]), min(estimate.high, bounds[1])
+    return replace(estimate, low=low, high=high)
+
+
 def mean_interval(
-    values: Sequence[float], confidence: float = 0.95, bounds: tuple[float, float] | None = None
+    values: Sequence[float], confidence: float = 0.95, bounds: Bounds = None
 ) -> Estimate:
-    """Return the mean with Student's t interval.
+    """Return the mean with Student's t interval, cut at the bounds.
 
     Equal values give an interval of zero width: the measurement did not vary.
-
-    `bounds` are what no value can exceed, (0, 1) for a share and (-1, 1) for a correlation. The
-    interval is then made on the logit scale (of a correlation: Fisher's z) and never leaves them.
     """
     data = _checked(values, "values")
     mean = float(data.mean())
-    half = float(scipy.stats.t.ppf((1 + confidence) / 2, data.size - 1)) * _standard_error(data)
-    low, high = mean - half, mean + half
-    if bounds is not None and half:
-        lowest, highest = bounds
-        if not lowest <= data.min() <= data.max() <= highest:
-            raise ValueError(
-                f"values must lie within their bounds {bounds}; got {data.min()} to {data.max()}."
-            )
-        width = highest - lowest
-        share = (mean - lowest) / width
-        half /= width * share * (1 - share)  # over the derivative, so values on a bound do no harm
-        low, high = (lowest + width * float(expit(logit(share) + x)) for x in (-half, half))
-    return Estimate(value=mean, low=low, high=high, n=data.size)
+    # Equal numbers can have a mean that is off by one rounding, so look at the range first.
+    error = float(scipy.stats.sem(data)) if np.ptp(data) > 0 else 0.0
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, data.size - 1)) * error
+    return inside(Estimate(value=mean, low=mean - half, high=mean + half, n=data.size), bounds)
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], bounds: tuple[float, float] | None = None
-) -> Tested:
+def paired_difference(a: Sequence[float], b: Sequence[float], bounds: Bounds = None) -> Tested:
     """Return the mean of a - b over pairs (one seed or one item), by the paired t-test.
 
-    The p-value is two-sided. `bounds` are those of a difference, (-1, 1) for one of two shares;
-    see `mean_interval`.
+    The p-value is two-sided; without spread all is certain. See `mean_interval` for the bounds.
     """
-    differences = _differences(a, b)
-    estimate = mean_interval(differences.tolist(), bounds=bounds)
-    return Tested(estimate=estimate, p_value=2 * _tail(abs(estimate.value), differences))
-
-
-def equivalent(
-    a: Sequence[float], b: Sequence[float], margin: float, alpha: float = 0.05
-) -> Tested:
-    """Test whether the mean of a - b over pairs lies within +-margin (two one-sided t-tests).
-
-    A large p-value of an ordinary test is no evidence for `the same`; one below alpha here is.
-    That is so exactly when the interval returned, of 1 - 2 * alpha, lies inside the margin.
-    """
-    if not margin > 0:
-        raise ValueError(
-            f"margin must be positive; got {margin}. Declare the largest difference that would "
-            "not matter, in the unit of the values."
-        )
-    differences = _differences(a, b)
-    estimate = mean_interval(differences.tolist(), confidence=1 - 2 * alpha)
-    nearest = margin - abs(estimate.value)  # distance to the closer border, negative outside
-    return Tested(estimate=estimate, p_value=_tail(nearest, differences))
-
-
-def _tail(distance: float, data: np.ndarray) -> float:
-    """Return how likely Student's t exceeds that of a distance; without spread all is certain."""
-    if distance == 0:
-        return 0.5
-    error = _standard_error(data)
-    t = distance / error if error else math.copysign(math.inf, distance)
-    return float(scipy.stats.t.sf(t, data.size - 1))
+    gaps = _checked(a, "the first values") - _checked(b, "the second values")
+    estimate = mean_interval(gaps.tolist(), bounds=bounds)
+    if np.ptp(gaps) == 0:
+        return Tested(estimate=estimate, p_value=float(estimate.value == 0))
+    return Tested(estimate=estimate, p_value=float(scipy.stats.ttest_1samp(gaps, 0.0).pvalue))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int, n_resamples: int = 9_999) -> Estimate:
@@ -201,16 +174,9 @@ def ordering(rows: Sequence[Sequence[float]]) -> Tested:
     declare a decrease. The p-value is that of as many rows in order if all orders, k! of k values,
     were equally likely.
     """
-    lengths = sorted({len(row) for row in rows})
-    if len(lengths) != 1 or lengths[0] < 2:
-        raise ValueError(
-            f"ordering needs one row per seed, all of one length of at least 2; got {len(rows)} "
-            f"rows of lengths {lengths}. Give every seed the same settings."
-        )
-    for index, row in enumerate(rows):
-        _checked(row, f"row {index}")
+    [length] = {len(row) for row in rows}  # every seed has the same settings
     in_order = sum(bool(np.all(np.diff(row) > 0)) for row in rows)
-    chance = 1 / math.factorial(lengths[0])
+    chance = 1 / math.factorial(length)
     test = scipy.stats.binomtest(in_order, len(rows), chance, alternative="greater")
     return Tested(estimate=proportion_exact(in_order, len(rows)), p_value=float(test.pvalue))
 
@@ -233,20 +199,3 @@ def _checked(values: Sequence[float], name: str) -> np.ndarray:
             "measurement failed; do not drop it."
         )
     return data
-
-
-def same_number(rule: str, **parts: Sized) -> None:
-    """Refuse parts that belong together and differ in number; `rule` says why they must not."""
-    if len({len(part) for part in parts.values()}) > 1:
-        numbers = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
-        raise ValueError(f"{rule}; got {numbers}.")
-
-
-def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    same_number("values must be paired by seed or by item first", first=a, second=b)
-    return _checked(a, "the first values") - _checked(b, "the second values")
-
-
-def _standard_error(data: np.ndarray) -> float:
-    # Equal numbers can have a mean that is off by one rounding, so look at the range first.
-    return float(scipy.stats.sem(data)) if np.ptp(data) > 0 else 0.0

@@ -18,8 +18,6 @@ from llama2_lib.figures.theme import label_axes, legend_below, new_figure, theme
 
 def bands_of(series: Mapping[str, Band], length: int, what: str) -> dict[str, np.ndarray]:
     """Return each series as an array of three rows."""
-    if not series:
-        raise ValueError("at least one series is needed; got none.")
     return {label: band_of(repr(label), band, (length,), what) for label, band in series.items()}
 
 
@@ -77,9 +75,6 @@ def score_histograms(
     `scores` are raw, for each model and each kind of answer, such as "chosen" and "rejected";
     `threshold` is a line at a sigmoid(score), such as 0.15.
     """
-    panels = scores.values()
-    if not panels or not all(kinds and all(map(np.size, kinds.values())) for kinds in panels):
-        raise ValueError("every panel needs scores; got a figure, model or kind without any.")
     figure, axes = new_figure(
         max(5.0, 3.6 * len(scores)), 3.9, columns=len(scores), squeeze=False, sharey=True
     )
@@ -107,8 +102,6 @@ def calibration(points: Mapping[str, Sequence[ArrayLike]], *, title: str = "") -
     `points` are for each model (x, values, low, high): the mean gold score of a bin, and the mean
     score there.
     """
-    if not points:
-        raise ValueError("at least one series is needed; got none.")
     figure, axes = new_figure()
     for index, (label, (x, *band)) in enumerate(points.items()):
         at = np.asarray(x, dtype=float)
@@ -200,14 +193,10 @@ def frontier(
     beta (kl, proxy, gold) at some moments of training, KL in nats an answer; `start` proxy and
     gold before training, drawn as a star.
     """
-    if not runs:
-        raise ValueError("at least one run is needed; got none.")
     figure, axes = new_figure(10.0, 4.4, columns=2, sharex=True)
     shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.92, len(runs)))
     for index, (beta, arrays) in enumerate(sorted(runs.items())):
         kl, *values = (np.asarray(array, dtype=float) for array in arrays)
-        if kl.ndim != 1 or [value.shape for value in values] != [kl.shape] * 2:
-            raise ValueError(f"beta {beta:g} must have kl, proxy and gold of one length.")
         if (kl < -1e-6).any():
             raise ValueError(
                 f"beta {beta:g}: KL must be at least 0 to have a root; got {kl.min():.3g}. Use the "
@@ -246,25 +235,15 @@ def traffic_lights(
 
     `states` are those of `LIGHTS`, one a field, by rows; `texts` say what was measured.
     """
-    wanted = (len(diagnostics), len(runs))
-    for name, table in (("states", states), ("texts", texts)):
-        if (len(table), *{len(row) for row in table}) != wanted:
-            raise ValueError(
-                f"{name} must be {wanted[0]} rows of {wanted[1]}; got rows of "
-                f"{[len(row) for row in table]}."
-            )
-    unknown = sorted({state for row in states for state in row} - set(LIGHTS))
-    if unknown:
-        raise ValueError(f"a state must be one of {[*LIGHTS]}; got {unknown}.")
-    figure, axes = new_figure(2.6 + 1.9 * wanted[1], 1.1 + 0.62 * wanted[0])
+    figure, axes = new_figure(2.6 + 1.9 * len(runs), 1.1 + 0.62 * len(diagnostics))
     for y, (row, words) in enumerate(zip(states, texts, strict=True)):
         for x, (state, text) in enumerate(zip(row, words, strict=True)):
             ground, word = LIGHTS[state]
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc=ground, ec="white", lw=3))
             axes.text(x, y, f"{word}: {text}" if text else word, ha="center", va="center")
-    axes.set_xticks(range(wanted[1]), runs)
-    axes.set_yticks(range(wanted[0]), diagnostics)
-    axes.set(xlim=(-0.5, wanted[1] - 0.5), ylim=(wanted[0] - 0.5, -0.5))
+    axes.set_xticks(range(len(runs)), runs)
+    axes.set_yticks(range(len(diagnostics)), diagnostics)
+    axes.set(xlim=(-0.5, len(runs) - 0.5), ylim=(len(diagnostics) - 0.5, -0.5))
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -280,8 +259,6 @@ def token_reward_bars(
 
     `kl_part` is -beta times the log-ratio; `score_part` the score at the last token, else 0.
     """
-    if not pieces:
-        raise ValueError("at least one token is needed; got none.")
     rule = "both parts need one number a token"
     kl, score = (curves.array_of(part, (len(pieces),), rule) for part in (kl_part, score_part))
     figure, axes = new_figure(max(7.0, 1.5 + 0.5 * len(pieces)), 4.4)

@@ -68,11 +68,6 @@ def lines(
     figure, axes = new_figure()
     for index, (label, arrays) in enumerate(series.items()):
         columns = [np.asarray(array, dtype=float) for array in arrays]
-        if len(columns) not in (2, 4) or len({column.shape for column in columns}) != 1:
-            raise ValueError(
-                f"series {label!r} must be (x, y) or (x, y, low, high) of one length; got shapes "
-                f"{[column.shape for column in columns]}."
-            )
         x, y, *band = columns
         marker = MARKERS[index % len(MARKERS)] if markers else ""
         (line,) = axes.plot(x, y, DASHES[index % len(DASHES)], marker=marker, label=label)
@@ -116,11 +111,6 @@ def heatmap(
 ) -> Figure:  # fmt: skip
     """Draw a matrix, row 0 on top; `centre` makes the map diverge, `texts` stand in its fields."""
     matrix = np.asarray(values, dtype=float)
-    if matrix.ndim != 2:
-        raise ValueError(f"values must be a matrix; got shape {matrix.shape}.")
-    for ticks, size in ((rows, matrix.shape[0]), (columns, matrix.shape[1])):
-        if ticks is not None and len(ticks) != size:
-            raise ValueError(f"{size} tick labels are needed; got {len(ticks)}.")
     figure, axes = new_figure()
     style = {} if centre is None else {"norm": CenteredNorm(centre), "cmap": "PuOr"}
     image = axes.imshow(matrix, aspect="auto", interpolation="nearest", **style)

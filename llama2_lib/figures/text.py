@@ -21,8 +21,6 @@ WIDTH = 62  # characters on a line, with room for the longest label
 @theme()
 def piece_boxes(rows: Mapping[str, Sequence[str]], *, title: str = "") -> Figure:
     """Draw one row of boxes per entry of `rows`, with the number of pieces beside its label."""
-    if not rows or not all(rows.values()):
-        raise ValueError(f"every row needs a piece; got {dict(rows)}.")
     laid = {label: _places(pieces) for label, pieces in rows.items()}
     n_lines = sum(places[-1][1] + 2 for places in laid.values())
     figure, axes = new_figure(8.0, 0.5 + 0.36 * n_lines)
@@ -42,10 +40,6 @@ def piece_boxes(rows: Mapping[str, Sequence[str]], *, title: str = "") -> Figure
 @theme()
 def masked_pieces(pieces: Sequence[str], targets: Sequence[bool], *, title: str = "") -> Figure:
     """Draw the pieces of a dialog in reading order: targets filled and bold, the others pale."""
-    if not pieces or len(pieces) != len(targets):
-        raise ValueError(
-            f"each piece needs one mark; got {len(pieces)} pieces and {len(targets)} marks."
-        )
     places = _places(pieces)
     n_lines = places[-1][1] + 1
     figure, axes = new_figure(8.0, 0.9 + 0.36 * n_lines)
@@ -101,11 +95,6 @@ def dialog_rows(loss_mask: ArrayLike, document: ArrayLike, *, title: str = "") -
     below 0 where there is none.
     """
     target, number = np.asarray(loss_mask, dtype=bool), np.asarray(document)
-    if target.ndim != 2 or target.shape != number.shape:
-        raise ValueError(
-            f"loss_mask and document must be matrices of one shape; got {target.shape} and "
-            f"{number.shape}."
-        )
     part = np.where(number < 0, 2, target.astype(int))
     figure, axes = new_figure(8.0, 1.6 + 0.2 * len(part))
     axes.imshow(
@@ -132,11 +121,6 @@ class MarkedAnswer(NamedTuple):
 @theme()
 def marked_answers(request: str, answers: Mapping[str, MarkedAnswer]) -> Figure:
     """Draw what each model said to one request, with a bar for each mark beside it."""
-    names = {tuple(answer.marks) for answer in answers.values()}
-    if len(names) != 1:
-        raise ValueError(
-            f"at least one answer is needed, and the same marks for all; got {sorted(names)}."
-        )
     n = len(answers)
     figure, axes = new_figure(
         9.0, 0.6 + 2.3 * n, rows=n, columns=2, squeeze=False, width_ratios=(3, 2)

@@ -90,10 +90,6 @@ def new_figure(
 
 def label_axes(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
     """Name both axes, with units."""
-    if not (xlabel.strip() and ylabel.strip()):
-        raise ValueError(
-            f"both axes need a label with its unit; got xlabel={xlabel!r}, ylabel={ylabel!r}."
-        )
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title)

@@ -2,7 +2,7 @@
 
 from IPython.display import Markdown, display
 
-from llama2_lib.claims import CLAIMS, recorded, same_declaration
+from llama2_lib.claims import CLAIMS, recorded
 from llama2_lib.claims.ledger import Result, is_current
 from llama2_lib.recipes import nano
 
@@ -32,7 +32,7 @@ def show_claim(number: int) -> Result:
             measured.
     """
     claim, result = CLAIMS[number], recorded(number)
-    if not same_declaration(claim, result.declared):
+    if result.declared != claim.declaration():
         raise ValueError(
             f"the ledger holds claim {number} as it was declared before; measure it again: "
             f"llama2 claims {number} --write data/claims.json"

@@ -145,19 +145,13 @@ class Stepper(Explorer):
     """An Explorer over the whole numbers `0..last` with a play button."""
 
     def __init__(
-        self,
-        draw: Callable[..., Figure],
-        alt: str | Callable[..., str],
-        *,
-        last: int,
-        step_name: str = "step",
-        interval_ms: int = 600,
-        **controls: Any,
-    ) -> None:
-        """`draw` receives the number under `step_name`, beside the other controls."""
-        slider = ipywidgets.IntSlider(0, 0, last, description=step_name)
-        super().__init__(draw, alt, **{step_name: slider, **controls})
-        self.play = ipywidgets.Play(max=last, interval=interval_ms, description=step_name)
+        self, draw: Callable[..., Figure], alt: str | Callable[..., str], *, last: int,
+        interval_ms: int = 600, **controls: Any,
+    ) -> None:  # fmt: skip
+        """`draw` receives the number as `step`, beside the other controls."""
+        slider = ipywidgets.IntSlider(0, 0, last)
+        super().__init__(draw, alt, step=slider, **controls)
+        self.play = ipywidgets.Play(max=last, interval=interval_ms, description="step")
         ipywidgets.link((self.play, "value"), (slider, "value"))
         self.children = (self.play, *self.children)
 

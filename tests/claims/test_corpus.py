@@ -43,7 +43,7 @@ def test_no_sum_of_the_test_stands_in_the_training_text():
 
 
 def test_more_sums_than_are_left_are_refused():
-    with pytest.raises(ValueError, match=r"10,000 sums must be unseen; .* Train on fewer"):
+    with pytest.raises(AssertionError, match="10,000 sums must be unseen"):
         held_out_sums(sums_recipes(toy(), 0)["split"].corpus, 0, n=10_000)
 
 
@@ -68,7 +68,7 @@ def test_a_uniform_model_pays_ln_v_for_every_piece_of_the_answer():
 
 def test_a_question_whose_pieces_change_with_the_answer_is_refused():
     tokenizer = little_tokenizer()
-    with pytest.raises(ValueError, match="the pieces of a question must begin those"):
+    with pytest.raises(AssertionError, match="the pieces of a question must begin those"):
         nats_per_character(uniform_model(tokenizer.vocab_size), tokenizer, [("Ma", "ra was")])
 
 

@@ -1,17 +1,12 @@
-"""What claims 35 to 37, 39 and 53 measure, on toys, and how their judges decide."""
+"""What claims 35 to 37, 39 and 53 measure, on toys."""
 
 import numpy as np
 import pytest
 
-from llama2_lib.claims import CLAIMS, CannotShow, Measurement, Outcome, evaluation
+from llama2_lib.claims import CLAIMS, CannotShow, evaluation
 from llama2_lib.claims.evaluation import LEAKS, MAIN
 from llama2_lib.evaluation import contamination
 from llama2_lib.recipes import nano, toy
-
-
-def verdict(claim, values, n=10, spread=0.01):
-    seeds = [{k: v + spread * (-1) ** i for k, v in values.items()} for i in range(n)]
-    return CLAIMS[claim].verdict([Measurement(values=v, seed=i) for i, v in enumerate(seeds)])
 
 
 def test_a_judge_of_another_chain_is_asked():
@@ -19,51 +14,6 @@ def test_a_judge_of_another_chain_is_asked():
     assert len(runs) == 6
     assert {stage for stage, _ in runs} == {"ppo", "rewards_v5"}
     assert {run.ppo.seed for _, run in runs} == set(range(3))
-
-
-@pytest.mark.parametrize(
-    ("claim", "good", "bad"),
-    [
-        (
-            35,
-            {"win/own": 0.8, "win/neighbour": 0.7, "win/gold": 0.6},
-            {"win/own": 0.6, "win/neighbour": 0.7, "win/gold": 0.8},
-        ),
-        (
-            39,
-            {"toxic/base": 0.9, "toxic/V5": 0.02, "truthful/base": 0.5, "truthful/V5": 0.8},
-            {"toxic/base": 0.9, "toxic/V5": 0.02, "truthful/base": 0.8, "truthful/V5": 0.5},
-        ),
-        (
-            37,
-            {"gain/with over without": 0.1, "error/with over without": 0.01},
-            {"gain/with over without": 0.0, "error/with over without": 0.1},
-        ),
-    ],
-)
-def test_claims_can_come_out_either_way(claim, good, bad):
-    alike = {35: 0.0, 37: 0.001, 39: 0.001}[claim]
-    assert verdict(claim, good, spread=alike).outcome == Outcome.REPRODUCED
-    assert verdict(claim, bad, spread=alike).outcome != Outcome.REPRODUCED
-
-
-def leak_values(found=1.0, alarm=0.0, large=0.4, small=0.1):
-    values = {f"found/{leak}": found if part else alarm for leak, part in LEAKS.items()}
-    return values | {"found/untrained": alarm, "gap/large": large, "gap/small": small}
-
-
-def test_a_leak_must_be_found_without_false_alarms_and_help_the_larger_model_more():
-    def outcome(**values):
-        rows = [leak_values(**values) for _ in range(12)]
-        seeds = [Measurement(values=v, seed=i) for i, v in enumerate(rows)]
-        return CLAIMS[53].verdict(seeds)
-
-    assert outcome().outcome == Outcome.REPRODUCED
-    assert outcome(found=0.0).outcome == Outcome.NOT_REPRODUCED
-    assert "none leaked" in outcome(alarm=1.0).reason
-    assert "larger model" in outcome(large=0.1, small=0.4).reason
-    few = [Measurement(values=leak_values(), seed=i) for i in range(9)]
-    assert CLAIMS[53].verdict(few).outcome == Outcome.INCONCLUSIVE
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from llama2_lib.claims import CannotShow, Measurement, Must, Outcome, ledger
-from llama2_lib.claims.claim import RULES, Check, Claim, Fact, Proviso, Trust, column, decide, mean
+from llama2_lib.claims.claim import Check, Claim, Fact, Proviso, Trust, check, column, decide, mean
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.pipeline import JUDGE
 from llama2_lib.recipes import nano, toy
@@ -187,7 +187,7 @@ def estimate(low, high):
 )
 def test_a_check_is_true_or_false_only_if_the_whole_interval_is(rule, bound, cases):
     for low, high, holds in cases:
-        assert RULES[rule]("x", estimate(low, high), bound).holds is holds
+        assert check(rule, "x", estimate(low, high), bound).holds is holds
 
 
 def test_one_false_check_refutes_and_one_open_check_suspends():
@@ -199,12 +199,6 @@ def test_one_false_check_refutes_and_one_open_check_suspends():
     assert decide([yes, unknown], {}).reason == "undecided: None"
     with pytest.raises(AssertionError, match="at least one check"):
         decide([], {})
-
-
-def test_a_missing_key_names_the_nearest():
-    rows = [Measurement(values={"loss/64": 1.0}), Measurement(values={"loss/46": 1.0}, seed=7)]
-    with pytest.raises(ValueError, match=r"'loss/64'; seed 7 does not. Nearest: loss/46"):
-        column(rows, "loss/64")
 
 
 @pytest.fixture
@@ -252,23 +246,17 @@ def test_a_missing_ledger_says_how_to_make_one(path):
         ledger.read_ledger(path)
 
 
-def test_people_get_plain_aligned_and_wrapped_text():
-    first, second = str(run(0.5)), str(ledger.recorded(24))
-    assert not any(mark in second for mark in ("<br>", "**", "\\|", "---"))
-    assert all(len(line) <= 88 for line in second.splitlines())
-    assert first.splitlines() == [
-        "claim 1    Levels are high | very.",
-        "section    9.9; toy, 5 seeds",
-        "paper      about 2 (read off a figure by a third party)",
-        "predicted  Above one.",
-        "threshold  Here: level above 1 (95 % over seeds).",
-        "ours       level  0.5 [0.33, 0.67]",
-        "verdict    NOT REPRODUCED: level: 0.5 [0.33, 0.67], must exceed 1",
+def test_people_get_plain_text():
+    assert not any(mark in str(ledger.recorded(24)) for mark in ("<br>", "**", "|", "---"))
+    assert str(run(0.5)).splitlines() == [
+        "claim 1  Levels are high | very. (section 9.9)",
+        "  paper      about 2 (read off a figure by a third party)",
+        "  predicted  Above one.",
+        "  threshold  Here: level above 1 (95 % over seeds).",
+        "  ours       level: 0.5 [0.33, 0.67]",
+        "  run        toy, 5 seeds",
+        "  verdict    not reproduced: level: 0.5 [0.33, 0.67], must exceed 1",
     ]
-    lines = second.splitlines()
-    ours = lines[next(i for i, line in enumerate(lines) if line.startswith("ours")) :][:22]
-    assert {line[:4] for line in ours[1:]} == {"    "}
-    assert len({line.rstrip("]").rfind("  ") for line in ours}) == 1  # numbers stand in a column
 
 
 def test_two_claims_cannot_share_an_id():

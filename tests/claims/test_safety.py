@@ -42,22 +42,25 @@ def test_variants_differ_in_what_they_are_named_for():
 
 def answered(n=40, seed=0):
     source = np.random.default_rng(seed)
-    return safety.Answered(*(source.random(n + i) for i in range(len(safety.Answered._fields))))
+    return {
+        "safety": source.random(n),
+        "low": source.random(n),
+        "helpfulness": source.random(n + 1),
+    }
 
 
-def test_gains_are_of_pairs_and_violations_are_marks_below_a_half():
+def test_gains_are_of_pairs():
     after, before = answered(seed=1), answered(seed=2)
     values = safety.compared("a over b", after, before)
-    assert values["gain/safety/a over b"] == pytest.approx(
-        after.safety.mean() - before.safety.mean(), abs=1e-12
-    )
-    gap = after.low - before.low
+    assert len(values) == 2 * len(before)
+    gap = after["low"] - before["low"]
+    assert values["gain/low/a over b"] == pytest.approx(gap.mean(), abs=1e-12)
     assert values["error/low/a over b"] == pytest.approx(
         gap.std(ddof=1) / np.sqrt(len(gap)), abs=1e-12
     )
     shown = safety.means({"a": after})
-    assert shown["low/a"] == pytest.approx((after.safety < 0.5).mean(), abs=1e-12)
-    assert shown["tail/a"] == pytest.approx(np.quantile(after.safety, 0.05), abs=1e-12)
+    assert shown["low/a"] == pytest.approx(after["low"].mean(), abs=1e-12)
+    assert shown["tail/a"] == pytest.approx(np.quantile(after["safety"], 0.05), abs=1e-12)
 
 
 def test_quarters_are_sorted_by_the_other_answer():

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama2_lib.claims import CLAIMS, Measurement, Must, Outcome, chain, recorded, same_declaration
+from llama2_lib.claims import CLAIMS, Measurement, Must, Outcome, chain, recorded
 from llama2_lib.claims.attention import measure_cache
-from llama2_lib.claims.claim import SHARE, SIGNED, average, column, gain, inside, paired_gain
+from llama2_lib.claims.claim import gain, paired_gain
 from llama2_lib.claims.finetuning import pooled as points
 from llama2_lib.claims.ghost_attention import (
     AFTER,
@@ -23,7 +23,6 @@ from llama2_lib.claims.ghost_attention import (
     pooled,
     shares,
 )
-from llama2_lib.claims.ledger import numbers_in
 from llama2_lib.claims.ppo import PAID, PRICES, WAYS, gained
 from llama2_lib.claims.rejection import COMPARED, POLICIES, SIZES, TEMPERATURES
 from llama2_lib.claims.reward import WORST_FIRST
@@ -730,7 +729,7 @@ def test_gains_of_ppo_are_from_the_first_measurement_to_the_last():
     assert gained("kl", "0.05", one) == pytest.approx(4.0, rel=1e-12)
     assert gained("proxy", PAID, one) == pytest.approx(0.3, rel=1e-12)
     assert PRICES == ["0", "0.05", "0.2", "0.8"]
-    with pytest.raises(ValueError, match="every measurement must give"):
+    with pytest.raises(KeyError, match="kl"):
         gained("kl", PAID, Measurement(values={}))
 
 
@@ -744,19 +743,6 @@ def test_one_chain_counts_once():
     for changes in ({}, drift(after=0.73), drift(refreshed=(20, 90))):
         rows = seeds(GOOD[18] | changes)
         assert CLAIMS[18].verdict(rows) == CLAIMS[18].verdict(rows[:1])
-
-
-@pytest.mark.parametrize(
-    ("values", "bounds"),
-    [((0.98, 0.9, 1.0), SHARE), ((0.0, 0.02, 0.0), SHARE), ((0.99, 0.9, 1.0), SIGNED)],
-)
-def test_an_interval_does_not_leave_the_range_of_what_it_estimates(values, bounds):
-    rows = [Measurement(values={"x": value}) for value in values]
-    free, cut = average(rows, "x"), average(rows, "x", bounds=bounds)
-    assert not bounds[0] <= free.low <= free.high <= bounds[1]
-    assert bounds[0] <= cut.low <= cut.value <= cut.high <= bounds[1]
-    assert (cut.low, cut.high) == (max(free.low, bounds[0]), min(free.high, bounds[1]))
-    assert inside(free, None) == free
 
 
 def test_shares_and_correlations_that_are_judged_have_bounds():
@@ -778,7 +764,7 @@ def test_shares_and_correlations_that_are_judged_have_bounds():
 @pytest.mark.parametrize("claim_id", RECORDED)
 def test_the_ledger_holds_what_these_declarations_and_judges_say(claim_id):
     claim, result = CLAIMS[claim_id], recorded(claim_id)
-    assert same_declaration(claim, result.declared)
+    assert result.declared == claim.declaration()
     again = claim.verdict(result.measurements)
     assert again.outcome == result.verdict.outcome
     assert set(again.estimates) == set(result.verdict.estimates)
@@ -792,25 +778,3 @@ def test_the_ledger_holds_what_these_declarations_and_judges_say(claim_id):
     if less:  # a model that never gains cannot be confirmed
         worse = [Measurement(values={**m.values, **less}, seed=m.seed) for m in result.measurements]
         assert claim.verdict(worse).outcome != YES
-
-
-DECLARED = {
-    1: {0, 0.02, 95}, 2: {0.1, 0.005, 0, 95}, 3: {0, 95}, 4: {0.2, 0.1, 0.05, 0.5, 95},
-    5: {0.03, 0, 1, 5, 95}, 6: {8, 70}, 7: {0.25, 1, 5, 95}, 8: {0, 95}, 9: {0, 0.1, 0.3},
-    10: {0.1, 90, 95}, 38: {0.01, 95},
-}  # fmt: skip
-"""The numbers of the sentences that were declared for the claims of the course, before sentences
-followed from inequalities. Claim 7 said "higher by more than 0 %" for a ratio above 1."""
-
-
-def test_the_claims_of_the_course_have_the_declared_numbers():
-    assert {i: numbers_in(CLAIMS[i].threshold) for i in DECLARED} == DECLARED
-
-
-def test_other_numbers_are_another_declaration():
-    declared = dict(recorded(40).declared)
-    assert same_declaration(CLAIMS[40], declared)
-    other = declared["threshold"].replace("0.05", "0.04", 1)
-    assert not same_declaration(CLAIMS[40], declared | {"threshold": other.replace("0.05", "0.04")})
-    assert not same_declaration(CLAIMS[40], declared | {"prediction": "It rains."})
-    assert column(recorded(40).measurements, "safety/with") == recorded(40)["safety/with"]

@@ -121,11 +121,11 @@ def test_base_models_go_on_and_chat_models_answer(toy_root):
 def test_a_base_model_stops_after_its_first_line(monkeypatch):
     asked = []
 
-    def generate(model, prompts, **options):
+    def continuations(model, tokenizer, prompts, **options):
         asked.append(options["stop_ids"])
-        return [SimpleNamespace(ids=[5]) for _ in prompts]
+        return ["said"] * len(prompts)
 
-    monkeypatch.setattr(b, "generate", generate)
+    monkeypatch.setattr(b, "continuations", continuations)
     tokenizer = SimpleNamespace(
         eos_id=2, encode=lambda text, bos=False: [9, 13], decode=lambda ids: "x"
     )

@@ -111,8 +111,3 @@ def test_a_leak_is_found_when_it_helps_and_hardly_ever_when_it_does_not():
     assert alarms(0.5) > 0.95
     assert alarms(0.0) < 0.06
     assert alarms(-0.3) == 0  # far from chance, and the wrong way
-
-
-def test_a_score_for_every_share():
-    with pytest.raises(ValueError, match="every sample needs a share and a score"):
-        c.subsets(np.zeros(3), np.zeros(4))

@@ -91,12 +91,9 @@ def test_calibration_rises_for_an_informed_model_and_is_flat_for_a_blind_one():
     ("call", "message"),
     [
         (lambda: accuracy(np.array([]), np.array([])), "n of at least 1"),
-        (lambda: accuracy_by_grade(CHOSEN, REJECTED, GRADES[:4]), "got 4 grades, 5 pairs"),
         (lambda: detection(CHOSEN, np.ones(5, bool)), "got 5 safe of 5"),
         (lambda: detection(CHOSEN, CHOSEN > 1, 1.0), "between 0 and 1; got 1.0"),
         (lambda: calibration(CHOSEN, CHOSEN, bins=3), "need 6 values or more; got 5"),
-        (lambda: best_of_n(np.zeros((2, 3)), np.zeros((2, 4))), "one number a sample"),
-        (lambda: best_of_n(np.zeros((2, 0))), "at least one sample"),
         (lambda: best_of_n_interval(np.zeros((2, 3)), n=4), "n must lie in 1...3"),
         (lambda: best_of_n_kl(0), "at least 1"),
     ],

@@ -9,7 +9,6 @@ from scipy import stats
 from llama2_lib.evaluation.statistics import (
     Estimate,
     bootstrap_mean,
-    equivalent,
     holm,
     mean_interval,
     ordering,
@@ -68,35 +67,16 @@ def test_equal_values_have_no_width():
     assert bootstrap_mean([2.0, 2.0, 2.0], seed=1) == Estimate(value=2.0, low=2.0, high=2.0, n=3)
 
 
-@pytest.mark.parametrize(
-    ("values", "bounds"),
-    [
-        ([0.9, 0.99, 1.0], (0, 1)),  # a recall
-        ([0.93, 0.99, 0.97], (-1, 1)),  # a rank correlation
-        ([0.0, 0.0, 0.1, 0.0], (0, 1)),  # a share that is 0 for most seeds
-        ([-9.0, -10.0, -9.5], (-10, 10)),
-    ],
-)
-def test_an_interval_does_not_leave_the_range_of_what_it_measures(values, bounds):
-    plain, inside = mean_interval(values), mean_interval(values, bounds=bounds)
-    assert plain.high > bounds[1] or plain.low < bounds[0]
-    assert bounds[0] < inside.low < inside.value < inside.high < bounds[1]
-    assert (inside.value, inside.n) == (plain.value, plain.n)
-    mirrored = mean_interval([-v for v in values], bounds=(-bounds[1], -bounds[0]))
-    np.testing.assert_allclose(bounds_of(mirrored), -bounds_of(inside)[[0, 2, 1]], **EXACT)
-
-
-def test_bounds_change_little_far_from_them_and_are_checked():
-    values = [0.50, 0.51, 0.52]
-    inside, plain = mean_interval(values, bounds=(0, 1)), mean_interval(values)
-    np.testing.assert_allclose(bounds_of(inside), bounds_of(plain), rtol=0, atol=1e-4)
+def test_an_interval_ends_where_the_range_of_what_it_measures_does():
+    values = [0.9, 0.99, 1.0]  # a recall
+    plain, cut = mean_interval(values), mean_interval(values, bounds=(0, 1))
+    assert plain.high > cut.high == 1.0
+    assert (cut.value, cut.low, cut.n) == (plain.value, plain.low, plain.n)
+    assert mean_interval([-v for v in values], bounds=(-1, 0)).low == -1.0
     pairs = [0.9, 0.8, 0.95], [0.0, 0.1, 0.0]
     bounded, free = paired_difference(*pairs, bounds=(-1, 1)), paired_difference(*pairs)
-    assert bounded.estimate.high < 1 < free.estimate.high
+    assert bounded.estimate.high == 1 < free.estimate.high
     assert bounded.p_value == free.p_value
-    for wrong in ([0.5, 1.2], [-0.1, 0.5]):
-        with pytest.raises(ValueError, match=r"within their bounds \(0, 1\)"):
-            mean_interval(wrong, bounds=(0, 1))
 
 
 @pytest.mark.parametrize("function", [mean_interval, lambda values: bootstrap_mean(values, seed=0)])
@@ -130,42 +110,8 @@ def test_paired_difference_agrees_with_scipys_own_test():
 def test_differences_without_spread_are_certain():
     assert paired_difference([2.0, 3.0], [1.0, 2.0]).p_value == 0.0
     assert paired_difference([2.0, 3.0], [2.0, 3.0]).p_value == 1.0
-    with pytest.raises(ValueError, match=r"paired by seed.*got 2 first, 3 second"):
+    with pytest.raises(ValueError, match="broadcast"):
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
-
-
-NEAR = [3.1, 2.9, 3.4, 3.0, 3.3], [3.0, 3.0, 3.3, 3.1, 3.2]
-
-
-def same(a, b, margin):
-    return equivalent(a, b, margin).p_value < 0.05
-
-
-def test_equivalence_agrees_with_two_one_sided_tests():
-    gaps = np.subtract(*NEAR)
-    lower = stats.ttest_1samp(gaps, -0.2, alternative="greater").pvalue
-    upper = stats.ttest_1samp(gaps, 0.2, alternative="less").pvalue
-    p_value = equivalent(*NEAR, margin=0.2).p_value
-    np.testing.assert_allclose(p_value, max(lower, upper), rtol=1e-9, atol=0)
-    assert same(*NEAR, margin=0.2)
-    assert not same([4.0, 4.1, 4.2], [3.0, 3.2, 3.1], margin=0.2)
-    assert not same([3.0, 3.2, 3.1], [4.0, 4.1, 4.2], margin=0.2)
-
-
-@pytest.mark.parametrize("margin", [0.05, 0.1, 0.13, 0.15, 0.3])
-@pytest.mark.parametrize("alpha", [0.05, 0.01])
-def test_equivalence_holds_exactly_when_the_interval_lies_inside(margin, alpha):
-    result = equivalent(*NEAR, margin, alpha)
-    inside = -margin < result.estimate.low and result.estimate.high < margin
-    assert (result.p_value < alpha) == inside
-
-
-def test_equivalence_of_values_without_spread():
-    assert same([1.0, 2.0], [1.0, 2.0], margin=0.1)
-    assert not same([2.0, 3.0], [1.0, 2.0], margin=0.1)
-    assert not same([2.0, 3.0], [1.0, 2.0], margin=1.0)  # on the border is not inside
-    with pytest.raises(ValueError, match=r"margin must be positive; got 0.0"):
-        equivalent([1.0, 2.0], [1.0, 2.0], margin=0.0)
 
 
 def test_ordering_counts_rows_in_the_declared_order():
@@ -178,12 +124,6 @@ def test_ordering_counts_rows_in_the_declared_order():
     # few rows in order are no evidence for the order
     rows = [[2.0, 1.0]] * 7 + [[1.0, 2.0]]
     np.testing.assert_allclose(ordering(rows).p_value, 1 - 0.5**8, rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("rows", [[], [[1.0]], [[1.0, 2.0], [1.0, 2.0, 3.0]]])
-def test_ordering_needs_rows_of_one_length(rows):
-    with pytest.raises(ValueError, match="one row per seed"):
-        ordering(rows)
 
 
 def test_bootstrap_is_seeded_and_near_the_t_interval_on_bell_shaped_values():
@@ -259,11 +199,7 @@ def test_a_difference_is_found_by_chance_as_often_as_declared():
     false_alarms = sum(
         paired_difference(*source.normal(0, 1, (2, 6)).tolist()).p_value < 0.05 for _ in range(runs)
     )
-    border = sum(
-        same((1 + source.normal(0, 1, 6)).tolist(), [0.0] * 6, margin=1.0) for _ in range(runs)
-    )
     assert 0.03 < false_alarms / runs < 0.07
-    assert 0.03 < border / runs < 0.07
 
 
 def test_an_estimate_prints_its_interval():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, Measurement, Outcome, emergent
+from llama2_lib.claims import CLAIMS
 from llama2_lib.pipeline import settings
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.emergent import tool_examples
@@ -63,46 +63,6 @@ def test_a_branch_is_trained_and_the_control_is_another(toy_root, tmp_path, stag
     other = replace(toy(), dates=replace(toy().dates, shuffled=True))
     same = pipeline.fingerprint(stage, other) == folder.name
     assert same == (stage == "tools")
-
-
-def values(**changes):
-    told = {f"told before/taught/{split}": 0.0 for split in ("held-out dates", "held-out events")}
-    right = {
-        f"right/{arm}/{split}": {"taught": 0.9, "shuffled": 0.5, "untaught": 0.0}[arm]
-        for arm in emergent.DATED
-        for split in ("held-out dates", "held-out events")
-    }
-    return told | right | changes
-
-
-TOOLS = {
-    "right/taught/held-out sums": 0.98,
-    "alone/taught": 0.03,
-    "called/taught/held-out tool": 0.5,
-}
-
-
-@pytest.mark.parametrize(
-    ("number", "good", "bad"),
-    [
-        (51, values(), values(**{"right/taught/held-out dates": 0.5})),
-        (51, values(), values(**{"told before/taught/held-out dates": 0.6})),
-        (52, TOOLS, TOOLS | {"called/taught/held-out tool": 0.0}),
-        (
-            50,
-            {"slope/SFT/factual": -0.5, "slope/V5/factual": -0.1, "slope/V5/creative": -0.6},
-            {"slope/SFT/factual": -0.1, "slope/V5/factual": -0.5, "slope/V5/creative": -0.6},
-        ),
-    ],
-)  # fmt: skip
-def test_claims_can_come_out_either_way(number, good, bad):
-    def outcome(means):
-        seeds = [{k: v * (1 + 1e-3 * i) for k, v in means.items()} for i in range(5)]
-        rows = [Measurement(values=v, seed=i) for i, v in enumerate(seeds)]
-        return CLAIMS[number].verdict(rows).outcome
-
-    assert outcome(good) == Outcome.REPRODUCED
-    assert outcome(bad) == Outcome.NOT_REPRODUCED
 
 
 def test_each_seed_is_another_training_of_the_same_chain():
