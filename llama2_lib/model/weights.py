@@ -1,7 +1,6 @@
 """Weights in and out: this course's artifacts and Hugging Face folders.
 
-Meta's `params.json` with `consolidated.*.pth` and llama2.c's `.bin` are recognised and refused
-with a message. Pickles are never opened.
+Meta's own layout and llama2.c's `.bin` are refused. Pickles are never opened.
 """
 
 import dataclasses
@@ -118,7 +117,7 @@ def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Read our own folder, or translate Hugging Face's."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} must hold a config.json.{_what_is_it(folder)}")
+        raise FileNotFoundError(f"{folder} must hold a config.json.{_there(folder)}")
     document = _read_json(path)
     try:
         if not isinstance(document, dict):
@@ -272,13 +271,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path} must exist.{_what_is_it(folder)}")
+            raise FileNotFoundError(f"{path} must exist.{_there(folder)}")
         try:
             part = load_file(path)
         except SafetensorError as error:
             raise ValueError(
-                f"{path} must be a whole safetensors file; it cannot be read: {error}. "
-                f"{_what_is_wrong(path)}"
+                f"{path} must be a whole safetensors file; it cannot be read: {error}. Was it cut "
+                "off, or is it a web page or a pointer of git-LFS? Fetch or build it again."
             ) from None
         if twice := sorted(weights.keys() & part.keys()):
             raise ValueError(
@@ -289,41 +288,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _what_is_it(folder: Path) -> str:
-    """Say what a folder that cannot be loaded looks like."""
-    if folder.is_file():
-        kind = " of llama2.c" if folder.suffix == ".bin" else ""
-        return f" It is a file{kind}; only folders in Hugging Face's layout can be read."
+def _there(folder: Path) -> str:
+    """Say what stands where a Hugging Face folder should."""
     if not folder.is_dir():
-        return " There is no such folder."
-    if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
-        return " This is Meta's original layout, which cannot be read; take Hugging Face's."
-    index = "model.safetensors.index.json"
-    if any(folder.glob("*-of-*.safetensors")) and not (folder / index).is_file():
-        return f" It holds shards, but no {index} that names them all."
+        kind = "is a file" if folder.is_file() else "does not exist"
+        return f" {folder.name} {kind}; only folders in Hugging Face's layout can be read."
     names = sorted(path.name for path in folder.iterdir())[:5]
-    return f" It holds {', '.join(names) or 'nothing'}."
-
-
-def _what_is_wrong(path: Path) -> str:
-    """Say what a file looks like that is no safetensors file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(100_000_000)  # no header is longer
-    if start.startswith(b"version https://git-lfs"):
-        return "It is a pointer of git-LFS: fetch the file itself with `git lfs pull`."
-    if start[:200].lstrip()[:1] == b"<":
-        return "It is a web page, sent in place of the file: fetch it again."
-    length = 8 + int.from_bytes(start[:8], "little")
-    try:
-        header = json.loads(start[8:length])
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        length += max(entry["data_offsets"][1] for entry in tensors)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    else:
-        if size > length:
-            return f"It has {size - length} bytes too many: fetch or build it again."
-    if size < 9 or (start[8:9] == b"{" and size < length):
-        return "It was cut off: fetch or build it again."
-    return "It is damaged: fetch or build it again."
+    return f" It holds {', '.join(names) or 'nothing'}; only Hugging Face's layout can be read."
