@@ -149,7 +149,12 @@ def _begin(
     stops: list[Any] = list(stop_ids)
     if not stops or isinstance(stops[0], int):
         stops = [stops] * batch
-    _check_per_row(batch, max_new_tokens=limits, seed=seed, stop_ids=stops, pasts=pasts)
+    given = {"max_new_tokens": limits, "seed": seed, "stop_ids": stops, "pasts": pasts}
+    for name, values in given.items():
+        if values is not None and len(values) != batch:
+            raise ValueError(
+                f"{name} must be one for all or one a prompt; got {len(values)} for {batch}."
+            )
     _check_settings(model, prompts, limits, temperature, top_p, stops)
     limit, is_stop = torch.tensor(limits), torch.zeros(batch, model.config.vocab_size).bool()
     for row, ids in enumerate(stops):
@@ -262,39 +267,21 @@ def _read(model: Transformer, ids: Tensor, cache: KVCache) -> Tensor:
 
 
 def _check_prompts(prompts: Any, vocab: int) -> None:
-    def is_list(value: Any) -> bool:
-        return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-    if not is_list(prompts) or not all(map(is_list, prompts)):
-        kind = "one list of ids" if is_list(prompts) else f"a {type(prompts).__name__}"
-        raise ValueError(
-            f"prompts must be lists of ids, one a prompt; got {kind}. Write [ids] for one prompt, "
-            "and tensor.tolist() for a tensor."
-        )
-    if not prompts:
-        raise ValueError("generate needs at least one prompt; got none.")
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise ValueError(f"prompts must be lists of ids, one or more; got {str(prompts)[:40]!r}.")
     for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, Sequence) or not all(isinstance(t, Integral) for t in prompt):
+            raise ValueError(
+                f"prompt {index} must be a list of ids; got {str(prompt)[:40]!r}. Write [ids] for "
+                "one prompt, tensor.tolist() for a tensor, and encode text first."
+            )
         if not prompt:
             raise ValueError(f"prompt {index} is empty; begin it with the BOS id.")
-        for kind in {type(token) for token in prompt}:
-            if not issubclass(kind, Integral):
-                raise ValueError(
-                    f"prompt {index} must be a list of ids; it holds a {kind.__name__}. Encode "
-                    "text first."
-                )
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             raise ValueError(
                 f"ids of prompt {index} must lie in 0...{vocab - 1}; got "
                 f"{min(prompt)}...{max(prompt)}. Is it the tokenizer the model was trained with?"
             )
-
-
-def _check_per_row(batch: int, **given: Sequence[Any] | None) -> None:
-    one = {"stop_ids": "one collection or ", "pasts": ""}
-    for name, values in given.items():
-        if values is not None and len(values) != batch:
-            kinds = f"{one.get(name, 'one number or ')}one a prompt"
-            raise ValueError(f"{name} must be {kinds}; got {len(values)} for {batch}.")
 
 
 def _check_settings(

@@ -63,18 +63,13 @@ def check_dialog(dialog: Sequence[Message]) -> None:
     message may contain a tag of the format: it would be read as a turn border (prompt injection),
     whoever wrote it.
     """
-    if isinstance(dialog, str | bytes | Mapping) or not isinstance(dialog, Sequence):
-        one = isinstance(dialog, Mapping)
-        text = f"the string {_excerpt(dialog)}" if isinstance(dialog, str) else _excerpt(dialog)
+    if isinstance(dialog, str | bytes) or not isinstance(dialog, Sequence):
         raise ValueError(
-            f"a dialog must be a list of messages; got {'one message' if one else text}. "
-            f"{'Put a list around it' if one else _EXAMPLE}."
+            f"a dialog must be a list of messages; got {_excerpt(dialog)}. {_EXAMPLE}."
         )
-    if not dialog:
-        raise ValueError("a dialog needs at least one user message; got no message.")
     for index, message in enumerate(dialog):
         _check_message(index, message)
-    offset = int(dialog[0]["role"] == "system")
+    offset = int(bool(dialog) and dialog[0]["role"] == "system")
     for index, message in enumerate(dialog[offset:]):
         expected = ("user", "assistant")[index % 2]
         if message["role"] != expected:
@@ -84,10 +79,7 @@ def check_dialog(dialog: Sequence[Message]) -> None:
                 "message, user and assistant alternate: merge consecutive messages of one role."
             )
     if len(dialog) == offset:
-        raise ValueError(
-            "a dialog needs a user message after the system message; got the system message "
-            "alone. Add the user's question: the system message is folded into it."
-        )
+        raise ValueError("a dialog needs a user message at least; got none. Add the question.")
 
 
 def _check_message(index: int, message: Message) -> None:

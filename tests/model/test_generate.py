@@ -272,7 +272,7 @@ def test_what_was_read_is_not_read_again(model, decoded):
     again = generate(model, prompts, max_new_tokens=4, seed=3, pasts=pasts)
     assert decoded[0] == (4, 1)
     assert [done.ids for done in again] == [done.ids for done in found]
-    with pytest.raises(ValueError, match="pasts must be one a prompt; got 4 for 1"):
+    with pytest.raises(ValueError, match="pasts must be one for all or one a prompt; got 4 for 1"):
         generate(model, [[1]], max_new_tokens=1, pasts=pasts)
 
 
@@ -320,14 +320,13 @@ def test_generating_works_in_mixed_precision(model):
 
 
 @pytest.mark.parametrize(("prompts", "message"), [
-    ([1, 2, 3], r"lists of ids, one a prompt; got one list of ids. Write \[ids\]"),
-    (torch.tensor([[1, 2]]), r"got a Tensor.*tensor\.tolist\(\)"),
-    ([torch.tensor([1, 2])], "lists of ids, one a prompt"),
-    ("Hello", "got a str"),
-    (["Hello"], "lists of ids, one a prompt"),
-    (7, "got a int"),
-    ([[1], ["Hello"]], "prompt 1 must be a list of ids; it holds a str. Encode text first"),
-    ([[1, 2.0]], "prompt 0 must be a list of ids; it holds a float"),
+    ([1, 2, 3], r"prompt 0 must be a list of ids; got '1'. Write \[ids\]"),
+    (torch.tensor([[1, 2]]), "lists of ids, one or more; got 'tensor"),
+    ([torch.tensor([1, 2])], r"prompt 0 must be a list of ids; got 'tensor.*tensor\.tolist\(\)"),
+    ("Hello", "prompt 0 must be a list of ids; got 'H'.*encode text first"),
+    (7, "one or more; got '7'"),
+    ([[1], ["Hello"]], "prompt 1 must be a list of ids"),
+    ([[1, 2.0]], r"prompt 0 must be a list of ids; got '\[1, 2.0\]'"),
 ])  # fmt: skip
 def test_prompts_that_are_no_lists_of_ids_are_refused(model, unchecked, prompts, message):
     with pytest.raises(ValueError, match=message):
@@ -379,13 +378,13 @@ def test_norms_of_a_higher_precision_than_the_matrices(random_model):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"prompts": []}, "needs at least one prompt; got none"),
+    ({"prompts": []}, "lists of ids, one or more; got"),
     ({"prompts": [[1], []]}, "prompt 1 is empty; begin it with the BOS id"),
     ({"prompts": [[1], [4, 53]]}, r"prompt 1 must lie in 0\.\.\.52; got 4\.\.\.53.*tokenizer"),
     ({"prompts": [[-1, 4]]}, r"ids of prompt 0 must lie in 0\.\.\.52; got -1\.\.\.4"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
     ({"max_new_tokens": [3, -2]}, "max_new_tokens must be at least 1; got -2"),
-    ({"max_new_tokens": [3]}, "max_new_tokens must be one number or one a prompt; got 1 for 2"),
+    ({"max_new_tokens": [3]}, "max_new_tokens must be one for all or one a prompt; got 1 for 2"),
     ({"max_new_tokens": 35}, "must fit 37 tokens; the longest prompt leaves 34 of the 35 asked"),
     ({"prompts": [[1], [2] * 40]}, "the longest prompt leaves 0 of the 3 asked"),
     ({"temperature": -0.1}, r"temperature must be 0 \(greedy\) or positive and finite; got -0.1"),
@@ -394,8 +393,8 @@ def test_norms_of_a_higher_precision_than_the_matrices(random_model):
     ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]; got 0.0"),
     ({"top_p": 1.1}, r"top_p must lie in \(0, 1\]; got 1.1"),
     ({"top_p": math.nan}, "top_p must lie in .*got nan"),
-    ({"seed": [1, 2, 3]}, "seed must be one number or one a prompt; got 3 for 2"),
-    ({"stop_ids": [[1], [2], [3]]}, "stop_ids must be one collection or one a prompt; got 3 for 2"),
+    ({"seed": [1, 2, 3]}, "seed must be one for all or one a prompt; got 3 for 2"),
+    ({"stop_ids": [[1], [2], [3]]}, "stop_ids must be one for all or one a prompt; got 3 for 2"),
     ({"stop_ids": [-1]}, r"stop_ids must lie in 0\.\.\.52; got -1"),
     ({"stop_ids": [[], [2, 53]]}, r"stop_ids must lie in 0\.\.\.52; got 53"),
 ])  # fmt: skip

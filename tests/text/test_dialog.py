@@ -156,8 +156,8 @@ def test_a_tag_in_any_message_is_refused(tag, index):
 
 
 REFUSED = {
-    "nothing": ([], "at least one user message; got no message"),
-    "system alone": ([system("Be brief.")], "Add the user's question"),
+    "nothing": ([], "needs a user message at least; got none"),
+    "system alone": ([system("Be brief.")], "needs a user message at least"),
     "assistant first": ([assistant("Hi")], "message 0 must come from the user; got 'assistant'"),
     "two users": ([user("Hi"), user("there")], "message 1 must come from the assistant.*merge"),
     "two users after system": (
@@ -171,8 +171,8 @@ REFUSED = {
     "no content": ([{"role": "user"}], "must have the strings 'role' and 'content'"),
     "content is no string": ([{"role": "user", "content": 3}], "got content=3"),
     "lone surrogate": ([user("Hi \ud800")], "valid Unicode.*character 3"),
-    "a string": ("Hello", "must be a list of messages; got the string 'Hello'"),
-    "one message": (user("Hello"), "must be a list of messages; got one message.*list around it"),
+    "a string": ("Hello", "must be a list of messages; got 'Hello'"),
+    "one message": (user("Hello"), "must be a list of messages; got {'role': 'user', .*Write"),
     "a list of strings": (["Hello"], "message 0 must be a dict.*got 'Hello'"),
     "a pair": ([("user", "Hello")], r"message 0 must be a dict.*got \('user', 'Hello'\)"),
     "a list of lists": ([[user("Hello")]], "message 0 must be a dict"),
