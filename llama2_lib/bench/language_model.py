@@ -1,7 +1,6 @@
 """Training and generation of the course's own shape beside `transformers`."""
 
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llama2_lib import rng
 from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
@@ -83,11 +81,19 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
     print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {pairs} pairs")
     print(f"matrix product {rate / 1e9:.0f} Gflop/s; prompts of {PROMPT}, up to {NEW} new tokens")
     print(f"{'case':12s} {'ours tok/s':>12s} {'transformers':>12s} {'ratio':>7s}")
-    cases = {"batch 1": [NEW], "batch 64": [NEW] * 64, "ragged 64": _answer_lengths(64)}
-    for name, wanted in cases.items():
-        ids = torch.randint(3, config.vocab_size, (len(wanted), PROMPT), device=where)
+    # Answers of a model with random weights end with chance 1/32, as chat answers roughly do.
+    ends = range(3, config.vocab_size, 32)
+    for name, n, stop_ids in (("batch 1", 1, ()), ("batch 64", 64, ()), ("ragged 64", 64, ends)):
+        ids = torch.randint(3, config.vocab_size, (n, PROMPT), device=where)
+        options = {
+            "max_new_tokens": NEW,
+            "stop_ids": stop_ids,
+            "temperature": float(len(stop_ids) > 0),
+        }
         with autocast(where, precision):
-            works = [partial(_ours, ours, ids, wanted), partial(_theirs, twin, ids, max(wanted))]
+            ask = partial(generate, ours, ids.tolist(), **options)
+            wanted = [len(answer.ids) for answer in ask()]
+            works = [ask, partial(_theirs, twin, ids, max(wanted))]
             times = turns(works, pairs, where)
         mine, other = (statistics.median(column) for column in zip(*times, strict=True))
         ratio = median_ratio(times)
@@ -95,18 +101,6 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
     _length_curve(ours, where, precision)
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
     return 0
-
-
-def _answer_lengths(batch: int) -> list[int]:
-    """Return the lengths of answers that end with chance 1/32 at every token, as chat answers
-    roughly do, and at the limit."""
-    source = rng.random_source(0, "bench", "ragged")
-    lengths = (int(math.log(1.0 - source.random()) / math.log(1 - 1 / 32)) for _ in range(batch))
-    return [min(NEW, 1 + length) for length in lengths]
-
-
-def _ours(model: Transformer, ids: Tensor, wanted: list[int]) -> None:
-    generate(model, ids.tolist(), max_new_tokens=wanted, temperature=0.0)
 
 
 def _theirs(twin: Any, ids: Tensor, new: int) -> None:

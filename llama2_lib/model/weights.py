@@ -79,16 +79,12 @@ def load_model(
     return build(config, weights, device).to(dtype), config
 
 
-def load_scalar_model(
-    path: Path | str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = torch.float32,
-) -> ScalarModel:
-    """Load a reward model or value function from a finished artifact; see `load_model`."""
+def load_scalar_model(path: Path | str, device: torch.device | str = "cpu") -> ScalarModel:
+    """Load a reward model or value function from a finished artifact; it computes in fp32."""
     config, weights = _read(Path(path))
     with torch.device("meta"):
         model = ScalarModel(Transformer(config))
-    return _filled(model, weights, device).to(dtype)
+    return _filled(model, weights, device).float()
 
 
 def build(

@@ -29,18 +29,10 @@ SAFETY_LOGIT = math.log(SAFETY_THRESHOLD / (1 - SAFETY_THRESHOLD))
 
 
 def token_logprobs(
-    logits: Float[Tensor, "batch seq vocab"],
-    ids: Int[Tensor, "batch seq+1"],
-    temperature: float = 1.0,
+    logits: Float[Tensor, "batch seq vocab"], ids: Int[Tensor, "batch seq+1"]
 ) -> Float[Tensor, "batch seq"]:
-    """Return the log-probability of each next token under `softmax(logits / temperature)`.
-
-    For policy gradients the temperature must be the one that was sampled with, so it is positive.
-    """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite; got {temperature}.")
-    logprobs = (logits / temperature).log_softmax(dim=-1)
-    return logprobs.gather(-1, ids[:, 1:, None])[..., 0]
+    """Return the log-probability of each next token under `softmax(logits)`."""
+    return logits.log_softmax(dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
 def exact_kl(

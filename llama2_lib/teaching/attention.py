@@ -98,12 +98,12 @@ the cache forgets the prompt: a new token sees only itself || torch.cat(
 """)
 
 
-def small_model(seed: int = 0) -> Transformer:
+def small_model() -> Transformer:
     """Return an untrained model with 6 query heads on 3 key/value heads, and lively logits."""
     config = ModelConfig(
         vocab_size=53, dim=48, n_layers=3, n_heads=6, n_kv_heads=3, multiple_of=20, max_seq_len=64
     )
-    return build(config, random_weights(config, seed))
+    return build(config, random_weights(config))
 
 
 @torch.no_grad()

@@ -264,14 +264,14 @@ the output head uses the embedding table (tied weights)
 """)
 
 
-def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
+def random_weights(config: ModelConfig) -> Weights:
     """Return weights by Meta's names, large enough that every part shows in the logits.
 
     Fresh gains are all 1; these are not, so that a forgotten gain is noticed.
     """
     weights = {}
     for name, tensor in Transformer(config).state_dict().items():
-        noise = torch.randn(tensor.shape, generator=rng.generator(seed, "weights", name))
+        noise = torch.randn(tensor.shape, generator=rng.generator(0, "weights", name))
         weights[name] = 1 + 0.3 * noise if tensor.dim() == 1 else noise * tensor.shape[-1] ** -0.5
     weights["tok_embeddings.weight"] *= config.dim**0.5
     return weights

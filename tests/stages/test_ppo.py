@@ -139,7 +139,7 @@ def test_before_the_first_step_the_ratio_is_1_to_the_last_bit():
         mask = batch.response_mask
         now, _ = answer_logprobs(model.policy, mask, batch.ids, settings.temperature)
         assert torch.equal(now.detach(), batch.old_logprobs)
-        whole = token_logprobs(model.policy(batch.ids[:, :-1]), batch.ids, settings.temperature)
+        whole = token_logprobs(model.policy(batch.ids[:, :-1]) / settings.temperature, batch.ids)
         torch.testing.assert_close(now[mask], whole[mask], rtol=0, atol=1e-10)
         assert now[~mask].abs().max() == 0
         metrics = loss(model, batch).metrics
@@ -168,9 +168,8 @@ def test_rewards_to_go_are_the_score_less_beta_times_the_log_ratio():
         ids = torch.tensor([sample.ids])
         score = eighths([sample.ids], [tag]).combined[0] if sample.finished else -3.0
         with torch.no_grad():
-            ratio = token_logprobs(model.policy(ids[:, :-1]), ids, 0.8) - token_logprobs(
-                reference(ids[:, :-1]), ids, 0.8
-            )
+            own, fixed = (m(ids[:, :-1]) / 0.8 for m in (model.policy, reference))
+            ratio = token_logprobs(own, ids) - token_logprobs(fixed, ids)
         ratio = ratio[0, len(sample.prompt) - 1 :]
         wanted = score - 0.25 * ratio.flip(0).cumsum(0).flip(0)
         torch.testing.assert_close(left, wanted, rtol=0, atol=1e-10)
