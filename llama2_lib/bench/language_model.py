@@ -73,7 +73,7 @@ def train(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> i
 
 
 def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int:
-    """Time cached greedy generation at batch 1 and 64, and at 64 with ragged answers."""
+    """Time cached generation: greedy at batch 1 and 64, and sampled at 64 until answers end."""
     where, config = choose_device(device), nano().model
     ours = initialise(Transformer(config), 0).to(where).eval()
     twin = hugging_face_twin(ours)
