@@ -338,12 +338,8 @@ class RewardModels:
     safety: ScalarModel
 
     def __post_init__(self) -> None:
-        sizes = [m.config.vocab_size for m in (self.helpfulness, self.safety)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"both reward models need one vocabulary; got {sizes[0]} and {sizes[1]} pieces. "
-                "Take both from one run."
-            )
+        sizes = {m.config.vocab_size for m in (self.helpfulness, self.safety)}
+        assert len(sizes) == 1, f"both reward models need one vocabulary; got {sizes} pieces"
         for model in (self.helpfulness, self.safety):
             model.eval().requires_grad_(False)
 

@@ -120,19 +120,12 @@ def sanitised(text: str) -> str:
     """Return what a model said without what no message may hold; perhaps nothing is left.
 
     Tags of the format, whole or so that taking one out makes another, are taken out until none is
-    left, in one pass. Half a character becomes U+FFFD.
+    left. Half a character becomes U+FFFD.
     """
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-    if not _TAG.search(text):
-        return text
-    kept: list[str] = []
-    for letter in text:
-        kept.append(letter)
-        if letter in "]>":
-            for tag in TAGS:
-                if "".join(kept[-len(tag) :]) == tag:
-                    del kept[-len(tag) :]
-    return "".join(kept)
+    while _TAG.search(text):
+        text = _TAG.sub("", text)
+    return text
 
 
 def _turns(dialog: Sequence[Message]) -> list[_Turn]:

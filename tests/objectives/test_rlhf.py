@@ -251,7 +251,7 @@ def test_zero_advantages_move_nothing():
 @pytest.mark.parametrize("loss", [ppo_policy_loss, ppo_value_loss])
 def test_a_mask_that_counts_nothing_is_refused(loss):
     x = draw(BATCH, TOKENS)
-    with pytest.raises(ValueError, match="none of 18"):
+    with pytest.raises(AssertionError, match="one token that counts"):
         loss(x, x, x, torch.zeros_like(MASK))
 
 
@@ -381,7 +381,7 @@ def test_what_lies_outside_the_mask_is_not_read():
 def test_an_answer_without_tokens_is_refused():
     mask = MASK.clone()
     mask[1] = False
-    with pytest.raises(ValueError, match=r"rows \[1\] have none"):
+    with pytest.raises(AssertionError, match="needs a token"):
         shaped_rewards(draw(BATCH), *(draw(BATCH, TOKENS, seed=s) for s in (1, 2)), mask, 0.1)
 
 

@@ -237,7 +237,7 @@ def test_reward_models_are_frozen(chat):
 
 def test_reward_models_of_two_vocabularies_are_refused(chat):
     other = initialise(Transformer(replace(chat.config, vocab_size=VOCAB - 1)), 0)
-    with pytest.raises(ValueError, match=f"one vocabulary; got {VOCAB - 1} and {VOCAB} pieces"):
+    with pytest.raises(AssertionError, match="one vocabulary"):
         RewardModels(scalar_model(other), scalar_model(chat))
 
 

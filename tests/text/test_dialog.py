@@ -245,13 +245,6 @@ def test_a_sampled_text_is_cleaned_until_no_tag_is_left(text):
         check_dialog([user("Hi"), assistant(sanitised(text))])
 
 
-@pytest.mark.timeout(20)
-def test_deep_nesting_takes_no_longer_than_its_length():
-    for tag in TAGS:
-        half = len(tag) // 2
-        assert sanitised(tag[:half] * 200_000 + tag[half:] * 200_000) == ""
-
-
 def test_a_prompt_must_be_open_and_an_example_finished():
     with pytest.raises(ValueError, match=r"must end with a message of the user.*encode_example"):
         encode_prompt([user("Hi"), assistant("Hello.")], Letters())
