@@ -228,11 +228,8 @@ def encode_pairs(pairs: Sequence[Pair], tok: Encoder, margin: str) -> list[Encod
     values = margins([pair.grade for pair in pairs], table).tolist()
     encoded = []
     for pair, value in zip(pairs, values, strict=True):
-        if pair.safety_bin and pair.safety_bin not in SAFE_BINS:
-            raise ValueError(
-                f"pairs labelled {pair.safety_bin!r} are excluded from training (paper section "
-                "3.2.2); drop them first."
-            )
+        # Pairs whose unsafe answer was chosen are excluded from training (section 3.2.2).
+        assert pair.safety_bin in ("", *SAFE_BINS), f"drop pairs labelled {pair.safety_bin!r} first"
         dialog = pair.prompt.dialog
         chosen, rejected = (scored_row(dialog, text, tok) for text in (pair.chosen, pair.rejected))
         encoded.append(EncodedPair(chosen, rejected, value, SAFE_BINS.get(pair.safety_bin)))

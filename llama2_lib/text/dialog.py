@@ -175,10 +175,7 @@ def encode_example(
     for the last one only (Ghost Attention, section 3.3).
     """
     if loss_on not in ("all", "last"):
-        raise ValueError(
-            f"loss_on must be 'all' or 'last'; got {loss_on!r}. Use 'last' to learn from the "
-            "last answer only."
-        )
+        raise ValueError(f"loss_on must be 'all' or 'last'; got {loss_on!r}.")
     turns = _turns(dialog)
     if turns[-1].answer is None:
         raise ValueError(

@@ -82,7 +82,7 @@ def test_both_answers_share_the_prompt_and_end_with_eos(tokenizer):
 
 def test_excluded_pairs_are_refused(tokenizer):
     pair = replace(world_pairs("safety", 0, 0, 1, "train")[0], safety_bin="unsafe, safe")
-    with pytest.raises(ValueError, match="are excluded from training"):
+    with pytest.raises(AssertionError, match="drop pairs labelled"):
         encode_pairs([pair], tokenizer, "small")
 
 

@@ -215,15 +215,6 @@ def test_an_error_of_the_texts_is_raised_as_it_is(tmp_path):
         train_tokenizer(broken(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
 
 
-def test_memory_that_runs_out_is_named(tmp_path, monkeypatch):
-    def starved(**settings):
-        raise MemoryError("std::bad_alloc")
-
-    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", starved)
-    with pytest.raises(MemoryError, match=r"800 lines.*ran out of memory"):
-        train_tokenizer(texts(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
-
-
 def test_an_error_of_unknown_cause_is_not_blamed_on_the_vocabulary(tmp_path, monkeypatch):
     def broken(**settings):
         raise RuntimeError("INTERNAL: no idea")
