@@ -266,16 +266,6 @@ def test_the_seed_decides_and_the_models_only_listen():
     assert all(p.grad is None for p in after)
 
 
-def test_there_is_no_dropout():
-    model = actor_critic().train()
-    ids = torch.tensor([[1, 4, 5, 9]])
-    with torch.no_grad():
-        for network_ in (model.policy, model.value):
-            training = [network_(ids) for _ in range(2)]
-            assert torch.equal(*training)
-            assert torch.equal(training[0], network_.eval()(ids))
-
-
 def test_reward_models_score_what_was_sampled():
     models = RewardModels(*[scalar_model(network(seed), seed=seed) for seed in (8, 9)])
     found, _ = rolled(config(beta=0.0), rewards=models)

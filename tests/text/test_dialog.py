@@ -3,7 +3,6 @@
 import pytest
 
 from llama2_lib.text.dialog import (
-    TAGS,
     check_dialog,
     encode_example,
     encode_prompt,
@@ -143,16 +142,6 @@ def test_a_tokenizer_that_merges_across_the_border_is_refused():
     assert encode_example(dialog, Letters())
     with pytest.raises(ValueError, match=r"must be a prefix.*split_by_whitespace=True"):
         encode_example(dialog, GreedyBorder())
-
-
-@pytest.mark.parametrize("tag", TAGS)
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_tag_in_any_message_is_refused(tag, index):
-    dialog = [system("Be brief."), user("Hi"), assistant("Hello.")]
-    check_dialog(dialog)
-    dialog[index] = {**dialog[index], "content": f"before {tag} after"}
-    with pytest.raises(ValueError, match=rf"tags.*message {index} .*Remove it"):
-        check_dialog(dialog)
 
 
 REFUSED = {
