@@ -127,16 +127,6 @@ def test_the_number_of_targets_is_that_of_the_answer_pieces_and_eos(chat_tokeniz
     assert ids.count(chat_tokenizer.bos_id) == 3
 
 
-def test_real_pieces_of_one_example(chat_tokenizer):
-    ids, mask = encode_example([user("what does he do"), assistant("a baker")], chat_tokenizer)
-    pieces = [chat_tokenizer.piece(token) for token in ids]
-    assert [piece for piece, target in zip(pieces, mask, strict=True) if target] == [
-        "▁a", "▁baker", "▁", "</s>",
-    ]  # fmt: skip
-    assert pieces[0] == "<s>"
-    assert not mask[0]
-
-
 def test_a_tokenizer_that_merges_across_the_border_is_refused():
     dialog = [user("Hi"), assistant("Hello.")]
     assert encode_example(dialog, Letters())

@@ -70,14 +70,6 @@ def test_without_splitting_a_year_is_one_piece(tmp_path):
     assert whole.pieces("2024") == ["\u25812024"]
 
 
-def test_pieces_stay_within_words_and_scripts(tok):
-    learned = [tok.piece(index) for index in range(259, tok.vocab_size)]
-    assert all("\u2581" not in piece.lstrip("\u2581") for piece in learned)
-    assert max(map(len, learned)) <= 16
-    assert "\u2581the" in learned
-    assert not any("\n" in piece for piece in learned)
-
-
 def test_pieces_stay_apart_even_where_joining_would_pay(tmp_path):
     """A text of one line over and over: nothing but the rules keeps its parts from merging."""
     line = "so it goes \u0434\u0430yes donaudampfschifffahrtsgesellschaft"
