@@ -448,7 +448,7 @@ def test_a_folder_can_be_talked_to(root, say, capsys):
     answers, _ = say(["/new"], str(pipeline.artifact_path("sft", toy())))
     assert answers[0] == "(a new dialog)"
     assert "takes no --system" in fails(["chat", folder, "--system", "Be kind."], capsys)
-    assert "There is no such folder" in fails(["chat", str(root / "none")], capsys)
+    assert "none does not exist" in fails(["chat", str(root / "none")], capsys)
 
 
 def test_a_model_of_ones_own_texts_can_be_talked_to(root, say, capsys, own_texts):

@@ -1,7 +1,6 @@
 """Training and generation of the course's own shape beside `transformers`."""
 
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llama2_lib import rng
 from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
 from llama2_lib.export import hugging_face_config
 from llama2_lib.model.config import ModelConfig
@@ -69,36 +67,32 @@ def train(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> i
 
 
 def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> int:
-    """Time cached greedy generation at batch 1 and 64, and at 64 with ragged answers."""
+    """Time cached generation: greedy at batch 1 and 64, and sampled at 64 until answers end."""
     where, config = choose_device(device), nano().model
     ours = initialise(Transformer(config), 0).to(where).eval()
     twin = hugging_face_twin(ours)
     print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {pairs} pairs")
     print(f"prompts of {PROMPT}, up to {NEW} new tokens")
     print(f"{'case':12s} {'ours tok/s':>12s} {'transformers':>12s} {'ratio':>7s}")
-    cases = {"batch 1": [NEW], "batch 64": [NEW] * 64, "ragged 64": _answer_lengths(64)}
-    for name, wanted in cases.items():
-        ids = torch.randint(3, config.vocab_size, (len(wanted), PROMPT), device=where)
+    # Answers of a model with random weights end with chance 1/32, as chat answers roughly do.
+    ends = range(3, config.vocab_size, 32)
+    for name, n, stop_ids in (("batch 1", 1, ()), ("batch 64", 64, ()), ("ragged 64", 64, ends)):
+        ids = torch.randint(3, config.vocab_size, (n, PROMPT), device=where)
+        options = {
+            "max_new_tokens": NEW,
+            "stop_ids": stop_ids,
+            "temperature": float(len(stop_ids) > 0),
+        }
         with autocast(where, precision):
-            works = [partial(_ours, ours, ids, wanted), partial(_theirs, twin, ids, max(wanted))]
+            ask = partial(generate, ours, ids.tolist(), **options)
+            wanted = [len(answer.ids) for answer in ask()]
+            works = [ask, partial(_theirs, twin, ids, max(wanted))]
             times = turns(works, pairs, where)
         mine, other = (sum(wanted) * rate for rate in rates(times))
         print(f"{name:12s} {mine:12.0f} {other:12.0f} {median_ratio(times):7.2f}")
     _length_curve(ours, where, precision)
     print(f"peak memory {peak_memory(where) / 2**20:.0f} MiB")
     return 0
-
-
-def _answer_lengths(batch: int) -> list[int]:
-    """Return the lengths of answers that end with chance 1/32 at every token, as chat answers
-    roughly do, and at the limit."""
-    source = rng.random_source(0, "bench", "ragged")
-    lengths = (int(math.log(1.0 - source.random()) / math.log(1 - 1 / 32)) for _ in range(batch))
-    return [min(NEW, 1 + length) for length in lengths]
-
-
-def _ours(model: Transformer, ids: Tensor, wanted: list[int]) -> None:
-    generate(model, ids.tolist(), max_new_tokens=wanted, temperature=0.0)
 
 
 def _theirs(twin: Any, ids: Tensor, new: int) -> None:

@@ -127,7 +127,9 @@ def _chain(artifacts: Path) -> tuple[int, int, float]:
 def _torch() -> str:
     import torch
 
-    return torch.__version__
+    there = torch.cuda.is_available()
+    where = torch.cuda.get_device_name() if there else "the CPU; the course needs no GPU"
+    return f"{torch.__version__}, on {where}"
 
 
 def _free_disk(folder: Path) -> int:

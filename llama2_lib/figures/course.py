@@ -60,7 +60,8 @@ def diagram(nodes: Mapping[str, Node], arrows: Sequence[tuple[str, str, str]]) -
     """
     if unknown := {end for arrow in arrows for end in arrow[:2]} - nodes.keys():
         raise ValueError(f"arrows must join {', '.join(nodes)}; got {', '.join(sorted(unknown))}.")
-    width, height = (max(n[axis] for n in nodes.values()) + 1 for axis in (0, 1))
+    width = max(node.x for node in nodes.values()) + 1
+    height = max(node.y for node in nodes.values()) + 1
     figure, axes = new_figure(3.5 * width, 1.55 * height)
     patches = {}
     for name, node in nodes.items():

@@ -80,24 +80,24 @@ def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int | Sequence[int],
+    max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
-    stop_ids: Collection[int] | Sequence[Collection[int]] = (),
+    stop_ids: Collection[int] = (),
     pasts: Sequence[Past] | None = None,
 ) -> list[Completion]:
     """Continue each prompt, a list of ids, by up to `max_new_tokens` tokens.
 
-    Prompts may differ in length. A row that has met a stop id, or its limit, leaves the batch.
-    What a row samples depends on its prompt and its seed, not on its companions.
+    Prompts may differ in length. A row that has met a stop id leaves the batch. What a row samples
+    depends on its prompt and its seed, not on its companions.
 
     Args:
-        max_new_tokens: At most this many ids, the stop id included; one limit, or one a row.
+        max_new_tokens: At most this many ids, the stop id included.
         temperature: Divides the logits; 0 means greedy.
         top_p: Mass of the nucleus that is sampled from; 1 keeps everything.
         seed: One seed, from which every row's is derived, or one a row.
-        stop_ids: Ids that end a row, for all rows or one collection a row.
+        stop_ids: Ids that end a row.
         pasts: What this model has read of every row before, brought up to date: see `Past`.
 
     Raises:
@@ -105,8 +105,8 @@ def generate(
         FloatingPointError: The model's logits are not numbers.
     """
     settings = (max_new_tokens, temperature, top_p, seed, stop_ids, pasts)
-    steps, limit, is_stop = _begin(model, prompts, *settings)
-    return _completions(list(steps), limit, is_stop)
+    steps, is_stop = _begin(model, prompts, *settings)
+    return _completions(list(steps), len(prompts), is_stop)
 
 
 def stream_ids(model: Transformer, prompt: Sequence[int], **settings: Any) -> Iterator[int]:
@@ -117,14 +117,14 @@ def stream_ids(model: Transformer, prompt: Sequence[int], **settings: Any) -> It
     return _ids(*_begin(model, [prompt], **settings))
 
 
-def _ids(steps: Steps, limit: Tensor, is_stop: Tensor) -> Iterator[int]:
+def _ids(steps: Steps, is_stop: Tensor) -> Iterator[int]:
     """Yield the ids of the one row, the stop id last: on a GPU steps go on beyond it."""
     finished = False
     while not finished:
         with torch.inference_mode():  # and not while the caller has the id
             if (step := next(steps, None)) is None:
                 return
-            [completion] = _completions([step], torch.ones_like(limit), is_stop)
+            [completion] = _completions([step], 1, is_stop)
         finished = completion.finished
         yield completion.ids[0]
 
@@ -133,32 +133,29 @@ def _ids(steps: Steps, limit: Tensor, is_stop: Tensor) -> Iterator[int]:
 def _begin(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int | Sequence[int],
+    max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
-    stop_ids: Collection[int] | Sequence[Collection[int]] = (),
+    stop_ids: Collection[int] = (),
     pasts: Sequence[Past] | None = None,
-) -> tuple[Steps, Tensor, Tensor]:
-    """Check what is asked for and read the prompts; return the steps to come, limits and stops."""
+) -> tuple[Steps, Tensor]:
+    """Check what is asked for and read the prompts; return the steps to come and which ids stop."""
     _check_prompts(prompts, model.config.vocab_size)
     batch = len(prompts)
-    limits = [max_new_tokens] * batch if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if isinstance(seed, int):
         seed = [rng.seed_from(seed, "generate", row) for row in range(batch)]
-    stops: list[Any] = list(stop_ids)
-    if not stops or isinstance(stops[0], int):
-        stops = [stops] * batch
-    _check_per_row(batch, max_new_tokens=limits, seed=seed, stop_ids=stops, pasts=pasts)
-    _check_settings(model, prompts, limits, temperature, top_p, stops)
-    limit, is_stop = torch.tensor(limits), torch.zeros(batch, model.config.vocab_size).bool()
-    for row, ids in enumerate(stops):
-        is_stop[row, list(ids)] = True
-    n_draws = max(limits) if temperature else 1
+    for name, values in (("seed", seed), ("pasts", pasts)):
+        if values is not None and len(values) != batch:
+            raise ValueError(f"{name} must be one a prompt; got {len(values)} for {batch}.")
+    _check_settings(model, prompts, max_new_tokens, temperature, top_p, stop_ids)
+    is_stop = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    is_stop[list(stop_ids)] = True
+    n_draws = max_new_tokens if temperature else 1
     draws = [torch.rand(n_draws, generator=rng.generator(each, "tokens")) for each in seed]
-    logits, cache = _prefill(model, prompts, max(limits), pasts)
-    tables = (table.to(logits.device) for table in (limit, is_stop, torch.stack(draws)))
-    return _decode(model, logits, cache, temperature, top_p, *tables), limit, is_stop
+    logits, cache = _prefill(model, prompts, max_new_tokens, pasts)
+    tables = (table.to(logits.device) for table in (is_stop, torch.stack(draws)))
+    return _decode(model, logits, cache, temperature, top_p, max_new_tokens, *tables), is_stop
 
 
 def _decode(
@@ -167,7 +164,7 @@ def _decode(
     cache: KVCache,
     temperature: float,
     top_p: float,
-    limit: Tensor,
+    limit: int,
     is_stop: Tensor,
     draws: Tensor,
 ) -> Steps:
@@ -175,15 +172,14 @@ def _decode(
     fast = model.config.n_parameters <= STACK_LIMIT
     read = Decoder(model).step if fast else partial(_read, model)
     ask_every = 1 if logits.device.type == "cpu" else 8  # asking makes the CPU wait for a GPU
-    rows = torch.arange(len(limit), device=logits.device)
+    rows = torch.arange(len(draws), device=logits.device)
     alive = torch.ones_like(rows, dtype=torch.bool)  # False: done, and waits to leave with others
-    longest = int(limit.max())
-    for step in range(longest):
+    for step in range(limit):
         token, logprob = sample(logits, draws[rows, step % draws.shape[1]], temperature, top_p)
         yield rows, token, logprob
-        if step + 1 == longest:
+        if step + 1 == limit:
             return
-        alive = alive & ~is_stop[rows, token] & (limit[rows] > step + 1)
+        alive = alive & ~is_stop[token]
         n_alive = int(alive.sum()) if (step + 1) % ask_every == 0 else len(rows)
         if n_alive == 0:
             return
@@ -195,18 +191,18 @@ def _decode(
 
 
 def _completions(
-    written: Sequence[tuple[Tensor, Tensor, Tensor]], limit: Tensor, is_stop: Tensor
+    written: Sequence[tuple[Tensor, Tensor, Tensor]], n_rows: int, is_stop: Tensor
 ) -> list[Completion]:
-    """Lay out what was written at every step; cut rows after the first stop id, or the limit."""
+    """Lay out what was written at every step; cut rows after the first stop id."""
     rows, tokens, nats = (torch.cat(column).cpu() for column in zip(*written, strict=True))
     step = torch.arange(len(written))
     at = step.repeat_interleave(torch.tensor([len(token) for _, token, _ in written]))
-    ids = tokens.new_zeros(len(limit), len(written))
+    ids = tokens.new_zeros(n_rows, len(written))
     logprobs = nats.new_zeros(ids.shape)
     ids[rows, at], logprobs[rows, at] = tokens, nats
-    hit = is_stop.gather(1, ids) & (step < limit[:, None])
+    hit = is_stop[ids]
     finished = hit.any(dim=1)
-    length = torch.where(finished, hit.int().argmax(dim=1) + 1, limit)
+    length = torch.where(finished, hit.int().argmax(dim=1) + 1, len(written))
     if bool((~logprobs.isfinite() & (step < length[:, None])).any()):
         raise FloatingPointError(
             "the logits of the model must be numbers; some are NaN or infinite, so nothing can be "
@@ -262,26 +258,16 @@ def _read(model: Transformer, ids: Tensor, cache: KVCache) -> Tensor:
 
 
 def _check_prompts(prompts: Any, vocab: int) -> None:
-    def is_list(value: Any) -> bool:
-        return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-    if not is_list(prompts) or not all(map(is_list, prompts)):
-        kind = "one list of ids" if is_list(prompts) else f"a {type(prompts).__name__}"
-        raise ValueError(
-            f"prompts must be lists of ids, one a prompt; got {kind}. Write [ids] for one prompt, "
-            "and tensor.tolist() for a tensor."
-        )
-    if not prompts:
-        raise ValueError("generate needs at least one prompt; got none.")
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise ValueError(f"prompts must be lists of ids, one or more; got {str(prompts)[:40]!r}.")
     for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, Sequence) or not all(isinstance(t, Integral) for t in prompt):
+            raise ValueError(
+                f"prompt {index} must be a list of ids; got {str(prompt)[:40]!r}. Write [ids] for "
+                "one prompt, tensor.tolist() for a tensor, and encode text first."
+            )
         if not prompt:
             raise ValueError(f"prompt {index} is empty; begin it with the BOS id.")
-        for kind in {type(token) for token in prompt}:
-            if not issubclass(kind, Integral):
-                raise ValueError(
-                    f"prompt {index} must be a list of ids; it holds a {kind.__name__}. Encode "
-                    "text first."
-                )
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             raise ValueError(
                 f"ids of prompt {index} must lie in 0...{vocab - 1}; got "
@@ -289,39 +275,31 @@ def _check_prompts(prompts: Any, vocab: int) -> None:
             )
 
 
-def _check_per_row(batch: int, **given: Sequence[Any] | None) -> None:
-    one = {"stop_ids": "one collection or ", "pasts": ""}
-    for name, values in given.items():
-        if values is not None and len(values) != batch:
-            kinds = f"{one.get(name, 'one number or ')}one a prompt"
-            raise ValueError(f"{name} must be {kinds}; got {len(values)} for {batch}.")
-
-
 def _check_settings(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
+    limit: int,
     temperature: float,
     top_p: float,
-    stops: Sequence[Collection[int]],
+    stop_ids: Collection[int],
 ) -> None:
     vocab, context = model.config.vocab_size, model.config.max_seq_len
-    if min(limits) < 1:
-        raise ValueError(f"max_new_tokens must be at least 1; got {min(limits)}.")
+    if limit < 1:
+        raise ValueError(f"max_new_tokens must be at least 1; got {limit}.")
     if not 0.0 <= temperature < math.inf:
         raise ValueError(
             f"temperature must be 0 (greedy) or positive and finite; got {temperature}."
         )
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p must lie in (0, 1]; got {top_p}.")
-    if bad := [index for ids in stops for index in ids if not 0 <= index < vocab]:
+    if bad := [index for index in stop_ids if not 0 <= index < vocab]:
         raise ValueError(f"stop_ids must lie in 0...{vocab - 1}; got {bad[0]}.")
     # Rows share one cache, in which shorter prompts are padded to the longest.
     room = context - max(map(len, prompts))
-    if max(limits) > room:
+    if limit > room:
         raise ValueError(
             f"prompt and answer must fit {context} tokens; the longest prompt leaves "
-            f"{max(room, 0)} of the {max(limits)} asked for. Shorten the dialog or lower "
+            f"{max(room, 0)} of the {limit} asked for. Shorten the dialog or lower "
             "max_new_tokens."
         )
 

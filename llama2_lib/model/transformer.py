@@ -155,11 +155,9 @@ def packed(lengths: Sequence[int]) -> Attend:
         batch, seq = q.shape[0], k.shape[2]
         assert q.shape[2] == seq, "packed documents are read whole: no `since` beside them"
         rows = {seq * row for row in range(1, batch + 1)}
-        if min(lengths, default=0) < 1 or not rows <= {*ends} or ends[-1] != batch * seq:
-            raise ValueError(
-                f"lengths must fill {batch} rows of {seq} tokens with documents that end where "
-                f"their row does; got documents that end at {ends}."
-            )
+        assert rows <= {*ends}, f"documents must end where rows of {seq} do; they end at {ends}"
+        assert ends[-1] == batch * seq, f"{ends[-1]} tokens must fill {batch} rows of {seq}"
+        assert min(lengths) > 0, f"documents must hold tokens; got {lengths}"
         parts = (rearrange(x, "b h t d -> 1 h (b t) d").split(list(lengths), 2) for x in (q, k, v))
         grouped = q.shape[1] != k.shape[1]
         mixed = [
@@ -362,8 +360,8 @@ class Transformer(nn.Module):
             at: Places of the flattened `ids` whose logits alone are wanted.
 
         Raises:
-            ValueError: The sequence does not fit `max_seq_len` or the cache, an id is none of the
-                vocabulary, or packed documents do not fill the rows.
+            ValueError: The sequence does not fit `max_seq_len` or the cache, or an id is none of
+                the vocabulary.
         """
         hidden = self.hidden(ids, positions=positions, attend=attend)
         return self.logits(hidden if at is None else hidden.flatten(0, 1)[at])
@@ -418,13 +416,7 @@ class Transformer(nn.Module):
         dtype = torch.complex128 if h.dtype == torch.float64 else torch.complex64
         table = rotary_table(c.head_dim, c.max_seq_len, c.rope_theta, dtype, h.device)
         if positions is not None:
-            try:
-                return table[positions]
-            except IndexError:
-                raise ValueError(
-                    f"positions must lie in 0...{c.max_seq_len - 1}; got {int(positions.min())}..."
-                    f"{int(positions.max())}. Shorten the text."
-                ) from None
+            return table[positions]
         return table[start : start + h.shape[1]].unsqueeze(0)
 
 

@@ -83,16 +83,12 @@ def load_model(
     return _filled(model, pieces, path, device, dtype), config
 
 
-def load_scalar_model(
-    path: Path | str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = torch.float32,
-) -> ScalarModel:
-    """Load a reward model or value function from a finished artifact; see `load_model`."""
+def load_scalar_model(path: Path | str, device: torch.device | str = "cpu") -> ScalarModel:
+    """Load a reward model or value function from a finished artifact; it computes in fp32."""
     config, pieces = _read(Path(path))
     with torch.device("meta"):
         model = ScalarModel(Transformer(config))
-    return _filled(model, pieces, path, device, dtype)
+    return _filled(model, pieces, path, device, torch.float32)
 
 
 def build(
@@ -178,7 +174,7 @@ def _read_folder(folder: Path) -> Weights:
     """Read our own folder, or translate Hugging Face's."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} must hold a config.json.{_what_is_it(folder)}")
+        raise FileNotFoundError(f"{folder} must hold a config.json.{_there(folder)}")
     document = _read_json(path)
     try:
         if not isinstance(document, dict):
@@ -309,7 +305,7 @@ def _read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise ValueError(f"{index} must name files beside it; it names {outside[0]!r}.")
     for path in (folder / name for name in names):
         if not path.is_file():
-            raise FileNotFoundError(f"{path} must exist.{_what_is_it(folder)}")
+            raise FileNotFoundError(f"{path} must exist.{_there(folder)}")
     seen = set[str]()
     for path in (folder / name for name in names):
         try:
@@ -323,45 +319,15 @@ def _read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(
-                f"{path} must be a whole safetensors file; it cannot be read: {error}. "
-                f"{_what_is_wrong(path)}"
+                f"{path} must be a whole safetensors file; it cannot be read: {error}. Was it cut "
+                "off, or is it a web page or a pointer of git-LFS? Fetch or build it again."
             ) from None
 
 
-def _what_is_it(folder: Path) -> str:
-    """Say what a folder that cannot be loaded looks like."""
-    if folder.is_file():
-        return " It is a file; of files, .bin of llama2.c and .gguf can be read."
+def _there(folder: Path) -> str:
+    """Say what stands where a folder of a model should."""
     if not folder.is_dir():
-        return " There is no such folder."
-    if any(folder.glob("consolidated.*.pth")):
-        return " These are Meta's weights without their params.json."
-    index = "model.safetensors.index.json"
-    if any(folder.glob("*-of-*.safetensors")) and not (folder / index).is_file():
-        return f" It holds shards, but no {index} that names them all."
+        kind = "is a file" if folder.is_file() else "does not exist"
+        return f" {folder.name} {kind}; of files a .bin of llama2.c and a .gguf can be read."
     names = sorted(path.name for path in folder.iterdir())[:5]
     return f" It holds {', '.join(names) or 'nothing'}."
-
-
-def _what_is_wrong(path: Path) -> str:
-    """Say what a file looks like that is no safetensors file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(100_000_000)  # no header is longer
-    if start.startswith(b"version https://git-lfs"):
-        return "It is a pointer of git-LFS: fetch the file itself with `git lfs pull`."
-    if start[:200].lstrip()[:1] == b"<":
-        return "It is a web page, sent in place of the file: fetch it again."
-    length = 8 + int.from_bytes(start[:8], "little")
-    try:
-        header = json.loads(start[8:length])
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        length += max(entry["data_offsets"][1] for entry in tensors)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    else:
-        if size > length:
-            return f"It has {size - length} bytes too many: fetch or build it again."
-    if size < 9 or (start[8:9] == b"{" and size < length):
-        return "It was cut off: fetch or build it again."
-    return "It is damaged: fetch or build it again."

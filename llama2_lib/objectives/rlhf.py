@@ -29,18 +29,10 @@ SAFETY_LOGIT = math.log(SAFETY_THRESHOLD / (1 - SAFETY_THRESHOLD))
 
 
 def token_logprobs(
-    logits: Float[Tensor, "batch seq vocab"],
-    ids: Int[Tensor, "batch seq+1"],
-    temperature: float = 1.0,
+    logits: Float[Tensor, "batch seq vocab"], ids: Int[Tensor, "batch seq+1"]
 ) -> Float[Tensor, "batch seq"]:
-    """Return the log-probability of each next token under `softmax(logits / temperature)`.
-
-    For policy gradients the temperature must be the one that was sampled with, so it is positive.
-    """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite; got {temperature}.")
-    logprobs = (logits / temperature).log_softmax(dim=-1)
-    return logprobs.gather(-1, ids[:, 1:, None])[..., 0]
+    """Return the log-probability of each next token under `softmax(logits)`."""
+    return logits.log_softmax(dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
 def exact_kl(
@@ -99,16 +91,11 @@ def whiten(
             f"values to whiten must be finite; {n_bad} of {int(count)} are not. Have the policy, "
             "its value function or a reward model diverged?"
         )
-    centred = _centred(counted, mask, count)
+    centred = (counted - counted.sum() / count).masked_fill(~mask, 0.0)
     variance = centred.square().sum() / count
     # Equal values leave a variance of rounding errors, which must not be blown up to 1.
     scaled = centred * variance.clamp(min=1e-30).rsqrt()
     return torch.where(variance > _rounding(counted), scaled, 0.0)
-
-
-def _centred(x: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """Shift the counted values of `x`, whose others are 0, to mean 0."""
-    return (x - x.sum() / count).masked_fill(~mask, 0.0)
 
 
 def _rounding(x: Tensor) -> Tensor:
@@ -131,11 +118,7 @@ def shaped_rewards(
         reference_logprobs: Under the frozen reference.
         beta: Weight of the divergence (paper: 0.01 for 7B and 13B, 0.005 for 34B and 70B).
     """
-    if empty := (~response_mask.any(dim=1)).nonzero()[:5, 0].tolist():
-        raise ValueError(
-            f"every answer needs at least one token for its score to stand on; rows {empty} have "
-            "none. Drop them before rewards are assigned, and count them."
-        )
+    assert response_mask.any(dim=1).all(), "every answer needs a token for its score to stand on"
     rewards = (-beta * (logprobs - reference_logprobs)).masked_fill(~response_mask, 0.0)
     positions = torch.arange(response_mask.shape[1], device=response_mask.device)
     last = (positions * response_mask).argmax(dim=1, keepdim=True)
@@ -179,7 +162,8 @@ def ppo_policy_loss(
         mask: At least one token must count.
         clip: eps [0.2].
     """
-    count = _count(mask, "ppo_policy_loss").to(logprobs)
+    assert mask.any(), "a loss needs at least one token that counts"
+    count = mask.sum().to(logprobs)
     # Masked first: a pad may hold any number, and inf - inf would poison the gradient.
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
     gain = advantages.masked_fill(~mask, 0.0)
@@ -204,7 +188,8 @@ def ppo_value_loss(
     `old_values` are those of the time when the rollouts were made. `clip` is how far a value may
     move from them and still gain (None: any distance); it must fit the scale of the returns.
     """
-    count = _count(mask, "ppo_value_loss").to(values)
+    assert mask.any(), "a loss needs at least one token that counts"
+    count = mask.sum().to(values)
     values, old_values, returns = (x.masked_fill(~mask, 0.0) for x in (values, old_values, returns))
     error = (values - returns).square()
     if clip is not None:
@@ -226,12 +211,3 @@ def explained_variance(
     # Equal returns leave a spread of rounding errors, of which nothing can be explained.
     explained = 1 - missed / spread.clamp(min=1e-30)
     return torch.where(spread > len(returns) * _rounding(returns), explained, 0.0)
-
-
-def _count(mask: Tensor, name: str) -> Tensor:
-    if not mask.any():
-        raise ValueError(
-            f"{name} needs at least one counted token; the mask marks none of {mask.numel()}. "
-            "Were all answers empty?"
-        )
-    return mask.sum()

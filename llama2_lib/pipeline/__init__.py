@@ -23,20 +23,3 @@ from llama2_lib.pipeline.graph import (
     fingerprints,
     released_stages,
 )
-
-__all__ = [
-    "JUDGE",
-    "STAGES",
-    "Stage",
-    "artifact",
-    "artifact_path",
-    "artifact_root",
-    "artifacts",
-    "fingerprint",
-    "fingerprints",
-    "folders_of",
-    "load",
-    "missing",
-    "recall",
-    "released_stages",
-]

@@ -6,7 +6,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -126,9 +126,9 @@ def artifact(
     ):
         # each stage once: the rounds share most of their inputs
         folders = folders_of(stage, recipe, root, released=released)
+        build = partial(_build, recipe, folders, chosen, progress, peers)
         for name, folder in folders.items():
-            inputs = {other: folders[other] for other in STAGES[name].inputs}
-            _ensure(name, recipe, folder, inputs, chosen, progress, peers)
+            _ensure(name, folder, build)
     return folders[stage]
 
 
@@ -139,48 +139,39 @@ def _n_processes(recipe: Recipe, device: torch.device, wanted: int | None) -> in
     return wanted or (min(PROCESSES, _n_cores()) if pays else 1)
 
 
-def _ensure(
-    stage: str,
-    recipe: Recipe,
-    final: Path,
-    inputs: dict[str, Path],
-    device: torch.device,
-    progress: tqdm,
-    peers: Peers,
-) -> None:
+def _ensure(stage: str, final: Path, build: Callable[[str], None]) -> None:
     """Build a stage unless it is there and sound; what is damaged is set aside."""
+    if _is_sound(stage, final, keep=True):
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.parent / f".{final.name}.lock"):
+        if not _is_sound(stage, final):  # or another process has built it meanwhile
+            build(stage)
+
+
+def _is_sound(stage: str, final: Path, keep: bool = False) -> bool:
+    """Return whether a finished stage is there; a damaged one is set aside, or left to `keep`."""
     try:
         storage.read_sealed(final, stage, final.name)
-        return
+        return True
     except FileNotFoundError:
-        pass
+        return False
     except storage.DamagedArtifactError as error:
         if final.is_relative_to(storage.release_root()):
             # Trained again it would not be the one that all others have.
             restore = f"Restore it: git checkout -- {final}"
             raise storage.DamagedArtifactError(f"{error} {restore}") from None
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(final.parent / f".{final.name}.lock"):
-        try:
-            storage.read_sealed(final, stage, final.name)
-            return  # another process has built it meanwhile
-        except FileNotFoundError:
-            pass
-        except storage.DamagedArtifactError as error:
+        if not keep:
             aside = storage.set_aside(final)
             print(f"{error} Kept as {aside.name}; building it again.", file=sys.stderr)
-        _build(stage, recipe, final, inputs, device, progress, peers)
+        return False
 
 
 def _build(
+    recipe: Recipe, folders: dict[str, Path], device: torch.device, progress: tqdm, peers: Peers,
     stage: str,
-    recipe: Recipe,
-    final: Path,
-    inputs: dict[str, Path],
-    device: torch.device,
-    progress: tqdm,
-    peers: Peers,
-) -> None:
+) -> None:  # fmt: skip
+    final, inputs = folders[stage], {name: folders[name] for name in STAGES[stage].inputs}
     meta: dict[str, Any] = {
         "stage": stage,
         "fingerprint": final.name,

@@ -78,11 +78,11 @@ def _apart(now: float, then: float) -> float:
     return abs(now - then) / max(abs(then), 1e-3)
 
 
-def replay(stage: str, recipe: Recipe, *, root: Path | None = None, rows: int = ROWS) -> Replayed:
+def replay(stage: str, recipe: Recipe, *, root: Path | None = None) -> Replayed:
     """Run the beginning of a finished stage again, as many processes together as ran it then.
 
-    `rows` are those of its log that are compared; stages without a model are run whole. `root` is
-    explained in `pipeline.folders_of`.
+    `ROWS` of its log are compared; stages without a model are run whole. `root` is explained in
+    `pipeline.folders_of`.
     """
     begin = time.perf_counter()
     then = artifact(stage, recipe, root=root, bar=False)
@@ -103,8 +103,8 @@ def replay(stage: str, recipe: Recipe, *, root: Path | None = None, rows: int = 
             job = Job(
                 visible_recipe(stage, recipe), now, inputs, torch.device("cpu"), lambda *_: None
             )
-            peers.run(stage, recipe, job, (log, rows))
-            numbers |= _numbers(log, now, then, rows)
+            peers.run(stage, recipe, job, (log, ROWS))
+            numbers |= _numbers(log, now, then)
             lines |= _lines(now, then)
     return Replayed(stage, time.perf_counter() - begin, same, numbers, lines)
 
@@ -117,9 +117,9 @@ def _parts(stage: str, recipe: Recipe) -> list[tuple[str, ...]]:
     return [("metrics.jsonl",)]
 
 
-def _numbers(log: str, now: Path, then: Path, rows: int) -> dict[str, tuple[float, float]]:
+def _numbers(log: str, now: Path, then: Path) -> dict[str, tuple[float, float]]:
     pairs = zip_longest(
-        *(storage.read_metrics(folder / log)[:rows] for folder in (now, then)), fillvalue={}
+        *(storage.read_metrics(folder / log)[:ROWS] for folder in (now, then)), fillvalue={}
     )
     return {
         f"{log}, row {number}, {name}": (_number(own, name), _number(other, name))

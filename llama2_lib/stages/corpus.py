@@ -18,7 +18,7 @@ from llama2_lib import storage
 from llama2_lib.config import CorpusConfig
 from llama2_lib.stages.job import Job, unseen
 from llama2_lib.text.dialog import render
-from llama2_lib.text.files import read_documents, survey
+from llama2_lib.text.files import read_documents
 from llama2_lib.text.tokenizer import Tokenizer, train_tokenizer
 from llama2_lib.training.batches import PackedCorpus
 from llama2_lib.world import make_world
@@ -102,7 +102,7 @@ def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> No
             f"{len(train)} and {len(validation)} that are no copies of them."
         )
     if config.data is not None:
-        n = survey(Path(config.data)).n_documents
+        n = sum(map(len, _folder(config.data)))
         counts = {"documents": n, "left out": n - len(train) - len(validation)}
         storage.write_atomically(folder / "counts.json", json.dumps(counts) + "\n")
     kinds = sorted({document.kind for document in [*train, *validation]})

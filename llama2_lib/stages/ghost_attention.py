@@ -289,8 +289,6 @@ def ghost_example(
     The loss is on the "last" answer; for comparison on "all", or on "everything": no mask, so that
     the user's words and the tags are targets as well, all but the first token.
     """
-    if loss_on not in ("last", "all", "everything"):
-        raise ValueError(f"loss_on must be last, all or everything; got {loss_on!r}.")
     whole = answered(dialog, answer)
     if loss_on == "everything":
         ids = encode_example(whole, tok)[0]

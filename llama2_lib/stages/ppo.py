@@ -88,11 +88,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, policy: Transformer, value: ScalarModel):
         super().__init__()
-        if policy.config.vocab_size != value.config.vocab_size:
-            raise ValueError(
-                f"policy and value function must have one vocabulary; got "
-                f"{policy.config.vocab_size} and {value.config.vocab_size} pieces."
-            )
+        assert policy.config.vocab_size == value.config.vocab_size, "two vocabularies"
         self.policy, self.value = policy, value
 
     def values(
@@ -119,11 +115,8 @@ class Ppo:
 
     def __post_init__(self) -> None:
         shared = {p.data_ptr() for p in self.model.policy.parameters()}
-        if any(p.data_ptr() in shared for p in self.reference.parameters()):
-            raise ValueError(
-                "the reference must be a copy of the policy, with weights of its own; it shares "
-                "some, so the divergence would always be 0. Use copy.deepcopy."
-            )
+        copied = all(p.data_ptr() not in shared for p in self.reference.parameters())
+        assert copied, "the reference must be a copy of the policy, with weights of its own"
 
     @property
     def device(self) -> torch.device:

@@ -214,8 +214,7 @@ def chosen(samples: Sequence[Sample], select: str, seed: int) -> list[Sample]:
     """Return one sample a prompt: the `best`, or one at `random`."""
     if select == "best":
         return best(samples)
-    if select != "random":
-        raise ValueError(f"select must be best or random; got {select!r}.")
+    assert select == "random", select
     source = rng.random_source(seed, "random selection")
     return [group[source.randrange(len(group))] for group in _by_prompt(samples)]
 

@@ -228,11 +228,8 @@ def encode_pairs(pairs: Sequence[Pair], tok: Encoder, margin: str) -> list[Encod
     values = margins([pair.grade for pair in pairs], table).tolist()
     encoded = []
     for pair, value in zip(pairs, values, strict=True):
-        if pair.safety_bin and pair.safety_bin not in SAFE_BINS:
-            raise ValueError(
-                f"pairs labelled {pair.safety_bin!r} are excluded from training (paper section "
-                "3.2.2); drop them first."
-            )
+        # Pairs whose unsafe answer was chosen are excluded from training (section 3.2.2).
+        assert pair.safety_bin in ("", *SAFE_BINS), f"drop pairs labelled {pair.safety_bin!r} first"
         dialog = pair.prompt.dialog
         chosen, rejected = (scored_row(dialog, text, tok) for text in (pair.chosen, pair.rejected))
         encoded.append(EncodedPair(chosen, rejected, value, SAFE_BINS.get(pair.safety_bin)))
@@ -338,12 +335,8 @@ class RewardModels:
     safety: ScalarModel
 
     def __post_init__(self) -> None:
-        sizes = [m.config.vocab_size for m in (self.helpfulness, self.safety)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"both reward models need one vocabulary; got {sizes[0]} and {sizes[1]} pieces. "
-                "Take both from one run."
-            )
+        sizes = {m.config.vocab_size for m in (self.helpfulness, self.safety)}
+        assert len(sizes) == 1, f"both reward models need one vocabulary; got {sizes} pieces"
         for model in (self.helpfulness, self.safety):
             model.eval().requires_grad_(False)
 

@@ -207,11 +207,7 @@ def generic_preprompt(source: Random) -> str:
 
 def answer_template(category: str, parts: int = MOST_PARTS) -> str:
     """Return the answer template of a risk category: decline, explain, offer, in this order."""
-    if category not in CATEGORIES or not 1 <= parts <= MOST_PARTS:
-        raise ValueError(
-            f"category must be one of {CATEGORIES} and parts 1 to {MOST_PARTS}; got {category!r} "
-            f"and {parts}."
-        )
+    assert 1 <= parts <= MOST_PARTS, parts
     return " ".join((DECLINE, EXPLAIN[category], OFFER[category])[:parts])
 
 

@@ -12,7 +12,7 @@ from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import KVCache, Transformer, TransformerBlock, masked
 from llama2_lib.model.transformer import grouped_query_attention as right_attention
 from llama2_lib.model.weights import build
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, recognise, slips
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, diagnose_choice, on, slips
 from llama2_lib.teaching.transformer import random_weights
 
 
@@ -98,12 +98,12 @@ the cache forgets the prompt: a new token sees only itself || torch.cat(
 """)
 
 
-def small_model(seed: int = 0) -> Transformer:
+def small_model() -> Transformer:
     """Return an untrained model with 6 query heads on 3 key/value heads, and lively logits."""
     config = ModelConfig(
         vocab_size=53, dim=48, n_layers=3, n_heads=6, n_kv_heads=3, multiple_of=20, max_seq_len=64
     )
-    return build(config, random_weights(config, seed))
+    return build(config, random_weights(config))
 
 
 @torch.no_grad()
@@ -173,16 +173,12 @@ def greedy(candidate: Code) -> None:
     model = small_model()
     generator = rng.generator(0, "check", "greedy")
     prompts = [torch.randint(1, 53, (n,), generator=generator).tolist() for n in (3, 7, 4)]
-    done = [generate(model, [p], max_new_tokens=8, temperature=0.0)[0].ids for p in prompts]
-    actual = [list(map(int, row)) for row in candidate(model, prompts, 8)]
-    if actual == done:
-        return
-    words = "some answers differ: "
-    recognise(lambda wrong: actual == wrong(model, prompts, 8), GREEDY_MISTAKES, words)
-    lengths = [len(row) for row in actual]
-    if lengths != [8, 8, 8]:
-        raise CheckFailed(
-            f"three answers of 8 ids are wanted, without the prompts; got lengths {lengths}."
-        )
-    rows = [row for row, (a, b) in enumerate(zip(actual, done, strict=True)) if a != b]
-    raise CheckFailed(f"the answers to prompts {rows} differ, like no mistake known here.")
+
+    def run(answer: Code) -> list[list[int]]:
+        return [list(map(int, row)) for row in answer(model, prompts, 8)]
+
+    def alone(*_: object) -> list[list[int]]:
+        options = {"max_new_tokens": 8, "temperature": 0.0}
+        return [generate(model, [prompt], **options)[0].ids for prompt in prompts]
+
+    diagnose_choice(run, candidate, alone, GREEDY_MISTAKES, "some answers differ")

@@ -124,6 +124,11 @@ def on(*given: Any, then: Callable[[Any], Any] = lambda result: result) -> Run:
     return run
 
 
+def on_each(*cases: tuple[Any, ...], then: Callable[[Any], Any] = lambda result: result) -> Run:
+    """Return a way to run code on several lists of values: the results one after the other."""
+    return lambda code: [on(*case, then=then)(code) for case in cases]
+
+
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
@@ -209,30 +214,48 @@ def diagnose(
     raise CheckFailed(f"the values differ by up to {worst:.2g}, like no mistake known here{hint}.")
 
 
-def diagnose_choice(run: Run, candidate: Code, expected: object, mistakes: Mistakes) -> None:
+def diagnose_choice(
+    run: Run,
+    candidate: Code,
+    right: Code,
+    mistakes: Mistakes,
+    told: str = "the choice is not right",
+) -> None:
     """Do the same for what is equal or not, such as a list of chosen items."""
-    actual = run(candidate)
+    actual, expected = run(candidate), run(right)
     if actual == expected:
         return
-    recognise(lambda wrong: actual == run(wrong), mistakes, "the choice is not right: ")
+    recognise(lambda wrong: actual == run(wrong), mistakes, f"{told}: ")
     told, came = (textwrap.shorten(str(each), 200) for each in (expected, actual))
     raise CheckFailed(f"expected {told}; got {came}, like no mistake known here.")
 
 
-def value_and_gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """Return the loss at a point, and behind it the gradient there, as one vector.
+def parts(result: Any, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Return the parts of a result as tensors, which must have these shapes."""
+    tensors = [torch.as_tensor(part) for part in result]
+    if (came := [tuple(tensor.shape) for tensor in tensors]) != [*shapes]:
+        raise CheckFailed(f"tensors of shapes {shapes} must come back; got {came}.")
+    return tensors
+
+
+def with_gradient(at: Tensor, *given: Any) -> Run:
+    """Return a way to run a loss of a tensor and other values: its value and gradient in a vector.
 
     A right value can hide a wrong gradient.
     """
-    leaf = at.detach().clone().requires_grad_()
-    value = loss(leaf)
-    if not isinstance(value, Tensor) or value.dim() > 0:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise CheckFailed(f"one number must come back, a tensor without axes; got {shape}.")
-    if not value.requires_grad:
-        raise CheckFailed(
-            "the loss carries no gradient, so nothing would be learned; compute it from the "
-            "tensors that are given, without .item(), .detach() or no_grad."
-        )
-    (gradient,) = torch.autograd.grad(value, leaf, materialize_grads=True)
-    return torch.cat([value.detach().reshape(1), gradient.flatten()])
+
+    def run(loss: Code) -> Tensor:
+        leaf = at.detach().clone().requires_grad_()
+        value = loss(leaf, *given)
+        if not isinstance(value, Tensor) or value.dim() > 0:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise CheckFailed(f"one number must come back, a tensor without axes; got {shape}.")
+        if not value.requires_grad:
+            raise CheckFailed(
+                "the loss carries no gradient, so nothing would be learned; compute it from the "
+                "tensors that are given, without .item(), .detach() or no_grad."
+            )
+        (gradient,) = torch.autograd.grad(value, leaf, materialize_grads=True)
+        return torch.cat([value.detach().reshape(1), gradient.flatten()])
+
+    return run

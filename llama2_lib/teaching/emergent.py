@@ -6,7 +6,7 @@ Right code is the library's: `model.tools`.
 import re
 from collections.abc import Callable
 
-from llama2_lib.teaching.check import Code, diagnose_choice, on, slips
+from llama2_lib.teaching.check import Code, diagnose_choice, on, on_each, slips
 
 Ids = list[int]
 Run = Callable[[str, str], str]
@@ -41,7 +41,7 @@ def call_example(candidate: Code) -> None:
     """
     run = on([1, 11, 12, 13], [21, 22], [31, 32, 33], [41, 42, 43, 44, 45], 2,
              then=lambda pair: (list(pair[0]), [bool(mark) for mark in pair[1]]))  # fmt: skip
-    diagnose_choice(run, candidate, run(_example), CALL_MISTAKES)
+    diagnose_choice(run, candidate, _example, CALL_MISTAKES)
 
 
 def _result(text: str, run: Run) -> str | None:
@@ -73,8 +73,5 @@ def tool_step(candidate: Code) -> None:
         "map: Ashwick = 9\nThe map says 9.", "calculator: 3 plus 4 = 7\ncalculator: 7 plus 5 =",
         "a = b\nmap: Ashwick =", "scale: goose =\nIt is heavy.",
     )  # fmt: skip
-
-    def run(step: Code) -> list[str | None]:
-        return [step(text, lambda name, arguments: f"{name}({arguments})") for text in texts]
-
-    diagnose_choice(run, candidate, run(_result), STEP_MISTAKES)
+    run = on_each(*((text, "{}({})".format) for text in texts))
+    diagnose_choice(run, candidate, _result, STEP_MISTAKES)

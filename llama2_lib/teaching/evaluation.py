@@ -9,14 +9,11 @@ from itertools import combinations
 import numpy as np
 
 from llama2_lib.evaluation.contamination import SEED_LENGTH, SKIP_BUDGET
-from llama2_lib.teaching.check import Code, Mistakes, Run, diagnose_choice, on, slips
+from llama2_lib.teaching.check import Code, diagnose_choice, on_each, slips
 
 
-def _check(candidate: Code, right: Code, mistakes: Mistakes, runs: Sequence[Run]) -> None:
-    def run(code: Code) -> list[float]:
-        return [round(float(one(code)), 9) for one in runs]
-
-    diagnose_choice(run, candidate, run(right), mistakes)
+def _rounded(number: float) -> float:
+    return round(float(number), 9)
 
 
 def _gwet(rated: np.ndarray, w: np.ndarray) -> float:
@@ -49,8 +46,8 @@ def agreement(candidate: Code) -> None:
     """Check `candidate(rated, weights)`: Gwet's AC of whole ratings 1 to q, AC1 and AC2."""
     rated = np.array([[1, 1, 2], [4, 4, 4], [2, 3, 1], [4, 3, 4], [1, 1, 1], [3, 4, 2], [4, 4, 1]])
     gap = np.abs(np.subtract.outer(np.arange(4), np.arange(4))) / 3
-    runs = [on(rated, weights) for weights in (np.eye(4), 1 - gap**2)]
-    _check(candidate, _gwet, AGREEMENT_MISTAKES, runs)
+    run = on_each((rated, np.eye(4)), (rated, 1 - gap**2), then=_rounded)
+    diagnose_choice(run, candidate, _gwet, AGREEMENT_MISTAKES)
 
 
 def _reach(sample: Sequence[int], training: Sequence[int]) -> int:
@@ -83,7 +80,8 @@ def reach(candidate: Code) -> None:
     spoiled = [(), (12, 15, 20, 25), (11, 14, 19, 24, 28), (10, 12, 14, 16, 18, 20), (4, 30), (7,)]
     spoiled += [(31,), (13, 29, 30, 31), tuple(range(14, 32))]
     samples = [[-t if i in places else t for i, t in enumerate(text)] for places in spoiled]
-    _check(candidate, _reach, REACH_MISTAKES, [on(some, text) for some in (*samples, text[:9])])
+    run = on_each(*((some, text) for some in (*samples, text[:9])), then=_rounded)
+    diagnose_choice(run, candidate, _reach, REACH_MISTAKES)
 
 
 def _z(score: np.ndarray, inside: np.ndarray) -> float:
@@ -111,5 +109,5 @@ n is that of the samples outside || inside.sum() => (~inside).sum()
 def z_of_subset(candidate: Code) -> None:
     """Check `candidate(score, inside)`: Z of a subset, against as many drawn at random."""
     score = np.array([1, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1], dtype=float)
-    runs = [on(score, inside) for inside in (np.arange(12) < 5, np.arange(12) >= 9)]
-    _check(candidate, _z, Z_MISTAKES, runs)
+    run = on_each((score, np.arange(12) < 5), (score, np.arange(12) >= 9), then=_rounded)
+    diagnose_choice(run, candidate, _z, Z_MISTAKES)

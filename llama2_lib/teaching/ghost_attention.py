@@ -5,17 +5,11 @@ Messages are lists of ids. A mask marks TARGETS: mask[t] says that token t is to
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, slips
+from llama2_lib.teaching.check import Code, diagnose_choice, on, slips
 from llama2_lib.teaching.sft import BOS, EOS, lay_out
 
 Ids = list[int]
 Turn = tuple[Ids, Ids]
-
-ROOM = 96
-"""Longer than anything a check or a mistake makes."""
 
 TURNS: list[Turn] = [
     ([11, 12, 13], [41]),
@@ -25,6 +19,7 @@ TURNS: list[Turn] = [
 ]
 INSTRUCTION = [31, 32]
 SAMPLED = [51, 52, 53, 54, 55]
+TOLD = "the shape is right, the values are not"
 
 EVERY, FIRST, LAST, NONE = slice(None), slice(1), slice(-1, None), slice(0)
 
@@ -82,25 +77,13 @@ the earlier turns are left out, so there is no distance to the instruction
 """)
 
 
-def _padded(ids: Ids, mask: Sequence[bool] | None = None) -> Tensor:
-    """Both in one vector of fixed length, so that a mistake of another length is named as well."""
-    if len(ids) > ROOM:
-        raise CheckFailed(f"at most {ROOM} ids were expected; got {len(ids)}.")
-    if mask is not None and len(mask) != len(ids):
-        raise CheckFailed(f"the mask must be as long as the ids; got {len(mask)} and {len(ids)}.")
-    rows = torch.full((2, ROOM), -1)
-    for row, values in zip(rows, (ids, () if mask is None else mask), strict=True):
-        row[: len(values)] = torch.as_tensor(list(values)).long()
-    return rows
-
-
 def teacher_prompt(candidate: Code) -> None:
     """Check `candidate(turns, instruction, bos, eos)`: the ids that the teacher answers.
 
     A turn is a pair of lists of ids, user and plain answer; the last one's is to be sampled.
     """
-    run = on(TURNS, INSTRUCTION, BOS, EOS, then=_padded)
-    diagnose(run, candidate, run(_teacher), TEACHER_MISTAKES, rtol=0, atol=0)
+    run = on(TURNS, INSTRUCTION, BOS, EOS, then=lambda ids: list(map(int, ids)))
+    diagnose_choice(run, candidate, _teacher, TEACHER_MISTAKES, TOLD)
 
 
 def training_example(candidate: Code) -> None:
@@ -108,5 +91,9 @@ def training_example(candidate: Code) -> None:
 
     Earlier answers are the plain ones of `turns` (reading A); the last one is `sampled`.
     """
-    run = on(TURNS, INSTRUCTION, SAMPLED, BOS, EOS, then=lambda example: _padded(*example))
-    diagnose(run, candidate, run(_example), EXAMPLE_MISTAKES, rtol=0, atol=0)
+
+    def as_lists(example: tuple[Ids, Sequence[bool]]) -> tuple[Ids, list[bool]]:
+        return list(map(int, example[0])), list(map(bool, example[1]))
+
+    run = on(TURNS, INSTRUCTION, SAMPLED, BOS, EOS, then=as_lists)
+    diagnose_choice(run, candidate, _example, EXAMPLE_MISTAKES, TOLD)

@@ -11,7 +11,7 @@ from torch import Tensor
 from llama2_lib import rng
 from llama2_lib.objectives import rlhf
 from llama2_lib.objectives.rlhf import SAFETY_LOGIT
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, slips, value_and_gradient
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, parts, slips, with_gradient
 
 
 def _combined(s: Tensor, h: Tensor, tagged: Tensor) -> Tensor:
@@ -208,10 +208,7 @@ def kl_estimates(candidate: Code) -> None:
     logprobs, reference = -3 * torch.rand(2, 3, 4, generator=rng.generator(0, "check", "kl"))
 
     def run(function: Code) -> Tensor:
-        parts = [torch.as_tensor(part) for part in on(logprobs, reference)(function)]
-        if [part.shape for part in parts] != [logprobs.shape] * 3:
-            raise CheckFailed("three tensors must come back, k1, k2 and k3, one number a token.")
-        return torch.stack(parts)
+        return torch.stack(parts(on(logprobs, reference)(function), *[(3, 4)] * 3))
 
     diagnose(run, candidate, run(rlhf.kl_estimates), ESTIMATE_MISTAKES)
 
@@ -274,10 +271,7 @@ def gae(candidate: Code) -> None:
     mask = (places >= torch.tensor([[2], [0], [1]])) & (places < torch.tensor([[6], [8], [4]]))
 
     def run(function: Code) -> Tensor:
-        parts = on(rewards, values, mask, 0.9, 0.7)(function)
-        if [tuple(torch.as_tensor(part).shape) for part in parts] != [(3, 8)] * 2:
-            raise CheckFailed("two tensors must come back, advantages and returns of every token.")
-        return torch.stack([torch.as_tensor(part) for part in parts])
+        return torch.stack(parts(on(rewards, values, mask, 0.9, 0.7)(function), *[(3, 8)] * 2))
 
     def inside(function: Code) -> Tensor:
         return run(function).masked_fill(~mask, 0.0)
@@ -344,10 +338,7 @@ def ppo_policy_loss(candidate: Code) -> None:
     new = -1.5 - new.abs()
     old = new - 0.35 * noise
     mask = torch.arange(9) < torch.tensor([[6], [9], [3], [7]])
-
-    def run(loss: Code) -> Tensor:
-        return value_and_gradient(lambda x: loss(x, old, advantages, mask, 0.2), new)
-
+    run = with_gradient(new, old, advantages, mask, 0.2)
     diagnose(run, candidate, run(_surrogate), POLICY_MISTAKES)
 
 
@@ -384,8 +375,5 @@ def ppo_value_loss(candidate: Code) -> None:
     values, moved, missed = torch.randn(3, 4, 9, generator=source)
     old, returns = values - 0.4 * moved, values + missed
     mask = torch.arange(9) < torch.tensor([[6], [9], [3], [7]])
-
-    def run(loss: Code) -> Tensor:
-        return value_and_gradient(lambda x: loss(x, old, returns, mask, 0.2), values)
-
+    run = with_gradient(values, old, returns, mask, 0.2)
     diagnose(run, candidate, run(_error), VALUE_MISTAKES)

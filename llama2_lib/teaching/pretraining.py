@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llama2_lib import rng
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, recognise, slips
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, diagnose_choice, on, parts, slips
 from llama2_lib.training.batches import isolate
 from llama2_lib.training.optim import warmup_then_cosine
 
@@ -110,12 +110,8 @@ def pack(candidate: Code) -> None:
     last token of the row before; what does not fill a row is left out."""
     ids = iter(range(1, 39))
     documents = [list(islice(ids, length)) for length in (7, 3, 11, 2, 9, 6)]
-    run = on(documents, 5)
-    rows = run(candidate)
-    if isinstance(rows, Tensor):  # mistakes differ in shape: the name says more
-        words = "the rows are not right: "
-        recognise(lambda wrong: torch.equal(rows, run(wrong)), PACK_MISTAKES, words)
-    diagnose(run, candidate, _rows(documents, 5), {}, rtol=0, atol=0)
+    run = on(documents, 5, then=lambda rows: torch.as_tensor(rows).tolist())
+    diagnose_choice(run, candidate, _rows, PACK_MISTAKES, "the rows are not right")
 
 
 def _isolated(document: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,13 +139,8 @@ def isolation(candidate: Code) -> None:
     document = torch.tensor([[3, 3, 3, 3, 0, 0, 8, 8, 8], [5, 1, 1, 1, 1, 1, 1, 4, 4]])
 
     def run(function: Code) -> Tensor:
-        positions, visible = on(document)(function)
-        shapes = tuple(positions.shape), tuple(visible.shape)
-        if shapes != ((2, 9), (2, 9, 9)):
-            raise CheckFailed(
-                f"expected shapes (2, 9) and (2, 9, 9); got {shapes[0]} and {shapes[1]}."
-            )
-        return torch.cat([positions.flatten(), visible.flatten()]).long()
+        both = parts(on(document)(function), (2, 9), (2, 9, 9))
+        return torch.cat([part.flatten() for part in both]).long()
 
     diagnose(run, candidate, run(isolate), ISOLATE_MISTAKES, rtol=0, atol=0)
 
@@ -259,19 +250,19 @@ def decay_groups(candidate: Code) -> None:
     config = ModelConfig(vocab_size=31, dim=24, n_layers=2, n_heads=3, n_kv_heads=1, multiple_of=5)
     model = Transformer(config)
 
-    def decay(groups: Sequence[dict[str, Any]]) -> dict[int, float]:
-        listed = [(id(p), float(g["weight_decay"])) for g in groups for p in g["params"]]
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def run(grouped: Code) -> dict[str, float]:
+        listed = [
+            (names[id(p)], float(group["weight_decay"]))
+            for group in grouped(model)
+            for p in group["params"]
+        ]
         if len(dict(listed)) < len(listed):
             raise CheckFailed("a parameter stands in two groups; each must be updated once.")
-        return dict(listed)
+        return dict(sorted(listed))
 
-    actual = decay(list(candidate(model)))
-    if actual == decay(_groups(model)):
-        return
-    words = "the groups are not right: "
-    recognise(lambda wrong: actual == decay(wrong(model)), GROUP_MISTAKES, words)
-    names = [n for n, p in model.named_parameters() if actual.get(id(p)) != 0.1 * (p.dim() >= 2)]
-    raise CheckFailed(f"these parameters decay by another amount than wanted: {names[:3]}.")
+    diagnose_choice(run, candidate, _groups, GROUP_MISTAKES, "the groups are not right")
 
 
 def _clipped(gradients: Sequence[Tensor], limit: float) -> tuple[list[Tensor], Tensor]:

@@ -61,7 +61,7 @@ def pick_best(candidate: Code) -> None:
     finished = torch.ones_like(scores, dtype=torch.bool)
     finished[0, 5] = finished[1, 1] = finished[2, 0] = finished[2, 1] = finished[3, 1] = False
     run = on(scores, finished, then=lambda places: torch.as_tensor(places).tolist())
-    diagnose_choice(run, candidate, run(_best), PICK_MISTAKES)
+    diagnose_choice(run, candidate, _best, PICK_MISTAKES)
 
 
 def _distinct(answers: Answers) -> list[list[int]]:
@@ -98,7 +98,7 @@ def distinct(candidate: Code) -> None:
         [(9, 3, 3), (3, 9), (9, 3, 3), (7,), (9, 3), (8, 1, 4)],
     ]
     run = on(answers, then=lambda rows: [[int(place) for place in row] for row in rows])
-    diagnose_choice(run, candidate, run(_distinct), DISTINCT_MISTAKES)
+    diagnose_choice(run, candidate, _distinct, DISTINCT_MISTAKES)
 
 
 def _pooled(rounds: Sequence[Round], score: Code) -> dict[str, str]:
@@ -167,7 +167,7 @@ def pool(candidate: Code) -> None:
         lambda prompt, answer: now[answer],
         then=lambda chosen: dict(sorted(chosen.items())),
     )
-    diagnose_choice(run, candidate, run(_pooled), POOL_MISTAKES)
+    diagnose_choice(run, candidate, _pooled, POOL_MISTAKES)
 
 
 def _exact(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llama2_lib import rng
 from llama2_lib.stages.reward import MARGINS
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, slips, value_and_gradient
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, slips, with_gradient
 from llama2_lib.world.pairs import GRADES
 
 
@@ -59,10 +59,11 @@ def ranking_loss(candidate: Code) -> None:
     margin = torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0])
 
     def run(loss: Code) -> Tensor:
-        parts = [(near, margin), (far, margin[:2])]
-        return torch.cat(
-            [value_and_gradient(lambda s, m=m: loss(s[0], s[1], m), at) for at, m in parts]
-        )
+        def of_both(scores: Tensor, margin: Tensor) -> Tensor:
+            return loss(*scores, margin)
+
+        cases = [(near, margin), (far, margin[:2])]
+        return torch.cat([with_gradient(*case)(of_both) for case in cases])
 
     diagnose(run, candidate, run(_ranked), RANKING_MISTAKES)
 
@@ -256,7 +257,7 @@ def safety_auxiliary_loss(candidate: Code) -> None:
     far_safe = torch.tensor([False, True, True, False])
 
     def run(loss: Code) -> Tensor:
-        parts = [(near, safe), (far, far_safe)]
-        return torch.cat([value_and_gradient(lambda s, y=y: loss(s, y), at) for at, y in parts])
+        cases = [(near, safe), (far, far_safe)]
+        return torch.cat([with_gradient(*case)(loss) for case in cases])
 
     diagnose(run, candidate, run(_auxiliary), SAFETY_MISTAKES)

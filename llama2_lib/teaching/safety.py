@@ -50,7 +50,7 @@ def distilled_pairs(candidate: Code) -> None:
         ("Act as a friend.", "Be good.", "Ask a doctor.", -0.8, -9.0),
     ]
     run = on(rows, then=lambda pairs: [(prompt, answer) for prompt, answer in pairs])
-    diagnose_choice(run, candidate, run(_gated), DISTILL_MISTAKES)
+    diagnose_choice(run, candidate, _gated, DISTILL_MISTAKES)
 
 
 def _beginning(items: Sequence[str], share: float) -> list[str]:
@@ -85,7 +85,7 @@ def nested_subset(candidate: Code) -> None:
     same_sizes = [len(part) for part in parts] == [len(part) for part in right]
     if same_sizes and any(set(few) - set(more) for few, more in pairwise(parts)):
         raise CheckFailed(f"the choice is not right: it looks as if {ANEW}.")
-    diagnose_choice(run, candidate, right, SUBSET_MISTAKES)
+    diagnose_choice(run, candidate, _beginning, SUBSET_MISTAKES)
 
 
 HELPFUL, BORDERLINE = ("helpful",), ("borderline",)
@@ -126,7 +126,7 @@ def false_refusal(candidate: Code) -> None:
         for _ in range(number)
     ]
     run = on(rows, then=lambda shares: tuple(round(float(share), 9) for share in shares))
-    diagnose_choice(run, candidate, run(_rates), REFUSAL_MISTAKES)
+    diagnose_choice(run, candidate, _rates, REFUSAL_MISTAKES)
 
 
 def _per_budget(queries: Sequence[tuple[str, bool]], budget: int) -> float:
@@ -153,4 +153,4 @@ def gamma(candidate: Code) -> None:
     """
     queries = [(f"attack {i}", i in (3, 11, 12, 20)) for i in (*range(24), 3, 5, 11)]
     run = on(queries, 12, then=lambda rate: round(float(rate), 9))
-    diagnose_choice(run, candidate, run(_per_budget), GAMMA_MISTAKES)
+    diagnose_choice(run, candidate, _per_budget, GAMMA_MISTAKES)

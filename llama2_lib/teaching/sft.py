@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama2_lib import rng
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, slips
+from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, parts, slips
 from llama2_lib.teaching.pretraining import WRONG_SCORES
 
 Turn = tuple[Sequence[int], Sequence[int]]
@@ -146,11 +146,8 @@ def packed_row(candidate: Code) -> None:
     examples, length = [lay_out(part, BOS, EOS) for part in turns], 28
 
     def run(lay: Code) -> Tensor:
-        row = on(examples, length)(lay)
-        shapes = [tuple(torch.as_tensor(part).shape) for part in row]
-        if shapes != [(length,)] * 3:
-            raise CheckFailed(f"expected three tensors of shape ({length},); got {shapes}.")
-        ids, mask, document = (torch.as_tensor(part).long() for part in row)
+        row = parts(on(examples, length)(lay), *[(length,)] * 3)
+        ids, mask, document = (part.long() for part in row)
         # where each number first stands: the numbers themselves are free
         first = (document[:, None] == document).int().argmax(dim=1)
         return torch.cat([ids, mask, first])

@@ -21,7 +21,7 @@ from llama2_lib.model.transformer import (
     rotary_table,
 )
 from llama2_lib.model.weights import build
-from llama2_lib.teaching.check import CheckFailed, Code, diagnose, on, recognise, slips
+from llama2_lib.teaching.check import Code, diagnose, diagnose_choice, on, on_each, slips
 
 Weights = dict[str, Tensor]
 
@@ -162,18 +162,7 @@ def hidden_width(candidate: Code) -> None:
     """Check `candidate(dim, multiple_of, multiplier)` on the family and on four odd cases."""
     cases = [(c.dim, c.multiple_of, c.ffn_dim_multiplier) for c in FAMILY.values()]
     cases += [(96, 32, 1.0), (48, 20, 1.5), (60, 7, 1.0), (66, 50, 0.9)]
-    expected = [_width(*case) for case in cases]
-    actual = [candidate(*case) for case in cases]
-    if actual == expected:
-        return
-    recognise(lambda wrong: actual == [wrong(*case) for case in cases], WIDTH_MISTAKES)
-    (dim, multiple_of, multiplier), right, width = next(
-        row for row in zip(cases, expected, actual, strict=True) if row[1] != row[2]
-    )
-    raise CheckFailed(
-        f"dim {dim}, multiple_of {multiple_of}, multiplier {multiplier:g} must give {right}; "
-        f"got {width}."
-    )
+    diagnose_choice(on_each(*cases), candidate, _width, WIDTH_MISTAKES)
 
 
 def _block(x: Tensor, attend: Code, feed: Code, norm_1: Code, norm_2: Code) -> Tensor:
@@ -275,14 +264,14 @@ the output head uses the embedding table (tied weights)
 """)
 
 
-def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
+def random_weights(config: ModelConfig) -> Weights:
     """Return weights by Meta's names, large enough that every part shows in the logits.
 
     Fresh gains are all 1; these are not, so that a forgotten gain is noticed.
     """
     weights = {}
     for name, tensor in Transformer(config).state_dict().items():
-        noise = torch.randn(tensor.shape, generator=rng.generator(seed, "weights", name))
+        noise = torch.randn(tensor.shape, generator=rng.generator(0, "weights", name))
         weights[name] = 1 + 0.3 * noise if tensor.dim() == 1 else noise * tensor.shape[-1] ** -0.5
     weights["tok_embeddings.weight"] *= config.dim**0.5
     return weights

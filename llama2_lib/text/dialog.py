@@ -64,18 +64,13 @@ def check_dialog(dialog: Sequence[Message], checked: bool = True) -> None:
     message may contain a tag of the format: it would be read as a turn border (prompt injection),
     whoever wrote it. With `checked` off, text is not looked at: messages may be empty or hold tags.
     """
-    if isinstance(dialog, str | bytes | Mapping) or not isinstance(dialog, Sequence):
-        one = isinstance(dialog, Mapping)
-        text = f"the string {_excerpt(dialog)}" if isinstance(dialog, str) else _excerpt(dialog)
+    if isinstance(dialog, str | bytes) or not isinstance(dialog, Sequence):
         raise ValueError(
-            f"a dialog must be a list of messages; got {'one message' if one else text}. "
-            f"{'Put a list around it' if one else _EXAMPLE}."
+            f"a dialog must be a list of messages; got {_excerpt(dialog)}. {_EXAMPLE}."
         )
-    if not dialog:
-        raise ValueError("a dialog needs at least one user message; got no message.")
     for index, message in enumerate(dialog):
         _check_message(index, message, checked)
-    offset = int(dialog[0]["role"] == "system")
+    offset = int(bool(dialog) and dialog[0]["role"] == "system")
     for index, message in enumerate(dialog[offset:]):
         expected = ("user", "assistant")[index % 2]
         if message["role"] != expected:
@@ -85,10 +80,7 @@ def check_dialog(dialog: Sequence[Message], checked: bool = True) -> None:
                 "message, user and assistant alternate: merge consecutive messages of one role."
             )
     if len(dialog) == offset:
-        raise ValueError(
-            "a dialog needs a user message after the system message; got the system message "
-            "alone. Add the user's question: the system message is folded into it."
-        )
+        raise ValueError("a dialog needs a user message at least; got none. Add the question.")
 
 
 def _check_message(index: int, message: Message, checked: bool) -> None:
@@ -131,19 +123,12 @@ def sanitised(text: str) -> str:
     """Return what a model said without what no message may hold; perhaps nothing is left.
 
     Tags of the format, whole or so that taking one out makes another, are taken out until none is
-    left, in one pass. Half a character becomes U+FFFD.
+    left. Half a character becomes U+FFFD.
     """
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-    if not _TAG.search(text):
-        return text
-    kept: list[str] = []
-    for letter in text:
-        kept.append(letter)
-        if letter in "]>":
-            for tag in TAGS:
-                if "".join(kept[-len(tag) :]) == tag:
-                    del kept[-len(tag) :]
-    return "".join(kept)
+    while _TAG.search(text):
+        text = _TAG.sub("", text)
+    return text
 
 
 def _turns(dialog: Sequence[Message], checked: bool = True) -> list[_Turn]:
@@ -196,10 +181,7 @@ def encode_example(
     for the last one only (Ghost Attention, section 3.3).
     """
     if loss_on not in ("all", "last"):
-        raise ValueError(
-            f"loss_on must be 'all' or 'last'; got {loss_on!r}. Use 'last' to learn from the "
-            "last answer only."
-        )
+        raise ValueError(f"loss_on must be 'all' or 'last'; got {loss_on!r}.")
     turns = _turns(dialog)
     if turns[-1].answer is None:
         raise ValueError(

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama2_lib.text.tokenizer import check_unicode
@@ -18,29 +16,6 @@ _BORDERS = (r"\n\s*\n", r"\n", r"(?<=[.!?])\s", r"\s")
 _BETWEEN = re.compile(r"\s{0,99}\n|\s?")
 
 
-@dataclass
-class Survey:
-    """What a folder holds, in numbers."""
-
-    n_files: int = 0
-    n_documents: int = 0
-    n_characters: int = 0
-    n_cut: int = 0
-    """Long `.txt` files that became several documents."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """Files that are not read, by the ending of their names."""
-
-    def __str__(self) -> str:
-        text = f"{self.n_documents:,} documents in {self.n_files:,} file{'s' * (self.n_files != 1)}"
-        if self.n_cut:
-            texts = "text was" if self.n_cut == 1 else "texts were"
-            text += f" ({self.n_cut:,} long {texts} cut into several)"
-        if self.left_out:
-            counts = [f"{n:,} {ending}" for ending, n in self.left_out.items()]
-            text += f"; left out: {', '.join(counts)}"
-        return text
-
-
 def text_files(folder: Path) -> list[Path]:
     """Return the `.txt` and `.jsonl` files of a folder, in order of name, but for hidden ones.
 
@@ -50,22 +25,15 @@ def text_files(folder: Path) -> list[Path]:
     """
     if folder.is_file():
         raise ValueError(f"the documents must be a folder; {folder} is a file. Name its folder.")
-    paths = [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES]
-    for path in paths:
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    visible = [p for p in paths if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
+    files = [path for path in visible if not path.is_dir()]
+    for path in files:
         if not path.is_file():  # reading a pipe waits for a writer, perhaps for ever
-            raise ValueError(
-                f"{path} must be an ordinary file; it is a pipe, a device or a broken link. "
-                "Remove it."
-            )
-    if not paths:
+            raise ValueError(f"{path} must be an ordinary file, no pipe or broken link. Remove it.")
+    if not files:
         raise FileNotFoundError(f"{folder} must hold .txt or .jsonl files; none found.")
-    return paths
-
-
-def _visible(folder: Path) -> list[Path]:
-    """Return what is no folder and not hidden."""
-    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
-    return [p for p in paths if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
+    return files
 
 
 def read_documents(folder: Path) -> Iterator[str]:
@@ -82,20 +50,6 @@ def read_documents(folder: Path) -> Iterator[str]:
     """
     for path in text_files(folder):
         yield from _documents(path)
-
-
-def survey(folder: Path) -> Survey:
-    """Read all documents of a folder, see `read_documents`; count them and what holds none."""
-    paths = text_files(folder)
-    endings = Counter(path.suffix.lower() or "without ending" for path in _visible(folder))
-    left_out = sorted((-n, ending) for ending, n in endings.items() if ending not in SUFFIXES)
-    counts = Survey(n_files=len(paths), left_out={ending: -n for n, ending in left_out})
-    for path in paths:
-        lengths = [len(document) for document in _documents(path)]
-        counts.n_documents += len(lengths)
-        counts.n_characters += sum(lengths)
-        counts.n_cut += path.suffix.lower() == ".txt" and len(lengths) > 1
-    return counts
 
 
 def cut(text: str, longest: int) -> Iterator[str]:

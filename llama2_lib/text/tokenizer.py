@@ -53,7 +53,6 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
     Raises:
         ValueError: There is no text, it is too little for that many pieces or has too many
             characters for so few, or one of the texts is no valid Unicode.
-        MemoryError: There are too many lines for this machine.
     """
     # A list, so that an error of the texts is raised here and not inside SentencePiece.
     lines = list(_lines(texts))
@@ -71,11 +70,6 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
             add_dummy_prefix=True, remove_extra_whitespaces=False, unk_id=0, bos_id=1, eos_id=2,
             pad_id=-1, num_threads=1, minloglevel=2,
         )  # fmt: skip
-    except MemoryError:
-        raise MemoryError(
-            f"a tokenizer was to be learned from {len(lines):,} lines, and the machine ran out of "
-            "memory. Give it fewer documents."
-        ) from None
     except RuntimeError as error:
         raise _cause(str(error), config.vocab_size, len(lines)) from None
     storage.write_atomically(path, model.getvalue())

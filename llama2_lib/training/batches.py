@@ -144,11 +144,7 @@ class DialogBatch(NamedTuple):
 def check_example(example: Example, index: int = 0) -> None:
     """Refuse, by its index, an example that teaches nothing, or to predict from nothing."""
     ids, loss_mask = example
-    if len(ids) != len(loss_mask):
-        raise ValueError(
-            f"ids and loss mask must have the same length; example {index} has {len(ids)} and "
-            f"{len(loss_mask)}. Take both from encode_example."
-        )
+    assert len(ids) == len(loss_mask), f"{len(ids)} ids and {len(loss_mask)} marks"
     if not any(loss_mask):
         raise ValueError(
             f"the loss mask must mark the answers; that of example {index} marks none of "

@@ -23,11 +23,8 @@ def adamw(
     beginnings that fit, the longest counts.
     """
     names = [name for name, _ in model.named_parameters()]
-    if unknown := [prefix for prefix in rates if not any(n.startswith(prefix) for n in names)]:
-        raise ValueError(
-            f"rates must name weights of the model; none begins with {unknown[0]!r}. The first is "
-            f"{names[0]!r}."
-        )
+    unknown = [prefix for prefix in rates if not any(n.startswith(prefix) for n in names)]
+    assert not unknown, f"no weight begins with {unknown}; the first is {names[0]!r}"
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         prefix = max((each for each in rates if name.startswith(each)), key=len, default="")

@@ -125,10 +125,7 @@ def _people(rng: Random, lexicon: Lexicon) -> tuple[Person, ...]:
     known = lexicon.pairs("names")
     for name, pronoun in known:
         if pronoun not in _PRONOUNS:
-            raise ValueError(
-                f"names.txt must give she, he or they after each name; "
-                f"{name} has {pronoun!r}; mend that line"
-            )
+            raise ValueError(f"names.txt must give she, he or they after {name}; got {pronoun!r}")
     if len(known) < N_PEOPLE:
         raise ValueError(f"names.txt must hold {N_PEOPLE} names or more; it holds {len(known)}")
     return tuple(Person(name, pronoun) for name, pronoun in rng.sample(known, N_PEOPLE))
@@ -264,9 +261,7 @@ def question_forms(world: World) -> dict[Fact, tuple[str, ...]]:
     for relation in RELATIONS:
         n_forms = len(templates[relation])
         if n_forms != N_FORMS:
-            raise ValueError(
-                f"questions.txt must hold {N_FORMS} forms under [{relation}]; it holds {n_forms}"
-            )
+            raise ValueError(f"questions.txt needs {N_FORMS} forms of [{relation}]; got {n_forms}")
     return {
         fact: tuple(form.fill({"name": fact.subject}) for form in templates[fact.relation])
         for fact in world.facts

@@ -143,9 +143,7 @@ class Sections(dict[str, tuple[Any, ...]]):
         self.name = name
 
     def __missing__(self, section: str) -> tuple[Any, ...]:
-        raise ValueError(
-            f"{self.name}.txt must have a section [{section}]; it has {list(self)}; add the section"
-        )
+        raise ValueError(f"{self.name}.txt must have a section [{section}]; it has {list(self)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +162,7 @@ class Lexicon:
                 raise self._error(name, number, f"each word once (line {seen[line]} has it)", line)
             seen[line] = number
         if len(seen) < at_least:
-            raise ValueError(
-                f"{name}.txt must hold at least {at_least} words; it holds {len(seen)}; add lines"
-            )
+            raise ValueError(f"{name}.txt must hold {at_least} words or more; got {len(seen)}")
         return tuple(seen)
 
     def sections(self, name: str) -> Sections:

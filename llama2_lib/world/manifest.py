@@ -1,12 +1,12 @@
 """The manifest of `data/`: what the samples are made of, and a check that nothing drifted."""
 
-import hashlib
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from llama2_lib.storage import file_sha256
 from llama2_lib.world.demonstrations import WRITER_GRADES, demonstrations
 from llama2_lib.world.dialogs import dialogs, transcript
 from llama2_lib.world.documents import SHARES, documents
@@ -22,8 +22,8 @@ from llama2_lib.world.prompts import (
 from llama2_lib.world.tasks import SPLITS
 
 WORLD_SEED = 0
-LATER = ("instructions", "look_alikes", "red_team")
-"""Folders beside the lexicon, of texts that come in after RLHF; a change leaves the rest alone."""
+LISTS = ("lexicon", "instructions", "look_alikes", "red_team")
+"""Folders of words and templates; of those beside the lexicon no sample is made."""
 SAMPLES_PER_KIND = 2
 N_DIALOGS = 4
 N_PROMPTS = 5
@@ -79,9 +79,9 @@ def _pair(pair: Pair) -> str:
 
 
 def build_manifest(world: World) -> dict[str, object]:
-    """Describe the world: seed, counts, shares, and the sha256 of every file it rests on."""
-    lexicon, data = world.lexicon.folder, world.lexicon.folder.parent
-    later = [path for name in LATER for path in sorted((data / name).rglob("*.txt"))]
+    """Describe the world: seed, counts, shares, and the sha256 of every list that it reads."""
+    data = world.lexicon.folder.parent
+    lists = [path for name in LISTS for path in sorted((data / name).rglob("*")) if path.is_file()]
     n_documents, n_characters = Counter[str](), Counter[str]()
     for document in documents(world, world.seed, N_COUNTED):
         n_documents[document.kind] += 1
@@ -97,61 +97,34 @@ def build_manifest(world: World) -> dict[str, object]:
         "mean_characters": {
             kind: round(n_characters[kind] / n_documents[kind], 1) for kind in SHARES
         },
-        "lexicon_sha256": _sha256s(lexicon, filter(Path.is_file, sorted(lexicon.rglob("*")))),
-        "later_sha256": _sha256s(data, later),
-        "samples_sha256": {
-            name: _sha256(text.encode()) for name, text in sorted(sample_texts(world).items())
-        },
+        "lists_sha256": {p.relative_to(data).as_posix(): file_sha256(p) for p in lists},
     }
+
+
+def generated(folder: Path) -> dict[str, str]:
+    """Return what belongs into a data folder beside its word lists: texts by file name."""
+    world = make_world(WORLD_SEED, Lexicon(folder / "lexicon"))
+    samples = {f"samples/{name}": text for name, text in sample_texts(world).items()}
+    return samples | {"manifest.json": json.dumps(build_manifest(world), indent=2) + "\n"}
 
 
 def write(folder: Path) -> None:
     """Write samples and manifest into a data folder that holds a lexicon."""
-    world = make_world(WORLD_SEED, Lexicon(folder / "lexicon"))
     (folder / "samples").mkdir(exist_ok=True)
-    for name, text in sample_texts(world).items():
-        (folder / "samples" / name).write_text(text, encoding="utf-8", newline="\n")
-    manifest = json.dumps(build_manifest(world), indent=2) + "\n"
-    (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+    for name, text in generated(folder).items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def check(folder: Path) -> list[str]:
     """Return what in a data folder differs from what the generators make now; empty: nothing."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} must exist; run `python -m llama2_lib.world.manifest write`"
-        )
-    world = make_world(WORLD_SEED, Lexicon(folder / "lexicon"))
-    recorded, fresh = json.loads(path.read_text(encoding="utf-8")), build_manifest(world)
-    problems = [
-        _difference(key, recorded.get(key), fresh.get(key))
-        for key in fresh.keys() | recorded.keys()
-        if fresh.get(key) != recorded.get(key)
-    ]
-    texts = sample_texts(world)
-    present = {path.name for path in (folder / "samples").glob("*")}
-    problems += [f"samples/{name} should not be there" for name in present - texts.keys()]
+    texts = generated(folder)
+    present = {f"samples/{path.name}" for path in (folder / "samples").glob("*")}
+    problems = [f"{name} should not be there" for name in present - texts.keys()]
     for name, text in texts.items():
-        sample = folder / "samples" / name
-        if not sample.is_file() or sample.read_bytes() != text.encode():
-            problems.append(f"samples/{name} is missing or differs from what is generated")
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            problems.append(f"{name} is missing or differs from what is generated")
     return sorted(problems)
-
-
-def _difference(key: str, recorded: object, fresh: object) -> str:
-    if isinstance(recorded, dict) and isinstance(fresh, dict):
-        names = sorted(n for n in recorded.keys() | fresh.keys() if recorded.get(n) != fresh.get(n))
-        return f"{key} differs for {', '.join(names)}"
-    return f"{key}: the manifest says {recorded}, the generators say {fresh}"
-
-
-def _sha256s(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): _sha256(path.read_bytes()) for path in paths}
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def main(arguments: list[str]) -> int:

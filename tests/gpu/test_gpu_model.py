@@ -99,9 +99,7 @@ def test_one_training_step_agrees(pair, device):
 
 
 def test_greedy_tokens_agree(pair):
-    cpu, gpu = (
-        generate(model, PROMPTS, max_new_tokens=[12, 3, 20, 7], temperature=0) for model in pair
-    )
+    cpu, gpu = (generate(model, PROMPTS, max_new_tokens=12, temperature=0) for model in pair)
     assert [c.ids for c in gpu] == [c.ids for c in cpu]
     assert len({tuple(c.ids) for c in cpu}) == 4
     for a, b in zip(gpu, cpu, strict=True):

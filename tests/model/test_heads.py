@@ -107,15 +107,15 @@ def test_the_head_has_the_stated_spread(model):
 
 @pytest.mark.parametrize("lengths", [[4, 0, 1], [4, 8, 1]])
 def test_lengths_that_fit_no_row_are_refused(model, ids, lengths):
-    with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.\.7"):
+    with pytest.raises(AssertionError, match="lengths"):
         scalar_model(model).score(ids, torch.tensor(lengths))
 
 
 def test_a_saved_scalar_model_comes_back_and_a_chat_model_is_not_one(model, ids, tmp_path):
     scalar = scalar_model(model, seed=1)
     save_model(scalar, tmp_path)
-    again = load_scalar_model(tmp_path, dtype=None)
-    assert torch.equal(again.score(ids, LENGTHS), scalar.eval().score(ids, LENGTHS))
+    again = load_scalar_model(tmp_path)
+    assert torch.equal(again.score(ids, LENGTHS), scalar.float().eval().score(ids, LENGTHS))
     with pytest.raises(ValueError, match=r"weight backbone\.layers"):
         load_model(tmp_path)
     save_model(model, tmp_path)

@@ -126,7 +126,7 @@ def test_lengths_of_documents_stand_for_positions_and_mask(random_model):
     "lengths", [[], [18], [18, 17], [18, 19], [17, 19], [18, 18, 1], [18, 0, 18]]
 )
 def test_documents_must_fill_the_rows(random_model, lengths):
-    with pytest.raises(ValueError, match="lengths must fill 2 rows of 18 tokens"):
+    with pytest.raises(AssertionError, match=r"^(documents|.* tokens) must"):
         random_model()(tokens(2, 18), attend=packed(lengths))
 
 

@@ -176,27 +176,22 @@ def test_constants_of_old_exports_are_passed_over(foreign, model):
     same(load_model(foreign)[0], model)
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("nowhere", "There is no such folder"),
-    ("model.safetensors", "It is a file; of files, .bin of llama2.c and .gguf can be read"),
+@pytest.mark.parametrize(("name", "files", "message"), [
+    ("nowhere", [], "nowhere does not exist; of files a .bin of llama2.c and a .gguf can be read"),
+    ("model.pt", None, "model.pt is a file; of files"),
+    ("empty", [""], "It holds nothing"),
+    ("meta", ["consolidated.00.pth"], r"holds consolidated\.00\.pth"),
 ])  # fmt: skip
-def test_what_is_no_folder_is_named(tmp_path, name, message):
-    if name != "nowhere":
-        (tmp_path / name).write_bytes(b"ak42")
-    with pytest.raises(FileNotFoundError, match=f"{name} must hold a config.json. {message}"):
-        load_model(tmp_path / name)
-
-
-@pytest.mark.parametrize(("files", "message"), [
-    ([], "It holds nothing"),
-    (["notes.txt", "a.bin"], r"It holds a\.bin, notes\.txt"),
-    (["consolidated.00.pth", "tokenizer.model"], "These are Meta's weights without their params"),
-])  # fmt: skip
-def test_a_folder_without_a_config_is_described(tmp_path, files, message):
-    for name in files:
-        (tmp_path / name).write_text("{}")
+def test_what_is_no_folder_of_weights_is_described(tmp_path, name, files, message):
+    path = tmp_path / name
+    if files is None:
+        path.write_bytes(b"ak42")
+    for file in files or ():
+        path.mkdir(exist_ok=True)
+        if file:
+            (path / file).write_text("{}")
     with pytest.raises(FileNotFoundError, match=f"must hold a config.json.*{message}"):
-        load_model(tmp_path)
+        load_model(path)
 
 
 @pytest.mark.parametrize("missing", ["model", "model-2-of-2"])
@@ -242,13 +237,6 @@ def test_a_damaged_index_is_refused(foreign, text, message):
         load_model(foreign)
 
 
-def test_shards_without_their_index_are_recognised(foreign):
-    shard(foreign)
-    (foreign / "model.safetensors.index.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"shards, but no model\.safetensors\.index\.json"):
-        load_model(foreign)
-
-
 def test_a_weight_in_two_shards_is_refused(foreign):
     shard(foreign)
     first, second = (load_file(foreign / f"model-{n}-of-2.safetensors") for n in (1, 2))
@@ -259,19 +247,18 @@ def test_a_weight_in_two_shards_is_refused(foreign):
         load_model(foreign)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    *((lambda data, n=n: data[:n], "It was cut off: fetch") for n in (0, 5, 9, 400, -1)),
-    (lambda data: data + b"rest", "It has 4 bytes too many"),
-    (lambda data: b"\n<!DOCTYPE html><html>Sign in</html>", "It is a web page"),
-    (lambda data: b"version https://git-lfs.github.com/spec/v1\noid", "pointer of git-LFS"),
-    (lambda data: b"PK\x03\x04" + 400 * b"\x07", "It is damaged"),
-    (lambda data: data[:8] + b"[" + data[9:], "It is damaged"),
-    (lambda data: data.replace(b'"F32"', b'"F99"'), "It is damaged"),
+@pytest.mark.parametrize("change", [
+    *(lambda data, n=n: data[:n] for n in (0, 5, 9, 400, -1)),
+    lambda data: data + b"rest",
+    lambda data: b"version https://git-lfs.github.com/spec/v1\noid",
+    lambda data: b"PK\x03\x04" + 400 * b"\x07",
+    lambda data: data[:8] + b"[" + data[9:],
+    lambda data: data.replace(b'"F32"', b'"F99"'),
 ])  # fmt: skip
-def test_a_file_that_is_no_whole_one_says_what_it_looks_like(ours, change, message):
+def test_a_file_that_is_no_whole_one_is_refused(ours, change):
     path = ours / "model.safetensors"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(ValueError, match=rf"model\.safetensors must be a whole.*{message}"):
+    with pytest.raises(ValueError, match=r"model\.safetensors must be a whole.*Fetch or build"):
         load_model(ours)
 
 

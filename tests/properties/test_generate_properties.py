@@ -80,35 +80,34 @@ def test_a_constant_added_to_all_logits_changes_nothing(row, u, shift, t):
 
 
 prompt = st.lists(st.integers(0, 22), min_size=1, max_size=9)
-row = st.tuples(
-    prompt, st.integers(1, 10), st.frozensets(st.integers(0, 22), max_size=9), st.integers(0, 99)
-)
+batches = st.lists(st.tuples(prompt, st.integers(0, 99)), min_size=1, max_size=11)
+stops = st.frozensets(st.integers(0, 22), max_size=9)
+limits = st.integers(1, 10)
+heats = st.sampled_from([0.0, 0.8, 1.5])
 
 
 @pytest.mark.slow
 @FEW
-@given(st.lists(row, min_size=1, max_size=11), st.sampled_from([0.0, 0.8, 1.5]), mass)
-def test_a_ragged_batch_is_its_rows_one_by_one(model, batch, t, p):
-    prompts, limits, stops, seeds = zip(*batch, strict=True)
-    dials = {"temperature": t, "top_p": p}
-    together = generate(model, prompts, max_new_tokens=limits, stop_ids=stops, seed=seeds, **dials)
-    for (prompt, limit, stop, seed), found in zip(batch, together, strict=True):
-        (alone,) = generate(
-            model, [prompt], max_new_tokens=limit, stop_ids=stop, seed=[seed], **dials
-        )
+@given(batches, limits, stops, heats, mass)
+def test_a_ragged_batch_is_its_rows_one_by_one(model, batch, limit, stop, t, p):
+    prompts, seeds = zip(*batch, strict=True)
+    dials = {"temperature": t, "top_p": p, "max_new_tokens": limit, "stop_ids": stop}
+    together = generate(model, prompts, seed=seeds, **dials)
+    for (prompt, seed), found in zip(batch, together, strict=True):
+        (alone,) = generate(model, [prompt], seed=[seed], **dials)
         assert (found.ids, found.finished) == (alone.ids, alone.finished)
         one, other = (torch.tensor(c.logprobs, dtype=torch.float64) for c in (found, alone))
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
 @FEW
-@given(st.lists(row, min_size=1, max_size=11), st.sampled_from([0.0, 0.8, 1.5]), mass)
-def test_an_answer_ends_at_its_first_stop_id_or_at_its_limit(model, batch, t, p):
-    prompts, limits, stops, seeds = zip(*batch, strict=True)
-    dials = {"seed": seeds, "temperature": t, "top_p": p}
-    found = generate(model, prompts, max_new_tokens=limits, stop_ids=stops, **dials)
-    free = generate(model, prompts, max_new_tokens=limits, **dials)
-    for c, whole, limit, stop in zip(found, free, limits, stops, strict=True):
+@given(batches, limits, stops, heats, mass)
+def test_an_answer_ends_at_its_first_stop_id_or_at_its_limit(model, batch, limit, stop, t, p):
+    prompts, seeds = zip(*batch, strict=True)
+    dials = {"seed": seeds, "temperature": t, "top_p": p, "max_new_tokens": limit}
+    found = generate(model, prompts, stop_ids=stop, **dials)
+    free = generate(model, prompts, **dials)
+    for c, whole in zip(found, free, strict=True):
         assert 1 <= len(c.ids) == len(c.logprobs) <= limit
         assert c.finished == (c.ids[-1] in stop)
         assert not stop & set(c.ids[:-1])

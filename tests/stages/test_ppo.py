@@ -23,7 +23,7 @@ from llama2_lib.stages.ppo import (
     rollout,
     train,
 )
-from llama2_lib.stages.reward import Rewarded, RewardModels
+from llama2_lib.stages.reward import Rewarded
 from llama2_lib.training.loop import optimize
 from llama2_lib.training.optim import adamw
 
@@ -139,7 +139,7 @@ def test_before_the_first_step_the_ratio_is_1_to_the_last_bit():
         mask = batch.response_mask
         now, _ = answer_logprobs(model.policy, mask, batch.ids, settings.temperature)
         assert torch.equal(now.detach(), batch.old_logprobs)
-        whole = token_logprobs(model.policy(batch.ids[:, :-1]), batch.ids, settings.temperature)
+        whole = token_logprobs(model.policy(batch.ids[:, :-1]) / settings.temperature, batch.ids)
         torch.testing.assert_close(now[mask], whole[mask], rtol=0, atol=1e-10)
         assert now[~mask].abs().max() == 0
         metrics = loss(model, batch).metrics
@@ -168,9 +168,8 @@ def test_rewards_to_go_are_the_score_less_beta_times_the_log_ratio():
         ids = torch.tensor([sample.ids])
         score = eighths([sample.ids], [tag]).combined[0] if sample.finished else -3.0
         with torch.no_grad():
-            ratio = token_logprobs(model.policy(ids[:, :-1]), ids, 0.8) - token_logprobs(
-                reference(ids[:, :-1]), ids, 0.8
-            )
+            own, fixed = (m(ids[:, :-1]) / 0.8 for m in (model.policy, reference))
+            ratio = token_logprobs(own, ids) - token_logprobs(fixed, ids)
         ratio = ratio[0, len(sample.prompt) - 1 :]
         wanted = score - 0.25 * ratio.flip(0).cumsum(0).flip(0)
         torch.testing.assert_close(left, wanted, rtol=0, atol=1e-10)
@@ -265,25 +264,6 @@ def test_the_seed_decides_and_the_models_only_listen():
     after = [p for m in (model, reference) for p in m.parameters()]
     assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
     assert all(p.grad is None for p in after)
-
-
-def test_there_is_no_dropout():
-    model = actor_critic().train()
-    ids = torch.tensor([[1, 4, 5, 9]])
-    with torch.no_grad():
-        for network_ in (model.policy, model.value):
-            training = [network_(ids) for _ in range(2)]
-            assert torch.equal(*training)
-            assert torch.equal(training[0], network_.eval()(ids))
-
-
-def test_reward_models_score_what_was_sampled():
-    models = RewardModels(*[scalar_model(network(seed), seed=seed) for seed in (8, 9)])
-    found, _ = rolled(config(beta=0.0), rewards=models)
-    wanted = models([s.ids for s in found.samples], [tag for _, tag in PROMPTS]).combined
-    ended = np.array([sample.finished for sample in found.samples])
-    np.testing.assert_allclose(last_rewards(found)[ended], wanted[ended], rtol=0, atol=1e-6)
-    assert wanted.std() > 0.1
 
 
 @pytest.mark.parametrize("by", ["nothing", "batch", "tag"])

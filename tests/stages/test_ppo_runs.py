@@ -161,7 +161,7 @@ def test_a_reference_that_shares_weights_is_refused(tmp_path):
     partly = copy.deepcopy(policy)
     partly.tok_embeddings.weight = policy.tok_embeddings.weight
     for reference in (policy, partly):
-        with pytest.raises(ValueError, match=r"must be a copy of the policy.*copy\.deepcopy"):
+        with pytest.raises(AssertionError, match="must be a copy of the policy"):
             Run(config(), tmp_path, policy=policy, reference=reference)
     assert not list(tmp_path.iterdir())
 
@@ -318,7 +318,7 @@ def test_a_run_that_diverges_stops_at_once(tmp_path):
 
 def test_a_value_function_of_another_tokenizer_is_refused():
     ActorCritic(network(), scalar_model(network()))
-    with pytest.raises(ValueError, match="one vocabulary; got 11 and 12 pieces"):
+    with pytest.raises(AssertionError, match="two vocabularies"):
         ActorCritic(network(), scalar_model(network(vocab=12)))
 
 

@@ -82,7 +82,7 @@ def test_both_answers_share_the_prompt_and_end_with_eos(tokenizer):
 
 def test_excluded_pairs_are_refused(tokenizer):
     pair = replace(world_pairs("safety", 0, 0, 1, "train")[0], safety_bin="unsafe, safe")
-    with pytest.raises(ValueError, match="are excluded from training"):
+    with pytest.raises(AssertionError, match="drop pairs labelled"):
         encode_pairs([pair], tokenizer, "small")
 
 
@@ -237,7 +237,7 @@ def test_reward_models_are_frozen(chat):
 
 def test_reward_models_of_two_vocabularies_are_refused(chat):
     other = initialise(Transformer(replace(chat.config, vocab_size=VOCAB - 1)), 0)
-    with pytest.raises(ValueError, match=f"one vocabulary; got {VOCAB - 1} and {VOCAB} pieces"):
+    with pytest.raises(AssertionError, match="one vocabulary"):
         RewardModels(scalar_model(other), scalar_model(chat))
 
 

@@ -170,16 +170,6 @@ def test_the_number_of_targets_is_that_of_the_answer_pieces_and_eos(chat_tokeniz
     assert ids.count(chat_tokenizer.bos_id) == 3
 
 
-def test_real_pieces_of_one_example(chat_tokenizer):
-    ids, mask = encode_example([user("what does he do"), assistant("a baker")], chat_tokenizer)
-    pieces = [chat_tokenizer.piece(token) for token in ids]
-    assert [piece for piece, target in zip(pieces, mask, strict=True) if target] == [
-        "▁a", "▁baker", "▁", "</s>",
-    ]  # fmt: skip
-    assert pieces[0] == "<s>"
-    assert not mask[0]
-
-
 def test_a_tokenizer_that_merges_across_the_border_is_refused():
     dialog = [user("Hi"), assistant("Hello.")]
     assert encode_example(dialog, Letters())
@@ -187,19 +177,9 @@ def test_a_tokenizer_that_merges_across_the_border_is_refused():
         encode_example(dialog, GreedyBorder())
 
 
-@pytest.mark.parametrize("tag", TAGS)
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_tag_in_any_message_is_refused(tag, index):
-    dialog = [system("Be brief."), user("Hi"), assistant("Hello.")]
-    check_dialog(dialog)
-    dialog[index] = {**dialog[index], "content": f"before {tag} after"}
-    with pytest.raises(ValueError, match=rf"tags.*message {index} .*Remove it"):
-        check_dialog(dialog)
-
-
 REFUSED = {
-    "nothing": ([], "at least one user message; got no message"),
-    "system alone": ([system("Be brief.")], "Add the user's question"),
+    "nothing": ([], "needs a user message at least; got none"),
+    "system alone": ([system("Be brief.")], "needs a user message at least"),
     "assistant first": ([assistant("Hi")], "message 0 must come from the user; got 'assistant'"),
     "two users": ([user("Hi"), user("there")], "message 1 must come from the assistant.*merge"),
     "two users after system": (
@@ -213,8 +193,8 @@ REFUSED = {
     "no content": ([{"role": "user"}], "must have the strings 'role' and 'content'"),
     "content is no string": ([{"role": "user", "content": 3}], "got content=3"),
     "lone surrogate": ([user("Hi \ud800")], "valid Unicode.*character 3"),
-    "a string": ("Hello", "must be a list of messages; got the string 'Hello'"),
-    "one message": (user("Hello"), "must be a list of messages; got one message.*list around it"),
+    "a string": ("Hello", "must be a list of messages; got 'Hello'"),
+    "one message": (user("Hello"), "must be a list of messages; got {'role': 'user', .*Write"),
     "a list of strings": (["Hello"], "message 0 must be a dict.*got 'Hello'"),
     "a pair": ([("user", "Hello")], r"message 0 must be a dict.*got \('user', 'Hello'\)"),
     "a list of lists": ([[user("Hello")]], "message 0 must be a dict"),
@@ -285,13 +265,6 @@ def test_a_sampled_text_is_cleaned_until_no_tag_is_left(text):
     assert sanitised(sanitised(text)) == sanitised(text)
     if sanitised(text).strip():
         check_dialog([user("Hi"), assistant(sanitised(text))])
-
-
-@pytest.mark.timeout(20)
-def test_deep_nesting_takes_no_longer_than_its_length():
-    for tag in TAGS:
-        half = len(tag) // 2
-        assert sanitised(tag[:half] * 200_000 + tag[half:] * 200_000) == ""
 
 
 def test_a_prompt_must_be_open_and_an_example_finished():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from llama2_lib.text.files import LONGEST_TEXT, Survey, cut, read_documents, survey, text_files
+from llama2_lib.text.files import LONGEST_TEXT, cut, read_documents, text_files
 
 
 def write(folder, **files):
@@ -156,7 +156,7 @@ def test_json_that_nests_too_deep_is_named(tmp_path):
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     write(tmp_path, a_txt="text")
     os.mkfifo(tmp_path / "b.txt")
-    for ask in (text_files, survey, lambda folder: list(read_documents(folder))):
+    for ask in (text_files, lambda folder: list(read_documents(folder))):
         with pytest.raises(ValueError, match=r"b\.txt must be an ordinary file.*[Rr]emove it"):
             ask(tmp_path)
 
@@ -262,37 +262,6 @@ def test_a_line_of_json_is_one_document_however_long(tmp_path):
     text = "\n\n".join(paragraphs(50))
     write(tmp_path, a_jsonl=line(text))
     assert list(read_documents(tmp_path)) == [text]
-
-
-def test_the_survey_counts_what_is_read_and_names_what_is_not(tmp_path):
-    write(
-        tmp_path,
-        a_txt="\n\n".join(paragraphs(100)),
-        b_txt="short",
-        b__c_txt="\n\n".join(["x" * 1_500] * 2),
-        c_jsonl=line("first") + line("next"),
-        d__e_md="no",
-        f_md="no",
-        g_csv="no",
-        README="no",
-    )
-    found = survey(tmp_path)
-    documents = list(read_documents(tmp_path))
-    assert found.n_files == 4
-    assert found.n_documents == len(documents) > 8
-    assert found.n_characters == sum(map(len, documents))
-    assert found.n_cut == 2
-    assert found.left_out == {".md": 2, ".csv": 1, "without ending": 1}
-    assert str(found) == (
-        f"{len(documents)} documents in 4 files (2 long texts were cut into several); "
-        "left out: 2 .md, 1 .csv, 1 without ending"
-    )
-
-
-def test_a_survey_is_a_sentence_with_what_there_is_to_say():
-    assert str(Survey(n_files=1, n_documents=7_222)) == "7,222 documents in 1 file"
-    cut_once = Survey(n_files=2, n_documents=30, n_cut=1)
-    assert str(cut_once) == "30 documents in 2 files (1 long text was cut into several)"
 
 
 def test_a_file_of_lines_is_read_line_by_line(tmp_path):

@@ -27,21 +27,6 @@ def tok(path) -> Tokenizer:
     return load_tokenizer(path)
 
 
-TEXTS = [
-    "", " ", "   ", "the fox", " the fox ", "The  fox", "\n", "a\nb\r\n\tc", "\0", "\x85\u2028",
-    "gr\u00fc\u00dfe", "e\u0301 \u00e9", "\u4f60\u597d", "\U0001f98a\u200d\U0001f33f",
-    "\ufb01\u2460\uff21",
-    "<s>", "</s>", "<unk>", "<0x0A>", "[INST] x [/INST]", "\ufeffx", "\ufffd", "1987", "x12.50y",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_any_text_comes_back(tok, text):
-    ids = tok.encode(text)
-    assert tok.decode(ids) == text
-    assert all(3 <= index < 340 for index in ids), "control ids never come from text"
-
-
 def test_the_ids_and_sizes_are_metas(tok):
     assert (tok.unk_id, tok.bos_id, tok.eos_id) == (0, 1, 2)
     assert tok.processor.pad_id() == -1
@@ -55,15 +40,6 @@ def test_a_text_begins_with_a_space_that_decoding_takes_away(tok):
     assert tok.pieces("the")[0].startswith("\u2581")
     assert tok.pieces("the") != tok.pieces(" the")
     assert tok.decode(tok.encode(" the")) == " the"
-
-
-def test_control_ids_stand_where_they_are_asked_for(tok):
-    plain = tok.encode("the fox")
-    assert tok.encode("the fox", bos=True) == [1, *plain]
-    assert tok.encode("the fox", eos=True) == [*plain, 2]
-    assert tok.encode("the fox", bos=True, eos=True) == [1, *plain, 2]
-    assert tok.encode("", bos=True, eos=True) == [1, 2]
-    assert tok.decode([1, *plain, 2]) == "the fox"
 
 
 def test_unknown_characters_become_their_bytes(tok):
@@ -94,14 +70,6 @@ def test_without_splitting_a_year_is_one_piece(tmp_path):
     assert whole.pieces("2024") == ["\u25812024"]
 
 
-def test_pieces_stay_within_words_and_scripts(tok):
-    learned = [tok.piece(index) for index in range(259, tok.vocab_size)]
-    assert all("\u2581" not in piece.lstrip("\u2581") for piece in learned)
-    assert max(map(len, learned)) <= 16
-    assert "\u2581the" in learned
-    assert not any("\n" in piece for piece in learned)
-
-
 def test_pieces_stay_apart_even_where_joining_would_pay(tmp_path):
     """A text of one line over and over: nothing but the rules keeps its parts from merging."""
     line = "so it goes \u0434\u0430yes donaudampfschifffahrtsgesellschaft"
@@ -130,12 +98,6 @@ def test_characters_are_not_normalised(tok):
     assert tok.encode("\ufb01") != tok.encode("fi")
     assert tok.encode("\u00e9") != tok.encode("e\u0301")
     assert tok.encode("a  b") != tok.encode("a b")
-
-
-def test_many_texts_at_once_are_the_same_one_by_one(tok):
-    assert tok.encode_batch(TEXTS) == [tok.encode(text) for text in TEXTS]
-    assert tok.encode_batch(tuple(TEXTS[:3])) == [tok.encode(text) for text in TEXTS[:3]]
-    assert tok.encode_batch([]) == []
 
 
 def test_pieces_and_ids_belong_together(tok):
@@ -213,15 +175,6 @@ def test_an_error_of_the_texts_is_raised_as_it_is(tmp_path):
 
     with pytest.raises(KeyError, match="of the caller"):
         train_tokenizer(broken(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
-
-
-def test_memory_that_runs_out_is_named(tmp_path, monkeypatch):
-    def starved(**settings):
-        raise MemoryError("std::bad_alloc")
-
-    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", starved)
-    with pytest.raises(MemoryError, match=r"800 lines.*ran out of memory"):
-        train_tokenizer(texts(), TokenizerConfig(vocab_size=300), tmp_path / "t.model")
 
 
 def test_an_error_of_unknown_cause_is_not_blamed_on_the_vocabulary(tmp_path, monkeypatch):

@@ -39,51 +39,10 @@ def take(corpus, n, *, seed=0, start=0):
     return list(islice(corpus.batches(seed=seed, batch_size=BATCH, seq_len=SEQ, start=start), n))
 
 
-def test_an_epoch_holds_every_document_whole_and_once(corpus):
-    ids, document = corpus.epoch(0, 0)
-    begins = np.flatnonzero(np.diff(document, prepend=-1))
-    pieces = [piece.tolist() for piece in np.split(ids, begins[1:])]
-    whole = [
-        list(range(end - length, end))
-        for end, length in zip(np.cumsum(LENGTHS), LENGTHS, strict=True)
-    ]
-    assert sorted(pieces) == whole
-    assert pieces != whole, "the documents were not shuffled"
-    assert document.tolist() == [n for n, piece in enumerate(pieces) for _ in piece]
-
-
 def test_epochs_and_seeds_shuffle_differently_and_repeatably(corpus):
     orders = {key: tuple(corpus.epoch(*key)[0]) for key in [(0, 0), (0, 1), (1, 0), (1, 1)]}
     assert len(set(orders.values())) == 4
     assert orders[0, 1] == tuple(corpus.epoch(0, 1)[0])
-
-
-def test_every_token_is_a_target_once_an_epoch_but_for_the_tail(corpus):
-    per_epoch = (80 - 1) // (BATCH * SEQ)
-    assert per_epoch == 5
-    batches = take(corpus, 2 * per_epoch)
-    for epoch in range(2):
-        part = batches[epoch * per_epoch : (epoch + 1) * per_epoch]
-        targets = torch.cat([batch.ids[:, 1:].flatten() for batch in part]).tolist()
-        assert targets == corpus.epoch(0, epoch)[0][1 : 1 + 75].tolist()
-        assert len(set(targets)) == 75
-
-
-def test_a_row_begins_with_the_last_token_of_the_row_before(corpus):
-    rows = torch.cat([batch.ids for batch in take(corpus, 5)])
-    assert rows.shape == (15, SEQ + 1)
-    assert torch.equal(rows[1:, 0], rows[:-1, -1])
-
-
-def test_each_token_carries_its_document(corpus):
-    owner = np.repeat(np.arange(12), LENGTHS)
-    batches = take(corpus, 5)
-    for batch in batches:
-        for ids, document in zip(batch.ids, batch.document, strict=True):
-            true = torch.from_numpy(owner[ids.numpy()])
-            same = true[:, None] == true[None, :]
-            assert torch.equal(document[:, None] == document[None, :], same)
-    assert max(len(row.unique()) for batch in batches for row in batch.document) >= 3
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 5])
@@ -99,17 +58,6 @@ def test_every_third_batch_is_whole_wherever_one_starts(corpus, start):
             assert one.document.any()
         else:
             assert torch.equal(one.document, other.document)
-
-
-@pytest.mark.parametrize("start", [1, 4, 5, 6, 17])
-def test_starting_late_is_skipping(corpus, start):
-    skipped = take(corpus, start + 3)[start:]
-    for late, batch in zip(take(corpus, 3, start=start), skipped, strict=True):
-        assert torch.equal(late.ids, batch.ids)
-        assert torch.equal(late.document, batch.document)
-    assert not torch.equal(skipped[0].ids, take(corpus, 1)[0].ids)
-    first = next(corpus.batches(seed=0, batch_size=BATCH, seq_len=SEQ))  # said or not
-    assert torch.equal(first.ids, take(corpus, 1, start=0)[0].ids)
 
 
 def test_ids_come_as_int64_whatever_the_file_holds(corpus):

@@ -71,16 +71,6 @@ def test_every_example_lies_whole_in_a_row_once_and_several_share_one(examples):
     assert members(other) != members(packed), "the examples were not shuffled"
 
 
-def test_padding_stands_at_the_end_and_is_no_target(examples):
-    packed = PackedDialogs(examples, seq_len=SEQ)
-    padding = packed.document < 0
-    assert padding.any()
-    assert (np.diff(padding.astype(int), axis=1) >= 0).all()
-    assert not packed.loss_mask[padding].any()
-    assert packed.counts()["padding"] == padding.sum()
-    assert (~padding).sum() == sum(len(ids) for ids, _ in examples)
-
-
 def test_no_example_begins_with_a_target(examples):
     packed = PackedDialogs(examples, seq_len=SEQ)
     begins = np.diff(packed.document, axis=1, prepend=-2) != 0
@@ -104,21 +94,6 @@ def test_first_fit_by_hand():
     assert first_fit([], 7) == []
     with pytest.raises(AssertionError, match="longer than a row of 7"):
         first_fit([2, 8], 7)
-
-
-def test_a_long_example_is_cut_after_the_last_answer_that_fits(examples):
-    ids, mask = examples[4]  # turns of 8 and 6 tokens
-    assert shorten((ids, mask), 14) == (ids, mask)
-    for longest in range(8, 14):
-        assert shorten((ids, mask), longest) == (ids[:8], mask[:8])
-        assert ids[7] == EOS
-    assert shorten((ids, mask), 7) is None
-
-
-def test_an_answer_at_the_border_keeps_its_own_eos():
-    ids, mask = [BOS, 5, 6, 7, 8, EOS], [False, False, True, True, True, True]
-    assert shorten((ids, mask), 6) == (ids, mask)
-    assert shorten((ids, mask), 5) is None, "a cut answer would look finished, or never end"
 
 
 def test_only_the_last_answer_marked_is_lost_with_it(examples):
@@ -153,7 +128,6 @@ def test_if_nothing_fits_it_is_said(examples):
         ([False] * 5, "example 1 marks none of 5 tokens. Drop the example"),
         ([True] * 5, "example 1 marks all 5 tokens, so the model would learn to ask"),
         ([True, False, False, True, True], "first token of an example cannot be a target"),
-        ([False, True], "same length; example 1 has 5 and 2"),
     ],
 )
 def test_a_mask_that_cannot_be_right_is_refused(examples, mask, message):

@@ -41,11 +41,6 @@ def test_roles_alternate_and_an_answer_ends_each_dialog(samples, grade):
     assert with_system == pytest.approx(expected, rel=0, abs=0.03)
 
 
-def test_the_grades_differ(samples):
-    clean, mixed, noisy = (samples[grade][:50] for grade in WRITER_GRADES)
-    assert clean != mixed != noisy != clean
-
-
 def test_safe_demonstrations_decline_explain_and_offer(world, judge):
     dialogs = demonstrations(world, 4, 500, shares={"adversarial": 1.0})
     for dialog, prompt in zip(dialogs, adversarial_prompts(world, 4, 500), strict=True):

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 
 from llama2_lib.world import make_world
-from llama2_lib.world.demonstrations import WRITER_GRADES, borderline_training, demonstrations
+from llama2_lib.world.demonstrations import borderline_training, demonstrations
 from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.documents import documents
 from llama2_lib.world.instructions import briefs, instructed_dialogs, instructions
@@ -49,13 +49,6 @@ def test_splits_differ_and_an_unknown_one_is_named(stream):
         stream(WORLD, 5, 1, "test")
 
 
-@pytest.mark.parametrize("grade", WRITER_GRADES)
-def test_demonstrations_of_each_grade_are_seeded_and_a_prefix_stays(grade):
-    first = list(demonstrations(WORLD, 4, 50, grade))
-    assert list(islice(demonstrations(WORLD, 4, grade=grade), 20)) == first[:20]
-    assert list(demonstrations(WORLD, 5, 50, grade)) != first
-
-
 def test_the_streams_of_the_source_are_those_of_the_world():
     assert list(SOURCE.documents(3, 20)) == list(documents(WORLD, 3, 20))
     shares = {"story": 1.0}
@@ -70,16 +63,6 @@ def test_the_streams_of_the_source_are_those_of_the_world():
     assert list(SOURCE.dialogs(1, 5, shares=only)) == list(demonstrations(WORLD, 1, 5, shares=only))
     assert isinstance(SOURCE, Source)
     assert SOURCE.judge is judge_of(WORLD)
-
-
-def test_streams_of_the_source_are_endless_unless_asked_for_n():
-    endless = [
-        SOURCE.documents(0),
-        SOURCE.dialogs(0),
-        SOURCE.prompts(0),
-        SOURCE.pairs("safety", 0),
-    ]
-    assert [len(list(islice(stream, 3))) for stream in endless] == [3] * 4
 
 
 def test_an_unknown_stream_is_refused():

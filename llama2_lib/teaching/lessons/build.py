@@ -2,9 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -65,19 +66,14 @@ def both(
     return []
 
 
-def _execute(notebook: NotebookNode, folder: Path, on_cell: Callable[..., object]) -> None:
-    """Run all cells with `folder` as working directory, in place."""
+def execute(notebook: NotebookNode, folder: Path, **options: Any) -> None:
+    """Run all cells with `folder` as working directory, in place; options are nbclient's."""
     client = NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT,
-        kernel_name="python3",
-        coalesce_streams=True,
-        record_timing=False,
-        store_widget_state=False,
-        on_cell_executed=on_cell,
+        notebook, timeout=CELL_TIMEOUT, kernel_name="python3", coalesce_streams=True,
+        record_timing=False, store_widget_state=False,
         resources={"metadata": {"path": str(folder)}},
-        config=Config(KernelManager={"transport_encryption": "auto"}),
-    )
+        config=Config(KernelManager={"transport_encryption": "auto"}), **options,
+    )  # fmt: skip
     asyncio.run(client.async_execute(env=kernel_environment()))  # `execute` leaves its loop open
 
 
@@ -125,7 +121,7 @@ def _execute_all(lessons: Sequence[tuple[Path, NotebookNode]], out: Path) -> lis
 
         progress.set_description(path.stem)
         try:
-            _execute(notebook, out, on_cell)
+            execute(notebook, out, on_cell_executed=on_cell)
         except CellExecutionError as error:
             return f"{path.name}: {error}"
         except (DeadKernelError, TimeoutError) as error:

@@ -3,7 +3,6 @@
 A report, not an examination: whoever prints `[ OK ] RoPE` has passed it.
 """
 
-import asyncio
 import importlib.metadata
 import json
 import re
@@ -12,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
-from traitlets.config import Config
 
 from llama2_lib.storage import write_atomically
-from llama2_lib.teaching.lessons.build import CELL_TIMEOUT, KERNELS
-from llama2_lib.teaching.lessons.kernel import kernel_environment, need_kernel
+from llama2_lib.teaching.lessons.build import KERNELS, execute
+from llama2_lib.teaching.lessons.kernel import need_kernel
 from llama2_lib.teaching.lessons.source import PASSED, STUB, blanked, read_notebook, sources
 
 OUTCOMES = {"NO": "wrong", "  ": "not written", "OK": "right"}
@@ -79,13 +76,8 @@ def _printed(copy: Path, stored: bool) -> str:
     if not stored:
         for cell in notebook.cells:
             cell |= {"outputs": []} if cell.cell_type == "code" else {}
-        client = NotebookClient(
-            notebook, timeout=CELL_TIMEOUT, kernel_name="python3", allow_errors=True,
-            resources={"metadata": {"path": str(copy.parent)}},
-            config=Config(KernelManager={"transport_encryption": "auto"}),
-        )  # fmt: skip
         try:
-            asyncio.run(client.async_execute(env=kernel_environment()))
+            execute(notebook, copy.parent, allow_errors=True)
         except (DeadKernelError, TimeoutError, RuntimeError) as error:
             print(f"{copy.name} stopped half-way: {error}", file=sys.stderr)
     return _text(*notebook.cells)
