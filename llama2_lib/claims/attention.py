@@ -322,7 +322,7 @@ CLAIMS = (
             },
             {f"ratio, {shape}": mean(f"ratio/{shape}") for shape in SHAPES},
         ),
-        recorded=False, measured_by=measure_cache, min_seeds=1,
+        measured_by=measure_cache, min_seeds=1,
     ),
     Claim(
         id=7, section="A.2.1, figure 24", paper_trust=Trust.PRINTED,
@@ -341,6 +341,6 @@ CLAIMS = (
                 _alike,
             ),
         ),
-        shown=(_throughput_shown,), recorded=False, measured_by=measure_throughput,
+        shown=(_throughput_shown,), measured_by=measure_throughput,
     ),
 )  # fmt: skip

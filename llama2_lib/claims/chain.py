@@ -305,7 +305,7 @@ CLAIMS = (
         ),
         intervals="(95 % over pairs, all rounds pooled)",
         shown=(lambda measurements: claim.averages(measurements[:1], "accuracy"),),
-        recorded=False, measured_by=measure_drift,
+        measured_by=measure_drift,
         runs=lambda recipe, seed: {JUDGE: (JUDGE, recipe)}, min_seeds=1,
     ),
     Claim(
@@ -327,7 +327,7 @@ CLAIMS = (
                 above=0, named="",
             ),
         ),
-        intervals="(95 % over comparisons)", shown=(_shares,), recorded=False,
+        intervals="(95 % over comparisons)", shown=(_shares,),
         measured_by=measure_shares, runs=lambda recipe, seed: {JUDGE: (JUDGE, recipe)}, min_seeds=1,
     ),
     Claim(

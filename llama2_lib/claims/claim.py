@@ -387,9 +387,6 @@ class Claim:
     """Takes recipe and seed."""
     runs: Runs = lambda recipe, seed: {}
     """The runs that one seed needs, by name: they are trained before it is measured."""
-    recorded: bool = True
-    """Whether its runs take too long for the course, whose notebook then shows what the ledger
-    `data/claims.json` holds; `llama2 claims ID` measures it anew."""
     min_seeds: int = 3
     """With fewer the verdict is `inconclusive`; 1 for what does not depend on the seed."""
 

@@ -248,6 +248,6 @@ CLAIMS = (
             )
             for name in AUDITS
         ),
-        shown=("share",), recorded=False, measured_by=measure_audit,
+        shown=("share",), measured_by=measure_audit,
     ),
 )  # fmt: skip

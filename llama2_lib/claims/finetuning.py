@@ -363,7 +363,7 @@ CLAIMS = (
                 _packing,
             ),
         ),
-        intervals="", shown=("gradient", "waste/packed", "waste/alone"), recorded=False,
+        intervals="", shown=("gradient", "waste/packed", "waste/alone"),
         measured_by=measure_mask, min_seeds=1,
     ),
     Claim(
@@ -383,7 +383,7 @@ CLAIMS = (
         shown=(
             {f"win rate/{w}": partial(_win_rate, who=w) for w in ("sft", "base", "control")},
         ),
-        recorded=False, measured_by=measure_rival,
+        measured_by=measure_rival,
         runs=lambda recipe, seed: {"sft": ("sft", recipe)},
     ),
 )  # fmt: skip
