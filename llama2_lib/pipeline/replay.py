@@ -7,9 +7,11 @@ with what it did then.
 """
 
 import math
+import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from operator import eq
@@ -31,10 +33,15 @@ TEXTS = (".json", ".jsonl", ".gz", ".txt")
 """Files that are compared line by line, all others as one."""
 ROWS = 4
 """Of the log that are made again: what stands there before the first step, and three steps."""
-NEAR, ALIKE = 2e-3, 0.9
+NEAR, SAMPLED, ALIKE = 0.02, 0.1, 0.9
 """On another kind of processor, where sums are rounded otherwise: the largest relative difference
-of a logged number, and the smallest share of equal lines in a text file. A sample that falls the
-other way once is another text from there on."""
+of a logged number; the same where samples came out otherwise; and the smallest share of equal lines
+in a text file. A sample that falls the other way once is another text from there on, and a pair of
+103 that is a tie falls to either side. An AMD EPYC made nano's stages again with differences of
+1e-6, but for such pairs and samples: 2 % in an accuracy, 6 % in a gradient (`docs/log.md`)."""
+SMALL = 0.05
+"""Numbers nearer to zero are compared as if they were so large."""
+DECIMALS = re.compile(rb"\.\d+(e-?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,9 @@ class Replayed:
         return max((_apart(*pair) for pair in self.numbers.values()), default=0.0)
 
     def differences(self) -> list[str]:
-        """Return what is not as it was: exactly, or elsewhere within `NEAR` and `ALIKE`."""
-        near, alike = (0.0, 1.0) if self.exact else (NEAR, ALIKE)
+        """Return what is not as it was: exactly, or elsewhere within the bands."""
+        apart = any(same < n for same, n in self.lines.values())
+        near, alike = (0.0, 1.0) if self.exact else (SAMPLED if apart else NEAR, ALIKE)
         return [
             *(
                 f"{self.stage}: {name} is {now:.8g}; it was {then:.8g}"
@@ -75,7 +83,7 @@ class Replayed:
 def _apart(now: float, then: float) -> float:
     if now == then or (math.isnan(now) and math.isnan(then)):
         return 0.0
-    return abs(now - then) / max(abs(then), 1e-3)
+    return abs(now - then) / max(abs(then), SMALL)
 
 
 def replay(stage: str, recipe: Recipe, *, root: Path | None = None) -> Replayed:
@@ -105,7 +113,7 @@ def replay(stage: str, recipe: Recipe, *, root: Path | None = None) -> Replayed:
             )
             peers.run(stage, recipe, job, (log, ROWS))
             numbers |= _numbers(log, now, then)
-            lines |= _lines(now, then)
+            lines |= _lines(now, then, same)
     return Replayed(stage, time.perf_counter() - begin, same, numbers, lines)
 
 
@@ -132,8 +140,12 @@ def _number(row: dict[str, Any], name: str) -> float:
     return float(row.get(name, math.inf))
 
 
-def _lines(now: Path, then: Path) -> dict[str, tuple[int, int]]:
-    """Compare all that was written before the end, texts line by line."""
+def _lines(now: Path, then: Path, exact: bool) -> dict[str, tuple[int, int]]:
+    """Compare all that was written before the end, texts line by line.
+
+    Elsewhere decimals do not count, which the log compares, nor does the order: one sample more or
+    less moves all lines behind it.
+    """
     found = {}
     for path in storage.files_of(now):
         name = path.relative_to(now).as_posix()
@@ -144,5 +156,9 @@ def _lines(now: Path, then: Path) -> dict[str, tuple[int, int]]:
             storage.read_bytes(file).splitlines() if file.suffix in TEXTS else [file.read_bytes()]
             for file in (path, then / name)
         )
-        found[name] = (sum(map(eq, own, other)), max(len(own), len(other)))
+        same = sum(map(eq, own, other))
+        if not exact and path.suffix in TEXTS:
+            texts = (Counter(DECIMALS.sub(b"", line) for line in each) for each in (own, other))
+            same = (next(texts) & next(texts)).total()
+        found[name] = (same, max(len(own), len(other)))
     return found

@@ -105,20 +105,26 @@ def test_a_changed_log_is_found_by_row_and_name(toy_root, tmp_path):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     storage.seal(folder, json.loads((folder / storage.META).read_text()))
     found = replay("sft", toy(), root=root)
-    assert found.largest == pytest.approx(2 * NEAR, rel=0.01)
+    assert found.largest == pytest.approx(2 * NEAR / (1 + 2 * NEAR), rel=0.01)
     [difference] = found.differences()
     assert difference.startswith(f"sft: metrics.jsonl, row {first}, loss is ")
     assert replace(found, exact=False).differences() == [difference]
 
 
 def test_bands_elsewhere():
-    row = {"loss": (1.001, 1.0), "count": (7.0, 7.0)}
+    row = {"loss": (1.01, 1.0), "count": (7.0, 7.0), "gap": (0.0015, 0.0009)}
     near = Replayed("sft", 1.0, False, row, {"pool.jsonl": (95, 100)})
     assert near.differences() == []
     assert replace(near, exact=True).differences() == [
-        "sft: loss is 1.001; it was 1",
+        "sft: loss is 1.01; it was 1",
+        "sft: gap is 0.0015; it was 0.0009",
         "sft: 95 of 100 lines of pool.jsonl are as they were",
     ]
-    for far in ({"loss": (1.003, 1.0)}, {"loss": (float("nan"), 1.0)}):
+    whole = replace(near, lines={"pool.jsonl": (100, 100)})
+    for far in ({"loss": (1.03, 1.0)}, {"loss": (float("nan"), 1.0)}):
+        assert len(replace(whole, numbers=far).differences()) == 1
+    # where one sample fell the other way, numbers may be further apart, but not any number
+    assert replace(near, numbers={"loss": (1.03, 1.0)}).differences() == []
+    for far in ({"loss": (1.11, 1.0)}, {"loss": (float("nan"), 1.0)}):
         assert len(replace(near, numbers=far).differences()) == 1
     assert len(replace(near, lines={"pool.jsonl": (89, 100)}).differences()) == 1
