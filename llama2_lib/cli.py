@@ -180,16 +180,23 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(_OnDevice, _OfStage):
-    """Run one stage, and first any stage it needs that is not yet on disk."""
+    """Run one stage, and first any stage it needs that is not yet on disk.
+
+    Several GPUs or machines: torchrun --nproc-per-node N -m llama2_lib run STAGE.
+    """
 
     stage: tyro.conf.Positional[str] = ""
     """`llama2 show` lists them in their order."""
 
     def _do(self) -> int:
-        from llama2_lib import pipeline
+        from llama2_lib import parallel, pipeline
+        from llama2_lib.pipeline.ranks import joint_artifact
 
         stage = _known("stage", self.stage, _in_order())
-        folder = pipeline.artifact(stage, self.recipe_of(stage), device=self.device)
+        make = joint_artifact if parallel.launched() else pipeline.artifact
+        folder = make(stage, self.recipe_of(stage), device=self.device)
+        if parallel.launched() and os.environ["RANK"] != "0":
+            return 0  # the first process tells
         print(folder)
         _tell(stage, folder)
         return 0

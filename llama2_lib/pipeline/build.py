@@ -107,6 +107,7 @@ def artifact(
     bar: bool = True,
     processes: int | None = None,
     released: bool = True,
+    peers: Peers | None = None,
 ) -> Path:
     """Return the finished folder of `stage`, after running what is missing.
 
@@ -115,20 +116,21 @@ def artifact(
 
     `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `root` and `released` are explained in
     `folders_of`; `bar` is whether to show progress. On a CPU `processes` train together, left
-    out `PROCESSES` if the model is large enough; the same number of them gives the same bits.
+    out `PROCESSES` if the model is large enough; the same number of them gives the same bits. They
+    are started, unless `peers` are there.
     """
     root = root or artifact_root()
     todo = missing(stage, recipe, root, released=released)
     total, chosen = sum(STAGES[name].seconds for name in todo), choose_device(device)
     with (
         progress_bar(total=total, disable=not bar or not todo, bar_format=BAR) as progress,
-        Peers(_n_processes(recipe, chosen, processes), root) as peers,
+        peers or Peers(_n_processes(recipe, chosen, processes), root) as beside,
     ):
         # each stage once: the rounds share most of their inputs
         folders = folders_of(stage, recipe, root, released=released)
         for name, folder in folders.items():
             inputs = {other: folders[other] for other in STAGES[name].inputs}
-            _ensure(name, recipe, folder, inputs, chosen, progress, peers)
+            _ensure(name, recipe, folder, inputs, chosen, progress, beside)
     return folders[stage]
 
 
@@ -204,7 +206,7 @@ def _build(
     with storage.staged_folder(final, meta) as staging:
         job = Job(visible_recipe(stage, recipe), staging, inputs, device, report)
         if peers.n > 1 and stage not in WITHOUT_MODEL:
-            meta |= {"threads": 1, "processes": peers.n}
+            meta |= {"threads": peers.threads, "processes": peers.n}
         peers.run(stage, recipe, job)
         meta["wall_seconds"] = round(time.perf_counter() - begin, 2)
     report(1.0, "")

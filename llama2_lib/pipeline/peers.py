@@ -64,6 +64,8 @@ class Peers:
         """This process included."""
         self.root = root
         """Under it the peers have their folders, on the disk where artifacts lie."""
+        self.threads = 1
+        """Of each process."""
         self.started: list[subprocess.Popen[bytes]] = []
         self.group: Any = None
         self.folder = Path()
@@ -116,7 +118,7 @@ class Peers:
                 parallel.gathered("copied")  # waits until the peers have what is there
                 with contextlib.suppress(Stopped):
                     STAGES[stage].run(job)
-                _compare(job.folder)
+                compare(job.folder)
         except ProcessesDiffer as error:
             aside = storage.set_aside(job.folder)
             raise ProcessesDiffer(f"{error} Kept as {aside.name}.") from None
@@ -174,7 +176,7 @@ def _told(peer: subprocess.Popen[bytes]) -> IO[bytes]:
     return peer.stdin
 
 
-def _compare(folder: Path) -> None:
+def compare(folder: Path) -> None:
     """Refuse to go on where the processes have written different files."""
     own = {
         path.relative_to(folder).as_posix(): storage.file_sha256(path)
@@ -231,5 +233,5 @@ def _serve(folder: Path, rank: int, n: int) -> None:
             job = Job(visible, own, inputs, device, lambda done, words: None)
             with contextlib.suppress(Stopped):
                 STAGES[stage].run(stopping(job, until))
-            _compare(own)
+            compare(own)
         shutil.rmtree(own)
