@@ -6,9 +6,7 @@ import sys
 from llama2_lib.cli import main
 
 code = main()
-if "TORCHELASTIC_RUN_ID" in os.environ:
-    # gloo's threads may hold tensors still: at the interpreter's end they abort (PyTorch #179291)
-    sys.stdout.flush()
-    sys.stderr.flush()
+if "TORCHELASTIC_RUN_ID" in os.environ:  # gloo's threads may abort the end: PyTorch #179291
+    print(end="", flush=True)
     os._exit(code)
 sys.exit(code)

@@ -189,13 +189,12 @@ class Run(_OnDevice, _OfStage):
     """`llama2 show` lists them in their order."""
 
     def _do(self) -> int:
-        from llama2_lib import parallel, pipeline
-        from llama2_lib.pipeline.ranks import joint_artifact
+        from llama2_lib.pipeline import artifact, ranks
 
-        stage = _known("stage", self.stage, _in_order())
-        make = joint_artifact if parallel.launched() else pipeline.artifact
+        stage, rank = _known("stage", self.stage, _in_order()), os.environ.get("RANK")
+        make = artifact if rank is None else ranks.joint_artifact  # torchrun gives a rank
         folder = make(stage, self.recipe_of(stage), device=self.device)
-        if parallel.launched() and os.environ["RANK"] != "0":
+        if rank not in (None, "0"):
             return 0  # the first process tells
         print(folder)
         _tell(stage, folder)

@@ -3,13 +3,10 @@
 All of them run the same stage, line by line, on the same inputs. They differ where work is divided:
 `optimize` gives each its rows of a batch and adds up gradients, and what is asked of a model row by
 row is asked of each in part (`shared`). PyTorch's gloo carries the sums. Outside of `joined`, and
-in every other thread, a process is alone and divides nothing.
-
-Processes that torchrun started (`torchrun_group`) divide the weights as well: the mesh that they
-join with says among which devices, and `training.sharded` cuts the model.
+in every other thread, a process is alone and divides nothing. Processes that torchrun started
+divide the weights as well, see `training.sharded`.
 """
 
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +24,6 @@ Result = TypeVar("Result")
 PATIENCE = timedelta(hours=6)
 """How long a process waits for the others, which may have been stopped by hand."""
 _group: ContextVar[Any] = ContextVar("group", default=None)
-_mesh: ContextVar[Any] = ContextVar("mesh", default=None)
 
 
 def available() -> bool:
@@ -48,40 +44,32 @@ def connect(folder: Path, rank: int, n: int) -> Any:
     return gloo(dist.FileStore(str(folder / "store"), n), rank, n, options)
 
 
-def launched() -> bool:
-    """Return whether torchrun started this process, perhaps beside others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ and available()
-
-
 @contextmanager
-def torchrun_group(device: torch.device) -> Iterator[tuple[Any, Any]]:
-    """Meet the other processes of torchrun; yield their group, and the mesh of their devices."""
-    from torch.distributed.device_mesh import init_device_mesh
-
-    here = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
-    if here and os.path.exists("/sys/class/net/lo"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # see `connect`
-    # What can be pickled goes through gloo, and tensors through what their device has.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    yield dist.group.WORLD, init_device_mesh(device.type, (dist.get_world_size(),))
-    dist.destroy_process_group()  # after an error it might wait for the others, who wait as well
-
-
-@contextmanager
-def joined(group: Any, mesh: Any = None) -> Iterator[None]:
-    """Divide work among the processes of a group within the block; with a mesh, weights too."""
-    tokens = _group.set(group), _mesh.set(mesh)
+def joined(group: Any) -> Iterator[None]:
+    """Divide work among the processes of a group within the block."""
+    token = _group.set(group)
     try:
         yield
     finally:
-        _group.reset(tokens[0])
-        _mesh.reset(tokens[1])
+        _group.reset(token)
 
 
-def mesh() -> Any:
-    """Return the devices among which weights are divided; None: every process holds all."""
-    return _mesh.get()
+@contextmanager
+def torchrun(device: torch.device) -> Iterator[None]:
+    """Divide work, and weights, among all processes that torchrun started with this one."""
+    # What can be pickled goes through gloo, tensors through what their device has.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    with joined(dist.group.WORLD):
+        yield
+        gathered("done")
+    dist.destroy_process_group()  # after an error it might wait for others, who wait as well
+
+
+def divides_weights() -> bool:
+    """Return whether the processes hold a part of the weights each: those of torchrun do."""
+    group = _group.get()
+    return group is not None and group is dist.group.WORLD
 
 
 def n_processes() -> int:

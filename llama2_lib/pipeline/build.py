@@ -116,8 +116,7 @@ def artifact(
 
     `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `root` and `released` are explained in
     `folders_of`; `bar` is whether to show progress. On a CPU `processes` train together, left
-    out `PROCESSES` if the model is large enough; the same number of them gives the same bits. They
-    are started, unless `peers` are there.
+    out `PROCESSES` if the model is large enough; the same number of them gives the same bits.
     """
     root = root or artifact_root()
     todo = missing(stage, recipe, root, released=released)
@@ -206,7 +205,7 @@ def _build(
     with storage.staged_folder(final, meta) as staging:
         job = Job(visible_recipe(stage, recipe), staging, inputs, device, report)
         if peers.n > 1 and stage not in WITHOUT_MODEL:
-            meta |= {"threads": peers.threads, "processes": peers.n}
+            meta |= {"threads": 1, "processes": peers.n}
         peers.run(stage, recipe, job)
         meta["wall_seconds"] = round(time.perf_counter() - begin, 2)
     report(1.0, "")

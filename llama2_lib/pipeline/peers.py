@@ -64,8 +64,6 @@ class Peers:
         """This process included."""
         self.root = root
         """Under it the peers have their folders, on the disk where artifacts lie."""
-        self.threads = 1
-        """Of each process."""
         self.started: list[subprocess.Popen[bytes]] = []
         self.group: Any = None
         self.folder = Path()

@@ -157,7 +157,7 @@ def train(
     measured = [row["held_out_reward"] for row in rows if "held_out_reward" in row]
 
     def look(step: int) -> None:
-        policy = sharded.whole(model.policy)
+        policy = sharded.whole(model).policy
         row = measure(policy)
         if not measured or row["held_out_reward"] > max(measured):
             save_model(policy, folder, STORED)
@@ -189,12 +189,9 @@ def iterate(
 ) -> dict[str, float]:
     """Do one iteration and return its row of metrics."""
     ppo.model.eval()
-    # Gathered once, not for every token: the paper saw a slowdown of about 20 times without.
-    batch = rollout(
-        replace(ppo, model=sharded.whole(ppo.model)),
-        prompts,
-        rng.seed_from(ppo.config.seed, "ppo", iteration),
-    )
+    seed = rng.seed_from(ppo.config.seed, "ppo", iteration)
+    # Weights are gathered once: doing so for every token, the paper saw a slowdown of about 20x.
+    batch = rollout(replace(ppo, model=sharded.whole(ppo.model)), prompts, seed)
     steps = list(
         optimize(
             ppo.model, optimizer, iter(batch.minibatches),

@@ -71,7 +71,7 @@ def optimize(
         for gradient in gradients:
             gradient.div_(count.item())
         loss = (total / count).item()
-        grad_norm = sharded.number(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
         if not (abs(loss) < float("inf") and grad_norm < float("inf")):
             optimizer.zero_grad(set_to_none=True)
             raise FloatingPointError(

@@ -1,9 +1,8 @@
 """Weights divided among the processes that torchrun started: PyTorch's FSDP2, from outside.
 
-Each process holds a part of every weight and of its two moments (paper section 2.2 trains so, and
-section 3.2.3 runs PPO so). A block's weights are gathered when it computes and dropped after it;
-gradients are summed, each process keeping its part. Whatever else is done with a model (measuring,
-sampling, saving) is done with a whole copy, which is gathered once and then dropped: generating
+Each process holds a part of every weight and of its moments. A block's weights are gathered when it
+computes; gradients are summed, each process keeping its part. All else (measuring, sampling,
+saving) is done with a whole copy, gathered once and then dropped (paper section 3.2.3): generating
 from the parts would gather all of them for every token.
 """
 
@@ -18,11 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llama2_lib import parallel
-from llama2_lib.model.transformer import TransformerBlock
+from llama2_lib.model.transformer import Transformer, TransformerBlock
 
 Module = TypeVar("Module", bound=nn.Module)
-Moments = dict[int, dict[str, Tensor]]
-"""What an optimiser keeps of every weight, by its number."""
 _hollow: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """For every model that is divided, the same without numbers, to be filled."""
 
@@ -33,25 +30,27 @@ def shard(model: nn.Module, *parts: nn.Module) -> None:
     `parts` are the modules that are called, or the model itself: each is cut block by block, the
     rest of it with its root. An optimiser is to be made after it.
     """
-    mesh = parallel.mesh()
-    if mesh is None:
+    if not parallel.divides_weights():
         return
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    parts = parts or (model,)
-    for each in dict.fromkeys((model, *parts)):
-        no_numbers = {
-            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-            for p in each.parameters()
-        }
-        _hollow[each] = copy.deepcopy(each, no_numbers)
-    for part in parts:
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (parallel.n_processes(),))
+    # A scalar model returns a view; nothing here writes into one in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    no_numbers = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for p in model.parameters()
+    }
+    _hollow[model] = copy.deepcopy(model, no_numbers)
+    for part in parts or (model,):
         for module in part.modules():
             if isinstance(module, TransformerBlock):
                 fully_shard(module, mesh=mesh)
         fully_shard(part, mesh=mesh)
-        for name in ("hidden", "logits"):  # ways into a model beside its forward
-            if hasattr(part, name):
+        if isinstance(part, Transformer):
+            for name in ("hidden", "logits"):  # ways into a model beside its forward
                 register_fsdp_forward_method(part, name)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -73,90 +72,68 @@ def whole(model: Module) -> Module:
     if not is_sharded(model):
         return model
     full: Any = copy.deepcopy(_hollow[model])
-    full.load_state_dict({n: _full(t) for n, t in model.state_dict().items()}, assign=True)
+    parts: dict[str, Any] = model.state_dict()
+    full.load_state_dict({name: part.full_tensor() for name, part in parts.items()}, assign=True)
     return full.train(model.training)
 
 
-def _full(tensor: Any) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def of_first(value: Any, model: nn.Module) -> Any:
+    """Return what the first process gives, if all hold parts of one model; else one's own."""
+    return parallel.gathered(value)[0] if is_sharded(model) else value
 
 
-def number(tensor: Tensor) -> float:
-    """Return a number that may be the sum of all processes' parts."""
-    return _full(tensor).item()
-
-
-def folder_of_all(folder: Path, model: nn.Module) -> Path:
-    """Return the folder of the first process, if all hold parts of one model; else one's own."""
-    return parallel.gathered(folder)[0] if is_sharded(model) else folder
+def is_first(model: nn.Module) -> bool:
+    """Return whether this process writes for all that hold parts of the model."""
+    return not is_sharded(model) or parallel.rank() == 0
 
 
 # --- checkpoints that any number of processes can read
 
 
 def write(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Write weights and moments into `folder`, every process its part of them."""
+    """Write weights and moments into `folder`, every process its part, once the folder is there."""
     from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    names = {id(p): name for name, p in model.named_parameters()}
-    pieces = {f"weight/{name}": t for name, t in model.state_dict().items()}
-    for weight, moments in optimizer.state.items():
-        pieces |= {f"{key}/{names[id(weight)]}": t for key, t in moments.items()}
-    _asked(dcp.save, pieces, storage_writer=dcp.FileSystemWriter(folder))
+    pieces = {f"weight/{name}": part for name, part in model.state_dict().items()}
+    for place, moments in optimizer.state_dict()["state"].items():
+        pieces |= {f"{kind}/{place}": part for kind, part in moments.items()}
+    parallel.gathered("the folder is there")
+    try:
+        dcp.save(pieces, storage_writer=dcp.FileSystemWriter(folder))
+    except CheckpointException as error:  # no Exception, so that nobody would catch it
+        raise OSError(next(iter(error.failures.values()))[0]) from None
     if parallel.rank() == 0:
         (folder / ".metadata").rename(folder / "metadata")  # hidden files are no part of a folder
-    parallel.gathered("written")
 
 
-def is_written(folder: Path) -> bool:
-    """Return whether `write` has written this folder."""
-    return (folder / "metadata").is_file()
-
-
-def read(folder: Path, model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], Moments]:
-    """Return the weights and moments that some processes wrote, cut for these."""
+def read(
+    folder: Path, model: nn.Module, optimizer: Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the states of model and optimiser that some processes wrote, cut for these."""
+    if not (folder / "metadata").is_file():
+        raise ValueError(
+            f"{folder} must hold parts, as torchrun's processes leave them; one process left it "
+            "whole. Go on without torchrun, or delete it."
+        )
     from torch.distributed import checkpoint as dcp
 
     class Reader(dcp.FileSystemReader):
         def _get_metadata_path(self, rank: int | None = None) -> Path:
             return folder / "metadata"
 
-    reader, weights = Reader(folder), model.state_dict()
+    moved = [weight for group in optimizer.param_groups for weight in group["params"]]
+    reader, state = Reader(folder), dict[int, dict[str, Tensor]]()
     stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    places = {id(p): place for place, p in enumerate(weights_of(optimizer))}
-    named, pieces = dict(model.named_parameters()), dict[str, Tensor]()
-    moments: Moments = {}
-    for key, tensor in stored.items():
-        kind, name = key.split("/", 1)
-        like = weights[name]
-        pieces[key] = torch.empty_like(like)
-        if kind != "weight":
-            if tensor.size != like.shape:
-                pieces[key] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
-            moments.setdefault(places[id(named[name])], {})[kind] = pieces[key]
-    _asked(dcp.load, pieces, storage_reader=reader, no_dist=not is_sharded(model))
-    return {name: pieces[f"weight/{name}"] for name in weights}, moments
-
-
-def weights_of(optimizer: Optimizer) -> list[Tensor]:
-    """Return what an optimiser moves, in the order of its numbers."""
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
-
-
-def cut(tensor: Tensor, like: Any) -> Tensor:
-    """Return this process's part of a whole tensor, if `like` is such a part."""
-    if not hasattr(like, "full_tensor") or tensor.shape != like.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-
-
-def _asked(save_or_load: Any, *arguments: Any, **settings: Any) -> None:
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that one is alone
-            save_or_load(*arguments, **settings)
-    except CheckpointException as error:  # no Exception, so that nobody would catch it
-        raise OSError(next(iter(error.failures.values()))[0]) from None
+    likes = {f"weight/{name}": part for name, part in model.state_dict().items()}
+    pieces = {key: torch.empty_like(like) for key, like in likes.items()}
+    for key in sorted(stored.keys() - pieces.keys()):
+        kind, place = key.split("/")
+        like = moved[int(place)]
+        if kind == "step":
+            like = torch.empty(stored[key].size, dtype=stored[key].properties.dtype)
+        pieces[key] = state.setdefault(int(place), {})[kind] = torch.empty_like(like)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that one is alone
+        dcp.load(pieces, storage_reader=reader, no_dist=not is_sharded(model))
+    weights = {key.removeprefix("weight/"): pieces[key] for key in likes}
+    return weights, {**optimizer.state_dict(), "state": state}

@@ -94,12 +94,10 @@ def until(steps, root):
 
 
 def main(folder, steps):
-    with parallel.torchrun_group(torch.device("cpu")) as (group, mesh):
-        with parallel.joined(group, mesh):
-            done = until(int(steps), Path(folder)) if int(steps) else gradients()
-            if parallel.rank() == 0:
-                torch.save(done, Path(folder) / "result.pt")
-            parallel.gathered("done")
+    with parallel.torchrun(torch.device("cpu")):
+        done = until(int(steps), Path(folder)) if int(steps) else gradients()
+        if parallel.rank() == 0:
+            torch.save(done, Path(folder) / "result.pt")
 
 
 if __name__ == "__main__":
