@@ -191,10 +191,10 @@ class Run(_OnDevice, _OfStage):
     def _do(self) -> int:
         from llama2_lib.pipeline import artifact, ranks
 
-        stage, rank = _known("stage", self.stage, _in_order()), os.environ.get("RANK")
-        make = artifact if rank is None else ranks.joint_artifact  # torchrun gives a rank
+        stage, joint = _known("stage", self.stage, _in_order()), "TORCHELASTIC_RUN_ID" in os.environ
+        make = ranks.joint_artifact if joint else artifact
         folder = make(stage, self.recipe_of(stage), device=self.device)
-        if rank not in (None, "0"):
+        if joint and os.environ["RANK"] != "0":
             return 0  # the first process tells
         print(folder)
         _tell(stage, folder)

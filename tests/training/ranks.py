@@ -28,12 +28,16 @@ class Rows(NamedTuple):
     loss_mask: Tensor
 
 
+def language_model():
+    return initialise(Transformer(CONFIG), 3)
+
+
 class Both(nn.Module):
     """Called by the ways into its parts, as PPO's two networks are."""
 
     def __init__(self):
         super().__init__()
-        self.policy = initialise(Transformer(CONFIG), 3)
+        self.policy = language_model()
         self.value = scalar_model(self.policy, seed=1)
 
 
@@ -79,14 +83,12 @@ def by_gradient(model):
 
 
 def gradients():
-    options = [{"clip_norm": 1e9}, {"clip_norm": 0.1, "accumulate": 2}]
+    settings = {"clip_norm": 1e9}, {"clip_norm": 0.1, "accumulate": 2}
     return [
-        trained(model, loss, 1, optimizer_of=by_gradient, **settings)
-        for settings in options
-        for model, loss in (
-            (initialise(Transformer(CONFIG), 3), language_loss), (Both(), both_losses)
-        )
-    ]  # fmt: skip
+        trained(model(), loss, 1, optimizer_of=by_gradient, **each)
+        for each in settings
+        for model, loss in ((language_model, language_loss), (Both, both_losses))
+    ]
 
 
 def until(steps, root):

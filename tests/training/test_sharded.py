@@ -56,10 +56,6 @@ def test_alone_a_model_is_not_divided_and_none_is_copied(random_model):
 def test_loss_and_gradient_are_those_of_one_process(tmp_path, n):
     """Rows have unequal numbers of targets and processes unequal numbers of rows."""
     expected = alone["gradients"]()
-    assert (
-        len({float(weights["layers.0.attention.wq.weight"].sum()) for _, weights in expected[::2]})
-        == 2
-    )
     check_same(run(n, tmp_path)[0], expected)
 
 
@@ -70,13 +66,12 @@ def test_a_checkpoint_of_four_is_gone_on_from_by_two_and_by_one(tmp_path):
     folder = tmp_path / "broken"
     run(4, folder, 2)
     assert [path.name for path in checkpoints(folder)] == ["step-0000002"]
-    (steps, _), _ = run(2, folder, 4)
-    assert [step[0] for step in steps] == [2, 3]
-    check_same(
-        [alone["until"](6, folder)], [(whole[0][4:6], alone["until"](6, tmp_path / "six")[1])]
-    )
+    (steps, weights), _ = run(2, folder, 4)
+    check_same([(steps, weights)], [(whole[0][2:4], alone["until"](4, tmp_path / "four")[1])])
+    steps, weights = alone["until"](8, folder)
+    check_same([(steps, weights)], [(whole[0][4:], whole[1])])
     with pytest.raises(AssertionError, match=r"one process left it whole\. Go on without torchrun"):
-        run(2, folder, 8)
+        run(2, folder, 9)
 
 
 @pytest.mark.slow
