@@ -1,7 +1,12 @@
 """`python -m llama2_lib` is the command `llama2`."""
 
+import os
 import sys
 
 from llama2_lib.cli import main
 
-sys.exit(main())
+code = main()
+if "TORCHELASTIC_RUN_ID" in os.environ:  # gloo's threads may abort the end: PyTorch #179291
+    print(end="", flush=True)
+    os._exit(code)
+sys.exit(code)

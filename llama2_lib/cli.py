@@ -179,16 +179,22 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(_OnDevice, _OfStage):
-    """Run one stage, and first any stage it needs that is not yet on disk."""
+    """Run one stage, and first any stage it needs that is not yet on disk.
+
+    Several GPUs or machines: torchrun --nproc-per-node N -m llama2_lib run STAGE.
+    """
 
     stage: tyro.conf.Positional[str] = ""
     """`llama2 show` lists them in their order."""
 
     def _do(self) -> int:
-        from llama2_lib import pipeline
+        from llama2_lib.pipeline import artifact, ranks
 
-        stage = _known("stage", self.stage, _in_order())
-        folder = pipeline.artifact(stage, self.recipe_of(stage), device=self.device)
+        stage, joint = _known("stage", self.stage, _in_order()), "TORCHELASTIC_RUN_ID" in os.environ
+        make = ranks.joint_artifact if joint else artifact
+        folder = make(stage, self.recipe_of(stage), device=self.device)
+        if joint and os.environ["RANK"] != "0":
+            return 0  # the first process tells
         print(folder)
         _tell(stage, folder)
         return 0

@@ -3,7 +3,8 @@
 All of them run the same stage, line by line, on the same inputs. They differ where work is divided:
 `optimize` gives each its rows of a batch and adds up gradients, and what is asked of a model row by
 row is asked of each in part (`shared`). PyTorch's gloo carries the sums. Outside of `joined`, and
-in every other thread, a process is alone and divides nothing.
+in every other thread, a process is alone and divides nothing. Processes that torchrun started
+divide the weights as well, see `training.sharded`.
 """
 
 import pickle
@@ -51,6 +52,24 @@ def joined(group: Any) -> Iterator[None]:
         yield
     finally:
         _group.reset(token)
+
+
+@contextmanager
+def torchrun(device: torch.device) -> Iterator[None]:
+    """Divide work, and weights, among all processes that torchrun started with this one."""
+    # What can be pickled goes through gloo, tensors through what their device has.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    with joined(dist.group.WORLD):
+        yield
+        gathered("done")
+    dist.destroy_process_group()  # after an error it might wait for others, who wait as well
+
+
+def divides_weights() -> bool:
+    """Return whether the processes hold a part of the weights each: those of torchrun do."""
+    group = _group.get()
+    return group is not None and group is dist.group.WORLD
 
 
 def n_processes() -> int:

@@ -107,6 +107,7 @@ def artifact(
     bar: bool = True,
     processes: int | None = None,
     released: bool = True,
+    peers: Peers | None = None,
 ) -> Path:
     """Return the finished folder of `stage`, after running what is missing.
 
@@ -122,11 +123,11 @@ def artifact(
     total, chosen = sum(STAGES[name].seconds for name in todo), choose_device(device)
     with (
         progress_bar(total=total, disable=not bar or not todo, bar_format=BAR) as progress,
-        Peers(_n_processes(recipe, chosen, processes), root) as peers,
+        peers or Peers(_n_processes(recipe, chosen, processes), root) as beside,
     ):
         # each stage once: the rounds share most of their inputs
         folders = folders_of(stage, recipe, root, released=released)
-        build = partial(_build, recipe, folders, chosen, progress, peers)
+        build = partial(_build, recipe, folders, chosen, progress, beside)
         for name, folder in folders.items():
             _ensure(name, folder, build)
     return folders[stage]

@@ -116,7 +116,7 @@ class Peers:
                 parallel.gathered("copied")  # waits until the peers have what is there
                 with contextlib.suppress(Stopped):
                     STAGES[stage].run(job)
-                _compare(job.folder)
+                compare(job.folder)
         except ProcessesDiffer as error:
             aside = storage.set_aside(job.folder)
             raise ProcessesDiffer(f"{error} Kept as {aside.name}.") from None
@@ -174,7 +174,7 @@ def _told(peer: subprocess.Popen[bytes]) -> IO[bytes]:
     return peer.stdin
 
 
-def _compare(folder: Path) -> None:
+def compare(folder: Path) -> None:
     """Refuse to go on where the processes have written different files."""
     own = {
         path.relative_to(folder).as_posix(): storage.file_sha256(path)
@@ -231,5 +231,5 @@ def _serve(folder: Path, rank: int, n: int) -> None:
             job = Job(visible, own, inputs, device, lambda done, words: None)
             with contextlib.suppress(Stopped):
                 STAGES[stage].run(stopping(job, until))
-            _compare(own)
+            compare(own)
         shutil.rmtree(own)

@@ -20,6 +20,7 @@ from llama2_lib.model.heads import ScalarModel
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import save_model
 from llama2_lib.objectives.language import LossTerm, target_loss, targets_of
+from llama2_lib.training import sharded
 from llama2_lib.training.batches import DialogBatch, Example, PackedDialogs, apart, shorten_all
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
 from llama2_lib.training.loop import optimize
@@ -49,12 +50,13 @@ def fit(
     Leaves `model.safetensors`, `config.json` and `metrics.jsonl`. A loss that is not finite is a
     FloatingPointError.
     """
+    sharded.shard(model)
     optimizer = adamw(model, weight_decay=config.weight_decay, rates=rates)
     start = load_checkpoint(folder, model, optimizer)
     log = storage.MetricsLog(folder / "metrics.jsonl")
     log.keep_up_to(start or -1)  # a run from the start writes its step 0 again
     if start == 0 and before is not None:
-        log.write(0, **before(model))
+        log.write(0, **before(sharded.whole(model)))
     for step in optimize(
         model,
         optimizer,
@@ -73,10 +75,11 @@ def fit(
         if done == steps:
             round_weights(model)  # what is measured last is what is saved
         if done % config.eval_every == 0 or done == steps:
-            log.write(done, **measure(model))
+            log.write(done, **measure(sharded.whole(model)))
         if done % config.save_every == 0 and done < steps:
             save_checkpoint(folder, done, model, optimizer)
         report(done / steps, f"loss {step.loss:.3f}")
+    model = sharded.whole(model)
     finish(model, folder)
     clear_checkpoints(folder)
     return model.eval()

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from llama2_lib import storage
+from llama2_lib.training import sharded
 
 _NAME = re.compile(r"step-(\d{7})")
 
@@ -23,17 +24,27 @@ _NAME = re.compile(r"step-(\d{7})")
 def save_checkpoint(root: Path, step: int, model: nn.Module, optimizer: Optimizer) -> Path:
     """Write `root/step-NNNNNNN/` so that a crash leaves all of it or none; drop older ones.
 
+    Of a model that is divided every process writes its part, into the folder of the first.
+
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
-    final = root / f"step-{step:07d}"
-    staging = root / f".{final.name}.{os.getpid()}"
-    storage.remove(staging)
-    staging.mkdir(parents=True)
-    weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    final = sharded.of_first(root, model) / f"step-{step:07d}"
+    staging = final.with_name(f".{final.name}.{sharded.of_first(os.getpid(), model)}")
+    if sharded.is_first(model):
+        storage.remove(staging)
+        staging.mkdir(parents=True)
     try:
-        save_file(weights, staging / "model.safetensors")
-        torch.save(optimizer.state_dict(), staging / "optimizer.pt")
+        if sharded.is_sharded(model):
+            sharded.write(staging, model, optimizer)
+        else:
+            weights = {
+                name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()
+            }
+            save_file(weights, staging / "model.safetensors")
+            torch.save(optimizer.state_dict(), staging / "optimizer.pt")
+        if not sharded.is_first(model):
+            return final
         mark = _fingerprint(model, optimizer)
         storage.seal(staging, {"stage": "checkpoint", "fingerprint": mark})
         for path in staging.iterdir():  # or a power cut could leave empty files with good names
@@ -46,7 +57,7 @@ def save_checkpoint(root: Path, step: int, model: nn.Module, optimizer: Optimize
         ) from None
     storage.remove(final)
     staging.rename(final)
-    for older in checkpoints(root)[:-1]:
+    for older in checkpoints(final.parent)[:-1]:
         storage.remove(older)
     return final
 
@@ -62,14 +73,21 @@ def load_checkpoint(root: Path, model: nn.Module, optimizer: Optimizer) -> int:
     One that is damaged, or that another model left, is set aside with a message, and the one
     before it is taken. Model and optimiser are touched only by a checkpoint that is theirs.
     """
-    for folder in reversed(checkpoints(root)):
+    for folder in reversed(checkpoints(sharded.of_first(root, model))):
         try:
             storage.read_sealed(folder, "checkpoint", _fingerprint(model, optimizer))
-            weights = load_file(folder / "model.safetensors")
-            state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            if sharded.is_sharded(model) or (folder / "metadata").is_file():
+                weights, state = sharded.read(folder, model, optimizer)
+            else:
+                weights = load_file(folder / "model.safetensors")
+                state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         except (storage.DamagedArtifactError, SafetensorError, pickle.UnpicklingError) as error:
-            reason, aside = str(error).split("\n", 1)[0], storage.set_aside(folder)
-            print(f"{reason} Kept as {aside.name}; the run goes on without it.", file=sys.stderr)
+            sharded.of_first("all have looked", model)
+            if sharded.is_first(model):
+                reason, aside = str(error).split("\n", 1)[0], storage.set_aside(folder)
+                print(
+                    f"{reason} Kept as {aside.name}; the run goes on without it.", file=sys.stderr
+                )
             continue
         model.load_state_dict(weights)
         optimizer.load_state_dict(state)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from llama2_lib import parallel
 from llama2_lib.objectives.language import LossTerm
+from llama2_lib.training import sharded
 
 Batch = TypeVar("Batch")
 
@@ -64,7 +65,8 @@ def optimize(
         total = torch.stack([term.total for term in terms]).sum()
         count = torch.stack([term.count for term in terms]).sum()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        parallel.add_up(gradients)
+        if not sharded.is_sharded(model):  # else they were added up on the way back
+            parallel.add_up(gradients)
         parallel.add_up([total, count, *sums.values()])
         for gradient in gradients:
             gradient.div_(count.item())

@@ -244,13 +244,13 @@ def test_a_damaged_artifact_is_built_again_to_the_same_bits(fresh_root):
 @pytest.mark.slow
 def test_what_the_processes_wrote_differently_is_set_aside(fresh_root, monkeypatch):
     root = fresh_root("differs", ["tokenizer", "corpus"])
-    compare = peers._compare
+    compare = peers.compare
 
     def spoil(folder):
         (folder / "samples.txt").write_text("spoiled")
         compare(folder)
 
-    monkeypatch.setattr(peers, "_compare", spoil)  # in this process alone
+    monkeypatch.setattr(peers, "compare", spoil)  # in this process alone
     with pytest.raises(ProcessesDiffer, match=r"samples.txt differ.* Kept as "):
         pipeline.artifact("pretrain", short(), root=root, bar=False, processes=2)
     assert not list(root.glob("pretrain/.*.partial"))
