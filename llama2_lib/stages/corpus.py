@@ -107,7 +107,8 @@ def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> No
             f"{len(train)} and {len(validation)} that are no copies of them."
         )
     if config.data is not None:
-        n, found = sum(map(len, _folder(config.data))), shelf_of(Path(config.data)).survey
+        sides = [FolderSource(Path(config.data), side) for side in ("train", "held out")]
+        n, found = sum(s.size("documents") for s in sides), shelf_of(Path(config.data)).survey
         counts = {"documents": n, "left out": n - len(train) - len(validation)}
         storage.write_atomically(folder / "counts.json", json.dumps(counts) + "\n")
         told = {"found": str(found), "not measured": not_measured(found)} | vars(found)
@@ -121,16 +122,17 @@ def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> No
 def _write_split(
     folder: Path, name: str, split: Sequence[Document], kinds: list[str], tokenizer: Tokenizer
 ) -> None:
-    encoded = tokenizer.encode_batch([document.text for document in split])
-    lengths = np.array([len(ids) + 2 for ids in encoded], dtype=np.int64)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    begin, end = [tokenizer.bos_id], [tokenizer.eos_id]
-    pieces = itertools.chain.from_iterable(itertools.chain(begin, ids, end) for ids in encoded)
+    ids = [
+        np.array([tokenizer.bos_id, *pieces, tokenizer.eos_id], dtype)
+        for begin in range(0, len(split), 1000)  # lists of ids take ten times as much memory
+        for pieces in tokenizer.encode_batch([d.text for d in split[begin : begin + 1000]])
+    ]
     number = {kind: index for index, kind in enumerate(kinds)}
     np.savez_compressed(
         folder / f"{name}.npz",
-        ids=np.fromiter(pieces, dtype, lengths.sum()),
-        offsets=np.concatenate([[0], lengths.cumsum()]),
+        ids=np.concatenate(ids),
+        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
         kinds=np.array([number[d.kind] for d in split], np.int8),
         characters=np.array([len(d.text) for d in split], np.int32),
     )
