@@ -59,9 +59,8 @@ def tokenizer_texts(config: CorpusConfig) -> Iterator[str]:
     if config.data is None:
         for dialog in dialogs(make_world(config.world_seed), config.world_seed, N_DIALOGS):
             yield render(dialog)
-    elif n := FolderSource(Path(config.data)).size("dialogs"):
-        drawn = FolderSource(Path(config.data)).dialogs(config.world_seed, min(n, N_DIALOGS))
-        yield from map(render, drawn)
+    elif n := (own := FolderSource(Path(config.data))).size("dialogs"):
+        yield from map(render, own.dialogs(config.world_seed, min(n, N_DIALOGS)))
 
 
 def training_documents(config: CorpusConfig) -> Iterator[Document]:

@@ -56,7 +56,6 @@ class Record(NamedTuple):
     texts: list[str]
     """The text of a document; the chosen and the rejected answer of a pair."""
     is_safety: bool = False
-    """Whether its path names safety, see `is_safety_path`."""
 
 
 @dataclass
@@ -256,12 +255,11 @@ def _checked(text: object, where: str) -> str:
 # --- one object
 
 
+_Turns = list[tuple[str, str]]  # role and text of each message, as they were found
+
+
 class _Dropped(Exception):
     """Says why a record is not used."""
-
-
-_Turns = list[tuple[str, str]]
-"""Role and text of each message, as they were found."""
 
 
 def _record(row: dict[str, Any], where: str, counts: Survey) -> Record | None:
@@ -273,11 +271,15 @@ def _record(row: dict[str, Any], where: str, counts: Survey) -> Record | None:
 
     def answered(prompt: _Turns, name: str) -> list[Message]:
         said = turns(name, "assistant") or [("assistant", "")]
-        return _mended(said if any(r == "user" for r, _ in said) else [*prompt, *said], notes)
+        if any(role == "user" for role, _ in said):
+            return _mended(said, notes)
+        # The transcript of a prompt may end with "Assistant:" and nothing.
+        silent = bool(prompt) and prompt[-1][0] == "assistant" and not prompt[-1][1].strip()
+        return _mended([*prompt[: len(prompt) - silent], *said], notes)
 
     try:
         if row.keys() >= {"chosen", "rejected"}:
-            prompt = _open(turns("prompt", "user"))
+            prompt = turns("prompt", "user")
             record = _pair(answered(prompt, "chosen"), answered(prompt, "rejected"))
         elif "messages" in row:
             record = Record("dialogs", _mended(turns("messages"), notes), [])
@@ -286,7 +288,7 @@ def _record(row: dict[str, Any], where: str, counts: Survey) -> Record | None:
             request = "\n\n".join(text for _, text in asked)
             record = Record("dialogs", answered([("user", request)], "output"), [])
         elif row.keys() >= {"prompt", "response"}:
-            record = Record("dialogs", answered(_open(turns("prompt", "user")), "response"), [])
+            record = Record("dialogs", answered(turns("prompt", "user"), "response"), [])
         elif "text" in row:
             record = Record("documents", [], [_checked(row["text"], where)])
         else:
@@ -309,19 +311,13 @@ def _turns(value: Any, role: str, where: str) -> _Turns:
         if role:
             return [(role, value)]
     given = value if isinstance(value, list) else [value]
-    turns = [(m.get("role"), m.get("content")) for m in given if isinstance(m, dict)]
+    turns: list[Any] = [(m.get("role"), m.get("content")) for m in given if isinstance(m, dict)]
     if len(turns) < len(given) or not all(isinstance(text, str) for turn in turns for text in turn):
         raise ValueError(
             f"{where} must be {'a text, ' * bool(role)}a transcript (Human: ... Assistant: ...) or "
             f"messages of texts, role and content; got {json.dumps(value)[:60]}. Mend the line."
         )
     return turns
-
-
-def _open(prompt: _Turns) -> _Turns:
-    """Return a prompt without the "Assistant:" that a transcript may end with."""
-    silent = prompt[-1:] and prompt[-1][0] == "assistant" and not prompt[-1][1].strip()
-    return prompt[:-1] if silent else prompt
 
 
 def _mended(turns: _Turns, notes: set[str]) -> list[Message]:

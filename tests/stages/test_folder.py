@@ -161,6 +161,8 @@ def test_what_a_folder_states_is_not_derived(tmp_path):
     write_rows(tmp_path / "b.jsonl.gz", *pairs)
     (tmp_path / "c.txt").write_text("A text.")
     assert [d.text for d in source.documents(0, 2)] == ["A text."] * 2, "the shelf is filled anew"
+    (tmp_path / "c.txt").write_text("B text.")
+    assert next(source.documents(0)).text == "B text."
     assert {dialog[0]["content"] for dialog in source.dialogs(0, 60)} <= {*asked}
     assert {prompt.request[:3] for prompt in source.prompts(0, 60)} == {"Who", "Why"}
 

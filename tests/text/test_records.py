@@ -90,9 +90,10 @@ def test_every_shape_becomes_its_record(tmp_path, row, record):
 
 
 def test_an_answer_may_speak_of_humans_and_lines(tmp_path):
-    answer = "A play:\n\nHe said Human: and left.\n\nThe end."
-    [record], _ = read(tmp_path, {"prompt": "Write.", "response": answer})
-    assert record.dialog == says("Write.", answer)
+    answer = "A play:\n\nHe said\nHuman: and left.\n\nThe end."
+    rows = [{"prompt": "Write.", "response": answer}, {"messages": hh("Write.", answer)}]
+    records, _ = read(tmp_path, *rows)
+    assert [record.dialog for record in records] == [says("Write.", answer)] * 2
 
 
 DROPPED = {
