@@ -18,8 +18,8 @@ from llama2_lib.config import VERSIONS
 if TYPE_CHECKING:
     from llama2_lib.config import Recipe
 
-READ_DATA = ("tokenizer", "corpus", "pretrain")
-"""Stages that learn from a folder of texts; all after them learn from the invented world."""
+LAST_WITH_DATA = "ghost_attention"
+"""It and all that it needs learn from a folder; what comes after knows the invented world alone."""
 UNASKED_SECONDS = 120
 """Training that a command does without a question, though it was asked for something else."""
 GOES_ON = "the same command goes on from the last checkpoint."
@@ -73,7 +73,8 @@ class _OfStage:
     steps: int | None = None
     """Optimiser steps of pretraining instead of the recipe's; they change the fingerprint."""
     data: Path | None = None
-    """A folder of .txt and .jsonl files to pretrain on instead of the world."""
+    """A folder of .txt and .jsonl files, perhaps .gz or .zst, to learn from instead of the world:
+    text, dialogs and pairs of answers, in the shapes that `llama2_lib/text/files.py` lists."""
 
     def recipe_of(self, stage: str) -> "Recipe":
         """Return the named recipe, with steps and texts of one's own where they are given."""
@@ -85,10 +86,12 @@ class _OfStage:
             pretrain = dataclasses.replace(recipe.pretrain, steps=self.steps, warmup=warmup)
             recipe = dataclasses.replace(recipe, pretrain=pretrain)
         if self.data is not None:
-            if stage not in READ_DATA:
+            from llama2_lib.pipeline.graph import needed
+
+            if stage not in needed(LAST_WITH_DATA):
                 raise ValueError(
-                    f"only {', '.join(READ_DATA)} learn from --data; {stage} would learn from the "
-                    "invented world's dialogs. Leave --data out, or run pretrain with it."
+                    f"only the stages up to {LAST_WITH_DATA} learn from --data; {stage} would "
+                    "learn from the invented world. Leave --data out, or run an earlier stage."
                 )
             texts = str(self.data.expanduser().resolve())
             corpus = dataclasses.replace(recipe.corpus, data=texts)
@@ -188,15 +191,16 @@ class Run(_OnDevice, _OfStage):
     """`llama2 show` lists them in their order."""
 
     def _do(self) -> int:
-        from llama2_lib.pipeline import artifact, ranks
+        from llama2_lib.pipeline import artifact, artifact_path, ranks
 
         stage, joint = _known("stage", self.stage, _in_order()), "TORCHELASTIC_RUN_ID" in os.environ
-        make = ranks.joint_artifact if joint else artifact
-        folder = make(stage, self.recipe_of(stage), device=self.device)
+        recipe, make = self.recipe_of(stage), ranks.joint_artifact if joint else artifact
+        folder = make(stage, recipe, device=self.device)
         if joint and os.environ["RANK"] != "0":
             return 0  # the first process tells
         print(folder)
-        _tell(stage, folder)
+        own = self.data is not None and stage != "tokenizer"
+        _tell(stage, folder, artifact_path("corpus", recipe) if own else None)
         return 0
 
 
@@ -475,8 +479,11 @@ def _recipe(name: str, seed: int) -> "Recipe":
     return RECIPES[_known("recipe", name, RECIPES)](seed)
 
 
-def _tell(stage: str, folder: Path) -> None:
-    """Say how a training went, and show what it wrote; the folder alone is on standard output."""
+def _tell(stage: str, folder: Path, corpus: Path | None) -> None:
+    """Say how a training went, and show what it wrote; the folder alone is on standard output.
+
+    Of the `corpus` of a reader's own: what was read, and what no stage can measure on it.
+    """
     from llama2_lib.storage import read_metrics
 
     lines = []
@@ -490,6 +497,10 @@ def _tell(stage: str, folder: Path) -> None:
     if (folder / "samples.txt").is_file():
         sample = (folder / "samples.txt").read_text(encoding="utf-8").split("\n---\n")[0]
         lines.append(f"it writes: {sample.strip()}")
+    if corpus is not None:
+        told = json.loads((corpus / "survey.json").read_text(encoding="utf-8"))
+        lines.append(f"read: {told['found']}")
+        lines += told["not measured"] if stage not in ("corpus", "pretrain") else []
     if stage in _talking():
         lines.append(f"talk to it: llama2 chat {folder}")
     for line in lines:

@@ -25,13 +25,14 @@ from typing import Any
 
 from llama2_lib import storage
 from llama2_lib.config import Recipe
-from llama2_lib.text.files import text_files
+from llama2_lib.text.files import is_safety_path, text_files
 from llama2_lib.world.lexicon import lexicon_folder
 
 PACKAGE = Path(__file__).parents[1]
-OUTSIDE = ("config", "storage", "device", "evaluation")
+OUTSIDE = ("config", "storage", "device", "evaluation", "stages.folder")
 """Modules that hold no settings of training: a config counts by the values of a recipe, and what
-evaluation says of a model changes no weight of it."""
+evaluation says of a model changes no weight of it. How a folder is read names its tokenizer and
+corpus, which every stage needs; from a world it reads nothing."""
 WORLD_ASIDE = ("audit", "manifest")
 """Files of the world that look at its texts and write none."""
 OF_ONE_STAGE = ("dates", "tools")
@@ -49,7 +50,7 @@ def modules(stage_file: str) -> tuple[str, ...]:
     names, waiting = set[str](), [stage_file]
     while waiting:
         name = waiting.pop()
-        if name not in names and name.split(".")[1] not in OUTSIDE:
+        if name not in names and not {name.split(".")[1], name.split(".", 1)[1]} & {*OUTSIDE}:
             names.add(name)
             waiting += _imported(name)
     return tuple(sorted(names))
@@ -183,9 +184,11 @@ def sections(recipe: Recipe, reads: tuple[str, ...]) -> dict[str, Any]:
         section = getattr(recipe, name)
         document[name] = None if section is None else dataclasses.asdict(section)
     if "corpus" in document and recipe.corpus.data is not None:
-        # what the files of the reader's own folder hold, whatever they are called
-        files = text_files(Path(recipe.corpus.data))
-        document["corpus"] |= {"data": [storage.file_sha256(path) for path in files]}
+        # what the files of the reader's own folder hold; of their names counts one word
+        folder = Path(recipe.corpus.data)
+        files = text_files(folder)
+        named = [storage.file_sha256(p) + " safety" * is_safety_path(folder, p) for p in files]
+        document["corpus"] |= {"data": named}
     return document
 
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from llama2_lib import storage
 from llama2_lib.config import CorpusConfig
+from llama2_lib.stages.folder import FolderSource, shelf_of
 from llama2_lib.stages.job import Job, unseen
 from llama2_lib.text.dialog import render
-from llama2_lib.text.files import read_documents
+from llama2_lib.text.files import Survey
 from llama2_lib.text.tokenizer import Tokenizer, train_tokenizer
 from llama2_lib.training.batches import PackedCorpus
 from llama2_lib.world import make_world
@@ -58,6 +59,8 @@ def tokenizer_texts(config: CorpusConfig) -> Iterator[str]:
     if config.data is None:
         for dialog in dialogs(make_world(config.world_seed), config.world_seed, N_DIALOGS):
             yield render(dialog)
+    elif n := (own := FolderSource(Path(config.data))).size("dialogs"):
+        yield from map(render, own.dialogs(config.world_seed, min(n, N_DIALOGS)))
 
 
 def training_documents(config: CorpusConfig) -> Iterator[Document]:
@@ -79,9 +82,10 @@ def validation_documents(config: CorpusConfig, seen: set[str]) -> list[Document]
 
 def _folder(data: str) -> tuple[list[Document], list[Document]]:
     """Return the documents of a folder: those held out, and the others."""
-    documents = [Document("file", text, "unknown") for text in read_documents(Path(data))]
-    n_held_out = max(1, round(HELD_OUT_SHARE * len(documents)))
-    return documents[:n_held_out], documents[n_held_out:]
+    sources = [FolderSource(Path(data), side) for side in ("held out", "train")]
+    held_out, train = (list(each.documents(0, each.size("documents"))) for each in sources)
+    n_held_out = 0 if held_out else max(1, round(HELD_OUT_SHARE * len(train)))
+    return held_out or train[:n_held_out], train[n_held_out:]
 
 
 def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
@@ -102,9 +106,12 @@ def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> No
             f"{len(train)} and {len(validation)} that are no copies of them."
         )
     if config.data is not None:
-        n = sum(map(len, _folder(config.data)))
+        sides = [FolderSource(Path(config.data), side) for side in ("train", "held out")]
+        n, found = sum(s.size("documents") for s in sides), shelf_of(Path(config.data)).survey
         counts = {"documents": n, "left out": n - len(train) - len(validation)}
         storage.write_atomically(folder / "counts.json", json.dumps(counts) + "\n")
+        told = {"found": str(found), "not measured": not_measured(found)} | vars(found)
+        storage.write_atomically(folder / "survey.json", json.dumps(told, indent=2) + "\n")
     kinds = sorted({document.kind for document in [*train, *validation]})
     for name, split in (("train", train), ("validation", validation)):
         _write_split(folder, name, split, kinds, tokenizer)
@@ -114,19 +121,34 @@ def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> No
 def _write_split(
     folder: Path, name: str, split: Sequence[Document], kinds: list[str], tokenizer: Tokenizer
 ) -> None:
-    encoded = tokenizer.encode_batch([document.text for document in split])
-    lengths = np.array([len(ids) + 2 for ids in encoded], dtype=np.int64)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    begin, end = [tokenizer.bos_id], [tokenizer.eos_id]
-    pieces = itertools.chain.from_iterable(itertools.chain(begin, ids, end) for ids in encoded)
+    ids = [
+        np.array([tokenizer.bos_id, *pieces, tokenizer.eos_id], dtype)
+        for begin in range(0, len(split), 1000)  # lists of ids take ten times as much memory
+        for pieces in tokenizer.encode_batch([d.text for d in split[begin : begin + 1000]])
+    ]
     number = {kind: index for index, kind in enumerate(kinds)}
     np.savez_compressed(
         folder / f"{name}.npz",
-        ids=np.fromiter(pieces, dtype, lengths.sum()),
-        offsets=np.concatenate([[0], lengths.cumsum()]),
+        ids=np.concatenate(ids),
+        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
         kinds=np.array([number[d.kind] for d in split], np.int8),
         characters=np.array([len(d.text) for d in split], np.int32),
     )
+
+
+def not_measured(survey: Survey) -> list[str]:
+    """Return what is not known of a training on such a folder, in sentences."""
+    sentences = [
+        "there is no gold judge: gold marks and recall of facts are not measured, the learned "
+        "reward models stand in, and an over-optimised one is found by nobody",
+        "no annotators rank new answers: every round takes other pairs of the folder, without "
+        "grades or labels of safety; zero of the safety model is the mean of held-out answers",
+    ]
+    there = [stream for stream in ("pairs", "pairs on safety") if survey.records[stream]]
+    if len(there) == 1:
+        sentences.append(f"there are {there[0]} alone: both reward models learn from the same")
+    return sentences
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from llama2_lib import rng, storage
 from llama2_lib.config import GhostAttentionConfig, InstructedConfig, Recipe
 from llama2_lib.model.chat import answer_room, fits, reply, room
 from llama2_lib.model.transformer import Transformer
+from llama2_lib.stages.folder import chained, source_of
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import answered
 from llama2_lib.stages.rehearsal import remembered, shown
@@ -40,11 +41,15 @@ from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.instructions import (
     HOLDS,
+    INSTRUCTED_FRACTION,
+    MOST_TURNS,
     Instruction,
     as_dialog,
     briefs,
     instructed_dialogs,
+    instruction_maker,
     instructions,
+    obeying,
     obeys,
     worded,
 )
@@ -114,7 +119,7 @@ def run(job: Job, start: str, policy: str, rewards: str) -> None:
     storage.write_rows(job.folder / "ghosts.jsonl.gz", ghosts)
     counts |= {"too long": n_too_long, "ghosts": len(ghosts) - n_held, "held back": n_held}
     seed = rng.seed_from(config.seed, "short dialogs")
-    short = instructed_dialogs(job.world, seed, config.n_short, longest=SHORT_TURNS)
+    short = _instructed_dialogs(job, seed, config.n_short, SHORT_TURNS)
     train = [
         *ghost_examples(ghosts[n_held:], tokenizer, config.loss_on),
         *_rehearsed(job, config, job.model(policy)),
@@ -147,19 +152,22 @@ def teacher_prompts(
     """
     config, world = recipe.ghost_attention, make_world(recipe.corpus.world_seed)
     seed, n = rng.seed_from(config.seed, "ghost attention"), config.n_dialogs
-    prompts = [
-        TeacherPrompt(on_every_turn(as_dialog(turns, open_end=True), worded(given)), given)
-        for turns, given in zip(
-            briefs(world, seed, n, most=config.most_turns),
-            instructions(world, seed, n, combined=config.combined, terse=config.terse),
-            strict=True,
-        )
-    ]
     longest = room(model, config.max_new_tokens)
+    if recipe.corpus.data is None:
+        turns = briefs(world, seed, n, most=config.most_turns)
+        dialogs = [as_dialog(each, open_end=True) for each in turns]
+    else:
+        source, half = source_of(recipe.corpus.world_seed, recipe.corpus.data), longest // 2
+        dialogs = [d[:-1] for d in chained(source, seed, n, config.most_turns, tokenizer, half)]
+    asked = instructions(world, seed, n, combined=config.combined, terse=config.terse)
+    prompts = [
+        TeacherPrompt(on_every_turn(dialog, worded(given)), given)
+        for dialog, given in zip(dialogs, asked, strict=False)  # some dialogs may not fit
+    ]
     if config.reading == "B":
         prompts = _with_sampled_history(config, model, tokenizer, prompts, longest)
     fitting = [p for p in prompts if fits(p.student, tokenizer, longest)]
-    return fitting, len(prompts) - len(fitting)
+    return fitting, n - len(fitting)
 
 
 def on_every_turn(dialog: Sequence[Message], instruction: str) -> list[Message]:
@@ -318,8 +326,32 @@ def old_ghosts(job: Job, stage: str, n: int, seed: int) -> list[Example]:
 def run_instructed(job: Job, start: str) -> None:
     """Teach the model of the stage `start` to obey an instruction in the message it answers."""
     config, tokenizer, model = job.recipe.instructed, job.tokenizer, job.model(start)
-    dialogs = instructed_dialogs(job.world, config.seed, config.n_dialogs)
+    dialogs = _instructed_dialogs(job, config.seed, config.n_dialogs)
     train = [*examples(dialogs, tokenizer), *_rehearsed(job, config, model)]
-    unseen = instructed_dialogs(job.world, config.seed + VALIDATION_SEED, config.n_validation)
-    validation = examples(unseen, tokenizer)
+    seed, n = config.seed + VALIDATION_SEED, config.n_validation
+    validation = examples(_instructed_dialogs(job, seed, n, side="held out"), tokenizer)
     fine_tune(job, config, model, train, {}, epochs=config.epochs, validation=validation)
+
+
+def _instructed_dialogs(
+    job: Job, seed: int, n: int, longest: int = MOST_TURNS, side: str = "train"
+) -> list[list[Message]]:
+    """Return dialogs whose answers obey: the world's, or those of a folder, made to.
+
+    In a folder's an instruction holds as in the world's, for `HOLDS` messages.
+    """
+    corpus, random = job.recipe.corpus, rng.random_source(seed, "instructed folder")
+    if corpus.data is None:
+        return list(instructed_dialogs(job.world, seed, n, longest=longest))
+    source, half = source_of(corpus.world_seed, corpus.data, side), room(job.recipe.model, 0) // 2
+    dialogs = chained(source, seed, n, longest, job.tokenizer, half)
+    maker, given, since = instruction_maker(job.world, "all values"), tuple[Instruction, ...](), 0
+    for dialog in dialogs:
+        for index in range(0, len(dialog), 2):
+            if index == 0 or random.random() < INSTRUCTED_FRACTION:
+                given, since = maker.several(random), index
+                dialog[index] = with_instruction(dialog[index], worded(given))
+            if index - since < 2 * HOLDS:
+                content = obeying(given, dialog[index + 1]["content"])
+                dialog[index + 1] = {"role": "assistant", "content": content}
+    return dialogs

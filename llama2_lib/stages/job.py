@@ -15,12 +15,13 @@ from llama2_lib.model.generate import generate
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.model.weights import load_model
 from llama2_lib.stages.fit import Report
+from llama2_lib.stages.folder import source_of
 from llama2_lib.text.dialog import encode_prompt, render
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
 from llama2_lib.world.facts import World, recall_items
-from llama2_lib.world.source import Source, WorldSource
+from llama2_lib.world.source import Source
 
 Text = TypeVar("Text")
 
@@ -51,8 +52,8 @@ class Job:
 
     @property
     def source(self) -> Source:
-        """What supplies documents, dialogs, prompts, pairs and a judge."""
-        return WorldSource(self.world)
+        """What supplies documents, dialogs, prompts, pairs and perhaps a judge."""
+        return source_of(self.recipe.corpus.world_seed, self.recipe.corpus.data)
 
     def model(self, stage: str) -> Transformer:
         """Return the language model of an input, on the job's device."""
@@ -91,7 +92,7 @@ class Job:
         """Leave the tokenizer and ten greedy answers: to held-out dialogs, and on five facts."""
         tokenizer, longest = self.tokenizer, model.config.max_seq_len // 2
         short = [d for d in held_out if len(encode_prompt(d[:-1], tokenizer)) <= longest][:5]
-        items = recall_items(self.world)[::31][:5]
+        items = [] if self.recipe.corpus.data else recall_items(self.world)[::31][:5]
         prompts = [*(dialog[:-1] for dialog in short), *(as_dialog(item) for item in items)]
         remarks = [
             *(f"held out: {dialog[-1]['content']}" for dialog in short),

@@ -44,6 +44,7 @@ from llama2_lib.objectives.rlhf import (
     whiten,
 )
 from llama2_lib.stages.fit import STORED, Report
+from llama2_lib.stages.folder import source_of
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.stages.reward import Rewarded, RewardModels, load_rewards
@@ -54,7 +55,6 @@ from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, s
 from llama2_lib.training.loop import optimize
 from llama2_lib.training.optim import adamw
 from llama2_lib.world import make_world
-from llama2_lib.world.source import WorldSource
 
 TaggedPrompt = tuple[list[int], bool]
 """Ids, and whether the prompt is tagged as a safety prompt."""
@@ -456,7 +456,7 @@ def ppo_loss(
 
 def ppo_prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[TaggedPrompt]:
     """Return the encoded training prompts with their tags; short ones only."""
-    config, source = recipe.ppo, WorldSource(make_world(recipe.corpus.world_seed))
+    config, source = recipe.ppo, source_of(recipe.corpus.world_seed, recipe.corpus.data)
     seed, longest = rng.seed_from(config.seed, "ppo prompts"), config.longest_prompt
     prompt_set = sample_prompts(source, seed, config.n_prompts, tokenizer, longest=longest)
     return list(zip(prompt_set.ids, prompt_set.tags, strict=True))
@@ -487,13 +487,16 @@ def held_out(recipe: Recipe, tokenizer: Tokenizer, models: RewardModels) -> Meas
     """Return the measure of a run: training wordings, but prompts of another stream.
 
     It samples one answer to each prompt and returns mean rewards, raw, and mean gold marks. The
-    gold judges are an outside check; nothing in training reads what they say.
+    gold judges are an outside check; nothing in training reads what they say. A folder has none,
+    and its prompts are those held out.
     """
     config, world = recipe.ppo, make_world(recipe.corpus.world_seed)
+    source = source_of(recipe.corpus.world_seed, recipe.corpus.data)
+    split = "train" if source.judge else "held out"
     seed = rng.seed_from(config.seed, "ppo held out")
     longest = room(recipe.model, config.max_new_tokens)
     prompt_set = sample_prompts(
-        WorldSource(world), seed, config.n_held_out, tokenizer, longest=longest
+        source, seed, config.n_held_out, tokenizer, longest=longest, split=split
     )
     dialogs = prompt_set.dialogs
     options = {"temperature": 1.0, "seed": seed, "max_new_tokens": config.max_new_tokens}
@@ -503,13 +506,20 @@ def held_out(recipe: Recipe, tokenizer: Tokenizer, models: RewardModels) -> Meas
         texts = [answer.text for answer in replies]
         rows = [scored_row(*asked, tokenizer) for asked in zip(dialogs, replies, strict=True)]
         rewarded = models(rows, prompt_set.tags)
-        marks = gold_marks(world, prompt_set.prompts, texts)
-        harmless = ~marks.adversarial
-        return {
+        harmless = ~np.array(prompt_set.tags)
+        parts = {
+            "helpfulness": rewarded.helpfulness[harmless],
+            "safety": rewarded.safety[~harmless],
+        }
+        row = {
             "held_out_reward": float(rewarded.combined.mean()),
-            "held_out_helpfulness": float(rewarded.helpfulness[harmless].mean()),
-            "held_out_safety": float(rewarded.safety[~harmless].mean()),
+            **{f"held_out_{name}": float(part.mean()) for name, part in parts.items() if part.size},
             "held_out_finished": sum(answer.ended for answer in replies) / len(replies),
+        }
+        if not source.judge:
+            return row
+        marks = gold_marks(world, prompt_set.prompts, texts)
+        return row | {
             "gold_quality": float(marks.quality.mean()),
             "gold_helpfulness": float(marks.helpfulness[harmless].mean()),
             "gold_safety": float(marks.safety[~harmless].mean()),

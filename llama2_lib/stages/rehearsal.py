@@ -83,6 +83,8 @@ def documents(job: Job, n: int, seed: int) -> list[Example]:
 def shown(job: Job, n: int, seed: int) -> list[Example]:
     """Return n clean demonstrations, `LOOK_ALIKES` of them of what only sounds dangerous."""
     n_alike, seed = round(LOOK_ALIKES * n), rng.seed_from(seed, "shown")
+    if not job.source.judge:  # a folder's dialogs as they come
+        return demonstrated(job, n, seed, SHOWN_SHARES)
     return [
         *examples(borderline_training(job.world, seed, n_alike), job.tokenizer),
         *demonstrated(job, n - n_alike, seed, SHOWN_SHARES),

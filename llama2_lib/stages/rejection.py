@@ -19,6 +19,7 @@ from llama2_lib.config import Recipe, RejectionConfig
 from llama2_lib.evaluation.reward import best_of_n
 from llama2_lib.model.chat import Reply, reply, room, scored_row
 from llama2_lib.model.transformer import Transformer
+from llama2_lib.stages.folder import source_of
 from llama2_lib.stages.job import Job
 from llama2_lib.stages.prompts import PromptSet, answered, sample_prompts
 from llama2_lib.stages.reward import load_rewards
@@ -26,9 +27,7 @@ from llama2_lib.stages.sft import examples, fine_tune
 from llama2_lib.text.dialog import Encoder
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training.batches import Example
-from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
-from llama2_lib.world.source import WorldSource
 
 Score = Callable[[Sequence["Sample"]], Float[np.ndarray, " answers"]]
 """Scores samples with the newest reward models."""
@@ -131,7 +130,7 @@ def _seed(recipe: Recipe, number: int) -> int:
 
 def round_prompts(number: int, recipe: Recipe, tokenizer: Tokenizer) -> PromptSet:
     """Return the prompts of round `number`."""
-    config, source = recipe.rejection, WorldSource(make_world(recipe.corpus.world_seed))
+    config, source = recipe.rejection, source_of(recipe.corpus.world_seed, recipe.corpus.data)
     longest, seed = room(recipe.model, config.max_new_tokens), _seed(recipe, number)
     return sample_prompts(source, seed, config.n_prompts, tokenizer, longest=longest)
 

@@ -37,6 +37,7 @@ from llama2_lib.objectives.language import LossTerm
 from llama2_lib.objectives.preference import margins, ranking_loss, safety_auxiliary_loss
 from llama2_lib.objectives.rlhf import combined_reward
 from llama2_lib.stages.fit import Forward, Report, finish, fit
+from llama2_lib.stages.folder import at_most, source_of
 from llama2_lib.stages.job import Job, variant_of
 from llama2_lib.stages.prompts import sample_prompts
 from llama2_lib.text.dialog import Encoder
@@ -111,14 +112,18 @@ def _run_stream(
 ) -> None:  # fmt: skip
     """Bring one of the two reward models up to date."""
     tokenizer, seed = job.tokenizer, rng.seed_from(config.seed, "fresh", config.stream, number)
-    pairs, counts = collect(
-        variants, tokenizer, job.world, config.stream,
-        config.n_fresh_later if previous else config.n_fresh, seed=seed,
-        max_new_tokens=config.max_new_tokens,
-    )  # fmt: skip
-    n_held = max(1, round(HELD_BACK * len(pairs)))
-    held, fresh = pairs[:n_held], pairs[n_held:]
-    bootstrap = training_pairs(config, OWN_SHARE[config.stream], job.recipe.corpus.world_seed)
+    if job.source.judge:
+        pairs, counts = collect(
+            variants, tokenizer, job.world, config.stream,
+            config.n_fresh_later if previous else config.n_fresh, seed=seed,
+            max_new_tokens=config.max_new_tokens,
+        )  # fmt: skip
+        n_held = max(1, round(HELD_BACK * len(pairs)))
+        held, fresh = pairs[:n_held], pairs[n_held:]
+    else:
+        held, fresh, counts = next_slice(job, config, number)
+    corpus = job.recipe.corpus
+    bootstrap = training_pairs(config, OWN_SHARE[config.stream], corpus.world_seed, corpus.data)
     earlier = storage.read_rows(previous / "fresh.jsonl.gz", Pair) if previous else []
     summary: dict[str, Any] = {"round": number, **counts}
     validation = encode_pairs(held, tokenizer, "none")
@@ -139,6 +144,10 @@ def _run_stream(
     summary["accuracy"] = _accuracy(model, held, validation)
     if config.stream == "helpfulness":
         summary["mean before centring"] = centre(model, _centre_rows(job))
+        finish(model, folder)
+    elif not job.source.judge:  # without labels of safety nothing else has set the zero
+        rows = [row for pair in validation for row in (pair.chosen, pair.rejected)]
+        summary["mean before centring"] = centre(model, rows)
         finish(model, folder)
     storage.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
@@ -208,17 +217,47 @@ def collect(
     }
 
 
+def next_slice(
+    job: Job, config: RewardConfig, number: int
+) -> tuple[list[Pair], list[Pair], dict[str, int | str]]:
+    """Return as many pairs of a folder as annotators would rank, other ones in every round.
+
+    Nobody ranks the policies' answers there. Held back are pairs whose prompts are held out, those
+    that are short enough to be scored; the others are to be trained on.
+    """
+    source, stream, longest = job.source, config.stream, room(job.recipe.model, 0)
+    n = config.n_fresh if number == 1 else config.n_fresh_later
+    before = config.n_pairs + (number > 1) * config.n_fresh + max(0, number - 2) * n
+    n_held = max(1, round(HELD_BACK * n))
+    end = before + n - n_held
+    most = at_most(source, stream, end + n, "held out")
+    unseen = source.pairs(stream, rng.seed_from(config.seed, "held", number), most, "held out")
+    held = list(islice((p for p in unseen if _length(p, job.tokenizer) <= longest), n_held))
+    if not held:
+        raise ValueError(
+            f"pairs must have at most {longest} tokens to be scored; of those on {stream} that "
+            "are held out none is so short. Take a recipe with a longer context."
+        )
+    return held, list(islice(source.pairs(stream, config.seed, end), before, None)), {
+        "fresh pairs": n - n_held,
+        "of them met before": min(n - n_held, end - at_most(source, stream, end)),
+        "annotators": "none: these are the folder's own pairs, without grades or labels",
+    }  # fmt: skip
+
+
 # --- pairs (appendix A.3.3)
 
 
-def training_pairs(config: RewardConfig, own_share: float, world_seed: int) -> list[Pair]:
-    """Return pairs of the world, of both streams in these shares, own ones first."""
-    source = WorldSource(make_world(world_seed))
+def training_pairs(
+    config: RewardConfig, own_share: float, world_seed: int, data: str | None = None
+) -> list[Pair]:
+    """Return pairs of both streams in these shares, own ones first."""
+    source = source_of(world_seed, data)
     other = next(name for name in STREAMS if name != config.stream)
     n_own = round(own_share * config.n_pairs)
     return [
-        *source.pairs(config.stream, config.seed, n_own),
-        *source.pairs(other, config.seed, config.n_pairs - n_own),
+        *source.pairs(config.stream, config.seed, at_most(source, config.stream, n_own)),
+        *source.pairs(other, config.seed, at_most(source, other, config.n_pairs - n_own)),
     ]
 
 
@@ -431,13 +470,14 @@ def held_out_pairs(
 
     Fewer of them are a beginning of more. Few pairs are too long, except for tiny contexts.
     """
-
-    def length(pair: Pair) -> int:
-        texts = (pair.chosen, pair.rejected)
-        return max(len(scored_row(pair.prompt.dialog, text, tok)) for text in texts)
-
     endless = WorldSource(make_world(world_seed)).pairs(stream, seed, split="held out")
-    return list(islice((pair for pair in endless if length(pair) <= longest), n))
+    return list(islice((pair for pair in endless if _length(pair, tok) <= longest), n))
+
+
+def _length(pair: Pair, tok: Encoder) -> int:
+    """Return the tokens of the longer answer with its prompt."""
+    texts = (pair.chosen, pair.rejected)
+    return max(len(scored_row(pair.prompt.dialog, text, tok)) for text in texts)
 
 
 def held_out_scores(folder: Path) -> dict[str, HeldOut]:

@@ -13,12 +13,11 @@ import torch
 from llama2_lib.config import DialogTrainConfig, SftConfig
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.stages.fit import Report, fit_dialogs, loss_on
+from llama2_lib.stages.folder import at_most, source_of
 from llama2_lib.stages.job import Job, unseen
 from llama2_lib.text.dialog import Encoder, encode_example, render
 from llama2_lib.training.batches import Example, PackedDialogs, shorten_all
-from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import Message
-from llama2_lib.world.source import WorldSource
 
 VALIDATION_SEED = 1_000_003
 """Added to the seed of the training dialogs: another stream of the same source."""
@@ -30,13 +29,14 @@ N_MEASURED = 100
 
 def run(job: Job) -> None:
     """Fine-tune the pretrained model on demonstrations."""
-    sft_on(job, training_dialogs(job.recipe.sft, job.recipe.corpus.world_seed))
+    corpus = job.recipe.corpus
+    sft_on(job, training_dialogs(job.recipe.sft, corpus.world_seed, corpus.data))
 
 
 def sft_on(job: Job, train: Sequence[Sequence[Message]]) -> None:
     """Fine-tune the pretrained model on these dialogs."""
-    config, tokenizer = job.recipe.sft, job.tokenizer
-    validation = validation_dialogs(config, job.recipe.corpus.world_seed, train)
+    config, tokenizer, corpus = job.recipe.sft, job.tokenizer, job.recipe.corpus
+    validation = validation_dialogs(config, corpus.world_seed, train, corpus.data)
     model = sft(
         config, job.model("pretrain"), examples(train, tokenizer), examples(validation, tokenizer),
         job.folder, job.device, job.report,
@@ -44,18 +44,27 @@ def sft_on(job: Job, train: Sequence[Sequence[Message]]) -> None:
     job.write_answers(model, validation)
 
 
-def training_dialogs(config: SftConfig, world_seed: int) -> list[list[Message]]:
+def training_dialogs(
+    config: SftConfig, world_seed: int, data: str | None = None
+) -> list[list[Message]]:
     """Return the training dialogs; fewer of them are a beginning of more."""
-    source = WorldSource(make_world(world_seed))
-    return list(source.dialogs(world_seed, config.n_dialogs, config.grade))
+    source = source_of(world_seed, data)
+    n = at_most(source, "dialogs", config.n_dialogs)
+    return list(source.dialogs(world_seed, n, config.grade))
 
 
 def validation_dialogs(
-    config: SftConfig, world_seed: int, train: Sequence[Sequence[Message]]
+    config: SftConfig, world_seed: int, train: Sequence[Sequence[Message]], data: str | None = None
 ) -> list[list[Message]]:
-    """Return clean dialogs of another stream, none of which is in `train`, and none twice."""
+    """Return clean dialogs of another stream, none of which is in `train`, and none twice.
+
+    A folder may hold fewer than are asked for; then they are all that it holds out.
+    """
     n, tries = config.n_validation, MOST_TRIES * config.n_validation
-    stream = WorldSource(make_world(world_seed)).dialogs(world_seed + VALIDATION_SEED, tries)
+    source, seed = source_of(world_seed, data, "held out"), world_seed + VALIDATION_SEED
+    stream = source.dialogs(seed, at_most(source, "dialogs", tries))
+    if data is not None:
+        return list({render(dialog): dialog for dialog in stream}.values())[:n]
     return unseen("dialogs", stream, n, tries, {render(dialog) for dialog in train}, render)
 
 
@@ -122,5 +131,5 @@ def fine_tune(
 
 def unseen_dialogs(job: Job) -> list[list[Message]]:
     """Return dialogs that fine-tuning never saw, to measure later stages and for people to read."""
-    config, world_seed = job.recipe.sft, job.recipe.corpus.world_seed
-    return validation_dialogs(config, world_seed, training_dialogs(config, world_seed))
+    config, seed, data = job.recipe.sft, job.recipe.corpus.world_seed, job.recipe.corpus.data
+    return validation_dialogs(config, seed, training_dialogs(config, seed, data), data)

@@ -1,11 +1,35 @@
-"""Documents from files: the door through which other text than the world's enters."""
+"""A folder of one's own: the door through which other data than the world's enters.
 
+A `.txt` file is text, a line of a `.jsonl` file one object; both may be packed, `.gz` or `.zst`.
+The shapes of an object are those in which people publish; of several it is the first that fits:
+
+- pairs: `chosen` and `rejected`, each a transcript ("Human: ... Assistant: ..."), a list of
+  messages, or, beside a `prompt`, an answer;
+- dialogs: `messages`; `instruction`, `input` and `output` (Alpaca); `prompt` and `response`;
+- documents: `text`.
+
+What the chat format cannot carry is mended or dropped, and counted. What has none of the shapes is
+an error that names file and line.
+"""
+
+import gzip
+import io
 import json
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
+import zstandard
+
+from llama2_lib.text.dialog import ROLES, sanitised
 from llama2_lib.text.tokenizer import check_unicode
+from llama2_lib.world.dialogs import Message
 
 SUFFIXES = (".txt", ".jsonl")
 LONGEST_TEXT = 2_000
@@ -14,10 +38,68 @@ of 512 tokens sees at once."""
 _BORDERS = (r"\n\s*\n", r"\n", r"(?<=[.!?])\s", r"\s")
 """Where a long text may be cut: between paragraphs, lines, sentences, words; best ones first."""
 _BETWEEN = re.compile(r"\s{0,99}\n|\s?")
+# Small letters: how a file is read is no setting, and would name everything that is trained.
+_speaker = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_shapes = (
+    '"chosen" and "rejected", "messages", "instruction" and "output", "prompt" and "response", or '
+    'a "text"'
+)
+
+
+class Record(NamedTuple):
+    """One document, dialog or pair of answers."""
+
+    kind: str
+    """`documents`, `dialogs` or `pairs`."""
+    dialog: list[Message]
+    """A dialog that ends with an answer, or the prompt of a pair."""
+    texts: list[str]
+    """The text of a document; the chosen and the rejected answer of a pair."""
+    is_safety: bool = False
+
+
+@dataclass
+class Survey:
+    """What a folder holds, in numbers; filled while it is read."""
+
+    n_files: int = 0
+    records: Counter[str] = field(default_factory=Counter)
+    """Documents, dialogs, pairs, and pairs on safety."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Records that are not used, by the reason."""
+    mended: Counter[str] = field(default_factory=Counter)
+    """Records that were changed, by what they had."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Files that are not read, by the ending of their names."""
+
+    def __str__(self) -> str:
+        files = f"{self.n_files:,} file{'s' * (self.n_files != 1)}"
+        parts = [f"{_listed(self.records) or 'nothing'} in {files}"]
+        for name in ("dropped", "mended", "left_out"):
+            if counts := getattr(self, name):
+                parts.append(f"{name.replace('_', ' ')}: {_listed(counts)}")
+        return "; ".join(parts)
+
+
+def _listed(counts: Counter[str]) -> str:
+    """Return counts as words, the largest first; equal ones in order of name."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n:,} {name}" for name, n in ordered)
+
+
+def suffix_of(path: Path) -> str:
+    """Return the ending of a name in small letters, that of the unpacked file."""
+    return Path(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
+
+
+def is_safety_path(folder: Path, path: Path) -> bool:
+    """Return whether a name below the folder says that its prompts may elicit unsafe answers."""
+    name = str(path.relative_to(folder)).lower().replace("_", "-")
+    return any(word in name for word in ("harmless", "safety", "red-team"))
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Return the `.txt` and `.jsonl` files of a folder, in order of name, but for hidden ones.
+    """Return the files of a folder that are read, in order of name, but for hidden ones.
 
     Raises:
         FileNotFoundError: The folder has no such files.
@@ -25,31 +107,46 @@ def text_files(folder: Path) -> list[Path]:
     """
     if folder.is_file():
         raise ValueError(f"the documents must be a folder; {folder} is a file. Name its folder.")
-    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
-    visible = [p for p in paths if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
-    files = [path for path in visible if not path.is_dir()]
-    for path in files:
+    paths = [p for p in _visible(folder) if suffix_of(p) in SUFFIXES]
+    for path in paths:
         if not path.is_file():  # reading a pipe waits for a writer, perhaps for ever
-            raise ValueError(f"{path} must be an ordinary file, no pipe or broken link. Remove it.")
-    if not files:
+            raise ValueError(
+                f"{path} must be an ordinary file; it is a pipe, a device or a broken link. "
+                "Remove it."
+            )
+    if not paths:
         raise FileNotFoundError(f"{folder} must hold .txt or .jsonl files; none found.")
-    return files
+    return paths
 
 
-def read_documents(folder: Path) -> Iterator[str]:
-    """Yield the documents of a folder, files in order of name.
+def _visible(folder: Path) -> list[Path]:
+    """Return what is no folder and not hidden."""
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    return [p for p in paths if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
+
+
+def read_records(folder: Path, counts: Survey | None = None) -> Iterator[Record]:
+    """Yield what a folder holds, files in order of name, and count it.
 
     A `.txt` file is one document; one of more than `LONGEST_TEXT` characters becomes several, see
-    `cut`. A line of a `.jsonl` file is an object with a `text`, which is one document however
-    long. Both are UTF-8, whatever the machine's own encoding. A byte order mark at the head of a
-    file and blank lines at its end are no text.
+    `cut`. A line of a `.jsonl` file is one record however long, and is read when it is asked for.
+    All are UTF-8, whatever the machine's own encoding. A byte order mark at the head of a file and
+    blank lines at its end are no text.
 
     Raises:
         FileNotFoundError: The folder has no such files.
-        ValueError: A line cannot be read, a file is not UTF-8, or a document is empty.
+        ValueError: A line cannot be read, a file is not UTF-8 or not whole, or a document is empty.
     """
-    for path in text_files(folder):
-        yield from _documents(path)
+    counts = Survey() if counts is None else counts
+    paths = text_files(folder)
+    others = [path for path in _visible(folder) if suffix_of(path) not in SUFFIXES]
+    counts.n_files = len(paths)
+    counts.left_out.update(path.suffix.lower() or "without ending" for path in others)
+    for path in paths:
+        safety = is_safety_path(folder, path)
+        for record in _records(path, counts):
+            counts.records[record.kind + " on safety" * (safety and record.kind == "pairs")] += 1
+            yield record._replace(is_safety=safety)
 
 
 def cut(text: str, longest: int) -> Iterator[str]:
@@ -83,21 +180,55 @@ def _end(text: str, start: int, most: int) -> int:
     return most
 
 
-def _documents(path: Path) -> Iterator[str]:
+# --- one file
+
+
+def _records(path: Path, counts: Survey) -> Iterator[Record]:
     try:
-        if path.suffix.lower() == ".jsonl":
-            yield from _lines(path)
+        if suffix_of(path) == ".jsonl":
+            records = (_record(row, where, counts) for where, row in _lines(path))
+            yield from filter(None, records)
         else:
-            text = re.sub(r"\n\s*\Z", "", path.read_text(encoding="utf-8-sig"))
-            yield from cut(_checked(text, str(path)), LONGEST_TEXT)
+            with _opened(path) as file:
+                text = re.sub(r"\n\s*\Z", "", file.read())
+            parts = list(cut(_checked(text, str(path)), LONGEST_TEXT))
+            counts.mended.update(["long texts, cut into several"] if parts[1:] else [])
+            yield from (Record("documents", [], [part]) for part in parts)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8; {error}. Convert it first.") from None
+    except (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} must be a whole packed file; {error}. Pack it again.") from None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the texts line by line: a file may be larger than the memory."""
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """Open a file as text that is unpacked while it is read, or, `.zst`, on disk before."""
+    ending = path.suffix.lower()
+    opener: Any = gzip.open if ending == ".gz" else open
+    with opener(path, "rb") as packed, TemporaryFile() as unpacked:
+        if ending == ".zst":
+            unpacked.writelines(_frames(packed))
+            unpacked.seek(0)
+        file = unpacked if ending == ".zst" else packed
+        yield io.TextIOWrapper(file, encoding="utf-8-sig")
+
+
+def _frames(file: BinaryIO) -> Iterator[bytes]:
+    """Yield what a `.zst` file holds; one that is cut short is an error, as in `gzip`."""
+    frame = None
+    while packed := file.read(2**17):
+        while packed:  # several frames may follow each other, as after a concatenation
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(packed)
+            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends within a frame")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects line by line, each with its place: a file may exceed the memory."""
     blank = 0  # the first of the blank lines, which are harmless at the end alone
-    with path.open(encoding="utf-8-sig") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 blank = blank or number
@@ -106,12 +237,12 @@ def _lines(path: Path) -> Iterator[str]:
             try:
                 if blank:
                     raise ValueError
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(
-                    f'{where} must be an object with a "text"; got {shown!r}.'
-                ) from None
-            yield _checked(text, where)
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(f"{where} must be an object with {_shapes}; got {shown!r}.")
+            yield where, row
 
 
 def _checked(text: object, where: str) -> str:
@@ -119,3 +250,107 @@ def _checked(text: object, where: str) -> str:
         raise ValueError(f"{where} must hold text; it is empty. Delete it or fill it.")
     check_unicode(text, where)
     return text
+
+
+# --- one object
+
+
+_Turns = list[tuple[str, str]]  # role and text of each message, as they were found
+
+
+class _Dropped(Exception):
+    """Says why a record is not used."""
+
+
+def _record(row: dict[str, Any], where: str, counts: Survey) -> Record | None:
+    """Return the record of an object; None if it is dropped, which is counted."""
+    notes: set[str] = set()
+
+    def turns(name: str, role: str = "") -> _Turns:
+        return _turns(row[name], role, f'{where}: "{name}"') if row.get(name) else []
+
+    def answered(prompt: _Turns, name: str) -> list[Message]:
+        said = turns(name, "assistant") or [("assistant", "")]
+        if any(role == "user" for role, _ in said):
+            return _mended(said, notes)
+        # The transcript of a prompt may end with "Assistant:" and nothing.
+        silent = bool(prompt) and prompt[-1][0] == "assistant" and not prompt[-1][1].strip()
+        return _mended([*prompt[: len(prompt) - silent], *said], notes)
+
+    try:
+        if row.keys() >= {"chosen", "rejected"}:
+            prompt = turns("prompt", "user")
+            record = _pair(answered(prompt, "chosen"), answered(prompt, "rejected"))
+        elif "messages" in row:
+            record = Record("dialogs", _mended(turns("messages"), notes), [])
+        elif row.keys() >= {"instruction", "output"}:
+            asked = [*turns("instruction", "user"), *turns("input", "user")]
+            request = "\n\n".join(text for _, text in asked)
+            record = Record("dialogs", answered([("user", request)], "output"), [])
+        elif row.keys() >= {"prompt", "response"}:
+            record = Record("dialogs", answered(turns("prompt", "user"), "response"), [])
+        elif "text" in row:
+            record = Record("documents", [], [_checked(row["text"], where)])
+        else:
+            shown = json.dumps(row)[:60]
+            raise ValueError(f"{where} must be an object with {_shapes}; got {shown!r}.")
+    except _Dropped as reason:
+        counts.dropped[str(reason)] += 1
+        return None
+    counts.mended.update(notes)
+    return record
+
+
+def _turns(value: Any, role: str, where: str) -> _Turns:
+    """Return the turns of a list of messages or a transcript, or a text as one of this role."""
+    if isinstance(value, str):
+        before, *parts = _speaker.split(value)
+        if parts and not before:
+            roles = {"Human": "user", "Assistant": "assistant"}
+            return [(roles[who], text) for who, text in zip(parts[::2], parts[1::2], strict=True)]
+        if role:
+            return [(role, value)]
+    given = value if isinstance(value, list) else [value]
+    turns: list[Any] = [(m.get("role"), m.get("content")) for m in given if isinstance(m, dict)]
+    if len(turns) < len(given) or not all(isinstance(text, str) for turn in turns for text in turn):
+        raise ValueError(
+            f"{where} must be {'a text, ' * bool(role)}a transcript (Human: ... Assistant: ...) or "
+            f"messages of texts, role and content; got {json.dumps(value)[:60]}. Mend the line."
+        )
+    return turns
+
+
+def _mended(turns: _Turns, notes: set[str]) -> list[Message]:
+    """Return a dialog as the chat format carries it, and note what was changed for it."""
+    dialog: list[Message] = []
+    for role, text in turns:
+        content = sanitised(text).strip()
+        if content != text.strip():
+            notes.add("with tags of the chat format or half characters, taken out")
+        if role not in ROLES:
+            raise _Dropped("with other roles than system, user and assistant")
+        if role == "system" and not content:
+            continue
+        if not content:
+            whose = "reply" if role == "assistant" else "message of the user"
+            raise _Dropped(f"with an empty {whose}")
+        if dialog and dialog[-1]["role"] == role:
+            notes.add("with two turns of one role in a row, joined")
+            dialog[-1] = {"role": role, "content": f"{dialog[-1]['content']}\n\n{content}"}
+        else:
+            dialog.append({"role": role, "content": content})
+    roles = [message["role"] for message in dialog]
+    if roles[roles[:1] == ["system"] :][:1] != ["user"] or "system" in roles[1:]:
+        raise _Dropped("that do not begin with the user")
+    if roles[-1] != "assistant":
+        raise _Dropped("that do not end with an answer")
+    return dialog
+
+
+def _pair(chosen: list[Message], rejected: list[Message]) -> Record:
+    """Return two answers to the prompt that both dialogs share."""
+    if chosen[:-1] != rejected[:-1]:
+        raise _Dropped("with prompts that differ")
+    if chosen == rejected:
+        raise _Dropped("with identical answers")
+    return Record("pairs", chosen[:-1], [chosen[-1]["content"], rejected[-1]["content"]])

@@ -59,8 +59,8 @@ class Source(Protocol):
         ...
 
     @property
-    def judge(self) -> Judge:
-        """Marks any answer to any of the prompts, for measurements and for annotators."""
+    def judge(self) -> Judge | None:
+        """Marks any answer to any of the prompts; None where nobody knows the truth."""
         ...
 
 

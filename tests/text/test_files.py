@@ -8,7 +8,17 @@ import sys
 
 import pytest
 
-from llama2_lib.text.files import LONGEST_TEXT, cut, read_documents, text_files
+from llama2_lib.text.files import LONGEST_TEXT, Survey, cut, read_records, text_files
+
+
+def read_documents(folder):
+    return (record.texts[0] for record in read_records(folder))
+
+
+def survey(folder):
+    counts = Survey()
+    assert all(read_records(folder, counts))
+    return counts
 
 
 def write(folder, **files):
@@ -53,8 +63,8 @@ def test_the_machines_own_encoding_does_not_matter(tmp_path):
     write(tmp_path, a_txt=TEXT, b_jsonl=line(TEXT))
     code = f"""if True:
         import locale, pathlib
-        from llama2_lib.text.files import read_documents
-        found = list(read_documents(pathlib.Path({str(tmp_path)!r})))
+        from llama2_lib.text.files import read_records
+        found = [record.texts[0] for record in read_records(pathlib.Path({str(tmp_path)!r}))]
         print(locale.getencoding(), found == [{TEXT!a}] * 2)
     """
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -91,7 +101,7 @@ def test_a_folder_without_documents_is_refused(tmp_path, files):
 )
 def test_a_line_that_is_no_document_is_named(tmp_path, bad):
     write(tmp_path, a_jsonl=line("fine") + bad + "\n" + line("fine"))
-    with pytest.raises(ValueError, match=r'a\.jsonl line 2 must be an object with a "text"; got'):
+    with pytest.raises(ValueError, match=r'a\.jsonl line 2 must be an object .* a "text"; got'):
         list(read_documents(tmp_path))
 
 
@@ -148,7 +158,7 @@ def test_a_lone_surrogate_in_json_is_named(tmp_path):
 
 def test_json_that_nests_too_deep_is_named(tmp_path):
     write(tmp_path, a_jsonl=line("fine") + '{"text": ' + "[" * 200_000)
-    with pytest.raises(ValueError, match=r"a\.jsonl line 2 must be an object with a \"text\""):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2 must be an object"):
         list(read_documents(tmp_path))
 
 
@@ -156,7 +166,7 @@ def test_json_that_nests_too_deep_is_named(tmp_path):
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     write(tmp_path, a_txt="text")
     os.mkfifo(tmp_path / "b.txt")
-    for ask in (text_files, lambda folder: list(read_documents(folder))):
+    for ask in (text_files, survey, lambda folder: list(read_documents(folder))):
         with pytest.raises(ValueError, match=r"b\.txt must be an ordinary file.*[Rr]emove it"):
             ask(tmp_path)
 
@@ -262,6 +272,29 @@ def test_a_line_of_json_is_one_document_however_long(tmp_path):
     text = "\n\n".join(paragraphs(50))
     write(tmp_path, a_jsonl=line(text))
     assert list(read_documents(tmp_path)) == [text]
+
+
+def test_the_survey_counts_what_is_read_and_names_what_is_not(tmp_path):
+    write(
+        tmp_path,
+        a_txt="\n\n".join(paragraphs(100)),
+        b_txt="short",
+        b__c_txt="\n\n".join(["x" * 1_500] * 2),
+        c_jsonl=line("first") + line("next"),
+        d__e_md="no",
+        f_md="no",
+        g_csv="no",
+        README="no",
+    )
+    found = survey(tmp_path)
+    documents = list(read_documents(tmp_path))
+    assert found.n_files == 4
+    assert found.records["documents"] == len(documents) > 8
+    assert found.left_out == {".md": 2, ".csv": 1, "without ending": 1}
+    assert str(found) == (
+        f"{len(documents)} documents in 4 files; mended: 2 long texts, cut into several; "
+        "left out: 2 .md, 1 .csv, 1 without ending"
+    )
 
 
 def test_a_file_of_lines_is_read_line_by_line(tmp_path):
