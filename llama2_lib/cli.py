@@ -224,7 +224,7 @@ class Show:
 
         size = self.recipe.removeprefix("llama2_").upper()
         if size in FAMILY:
-            from llama2_lib.training import memory
+            from llama2_lib.bench import memory
 
             made = memory.plan(FAMILY[size], gpus=self.gpus, tokens=self.tokens)
             print(*memory.lines(FAMILY[size], made, self.gpus), sep="\n")

@@ -259,7 +259,7 @@ def read_gguf(path: Path) -> Weights:
         dim=dim, n_layers=of["block_count"], n_heads=of["attention.head_count"],
         n_kv_heads=of.get("attention.head_count_kv", of["attention.head_count"]),
         vocab_size=int(held["token_embd.weight"].shape[1]), max_seq_len=of["context_length"],
-        rope_theta=of.get("rope.freq_base", 10_000.0),
+        rope_theta=of.get("rope.freq_base", ModelConfig().rope_theta),
         norm_eps=round(of["attention.layer_norm_rms_epsilon"], 12),  # stored in fp32
         **stored_width(of["feed_forward_length"], dim),
     )  # fmt: skip

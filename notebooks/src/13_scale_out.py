@@ -20,7 +20,7 @@ from llama2_lib.export import convert
 from llama2_lib.model import config as shapes
 from llama2_lib.model import weights
 from llama2_lib.teaching.check import check, expect_failure, start
-from llama2_lib.training import memory
+from llama2_lib.bench import memory
 from llama2_lib.widgets import Explorer, show
 
 folders = start("13_scale_out", needs=["pretrain", "sft"], recipe=lab.nano(), minutes=20)
@@ -231,7 +231,7 @@ everything = memory.plan(shapes.LLAMA2_70B, gpus=64, tokens=4096, recompute=Fals
 print(f"without computing again: activations of {everything.activations / 1e9:.0f} GB")
 
 # %% [markdown]
-# Sixteen GPUs are not quite enough, twenty-four are. The formula is no guess: its counts lie within three per cent of the bytes that PyTorch keeps for our models (`tests/training/test_memory.py`). The seconds assume 40 % of an A100's peak and 25 GB a second between GPUs.
+# Sixteen GPUs are not quite enough, twenty-four are. The formula is no guess: its counts lie within three per cent of the bytes that PyTorch keeps for our models (`tests/test_memory.py`). The seconds assume 40 % of an A100's peak and 25 GB a second between GPUs.
 #
 # ### From hours to utilisation
 # **Say** (table 2). 70B took 1,720,320 GPU hours for 2 trillion tokens. A weight costs about 6 operations per token: two forward, four backward. **Predict**: which share of the peak of 312 TFLOP/s was reached?

@@ -37,7 +37,7 @@ def same(model, other):
     mine, theirs = model.state_dict(), other.state_dict()
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
-        assert torch.equal(tensor, theirs[name]), name
+        assert torch.equal(tensor, theirs[name]), f"{name} differs"
     with torch.no_grad():
         assert torch.equal(model(IDS), other(IDS))
 

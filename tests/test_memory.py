@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from llama2_lib.bench.memory import block_activations, end_activations, plan
 from llama2_lib.model.config import FAMILY, LLAMA2_7B, LLAMA2_70B, ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
-from llama2_lib.training.memory import block_activations, end_activations, plan
 from llama2_lib.training.optim import adamw
 
 SHAPES = {

@@ -3,7 +3,7 @@
 Weights, gradients and AdamW's two moments are divided among the GPUs (FSDP, ZeRO stage 3); the
 matrices of the block at work are gathered whole; what the backward pass reads again, the
 activations, belongs to each GPU's own rows. The counts follow `model.transformer` line by line, and
-`tests/training/test_memory.py` holds them against the bytes that PyTorch keeps.
+`tests/test_memory.py` holds them against the bytes that PyTorch keeps.
 """
 
 from dataclasses import dataclass
