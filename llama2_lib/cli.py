@@ -182,10 +182,7 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(_OnDevice, _OfStage):
-    """Run one stage, and first any stage it needs that is not yet on disk.
-
-    Several GPUs or machines: torchrun --nproc-per-node N -m llama2_lib run STAGE.
-    """
+    """Run one stage, and first any stage it needs that is not yet on disk."""
 
     stage: tyro.conf.Positional[str] = ""
     """`llama2 show` lists them in their order."""

@@ -25,26 +25,24 @@ def measure_gathering(recipe: Recipe, seed: int, n: int = 2) -> dict[str, float]
     Keys: `seconds/parts`, gathering each block for every token; `seconds/whole`, gathering all
     once before the first; `slowdown`, the one over the other.
     """
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
-        f"--nproc-per-node={n}", "-m", "llama2_lib.claims.scale",
-        json.dumps([asdict(recipe.model), seed]),
-    ]  # fmt: skip
-    path = os.pathsep.join(part or os.getcwd() for part in sys.path)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={n} -m"
+    model, env = json.dumps(asdict(recipe.model)), os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command.split(), "llama2_lib.claims.scale", model, str(seed)],
+        env=env, capture_output=True, text=True,
+    )  # fmt: skip
     if done.returncode:
         raise ChildProcessError(f"{n} processes must generate; they ended with: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout)
 
 
 @torch.no_grad()
 def _written(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
-    """Return what follows the prompts; the same steps whether or not the weights are divided."""
+    """Go on with the prompts, in the same steps whether or not the weights are divided."""
     cache, rows = KVCache(model.config, BATCH, PROMPT + WRITTEN), [ids]
     for _ in range(WRITTEN):
-        hidden = model.hidden(rows[-1], attend=cache)[:, -1:]
-        rows.append(model.logits(hidden).argmax(dim=-1))
+        logits = model.logits(model.hidden(rows[-1], attend=cache)[:, -1:])
+        rows.append(logits.argmax(dim=-1))
     return torch.cat(rows, dim=1)
 
 
@@ -65,9 +63,7 @@ def _times(config: ModelConfig, seed: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    fields, chosen = json.loads(sys.argv[1])
     with parallel.torchrun(torch.device("cpu")):
-        times = _times(ModelConfig(**fields), chosen)
-        if parallel.rank() == 0:
-            print(json.dumps(times), flush=True)
+        times = _times(ModelConfig(**json.loads(sys.argv[1])), int(sys.argv[2]))
+        print(json.dumps(times) * (parallel.rank() == 0), flush=True)
     os._exit(0)  # see `llama2_lib.__main__`

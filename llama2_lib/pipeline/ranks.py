@@ -41,7 +41,7 @@ def joint_artifact(stage: str, recipe: Recipe, *, device: str = "auto") -> Path:
                 own = there / f".rank-{parallel.rank()}"  # hidden in the first one's
                 shutil.copytree(there, own, ignore=shutil.ignore_patterns(".*", "step-*"))
                 visible = visible_recipe(stage, recipe)
-                _run(stage, Job(visible, own, inputs, chosen, lambda done, words: None))
+                _run(stage, Job(visible, own, inputs, chosen, lambda *_: None))
                 shutil.rmtree(own)
                 parallel.gathered("gone")
             return told
@@ -49,9 +49,9 @@ def joint_artifact(stage: str, recipe: Recipe, *, device: str = "auto") -> Path:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
             raise ChildProcessError(
-                f"process {parallel.rank()} of {parallel.n_processes()}, which torchrun started, "
-                "has lost another one: it was killed, or has failed with a message of its own. "
-                "Start again: the same command goes on from the last checkpoint."
+                f"process {parallel.rank()} of {parallel.n_processes()} has lost another that was "
+                "killed or has said what is wrong. Start again: the same command goes on from the "
+                "last checkpoint."
             ) from None
 
 

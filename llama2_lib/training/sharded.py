@@ -27,23 +27,20 @@ _hollow: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 def shard(model: nn.Module, *parts: nn.Module) -> None:
     """Divide the weights of `model` among torchrun's processes, in place; else do nothing.
 
-    `parts` are the modules that are called, or the model itself: each is cut block by block, the
-    rest of it with its root. An optimiser is to be made after it.
+    `parts` are the modules that are called, if not the model itself; each is cut block by block. An
+    optimiser is to be made after it.
     """
     if not parallel.divides_weights():
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (parallel.n_processes(),))
+    mesh = init_device_mesh(next(model.parameters()).device.type, (parallel.n_processes(),))
     # A scalar model returns a view; nothing here writes into one in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    no_numbers = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-        for p in model.parameters()
-    }
-    _hollow[model] = copy.deepcopy(model, no_numbers)
+    empty = {p: torch.empty_like(p, device="meta") for p in model.parameters()}
+    memo = {id(p): nn.Parameter(none, p.requires_grad) for p, none in empty.items()}
+    _hollow[model] = copy.deepcopy(model, memo)
     for part in parts or (model,):
         for module in part.modules():
             if isinstance(module, TransformerBlock):
@@ -65,10 +62,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(model: Module) -> Module:
-    """Return a copy with all weights if they are divided, else the model itself.
-
-    All processes must ask, as each gives its part.
-    """
+    """Return a copy with all weights if they are divided, all processes asking; else the model."""
     if not is_sharded(model):
         return model
     full: Any = copy.deepcopy(_hollow[model])
@@ -129,9 +123,7 @@ def read(
     pieces = {key: torch.empty_like(like) for key, like in likes.items()}
     for key in sorted(stored.keys() - pieces.keys()):
         kind, place = key.split("/")
-        like = moved[int(place)]
-        if kind == "step":
-            like = torch.empty(stored[key].size, dtype=stored[key].properties.dtype)
+        like = moved[int(place)] if kind != "step" else torch.tensor(0.0)
         pieces[key] = state.setdefault(int(place), {})[kind] = torch.empty_like(like)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that one is alone
         dcp.load(pieces, storage_reader=reader, no_dist=not is_sharded(model))

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.slow
 
 
 def torchrun(n, root, stage, *options):
-    """Start the command in n processes."""
     env = os.environ | {
         "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), "LLAMA2_ARTIFACTS": str(root),
     }  # fmt: skip

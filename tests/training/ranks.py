@@ -20,7 +20,7 @@ from llama2_lib.training.optim import adamw
 CONFIG = ModelConfig(
     vocab_size=53, dim=48, n_layers=3, n_heads=6, n_kv_heads=2, multiple_of=20, max_seq_len=37
 )
-N_ROWS = 7  # not to be divided by 2 or 4; a row has from 1 to 7 targets
+N_ROWS = 7  # no multiple of 2 or 4; a row has from 1 to 7 targets
 
 
 class Rows(NamedTuple):
@@ -84,11 +84,9 @@ def by_gradient(model):
 
 def gradients():
     settings = {"clip_norm": 1e9}, {"clip_norm": 0.1, "accumulate": 2}
-    return [
-        trained(model(), loss, 1, optimizer_of=by_gradient, **each)
-        for each in settings
-        for model, loss in ((language_model, language_loss), (Both, both_losses))
-    ]
+    kinds = (language_model, language_loss), (Both, both_losses)
+    options = [(model(), loss, each) for each in settings for model, loss in kinds]
+    return [trained(*kind, 1, optimizer_of=by_gradient, **each) for *kind, each in options]
 
 
 def until(steps, root):

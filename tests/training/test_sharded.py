@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,15 +56,13 @@ def test_alone_a_model_is_not_divided_and_none_is_copied(random_model):
 @pytest.mark.parametrize("n", [2, 4])
 def test_loss_and_gradient_are_those_of_one_process(tmp_path, n):
     """Rows have unequal numbers of targets and processes unequal numbers of rows."""
-    expected = alone["gradients"]()
-    check_same(run(n, tmp_path)[0], expected)
+    check_same(run(n, tmp_path)[0], alone["gradients"]())
 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_four_is_gone_on_from_by_two_and_by_one(tmp_path):
     """As if the run had never been broken: weights, both moments and the step's number."""
-    whole = alone["until"](8, tmp_path / "whole")
-    folder = tmp_path / "broken"
+    whole, folder = alone["until"](8, tmp_path / "whole"), tmp_path / "broken"
     run(4, folder, 2)
     assert [path.name for path in checkpoints(folder)] == ["step-0000002"]
     (steps, weights), _ = run(2, folder, 4)
@@ -77,11 +76,7 @@ def test_a_checkpoint_of_four_is_gone_on_from_by_two_and_by_one(tmp_path):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_once_and_the_one_before_it_taken(tmp_path):
     run(2, tmp_path, 2)
-    older = tmp_path / "step-0000002"
-    newer = tmp_path / "step-0000003"
-    newer.mkdir()
-    for path in older.iterdir():
-        (newer / path.name).write_bytes(path.read_bytes())
+    newer = shutil.copytree(tmp_path / "step-0000002", tmp_path / "step-0000003")
     [part] = newer.glob("__1_*")
     part.write_bytes(part.read_bytes()[:-1])
     (steps, _), errors = run(2, tmp_path, 4)
