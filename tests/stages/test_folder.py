@@ -142,7 +142,7 @@ def test_one_stream_stands_for_both_and_the_survey_says_so(tmp_path, hh):
         p.chosen for p in source.pairs("safety", 1, 30)
     ]
     assert all(prompt.is_safety for prompt in source.prompts(1, 30, shares={"helpful": 1.0}))
-    assert "pairs on safety alone" in not_measured(shelf_of(one).survey)[-1]
+    assert "all pairs are on safety: both" in not_measured(shelf_of(one).survey)[-1]
     assert len(not_measured(shelf_of(hh).survey)) == 2
     with pytest.raises(ValueError, match="stream"):
         source.pairs("honesty", 1)
@@ -235,7 +235,10 @@ def test_the_whole_chain_runs_on_a_folder_from_the_command_line(tmp_path, monkey
         assert folders[stage] == pipeline.artifact_path(stage, with_data(folder))
         assert folders[stage] != pipeline.artifact_path(stage, toy())
     for text in told.values():
-        assert "read: 300 pairs, 300 pairs on safety in 3 files; dropped: 1 with an empty" in text
+        assert (
+            "read: 300 pairs on helpfulness, 300 pairs on safety in 3 files; dropped: 1 with"
+            in text
+        )
         assert "there is no gold judge: gold marks and recall of facts are not measured" in text
     corpus = pipeline.artifact_path("corpus", with_data(folder))
     survey = json.loads((corpus / "survey.json").read_text())
