@@ -25,6 +25,7 @@ from llama2_lib.training.batches import PackedCorpus
 from llama2_lib.world import make_world
 from llama2_lib.world.dialogs import dialogs
 from llama2_lib.world.documents import Document
+from llama2_lib.world.pairs import STREAMS
 from llama2_lib.world.source import WorldSource
 
 N_DOCUMENTS, N_DIALOGS = 8_000, 4_000
@@ -145,9 +146,9 @@ def not_measured(survey: Survey) -> list[str]:
         "no annotators rank new answers: every round takes other pairs of the folder, without "
         "grades or labels of safety; zero of the safety model is the mean of held-out answers",
     ]
-    there = [stream for stream in ("pairs", "pairs on safety") if survey.records[stream]]
-    if len(there) == 1:
-        sentences.append(f"there are {there[0]} alone: both reward models learn from the same")
+    streams = [stream for stream in STREAMS if survey.records[f"pairs on {stream}"]]
+    if len(streams) == 1:
+        sentences.append(f"all pairs are on {streams[0]}: both reward models learn from them")
     return sentences
 
 

@@ -64,7 +64,7 @@ class Survey:
 
     n_files: int = 0
     records: Counter[str] = field(default_factory=Counter)
-    """Documents, dialogs, pairs, and pairs on safety."""
+    """Documents, dialogs, pairs on helpfulness, pairs on safety."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Records that are not used, by the reason."""
     mended: Counter[str] = field(default_factory=Counter)
@@ -144,8 +144,9 @@ def read_records(folder: Path, counts: Survey | None = None) -> Iterator[Record]
     counts.left_out.update(path.suffix.lower() or "without ending" for path in others)
     for path in paths:
         safety = is_safety_path(folder, path)
+        stream = " on safety" if safety else " on helpfulness"
         for record in _records(path, counts):
-            counts.records[record.kind + " on safety" * (safety and record.kind == "pairs")] += 1
+            counts.records[record.kind + stream * (record.kind == "pairs")] += 1
             yield record._replace(is_safety=safety)
 
 

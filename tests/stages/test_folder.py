@@ -12,6 +12,8 @@ import pytest
 from llama2_lib import pipeline, storage
 from llama2_lib.cli import main
 from llama2_lib.recipes import toy
+from llama2_lib.stages import corpus, rehearsal, reward
+from llama2_lib.stages import folder as folders
 from llama2_lib.stages.corpus import not_measured, tokenizer_texts
 from llama2_lib.stages.folder import FolderSource, at_most, chained, shelf_of, source_of
 from llama2_lib.stages.sft import training_dialogs, validation_dialogs
@@ -142,7 +144,7 @@ def test_one_stream_stands_for_both_and_the_survey_says_so(tmp_path, hh):
         p.chosen for p in source.pairs("safety", 1, 30)
     ]
     assert all(prompt.is_safety for prompt in source.prompts(1, 30, shares={"helpful": 1.0}))
-    assert "pairs on safety alone" in not_measured(shelf_of(one).survey)[-1]
+    assert "all pairs are on safety: both" in not_measured(shelf_of(one).survey)[-1]
     assert len(not_measured(shelf_of(hh).survey)) == 2
     with pytest.raises(ValueError, match="stream"):
         source.pairs("honesty", 1)
@@ -226,25 +228,31 @@ def test_the_whole_chain_runs_on_a_folder_from_the_command_line(tmp_path, monkey
     ]
     write_rows(folder / "more.jsonl.gz", *spoilt)
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "artifacts"))
+    for module in (corpus, folders, reward):  # nothing is learned from the world
+        monkeypatch.setattr(module, "WorldSource", None)
+    monkeypatch.setattr(rehearsal, "borderline_training", None)
     own = ["--recipe", "toy", "--data", str(folder), "--device", "cpu"]
-    folders, told = {}, {}
+    made, told = {}, {}
     for stage in ("sft", "rewards_v1", "rejection_v1", "rewards_v2", "ppo", "ghost_attention"):
         assert main(["run", stage, *own]) == 0
         shown = capsys.readouterr()
-        folders[stage], told[stage] = Path(shown.out.strip()), shown.err
-        assert folders[stage] == pipeline.artifact_path(stage, with_data(folder))
-        assert folders[stage] != pipeline.artifact_path(stage, toy())
+        made[stage], told[stage] = Path(shown.out.strip()), shown.err
+        assert made[stage] == pipeline.artifact_path(stage, with_data(folder))
+        assert made[stage] != pipeline.artifact_path(stage, toy())
     for text in told.values():
-        assert "read: 300 pairs, 300 pairs on safety in 3 files; dropped: 1 with an empty" in text
+        assert (
+            "read: 300 pairs on helpfulness, 300 pairs on safety in 3 files; dropped: 1 with"
+            in text
+        )
         assert "there is no gold judge: gold marks and recall of facts are not measured" in text
-    corpus = pipeline.artifact_path("corpus", with_data(folder))
-    survey = json.loads((corpus / "survey.json").read_text())
+    path = pipeline.artifact_path("corpus", with_data(folder)) / "survey.json"
+    survey = json.loads(path.read_text())
     assert survey["dropped"] == {"with an empty reply": 1, "with identical answers": 1}
     held = {opening(p.dialog) for p in FolderSource(folder).prompts(0, 900, "held out")}
     for stream in ("helpfulness", "safety"):
         fresh = {}
         for stage in ("rewards_v1", "rewards_v2"):
-            part = folders[stage] / stream
+            part = made[stage] / stream
             summary = json.loads((part / "summary.json").read_text())
             assert summary["annotators"].startswith("none: these are the folder's own pairs")
             assert summary["of them met before"] == 0
@@ -253,10 +261,10 @@ def test_the_whole_chain_runs_on_a_folder_from_the_command_line(tmp_path, monkey
             fresh[stage] = storage.read_rows(part / "fresh.jsonl.gz", Pair)
         assert fresh["rewards_v2"][: len(fresh["rewards_v1"])] == fresh["rewards_v1"]
         assert len({str(pair) for pair in fresh["rewards_v2"]}) == 2 * 19
-    rows = storage.read_metrics(folders["ppo"] / "metrics.jsonl")
+    rows = storage.read_metrics(made["ppo"] / "metrics.jsonl")
     assert {"held_out_reward", "held_out_helpfulness", "held_out_safety"} <= rows[0].keys()
     assert not [key for row in rows for key in row if key.startswith("gold")]
-    assert "right:" not in (folders["ppo"] / "samples.txt").read_text()
+    assert "right:" not in (made["ppo"] / "samples.txt").read_text()
     answers = iter(["Where does Sela live?"])
     monkeypatch.setattr("builtins.input", lambda _: next(answers, None) or sys.exit("end"))
     with pytest.raises(SystemExit, match="end"):

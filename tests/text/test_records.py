@@ -29,55 +29,35 @@ def read(tmp_path, *rows, name="a.jsonl"):
     return list(read_records(tmp_path, counts)), counts
 
 
-DIALOG = says("Who?", "Ada.")
-PAIR = Record("pairs", says("Hi.", "Yes?", "Who?"), ["Ada.", "Go away."])
+DIALOG, HI = says("Who?", "Ada."), ("Hi.", "Yes?", "Who?")
+SYSTEM = {"role": "system", "content": "Be kind."}
+TOLD = Record("dialogs", DIALOG, [])
+PAIR = Record("pairs", says(*HI), ["Ada.", "Go away."])
+ANSWERS = {"chosen": [says("", "Ada.")[1]], "rejected": [says("", "Go away.")[1]]}
 SHAPES = {
     "text": ({"text": " Once.\n"}, Record("documents", [], [" Once.\n"])),
-    "messages": ({"messages": DIALOG, "text": "x", "prompt": "y"}, Record("dialogs", DIALOG, [])),
-    "system": (
-        {"messages": [{"role": "system", "content": "Be kind."}, *DIALOG]},
-        Record("dialogs", [{"role": "system", "content": "Be kind."}, *DIALOG], []),
-    ),
+    "messages": ({"messages": DIALOG, "text": "x", "prompt": "y"}, TOLD),
+    "system": ({"messages": [SYSTEM, *DIALOG]}, Record("dialogs", [SYSTEM, *DIALOG], [])),
     "alpaca": (
         {"instruction": "Add.", "input": "1 2", "output": "3", "text": "x"},
         Record("dialogs", says("Add.\n\n1 2", "3"), []),
     ),
-    "alpaca, no input": (
-        {"instruction": "Who?", "input": "", "output": "Ada."},
-        Record("dialogs", DIALOG, []),
-    ),
-    "response": ({"prompt": "Who?", "response": "Ada."}, Record("dialogs", DIALOG, [])),
+    "alpaca, no input": ({"instruction": "Who?", "input": "", "output": "Ada."}, TOLD),
+    "response": ({"prompt": "Who?", "response": "Ada."}, TOLD),
     "response after messages": (
-        {"prompt": says("Hi.", "Yes?", "Who?"), "response": "Ada."},
-        Record("dialogs", says("Hi.", "Yes?", "Who?", "Ada."), []),
+        {"prompt": says(*HI), "response": "Ada."},
+        Record("dialogs", says(*HI, "Ada."), []),
     ),
-    "transcripts": (
-        {
-            "chosen": hh("Hi.", "Yes?", "Who?", "Ada."),
-            "rejected": hh("Hi.", "Yes?", "Who?", "Go away."),
-        },
-        PAIR,
-    ),
+    "transcripts": ({"chosen": hh(*HI, "Ada."), "rejected": hh(*HI, "Go away.")}, PAIR),
     "lists": (
-        {
-            "chosen": says("Hi.", "Yes?", "Who?", "Ada."),
-            "rejected": says("Hi.", "Yes?", "Who?", "Go away."),
-            "prompt": "Who?",
-        },
+        {"chosen": says(*HI, "Ada."), "rejected": says(*HI, "Go away."), "prompt": "Who?"},
         PAIR,
     ),
-    "answers beside a transcript": (
-        {"prompt": hh("Hi.", "Yes?", "Who?", ""), "chosen": " Ada.", "rejected": " Go away."},
+    "beside a transcript": (
+        {"prompt": hh(*HI, ""), "chosen": " Ada.", "rejected": " Go away."},
         PAIR,
     ),
-    "answers as messages": (
-        {
-            "prompt": says("Hi.", "Yes?", "Who?"),
-            "chosen": [{"role": "assistant", "content": "Ada."}],
-            "rejected": [{"role": "assistant", "content": "Go away."}],
-        },
-        PAIR,
-    ),
+    "answers as messages": ({"prompt": says(*HI), **ANSWERS}, PAIR),
 }
 
 
@@ -85,7 +65,8 @@ SHAPES = {
 def test_every_shape_becomes_its_record(tmp_path, row, record):
     records, counts = read(tmp_path, row)
     assert records == [record]
-    assert counts.records == {record.kind: 1}
+    name = record.kind + " on helpfulness" * (record.kind == "pairs")
+    assert counts.records == {name: 1}
     assert not counts.dropped + counts.mended
 
 
