@@ -28,6 +28,7 @@ from llama2_lib.claims import (
     rejection,
     reward,
     safety,
+    scale,
 )
 from llama2_lib.claims.claim import (
     CannotShow,
@@ -49,7 +50,7 @@ HEADLINE = (5, 15, 21, 23, 26, 27, 31, 40, 43, 46)
 """Claims on what the paper is known for; their p-values are adjusted together."""
 SECTIONS = (
     pretraining, corpus, attention, finetuning, reward, rejection, chain, ppo,
-    ghost_attention, safety, red_team, evaluation, emergent,
+    ghost_attention, safety, red_team, evaluation, emergent, scale,
 )  # fmt: skip
 
 

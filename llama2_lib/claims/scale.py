@@ -10,6 +10,7 @@ from dataclasses import asdict
 import torch
 
 from llama2_lib import parallel
+from llama2_lib.claims.claim import Claim, Must, Trust, mean
 from llama2_lib.config import Recipe
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import KVCache, Transformer, initialise
@@ -60,6 +61,21 @@ def _times(config: ModelConfig, seed: int) -> dict[str, float]:
         assert torch.equal(at_once, by_parts)
     parts, whole = map(min, zip(*rounds[1:], strict=True))
     return {"seconds/parts": parts, "seconds/whole": whole, "slowdown": parts / whole}
+
+
+CLAIMS = (
+    Claim(
+        id=30, section="3.2.3", paper_trust=Trust.PRINTED,
+        statement="Generating from divided weights is slow; gathering them once first is the cure.",
+        paper_value="about 20 times slower under FSDP, even with large batches and a cache",
+        prediction="Answers from divided weights take more than twice as long as from weights "
+        "gathered once, the gathering included. Two processes of one machine, so that less is moved "
+        "less far than in the paper.",
+        where=f"Seconds for {WRITTEN} tokens of {BATCH} answers",
+        tests=(Must("from parts over gathered once", mean("slowdown"), above=2, named=""),),
+        shown=("seconds",), measured_by=measure_gathering,
+    ),
+)  # fmt: skip
 
 
 if __name__ == "__main__":
