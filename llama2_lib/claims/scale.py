@@ -69,8 +69,8 @@ CLAIMS = (
         statement="Generating from divided weights is slow; gathering them once first is the cure.",
         paper_value="about 20 times slower under FSDP, even with large batches and a cache",
         prediction="Answers from divided weights take more than twice as long as from weights "
-        "gathered once, the gathering included. Two processes of one machine, so that less is moved "
-        "less far than in the paper.",
+        "gathered once, the gathering included. Two processes of one machine: less is moved, and "
+        "less far, than in the paper.",
         where=f"Seconds for {WRITTEN} tokens of {BATCH} answers",
         tests=(Must("from parts over gathered once", mean("slowdown"), above=2, named=""),),
         shown=("seconds",), measured_by=measure_gathering,
