@@ -999,7 +999,7 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# The small model learns more from nano's best answers than from its own best. Choosing nano's samples by reward is worth more than chance; among its own samples the gain of choosing is smaller and its interval reaches below 0. The effect analysed here is one that the paper uses and does not measure.
+# The small model learns more from nano's best answers than from its own best. Choosing by reward gains some four to five points with either teacher, but with three seeds both intervals reach below 0. The effect analysed here is one that the paper uses and does not measure.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Forgetting, and its cure
@@ -1187,7 +1187,7 @@ for v in ROUNDS:
 # | 22, temperature | 1.2 to 1.3 best for the RLHF model with 10 to 100 samples | *inconclusive*: by reward 0.4 is best for one sample; for 16 it is 0.85 [0.79, 0.91] for SFT and 1.2 [0.7, 1.7] for V4, a shift of 0.36 [-0.10, 0.83]; by the gold mark 0.51 [0.04, 0.98] for SFT, 0.4 on every seed for V4; the grid is 0.4 to 1.4, and what an interval says beyond it means nothing |
 # | 23, rounds | win rate against ChatGPT: helpfulness 61, 63, 65, 67 %, harmlessness 48, 45, 54, 59 %, V1 to V4, by its reward models (read off figure 11) | *reproduced* over five chains, V4 minus SFT by the newest reward models: helpfulness 0.26 [0.22, 0.30], safety 1.8 [1.5, 2.1] raw; gold safety rises by 0.21 [0.17, 0.26] too; gold helpfulness by 0.01 [-0.00, 0.03], which may be nothing |
 # | 24, forgetting | V3 worse at rhyming poems, cured by samples of all rounds; no numbers | *inconclusive*: pool minus last round alone, harm 0.37 [0.34, 0.40], forms 0.03 [0.01, 0.05] of gold mark; without the prompts minus with them, harm -0.44 [-0.49, -0.40], forms -0.03 [-0.11, 0.06] |
-# | 25, distillation | smaller models tuned on the 70B's samples; effect not analysed | *reproduced*: nano's best of 6 minus the small model's own best, 0.042 [0.002, 0.083] of gold mark; the interval only just excludes 0 |
+# | 25, distillation | smaller models tuned on the 70B's samples; effect not analysed | *reproduced*: nano's best of 6 minus the small model's own best, 0.059 [0.024, 0.095] of gold mark |
 # | 49, low tail | histograms move right and lose the low tail, SFT to V1 to V2 (figure 20) | *inconclusive*: by V2 the mean reward rises by 0.45 [0.33, 0.57]; the low tenth loses 1.9 points [0.9, 2.9], and the rule asks for 2 |
 #
 # - **What rose** in this chain: the reward, the safety of answers to requests for harm, and helpfulness in known wordings. **What did not:** helpfulness in held-out wordings. **What got worse:** harmless requests that sound dangerous are declined about twice as often.

@@ -21,7 +21,7 @@ from llama2_lib.model import config as shapes
 from llama2_lib.model import weights
 from llama2_lib.teaching.check import check, expect_failure, start
 from llama2_lib.bench import memory
-from llama2_lib.widgets import Explorer, show
+from llama2_lib.widgets import Explorer, show, show_claim, show_prediction
 
 folders = start("13_scale_out", needs=["pretrain", "sft"], recipe=lab.nano(), minutes=20)
 model, config = lab.load_model(folders["sft"])
@@ -301,7 +301,21 @@ print(f"loss by sums {(first[2] + second[2]) / n:.4f}, by means {(first[2] / fir
 # %% [markdown]
 # The rule of sums is exact up to rounding; the mean of means learns another thing, mostly from short answers. This is why every loss of the course is a sum with its count (notebook 04), and why the loop divides once, after everything was added up.
 #
-# MANY
+# ### Divided weights, and a model that speaks
+# **Say** (section 3.2.3). FSDP also divides the weights. In training that costs one gathering a block, forward and backward. Generation is another matter: every *token* needs all blocks, so that every token would gather the whole model. The authors found generation about 20 times slower so, even with large batches and a cache, and gathered the weights once before sampling, then dropped them.
+#
+# Claim 30 measures both ways in two real processes of this machine, which PyTorch's `torchrun` starts. Less is moved here than in the paper, and less far. **Predict** the factor.
+
+# %%
+show_prediction(30)
+
+# %%
+_ = show_claim(30)
+
+# %% [markdown]
+# CLAIM30
+#
+# With `torchrun --nproc-per-node 2 -m llama2_lib run STAGE` any stage of the course trains in this way, its checkpoints readable by any number of processes.
 #
 # ## What the paper reported, what we measured
 # | what | the paper | here |
