@@ -26,10 +26,10 @@ def measure_gathering(recipe: Recipe, seed: int, n: int = 2) -> dict[str, float]
     Keys: `seconds/parts`, gathering each block for every token; `seconds/whole`, gathering all
     once before the first; `slowdown`, the one over the other.
     """
-    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={n} -m"
+    command = f"-m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node={n}"
     model, env = json.dumps(asdict(recipe.model)), os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command.split(), "llama2_lib.claims.scale", model, str(seed)],
+        [sys.executable, *command.split(), "-m", "llama2_lib.claims.scale", model, str(seed)],
         env=env, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
