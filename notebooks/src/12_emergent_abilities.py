@@ -87,7 +87,7 @@ for who, split in bar([(w, s) for w in ("chat model", "dates") for s in dates.SP
     print(f"  tells the year beforehand  {percent(senses[who, split]['told'][to_come])}")
 
 # %% [markdown]
-# The untaught model has no sense of time: its likelihoods are at chance. The taught one says the right word to more than four of five questions with a new date, and to two of three about new events. Most of the time it keeps the year to itself until the event.
+# The untaught model has no sense of time: its likelihoods are at chance. The taught one says the right word to more than four of five questions with a new date, and to nearly two of three about new events. Most of the time it keeps the year to itself until the event.
 #
 # What *is* chance here? **Build** a rule that knows no event at all and looks only at the year it is told. If that is late, it says Yes. `best_year` finds the year from which to say so, on questions of training.
 
@@ -179,7 +179,7 @@ of_births = ["born" in one.dialog[1]["content"] for one in asked["held-out dates
 print("dates, held-out dates, births only:", percent(senses["dates", "held-out dates"]["right"][of_births]), "right")  # fmt: skip
 
 # %% [markdown]
-# The first cause is forgetting. The pretrained model knows most years of events, in the form in which it read them. No dialog ever asks for them, so fine-tuning let them go; the dates branch learned those of its 1,000 examples anew. Births are asked for in dialogs, and they are still there.
+# One half had been forgotten. The pretrained model knows most years of events, in the form in which it read them. No dialog ever asks for them, so fine-tuning let them go; the dates branch learned those of its 1,000 examples anew. Births are asked for in dialogs, and they are still there.
 #
 # The other half is the comparison. Digits are pieces of their own (notebook 01): to compare 1930 with 1907 is to look up one year, line up eight digits and find the first that differs.
 #
