@@ -73,10 +73,14 @@ def neighbours(rows, head_dim):
 def _():
     rows = torch.arange(16.0)[:, None].repeat(1, 3)  # two heads of eight
     mine = neighbours(rows, 8)
-    assert mine.shape == rows.shape, f"the shape must stay {tuple(rows.shape)}; got {tuple(mine.shape)}"
+    assert mine.shape == rows.shape, (
+        f"the shape must stay {tuple(rows.shape)}; got {tuple(mine.shape)}"
+    )
     order = mine[:, 0].int().tolist()
     assert order != list(range(16)), "nothing was reordered"
-    assert order != [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15], "this is the way back, from neighbours to halves"
+    assert order != [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15], (
+        "this is the way back, from neighbours to halves"
+    )
     assert order[:2] != [0, 8], "rows of two heads were mixed: reorder within each head"
     assert order == [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15], f"got the order {order}"
 
@@ -116,7 +120,7 @@ shard = torch.load(two / "consolidated.01.pth")
 for name in ("attention.wq", "attention.wk", "attention.wo", "feed_forward.w2", "attention_norm"):
     key = f"layers.0.{name}.weight"
     whole, part = tuple(model.state_dict()[key].shape), tuple(shard[key].shape)
-    print(f"{name:17s} whole {str(whole):11s} in each of two shards {part}")
+    print(f"{name:17s} whole {whole!s:11s} in each of two shards {part}")
 with torch.no_grad():
     gap = (lab.load_model(two)[0](ids) - right).abs().max().item()
 print("merged again, the largest difference of a logit is", gap)
@@ -172,7 +176,10 @@ def _():
     assert state_bytes(1000, 8) == 2000, "each GPU holds its share alone"
     for size in shapes.FAMILY.values():
         made = memory.plan(size, gpus=7)
-        assert abs(state_bytes(size.n_parameters, 7) - made.weights - made.gradients - made.optimizer) < 64
+        assert (
+            abs(state_bytes(size.n_parameters, 7) - made.weights - made.gradients - made.optimizer)
+            < 64
+        )
 
 
 # %%
@@ -261,7 +268,9 @@ def together(sums, counts):
 def _():
     assert together([6.0], [3]) == 2.0
     mine = together([10.0, 3.0], [10, 1])
-    assert mine != 2.0, "this is the mean of both means: a process with one token counts as much as one with ten"
+    assert mine != 2.0, (
+        "this is the mean of both means: a process with one token counts as much as one with ten"
+    )
     assert mine != 13.0 / 2, "divide by the counted tokens, not by the processes"
     assert abs(mine - 13 / 11) < 1e-12, f"(10 + 3) / (10 + 1) is 1.18; got {mine:.3f}"
 
@@ -367,10 +376,14 @@ def halves(rows, head_dim):
 def _():
     rows = torch.randn(24, 5)
     assert not torch.equal(halves(rows, 8), rows), "nothing was reordered"
-    assert halves(torch.arange(8.0)[:, None], 8)[:, 0].tolist() == [0, 2, 4, 6, 1, 3, 5, 7], "one head of eight: even rows, then odd ones"
+    assert halves(torch.arange(8.0)[:, None], 8)[:, 0].tolist() == [0, 2, 4, 6, 1, 3, 5, 7], (
+        "one head of eight: even rows, then odd ones"
+    )
     key = "layers.1.attention.wk.weight"
     stored = theirs["model.layers.1.self_attn.k_proj.weight"]
-    assert torch.equal(halves(model.state_dict()[key], config.head_dim), stored), "not the file's order"
+    assert torch.equal(halves(model.state_dict()[key], config.head_dim), stored), (
+        "not the file's order"
+    )
 
 
 # %% [markdown]
@@ -390,10 +403,18 @@ def fewest(size, tokens):
 @check("the fewest GPUs")
 def _():
     assert fewest(shapes.LLAMA2_7B, 4096) == 2, "7B: its 108 GB of state alone need two"
-    assert fewest(shapes.LLAMA2_70B, 4096) > fewest(shapes.LLAMA2_70B, 512), "fewer tokens need less"
-    assert fewest(shapes.LLAMA2_70B, 100_000) is None, "activations are not divided: no number of GPUs helps"
+    assert fewest(shapes.LLAMA2_70B, 4096) > fewest(shapes.LLAMA2_70B, 512), (
+        "fewer tokens need less"
+    )
+    assert fewest(shapes.LLAMA2_70B, 100_000) is None, (
+        "activations are not divided: no number of GPUs helps"
+    )
     n = fewest(shapes.LLAMA2_70B, 4096)
-    assert memory.plan(shapes.LLAMA2_70B, gpus=n, tokens=4096).total <= 72e9 < memory.plan(shapes.LLAMA2_70B, gpus=n - 1, tokens=4096).total, f"{n} is not the fewest"
+    assert (
+        memory.plan(shapes.LLAMA2_70B, gpus=n, tokens=4096).total
+        <= 72e9
+        < memory.plan(shapes.LLAMA2_70B, gpus=n - 1, tokens=4096).total
+    ), f"{n} is not the fewest"
 
 
 # %% [markdown]
