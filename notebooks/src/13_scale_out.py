@@ -196,7 +196,7 @@ for name, size in shapes.FAMILY.items():
 # **Predict**: with 4,096 tokens on each, on how many GPUs does 70B fit? Then move the sliders.
 
 
-# %% slideshow={"slide_type": "subslide"} tags=["hide-input"]
+# %% slideshow={"slide_type": "subslide"} tags=["hide-input", "long"]
 PARTS = {
     "weights": "weights", "gradients": "gradients", "AdamW": "optimizer",
     "gathered": "gathered", "activations": "activations", "logits": "logits",
@@ -210,11 +210,16 @@ def planned(size, gpus, tokens, recompute):
 
 def draw_plan(size, gpus, tokens, recompute):
     made, parts = planned(size, gpus, tokens, recompute)
-    labels, values = [*PARTS, "together"], [*parts, made.total / 1e9]
-    return lab.bars_with_intervals(
-        labels, values, values, values, "GB on each GPU", reference={"a GPU of 80 GB": 80.0},
-        title=f"{size}, {gpus} GPUs, {tokens:,} tokens on each",
-    )  # fmt: skip
+    figure, axes = lab.new_figure(7, 3.6)
+    names, values = [*PARTS, "together"], [*parts, made.total / 1e9]
+    drawn = axes.barh(names, values, color=["#3f90da"] * len(parts) + ["#1b4b82"])
+    axes.bar_label(drawn, fmt="%.0f", padding=3)
+    axes.axvline(80, color="0.3", linestyle="--")
+    axes.annotate("a GPU of 80 GB", (80, 0), xytext=(-4, 0), textcoords="offset points", ha="right")
+    axes.set(xlim=(0, 1.12 * max(*values, 80)), xlabel="GB on each GPU, by the plan")
+    axes.set_title(f"{size}, {gpus} GPUs, {tokens:,} tokens on each")
+    axes.invert_yaxis()
+    return figure
 
 
 def plan_words(size, gpus, tokens, recompute):
