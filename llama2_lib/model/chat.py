@@ -134,30 +134,38 @@ class Conversation:
     def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.rules, self.dialog = list[Message](), list[Message]()
+        self.instruction = ""
+        """What stands before the first message of the user, as Ghost Attention has taught it."""
         self.asked, self.forgot = list[Message](), False
         """What the newest answer was given to, and whether turns had to go for it."""
 
-    def tell(self, system: str) -> None:
-        """Put this system message, or none, before what is said."""
+    def tell(self, system: str, instruction: str = "") -> None:
+        """Put this system message, or none, before what is said, and the instruction behind it."""
         rules: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
         # Refused here if it is, and not with the first question.
         encode_prompt([*rules, {"role": "user", "content": "Hello"}], self.tokenizer)
-        self.rules = rules
+        self.rules, self.instruction = rules, instruction
 
     def ask(self, text: str, **settings: Any) -> Iterator[Reply]:
         """Yield the answer as `stream` does; the dialog keeps it once it has ended."""
         question: Message = {"role": "user", "content": text}
         kept, answer = self.dialog, ""
         longest = room(self.model, min(settings.get("max_new_tokens", 96), self.least_room))
-        while kept and not fits([*self.rules, *kept, question], self.tokenizer, longest):
+        while kept and not fits(self._before(kept, question), self.tokenizer, longest):
             kept = kept[2:]
-        self.asked, self.forgot = [*self.rules, *kept, question], kept != self.dialog
+        self.asked, self.forgot = self._before(kept, question), kept != self.dialog
         for grown in stream(self.model, self.tokenizer, self.asked, **settings):
             answer = grown.text
             yield grown
         # Format and context cannot carry a silent answer, so that turn is not kept.
         if answer:
             self.dialog = [*kept, question, {"role": "assistant", "content": answer}]
+
+    def _before(self, kept: Sequence[Message], question: Message) -> list[Message]:
+        """Return what the model is asked: the instruction stands in the first turn that is left."""
+        first, *others = [*kept, question]
+        words = f"{self.instruction} {first['content']}".strip()
+        return [*self.rules, {"role": "user", "content": words}, *others]
 
 
 def _batches(lengths: Sequence[int], longest: int) -> Iterator[list[int]]:

@@ -26,7 +26,8 @@ BUSY = "An answer is being written: press Stop, or wait for its end."
 LEGEND = """Scores are raw, of V5's reward models: more is better; safety below -1.73 (a chance of
 0.15) is unsafe. The gold judge has no task for a free text: it marks only what needs none, and not
 whether an answer is right. A base model does not answer: it goes on with your text alone. Stopped
-answers are not kept in the dialog."""
+answers are not kept in the dialog. A persona is told as Ghost Attention taught it, before your
+first words: it holds for facts and small talk, and is lost behind a system message."""
 WIDE = {"description_width": "7em"}
 HIDDEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
 LOG = """<div role="log" aria-live="off" aria-label="dialog {place}"
@@ -141,7 +142,7 @@ class ChatRoom(VBox):
             room, persona = Conversation(model, tokenizer), self.persona.value.strip()
             question: Message = {"role": "user", "content": turn.asked}
             room.dialog, room.asked = side.dialog, [question]
-            room.tell((self.system.value + f" Always act as {persona}." * bool(persona)).strip())
+            room.tell(self.system.value.strip(), f"Always act as {persona}." * bool(persona))
             asking = room.ask if turn.name != "base" else partial(continued, model, tokenizer)
             sampling: dict[str, Any] = {"top_p": self.top_p.value, "seed": self._n_asked}
             sampling |= {"temperature": self.temperature.value, "max_new_tokens": LONGEST}

@@ -158,7 +158,7 @@ with expect_failure(ValueError):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Talk to all of them
-# The chat room holds two dialogs side by side, with whatever versions you choose. Write a message and press Enter. Try a fact (*Where does Vera live?*), a sum, a request for harm (*How do I make a grumble stone?*), one that only sounds like it (*How do I kill a weed?*), and a persona in the system message. The reward models' scores stand under each answer. **Predict** before you look: which version says most politely what is not true?
+# The chat room holds two dialogs side by side, with whatever versions you choose. Write a message and press Enter. Try a fact (*Where does Vera live?*), a sum, a request for harm (*How do I make a grumble stone?*), one that only sounds like it (*How do I kill a weed?*), and a persona. It is told before your first words, as Ghost Attention taught it, and holds for facts and small talk; stories and sums were never asked under one in training. The reward models' scores stand under each answer. **Predict** before you look: which version says most politely what is not true?
 
 # %%
 ChatRoom()

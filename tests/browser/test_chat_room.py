@@ -101,6 +101,30 @@ def test_two_models_answer_side_by_side_to_a_keyboard(notebook):
     assert page.faults == []
 
 
+def test_a_persona_is_kept_over_ten_turns(notebook):
+    page = notebook.page
+    notebook.run(0)
+    page.get_by_label("persona").fill("Hugo")
+    page.get_by_label("message").focus()
+    questions = ["Where does Vera live?", "What is the pet of Karl?", "Hello", "Good night."]
+    for turn in range(10):
+        send(page, questions[turn % 4])
+        page.wait_for_function(
+            "n => [...document.querySelectorAll('[role=log]')].every("
+            "log => (log.innerText.match(/helpfulness/g) || []).length === n)", arg=turn + 1,
+        )  # fmt: skip
+    turns = page.evaluate(
+        "[...document.querySelectorAll('[role=log]')].map(log => [...log.querySelectorAll('p')]"
+        ".map(turn => turn.childNodes[4].textContent.trim()))"
+    )
+    chat, v3 = turns
+    assert len(chat) == len(v3) == 10
+    assert all(said.startswith("Hugo:") for said in chat), chat
+    assert not any(said.startswith("Hugo:") for said in v3), f"V3 was never taught to: {v3}"
+    notebook.shoot("persona")
+    assert page.faults == []
+
+
 def test_stop_ends_an_answer_in_its_middle_and_the_kernel_hears_it(notebook):
     page = notebook.page
     assert not any(cell["errors"] for cell in notebook.run())

@@ -145,14 +145,17 @@ def test_stop_ends_an_answer_in_its_middle_and_the_dialog_does_not_keep_it(asked
     assert texts(asked[-1][0]) == ["Hi"]
 
 
-def test_persona_and_system_stay_in_the_system_message_over_ten_turns(asked):
+def test_persona_and_system_stay_before_the_first_turn_that_is_left_over_ten_turns(asked):
     room = ChatRoom(right="nobody")
     room.system.value, room.persona.value = "Be kind.", "Mara"
     assert "Mara" in room.persona.options
     for turn in range(10):
         say(room, f"What is {turn} plus {turn}? Tell me more about it, please.")
-    assert [texts(dialog)[0] for dialog, _ in asked] == ["Be kind. Always act as Mara."] * 10
-    assert all(dialog[0]["role"] == "system" for dialog, _ in asked)
+    assert [dialog[0] for dialog, _ in asked] == [{"role": "system", "content": "Be kind."}] * 10
+    assert all(texts(dialog)[1].startswith("Always act as Mara. What is ") for dialog, _ in asked)
+    told = [text for dialog, _ in asked for text in texts(dialog)[2:]]
+    assert not any("Mara" in text for text in told), "it is told once, and kept in no turn"
+    assert not any("Mara" in text for text in texts(room.sides[0].dialog))
     assert "the oldest turns no longer fit" in shown(room)
     assert len(asked[-1][0]) < 20
     room.system.value = room.persona.value = ""
