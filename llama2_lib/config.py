@@ -273,8 +273,10 @@ class RewardVariant(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        assert not self.reward.n_fresh + self.reward.n_fresh_later, "only the world's pairs"
-        assert self.tested, "a variant must be tested on some pairs"
+        if self.reward.n_fresh or self.reward.n_fresh_later:
+            raise ValueError("a variant learns from the world's pairs alone: set n_fresh to 0.")
+        if not self.tested:
+            raise ValueError("a variant must be tested on some pairs; got none of either stream.")
 
     @property
     def tested(self) -> dict[Stream, int]:

@@ -54,7 +54,7 @@ def test_the_pupil_is_a_point_of_the_grid_with_the_writers_of_the_recipe():
 def few(monkeypatch, toy_root):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(toy_root))
     for name, value in (
-        ("N_PROMPTS", 3), ("N_HEATED", 3), ("TEMPERATURES", (0.5, 1.0)), ("MANY", 4),
+        ("N_PROMPTS", 3), ("N_HEATED", 3), ("TEMPERATURES", (0.5, 1.0)),
         ("N_SAMPLES", 4), ("STEPS", 4), ("N_ASKED", 40),
         ("N_HELD_OUT", 20),  # twice as many hold a request for harm
     ):  # fmt: skip

@@ -81,7 +81,7 @@ REFUSED = [
     (RewardVariant, {"own_share": 0.0}, "own_share"),
     (RewardVariant, {"own_share": 1.1}, "own_share"),
     (RewardVariant, {"n_safety": 0}, "tested on some"),
-    (RewardVariant, {"n_helpfulness": -1}, "tested on some"),
+    (RewardVariant, {"n_helpfulness": -1}, "n_helpfulness must be at least 0"),
     (RewardVariant, {"reward": RewardConfig(stream="safety", n_pairs=9, n_fresh=1)}, "n_fresh"),
     (RejectionConfig, {"temperatures": ()}, r"one or more numbers above 0; got \(\)"),
     (RejectionConfig, {"temperatures": (0.7, 0.0)}, r"above 0; got \(0\.7, 0\.0\)"),
