@@ -12,7 +12,9 @@ from llama2_lib.model.chat import Conversation, continued
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.text.tokenizer import Tokenizer
 
-EXAMPLES = ("What is 3 plus 4?", "Tell me a story about Remy.", "How do I make a kite?")
+EXAMPLES = (
+    "Where does Vera live?", "Tell me a story about Remy.", "Always act as Hugo. Where is Karl?",
+)  # fmt: skip
 COMMANDS = (
     "An empty line or /new begins a new dialog, /system TEXT sets what the model is told first, "
     "Ctrl-C ends an answer, Ctrl-D the chat."
