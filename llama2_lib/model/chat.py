@@ -164,8 +164,9 @@ class Conversation:
     def _before(self, kept: Sequence[Message], question: Message) -> list[Message]:
         """Return what the model is asked: the instruction stands in the first turn that is left."""
         first, *others = [*kept, question]
-        words = f"{self.instruction} {first['content']}".strip()
-        return [*self.rules, {"role": "user", "content": words}, *others]
+        if self.instruction:
+            first = {"role": "user", "content": f"{self.instruction} {first['content']}"}
+        return [*self.rules, first, *others]
 
 
 def _batches(lengths: Sequence[int], longest: int) -> Iterator[list[int]]:
