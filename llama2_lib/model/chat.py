@@ -163,10 +163,10 @@ class Conversation:
 
     def _before(self, kept: Sequence[Message], question: Message) -> list[Message]:
         """Return what the model is asked: the instruction stands in the first turn that is left."""
-        first, *others = [*kept, question]
+        turns = [*kept, question]
         if self.instruction:
-            first = {"role": "user", "content": f"{self.instruction} {first['content']}"}
-        return [*self.rules, first, *others]
+            turns[0] = {"role": "user", "content": f"{self.instruction} {turns[0]['content']}"}
+        return [*self.rules, *turns]
 
 
 def _batches(lengths: Sequence[int], longest: int) -> Iterator[list[int]]:
