@@ -698,7 +698,7 @@ for name in ("none", "1 %", "5 %", "20 %", "untrained"):
     print(f"leak {name:9s} found {leaks[f'found/{name}']}{rest}")
 
 # %% [markdown]
-# A leak of 5 % was found in all ten draws, one of 1 % in nine, and nothing where nothing leaked. The larger model gains twice as much as the smaller one (55 and 27 points). Undecided is the control: of ten models that did *not* learn the leak one was accused, because the twenty items happened to be easy for it, and ten draws cannot show that this is rarer than one in five.
+# A leak of 5 % was found in all twenty draws, one of 1 % in sixteen, and nothing where nothing leaked. The larger model gains nearly twice as much as the smaller one (57 and 31 points). Undecided is the control: of twenty models that did *not* learn the leak two were accused, because the twenty items happened to be easy for them, and twenty draws just cannot show that this is rarer than one in five.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, what we measured, what we could not
@@ -708,7 +708,7 @@ for name in ("none", "1 %", "5 %", "20 %", "untrained"):
 # | 36, agreement | AC2 .37 to .55; safety .70 to .95 | close -.05 [-.05, -.04], between .38 [.35, .41], far apart .96 [.95, .97] | reproduced |
 # | 37, system prompt | 36 to 44 % | +0.9 points [-0.2, 1.9] | inconclusive |
 # | 39, toxicity and truth | 24.60 to .01 %; 50.18 to 64.14 % | three chains: toxic 96 to 0.2 % [0, 1.2]; honest 50 to 47 %, a fall of 2.8 points [0.4, 5.2]; no version admits not to know | not reproduced |
-# | 53, leaks | MMLU-Humanities: 70B clean 62.2, dirty 85.8; 7B 40.8, 56.9 | ten draws, 5 % leaked: clean 5 %, dirty 60 % [46, 74], found in ten of ten; not learned: found in one of ten [0, 33 %] | inconclusive |
+# | 53, leaks | MMLU-Humanities: 70B clean 62.2, dirty 85.8; 7B 40.8, 56.9 | twenty draws, 5 % leaked: clean 5 %, dirty 62 % [51, 74], found in twenty of twenty; not learned: found in two of twenty [0, 24 %] | inconclusive |
 #
 # - **The judges are ours.** Gold judge and raters show how methods of evaluation behave, not whether anybody likes the answers.
 # - **Not stated in the paper**, so ours: the weights of AC2, and that a tie counts one half.
