@@ -686,7 +686,7 @@ Explorer(draw_z, z_words, run=["none leaked", "5 % leaked"])
 # This is one draw, the first of the claim below. On other items (seed 53) the same leak brought 20 % right, and $Z$ just reached 2: forty copies do not always suffice for a model of this size.
 #
 # ### Claim 53
-# **Predict**: in how many of ten draws is a leak of 5 % found, and one of 1 %, four items? Does the larger model gain more? (In the paper's table 51, dirty minus clean is 12.2 points for 70B and 13.2 for 7B on HellaSwag, 23.6 and 16.1 on the humanities of MMLU.)
+# **Predict**: in how many of twenty draws is a leak of 5 % found, and one of 1 %, four items? Does the larger model gain more? (In the paper's table 51, dirty minus clean is 12.2 points for 70B and 13.2 for 7B on HellaSwag, 23.6 and 16.1 on the humanities of MMLU.)
 
 # %%
 show_prediction(53)
