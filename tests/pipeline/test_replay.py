@@ -112,17 +112,20 @@ def test_a_changed_log_is_found_by_row_and_name(toy_root, tmp_path):
 
 
 def test_bands_elsewhere():
-    row = {"loss": (1.01, 1.0), "count": (7.0, 7.0), "gap": (0.0015, 0.0009)}
+    row = {"loss": (1.001, 1.0001), "count": (99.0, 98.0), "gap": (0.0015, 0.0009)}
     near = Replayed("sft", 1.0, False, row, {"pool.jsonl": (95, 100)})
     assert near.differences() == []
     assert replace(near, exact=True).differences() == [
-        "sft: loss is 1.01; it was 1",
+        "sft: loss is 1.001; it was 1.0001",
+        "sft: count is 99; it was 98",
         "sft: gap is 0.0015; it was 0.0009",
         "sft: 95 of 100 lines of pool.jsonl are as they were",
     ]
     whole = replace(near, lines={"pool.jsonl": (100, 100)})
-    for far in ({"loss": (1.03, 1.0)}, {"loss": (float("nan"), 1.0)}):
+    for far in ({"loss": (1.003, 1.0001)}, {"loss": (float("nan"), 1.5)}, {"count": (101.0, 98.0)}):
         assert len(replace(whole, numbers=far).differences()) == 1
+    ties = {"count": (99.0, 98.0), "row 0, validation_accuracy": (0.534, 0.5437)}
+    assert replace(whole, numbers=ties).differences() == []
     # where one sample fell the other way, numbers may be further apart, but not any number
     assert replace(near, numbers={"loss": (1.03, 1.0)}).differences() == []
     for far in ({"loss": (1.11, 1.0)}, {"loss": (float("nan"), 1.0)}):
