@@ -6,7 +6,7 @@ in the order in which they happen.
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -69,9 +69,12 @@ def optimize(
             parallel.add_up(gradients)
         parallel.add_up([total, count, *sums.values()])
         for gradient in gradients:
-            gradient.div_(count.item())
-        loss = (total / count).item()
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
+            gradient.div_(count)
+        norm: Any = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        norm = norm.full_tensor() if sharded.is_sharded(model) else norm
+        # All numbers at once: each look at one makes the host wait for a GPU.
+        looks = [total / count, norm, count, *(each / count for each in sums.values())]
+        loss, grad_norm, n, *means = torch.stack(looks).tolist()
         if not (abs(loss) < float("inf") and grad_norm < float("inf")):
             optimizer.zero_grad(set_to_none=True)
             raise FloatingPointError(
@@ -85,5 +88,4 @@ def optimize(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        metrics = {name: (value / count).item() for name, value in sums.items()}
-        yield Step(index, loss, grad_norm, lr, int(count), metrics)
+        yield Step(index, loss, grad_norm, lr, int(n), dict(zip(sums, means, strict=True)))
