@@ -56,14 +56,25 @@ class PackedCorpus:
         """BOS and EOS of each document included."""
 
     def epoch(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of epoch `number`, documents shuffled, and each token's document."""
+        """Return, of the documents of epoch `number` as they are shuffled, ends and shifts.
+
+        A shift leads from where a document stands in the epoch to where it stands in the array.
+        """
         source = np.random.default_rng(rng.seed_from(seed, "epoch", number))
         order = source.permutation(self.n_documents)
-        lengths = np.diff(self.offsets)[order]
-        # From where a token stands now to where it stood: the shift of its document.
-        shift = self.offsets[:-1][order] - (lengths.cumsum() - lengths)
-        place = np.arange(self.n_tokens) + np.repeat(shift, lengths)
-        return self.ids[place], np.repeat(np.arange(self.n_documents), lengths)
+        ends = np.diff(self.offsets)[order].cumsum()
+        return ends, self.offsets[1:][order] - ends
+
+    def tokens(
+        self, epoch: tuple[np.ndarray, np.ndarray], place: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids at some places of an epoch, and each one's document there.
+
+        Only these are read, so that the array may be a file larger than the memory.
+        """
+        ends, shifts = epoch
+        document = np.searchsorted(ends, place, side="right")
+        return np.asarray(self.ids[place + shifts[document]]), document
 
     def batches(
         self, *, seed: int, batch_size: int, seq_len: int, start: int = 0, whole_every: int = 0
@@ -82,12 +93,12 @@ class PackedCorpus:
             )
         rows = np.arange(batch_size)[:, None] * seq_len + np.arange(seq_len + 1)
         stream = epochs(partial(self.epoch, seed), per_epoch, start)
-        for number, ((ids, document), place) in enumerate(stream, start + 1):
-            index = place * batch_size * seq_len + rows
+        for number, (epoch, place) in enumerate(stream, start + 1):
+            ids, document = self.tokens(epoch, place * batch_size * seq_len + rows)
             whole = whole_every > 0 and number % whole_every == 0
             yield PackedBatch(
-                torch.from_numpy(ids[index].astype(np.int64)),
-                torch.from_numpy((0 * index if whole else document[index]).astype(np.int64)),
+                torch.from_numpy(ids.astype(np.int64)),
+                torch.from_numpy(0 * document if whole else document),
             )
 
 
