@@ -8,14 +8,18 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from llama2_lib import storage
 from llama2_lib.config import CorpusConfig
+from llama2_lib.stages.fit import Report
 from llama2_lib.stages.folder import FolderSource, shelf_of
 from llama2_lib.stages.job import Job, unseen
 from llama2_lib.text.dialog import render
@@ -46,7 +50,7 @@ def run_tokenizer(job: Job) -> None:
 
 def run_corpus(job: Job) -> None:
     """Encode the corpus."""
-    build_corpus(job.recipe.corpus, job.tokenizer, job.folder)
+    build_corpus(job.recipe.corpus, job.tokenizer, job.folder, job.report)
 
 
 def tokenizer_texts(config: CorpusConfig) -> Iterator[str]:
@@ -67,26 +71,33 @@ def tokenizer_texts(config: CorpusConfig) -> Iterator[str]:
 def training_documents(config: CorpusConfig) -> Iterator[Document]:
     """Return the training documents in a fixed order."""
     if config.data is not None:
-        return iter(_folder(config.data)[1])
+        return _folder(config.data)[1]
     return _stream(config, config.world_seed, config.n_documents)
 
 
-def validation_documents(config: CorpusConfig, seen: set[str]) -> list[Document]:
-    """Return documents of the same kinds, none of which is in `seen`, and none twice."""
+def validation_documents(config: CorpusConfig, train: Iterable[Document]) -> dict[str, Document]:
+    """Return documents of the same kinds by their texts, none of which `train` has."""
     if config.data is not None:
-        fresh = {d.text: d for d in _folder(config.data)[0] if d.text not in seen}
-        return list(fresh.values())
+        fresh = {document.text: document for document in _folder(config.data)[0]}
+        for document in train:
+            fresh.pop(document.text, None)
+        return fresh
     n, tries = config.n_validation, MOST_TRIES * config.n_validation
     stream = _stream(config, config.world_seed + VALIDATION_SEED, tries)
-    return unseen("documents", stream, n, tries, seen, lambda document: document.text)
+    seen = {document.text for document in train}
+    return {d.text: d for d in unseen("documents", stream, n, tries, seen, lambda d: d.text)}
 
 
-def _folder(data: str) -> tuple[list[Document], list[Document]]:
+def _folder(data: str) -> tuple[Iterator[Document], Iterator[Document]]:
     """Return the documents of a folder: those held out, and the others."""
-    sources = [FolderSource(Path(data), side) for side in ("held out", "train")]
-    held_out, train = (list(each.documents(0, each.size("documents"))) for each in sources)
-    n_held_out = 0 if held_out else max(1, round(HELD_OUT_SHARE * len(train)))
-    return held_out or train[:n_held_out], train[n_held_out:]
+    held_out, train = (FolderSource(Path(data), side) for side in ("held out", "train"))
+    n_held_out, n_train = held_out.size("documents"), train.size("documents")
+    if n_held_out:
+        return held_out.documents(0, n_held_out), train.documents(0, n_train)
+    n_held_out = max(1, round(HELD_OUT_SHARE * n_train))
+    return train.documents(0, n_held_out), itertools.islice(
+        train.documents(0, n_train), n_held_out, None
+    )
 
 
 def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
@@ -94,48 +105,81 @@ def _stream(config: CorpusConfig, seed: int, n: int) -> Iterator[Document]:
     return WorldSource(make_world(config.world_seed)).documents(seed, n, shares)
 
 
-def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> None:
+def build_corpus(
+    config: CorpusConfig, tokenizer: Tokenizer, folder: Path,
+    report: Report = lambda done, words: None,
+) -> None:  # fmt: skip
     """Write the corpus as arrays, `train.npz` and `validation.npz`.
 
-    Every document becomes BOS, its pieces, EOS.
+    Every document becomes BOS, its pieces, EOS. Of a folder the ids stand beside, unpacked
+    (`train.ids`): its documents are read as they are needed, and may exceed the memory.
     """
-    train = list(training_documents(config))
-    validation = validation_documents(config, {document.text for document in train})
-    if not train or not validation:
+    train: Callable[[], Iterator[Document]] = partial(training_documents, config)
+    if config.data is None:
+        train = list(train()).__iter__  # to invent them again takes longer than to keep them
+    kinds = Counter[str]()
+
+    def counted() -> Iterator[Document]:
+        for document in train():
+            kinds[document.kind] += 1
+            yield document
+
+    validation = validation_documents(config, counted())
+    n = kinds.total()
+    if not n or not validation:
         raise ValueError(
             "a corpus needs documents to train on and others to validate with; got "
-            f"{len(train)} and {len(validation)} that are no copies of them."
+            f"{n} and {len(validation)} that are no copies of them."
         )
     if config.data is not None:
         sides = [FolderSource(Path(config.data), side) for side in ("train", "held out")]
-        n, found = sum(s.size("documents") for s in sides), shelf_of(Path(config.data)).survey
-        counts = {"documents": n, "left out": n - len(train) - len(validation)}
+        there, found = sum(s.size("documents") for s in sides), shelf_of(Path(config.data)).survey
+        counts = {"documents": there, "left out": there - n - len(validation)}
         storage.write_atomically(folder / "counts.json", json.dumps(counts) + "\n")
         told = {"found": str(found), "not measured": not_measured(found)} | vars(found)
         storage.write_atomically(folder / "survey.json", json.dumps(told, indent=2) + "\n")
-    kinds = sorted({document.kind for document in [*train, *validation]})
-    for name, split in (("train", train), ("validation", validation)):
-        _write_split(folder, name, split, kinds, tokenizer)
-    storage.write_atomically(folder / "kinds.json", json.dumps(kinds) + "\n")
+    kinds.update(document.kind for document in validation.values())
+
+    def shown(stream: Iterator[Document]) -> Iterator[Document]:
+        for number, document in enumerate(stream):
+            if number % 1000 == 0:
+                report(number / kinds.total(), f"{number:,} documents")
+            yield document
+
+    stream = shown(itertools.chain(train(), validation.values()))
+    for name, size in (("train", n), ("validation", len(validation))):
+        ids, split = folder / f"{name}.ids", itertools.islice(stream, size)
+        arrays = _write_ids(ids, split, tokenizer, sorted(kinds))
+        if config.data is None:  # packed, so that it can be released
+            dtype = _dtype(ids, arrays["offsets"])
+            arrays = {"ids": np.fromfile(ids, dtype), **arrays}
+            ids.unlink()
+        np.savez_compressed(folder / f"{name}.npz", **arrays)
+    storage.write_atomically(folder / "kinds.json", json.dumps(sorted(kinds)) + "\n")
 
 
-def _write_split(
-    folder: Path, name: str, split: Sequence[Document], kinds: list[str], tokenizer: Tokenizer
-) -> None:
+def _write_ids(
+    path: Path, split: Iterator[Document], tokenizer: Tokenizer, kinds: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Write the ids of documents one after the other; return what is known of each document."""
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    ids = [
-        np.array([tokenizer.bos_id, *pieces, tokenizer.eos_id], dtype)
-        for begin in range(0, len(split), 1000)  # lists of ids take ten times as much memory
-        for pieces in tokenizer.encode_batch([d.text for d in split[begin : begin + 1000]])
-    ]
     number = {kind: index for index, kind in enumerate(kinds)}
-    np.savez_compressed(
-        folder / f"{name}.npz",
-        ids=np.concatenate(ids),
-        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        kinds=np.array([number[d.kind] for d in split], np.int8),
-        characters=np.array([len(d.text) for d in split], np.int32),
-    )
+    lengths, kind_of, characters = array("q", [0]), array("b"), array("i")
+    with path.open("wb") as file:
+        # The tokenizer shares many texts out among the cores; lists of ids take ten times as much
+        # memory as an array of them.
+        while documents := list(itertools.islice(split, 1000)):
+            for pieces in tokenizer.encode_batch([document.text for document in documents]):
+                ids = np.array([tokenizer.bos_id, *pieces, tokenizer.eos_id], dtype)
+                lengths.append(len(ids))
+                ids.tofile(file)
+            kind_of.extend(number[document.kind] for document in documents)
+            characters.extend(len(document.text) for document in documents)
+    return {
+        "offsets": np.cumsum(lengths, dtype=np.int64),
+        "kinds": np.array(kind_of, np.int8),
+        "characters": np.array(characters, np.int32),
+    }
 
 
 def not_measured(survey: Survey) -> list[str]:
@@ -171,9 +215,17 @@ class CorpusSplit:
 def load_corpus(folder: Path, name: str = "train") -> CorpusSplit:
     """Read the `train` or `validation` half of a finished corpus."""
     names = json.loads((folder / "kinds.json").read_text())
-    arrays = np.load(folder / f"{name}.npz")
+    arrays = dict(np.load(folder / f"{name}.npz"))
+    if "ids" not in arrays:
+        path = folder / f"{name}.ids"
+        arrays["ids"] = np.memmap(path, _dtype(path, arrays["offsets"]), "r")
     return CorpusSplit(
         PackedCorpus(arrays["ids"], arrays["offsets"]),
         [names[index] for index in arrays["kinds"]],
         arrays["characters"],
     )
+
+
+def _dtype(path: Path, offsets: np.ndarray) -> np.dtype:
+    """Return the type of ids in a file: as many bytes as there are for each."""
+    return np.dtype(f"u{path.stat().st_size // offsets[-1]}")

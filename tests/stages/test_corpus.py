@@ -38,7 +38,7 @@ def toy_corpus(toy_root):
 def test_every_document_is_bos_pieces_eos_and_decodes_to_its_text(toy_corpus, tokenizer, name):
     config = toy().corpus
     train = list(training_documents(config))
-    validation = validation_documents(config, {document.text for document in train})
+    validation = [*validation_documents(config, train).values()]
     documents = {"train": train, "validation": validation}[name]
     split = load_corpus(toy_corpus, name)
     assert split.packed.n_documents == len(documents) == {"train": 600, "validation": 40}[name]
@@ -65,11 +65,11 @@ def test_a_validation_stream_that_repeats_the_training_texts_is_refused(monkeypa
         return iter([Document("story", f"text {i % 3}", "en") for i in range(n)])
 
     monkeypatch.setattr(stage.WorldSource, "documents", repeating)
-    assert [d.text for d in validation_documents(replace(CONFIG, n_validation=2), {"text 1"})] == [
-        "text 0", "text 2",
-    ]  # fmt: skip
+    train = [Document("story", "text 1", "en")]
+    unseen = validation_documents(replace(CONFIG, n_validation=2), train)
+    assert [*unseen] == ["text 0", "text 2"] == [d.text for d in unseen.values()]
     with pytest.raises(ValueError, match=r"n_validation=3 unseen .* gave 2 in 60 tries"):
-        validation_documents(replace(CONFIG, n_validation=3), {"text 1"})
+        validation_documents(replace(CONFIG, n_validation=3), train)
 
 
 def test_the_same_settings_give_the_same_bytes_and_others_do_not(tokenizer, tmp_path):
@@ -103,6 +103,10 @@ class ManyPieces(Tokenizer):
 
 @pytest.mark.parametrize(("n_words", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
 def test_ids_are_stored_in_as_many_bits_as_the_vocabulary_needs(tmp_path, n_words, dtype):
+    write_texts(tmp_path / "texts")
+    build_corpus(CorpusConfig(data=str(tmp_path / "texts")), ManyPieces(n_words), tmp_path)
+    assert load_corpus(tmp_path).packed.ids.dtype == dtype
+    assert isinstance(load_corpus(tmp_path).packed.ids, np.memmap)
     build_corpus(CONFIG, ManyPieces(n_words), tmp_path)
     split = load_corpus(tmp_path)
     assert split.packed.ids.dtype == dtype
@@ -142,9 +146,9 @@ def test_a_copy_of_a_training_text_is_no_validation_text(tmp_path, tokenizer):
     texts = write_texts(tmp_path / "texts", 59)
     (tmp_path / "texts" / "z.txt").write_text(texts[1])
     config = CorpusConfig(data=str(tmp_path / "texts"))
-    seen = {document.text for document in training_documents(config)}
-    assert texts[1] in seen
-    assert [d.text for d in validation_documents(config, seen)] == [texts[0], texts[2]]
+    train = list(training_documents(config))
+    assert texts[1] in {document.text for document in train}
+    assert [*validation_documents(config, train)] == [texts[0], texts[2]]
     build_corpus(config, tokenizer, tmp_path)
     assert json.loads((tmp_path / "counts.json").read_text()) == {"documents": 60, "left out": 1}
 
