@@ -72,9 +72,10 @@ class _OfStage:
     seed: int = 0
     steps: int | None = None
     """Optimiser steps of pretraining instead of the recipe's; they change the fingerprint."""
-    data: Path | None = None
-    """A folder of .txt and .jsonl files, perhaps .gz or .zst, to learn from instead of the world:
-    text, dialogs and pairs of answers, in the shapes that `llama2_lib/text/files.py` lists."""
+    data: str | None = None
+    """A folder of .txt, .jsonl, .json or .parquet files to learn from instead of the world: text,
+    dialogs and pairs of answers, in the shapes that `llama2_lib/text/files.py` lists. Or a data set
+    of the hub, hub:OWNER/NAME@COMMIT."""
 
     def recipe_of(self, stage: str) -> "Recipe":
         """Return the named recipe, with steps and texts of one's own where they are given."""
@@ -86,6 +87,7 @@ class _OfStage:
             pretrain = dataclasses.replace(recipe.pretrain, steps=self.steps, warmup=warmup)
             recipe = dataclasses.replace(recipe, pretrain=pretrain)
         if self.data is not None:
+            from llama2_lib import storage
             from llama2_lib.pipeline.graph import needed
 
             if stage not in needed(LAST_WITH_DATA):
@@ -93,7 +95,7 @@ class _OfStage:
                     f"only the stages up to {LAST_WITH_DATA} learn from --data; {stage} would "
                     "learn from the invented world. Leave --data out, or run an earlier stage."
                 )
-            texts = str(self.data.expanduser().resolve())
+            texts = str(storage.local_folder(self.data, "dataset"))
             corpus = dataclasses.replace(recipe.corpus, data=texts)
             recipe = dataclasses.replace(recipe, corpus=corpus)
         return recipe
@@ -322,7 +324,7 @@ class Convert(_Asking, _OfStage):
 
     source: tyro.conf.Positional[str]
     """A stage, or the path of a model: a folder of Hugging Face's or Meta's layout, a .bin of
-    llama2.c, a .gguf."""
+    llama2.c, a .gguf; or one of the hub, hub:OWNER/NAME@COMMIT."""
     folder: tyro.conf.Positional[Path]
     """A new or empty one."""
     to: Literal["hf", "meta", "llama2c", "gguf", "ours"] = "hf"
@@ -336,10 +338,10 @@ class Convert(_Asking, _OfStage):
     def _do(self) -> int:
         import torch
 
-        from llama2_lib import export, pipeline
+        from llama2_lib import export, pipeline, storage
 
         export.check_target(self.folder, self.to)
-        source, chat = Path(self.source), True
+        source, chat = storage.local_folder(self.source, "model"), True
         if self.source in _talking() or not source.exists():
             stage = _known("stage with a language model", self.source, _talking())
             recipe, chat = self.recipe_of(stage), stage != "pretrain"

@@ -159,7 +159,7 @@ class CorpusConfig(Checked):
     shares: tuple[tuple[str, float], ...] | None = None
     """Share of documents by kind; the world's own when left out."""
     data: str | None = None
-    """A folder of .txt and .jsonl files to use instead of the world."""
+    """A folder of files to use instead of the world (`text/files.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

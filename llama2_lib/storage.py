@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,37 @@ Row = TypeVar("Row")
 
 class DamagedArtifactError(ValueError):
     """A folder is not what its name and its seal say."""
+
+
+def local_folder(name: str, kind: str) -> Path:
+    """Return the folder of a path, or of `hub:OWNER/NAME@COMMIT`, fetched once from Hugging Face.
+
+    `kind` is "dataset" or "model". The commit belongs to the name, since what lies behind a name
+    changes and what was trained on it would be something else under the same settings.
+
+    Raises:
+        ValueError: The name has no commit, or the extra hub is not installed.
+        OSError: The hub has no such thing or cannot be reached.
+    """
+    if not name.startswith("hub:"):
+        return Path(name).expanduser().resolve()
+    parts = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)@([0-9a-f]{40})", name)
+    if parts is None:
+        raise ValueError(
+            f"what is fetched from the hub must be named hub:OWNER/NAME@COMMIT, 40 digits of a "
+            f"commit; got {name!r}. The history of its files shows the commits."
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(
+            f"{name} takes huggingface_hub, which is not installed. Install the extra hub: "
+            'pip install -e ".[hub]"'
+        ) from None
+    wanted = ["*.json", "*.safetensors", "*.model"] if kind == "model" else None
+    return Path(
+        snapshot_download(parts[1], repo_type=kind, revision=parts[2], allow_patterns=wanted)
+    )
 
 
 def artifact_root() -> Path:

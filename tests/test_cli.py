@@ -190,7 +190,10 @@ CHAIN = "tokenizer, corpus, pretrain, sft, rewards_v1, rejection_v1, rewards_v2"
         # a value out of range, before anything is loaded
         ("bench train --pairs 4", "pairs must be at least 5, for a median; got 4"),
         ("run pretrain --recipe toy --steps 0", "steps must be at least 1; got 0"),
-        ("run pretrain --recipe toy --data no/such/folder", "must hold .txt or .jsonl files"),
+        (
+            "run pretrain --recipe toy --data no/such/folder",
+            "must hold .txt, .jsonl, .json or .parquet files",
+        ),
         (f"run pretrain --recipe toy --data {__file__}", "the documents must be a folder"),
         ("chat --top-p 1.5", "top_p must be above 0 and at most 1; got 1.5"),
         ("chat --top-p 0", "top_p must be above 0"),
@@ -641,5 +644,5 @@ def test_the_module_is_the_command(tmp_path):
     command = ("run", "tokenizer", "--recipe", "toy", "--data", str(tmp_path))
     result = process("-m", "llama2_lib", *command)
     assert result.returncode == 2
-    message = f"llama2: {tmp_path} must hold .txt or .jsonl files; none found."
+    message = f"llama2: {tmp_path} must hold .txt, .jsonl, .json or .parquet files; none found."
     assert said(result.stderr) == [message]

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree, rmtree
 from typing import NamedTuple
 
+import huggingface_hub
 import pytest
 
 from llama2_lib import storage
@@ -426,3 +428,47 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch, tmp_path, given):
     assert beside == Path(storage.__file__).parents[1] / "artifacts"
     monkeypatch.setenv("LLAMA2_ARTIFACTS", given)
     assert storage.artifact_root() == beside
+
+
+# --- folders of the hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_path_is_a_folder_and_nothing_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert storage.local_folder("texts", "dataset") == tmp_path / "texts"
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"), [("dataset", None), ("model", ["*.json", "*.safetensors", "*.model"])]
+)
+def test_a_name_of_the_hub_is_fetched_by_its_commit(tmp_path, monkeypatch, kind, wanted):
+    asked = []
+
+    def snapshot(name, **options):
+        asked.append((name, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert storage.local_folder(f"hub:some-one/da_ta.v1@{COMMIT}", kind) == tmp_path
+    options = {"repo_type": kind, "revision": COMMIT, "allow_patterns": wanted}
+    assert asked == [("some-one/da_ta.v1", options)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hub:one/data", "hub:one/data@main", f"hub:data@{COMMIT}", f"hub:a/b/c@{COMMIT}", "hub:"],
+)
+def test_a_name_without_owner_or_commit_is_refused(name):
+    with pytest.raises(
+        ValueError, match=r"hub:OWNER/NAME@COMMIT, 40 digits of a commit; got 'hub:"
+    ):
+        storage.local_folder(name, "dataset")
+
+
+def test_without_the_extra_the_message_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r'takes huggingface_hub, .* pip install -e "\.\[hub\]"'):
+        storage.local_folder(f"hub:one/data@{COMMIT}", "dataset")

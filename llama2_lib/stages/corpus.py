@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -149,7 +150,7 @@ def build_corpus(
     stream = shown(itertools.chain(train(), validation.values()))
     for name, size in (("train", n), ("validation", len(validation))):
         ids, split = folder / f"{name}.ids", itertools.islice(stream, size)
-        arrays = _write_ids(ids, split, tokenizer, sorted(kinds))
+        arrays: Any = _write_ids(ids, split, tokenizer, sorted(kinds))
         if config.data is None:  # packed, so that it can be released
             dtype = _dtype(ids, arrays["offsets"])
             arrays = {"ids": np.fromfile(ids, dtype), **arrays}

@@ -1,7 +1,9 @@
 """A folder of one's own: the door through which other data than the world's enters.
 
-A `.txt` file is text, a line of a `.jsonl` file one object; both may be packed, `.gz` or `.zst`.
-The shapes of an object are those in which people publish; of several it is the first that fits:
+A `.txt` file is text, a line of a `.jsonl` file one object, and so is an item of the list in a
+`.json` file; these may be packed, `.gz` or `.zst`. So is a row of a `.parquet` file, which takes
+pyarrow (the extra hub). The shapes of an object are those in which people publish; of several it is
+the first that fits:
 
 - pairs: `chosen` and `rejected`, each a transcript ("Human: ... Assistant: ..."), a list of
   messages, or, beside a `prompt`, an answer;
@@ -21,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple, TextIO
@@ -39,6 +42,7 @@ _BORDERS = (r"\n\s*\n", r"\n", r"(?<=[.!?])\s", r"\s")
 """Where a long text may be cut: between paragraphs, lines, sentences, words; best ones first."""
 _BETWEEN = re.compile(r"\s{0,99}\n|\s?")
 # Small letters: how a file is read is no setting, and would name everything that is trained.
+_lists = (".json", ".parquet")
 _speaker = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _shapes = (
     '"chosen" and "rejected", "messages", "instruction" and "output", "prompt" and "response", or '
@@ -107,7 +111,7 @@ def text_files(folder: Path) -> list[Path]:
     """
     if folder.is_file():
         raise ValueError(f"the documents must be a folder; {folder} is a file. Name its folder.")
-    paths = [p for p in _visible(folder) if suffix_of(p) in SUFFIXES]
+    paths = [p for p in _visible(folder) if suffix_of(p) in SUFFIXES + _lists]
     for path in paths:
         if not path.is_file():  # reading a pipe waits for a writer, perhaps for ever
             raise ValueError(
@@ -115,7 +119,9 @@ def text_files(folder: Path) -> list[Path]:
                 "Remove it."
             )
     if not paths:
-        raise FileNotFoundError(f"{folder} must hold .txt or .jsonl files; none found.")
+        raise FileNotFoundError(
+            f"{folder} must hold .txt, .jsonl, .json or .parquet files; none found."
+        )
     return paths
 
 
@@ -139,7 +145,7 @@ def read_records(folder: Path, counts: Survey | None = None) -> Iterator[Record]
     """
     counts = Survey() if counts is None else counts
     paths = text_files(folder)
-    others = [path for path in _visible(folder) if suffix_of(path) not in SUFFIXES]
+    others = [path for path in _visible(folder) if suffix_of(path) not in SUFFIXES + _lists]
     counts.n_files = len(paths)
     counts.left_out.update(path.suffix.lower() or "without ending" for path in others)
     for path in paths:
@@ -186,9 +192,10 @@ def _end(text: str, start: int, most: int) -> int:
 
 def _records(path: Path, counts: Survey) -> Iterator[Record]:
     try:
-        if suffix_of(path) == ".jsonl":
-            records = (_record(row, where, counts) for where, row in _lines(path))
-            yield from filter(None, records)
+        if suffix_of(path) != ".txt":
+            read = {".jsonl": _lines, ".json": partial(_items, counts=counts), ".parquet": _rows}
+            rows = read[suffix_of(path)](path)
+            yield from filter(None, (_record(row, where, counts) for where, row in rows))
         else:
             with _opened(path) as file:
                 text = re.sub(r"\n\s*\Z", "", file.read())
@@ -244,6 +251,37 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{where} must be an object with {_shapes}; got {shown!r}.")
             yield where, row
+
+
+def _items(path: Path, counts: Survey) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of the list in a `.json` file; one that holds something else is counted."""
+    try:
+        with _opened(path) as file:
+            items = json.load(file)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON; {error}. Mend or remove it.") from None
+    if not (isinstance(items, list) and all(isinstance(item, dict) for item in items)):
+        counts.left_out[".json that is no list of objects"] += 1  # it describes other files
+        return
+    yield from ((f"{path} item {number}", item) for number, item in enumerate(items, start=1))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a `.parquet` file as objects, a group of them at a time."""
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ValueError(
+            f"{path} takes pyarrow, which is not installed. Install the extra hub: "
+            'pip install -e ".[hub]"'
+        ) from None
+    try:
+        with ParquetFile(path) as file:
+            rows = (row for group in file.iter_batches() for row in group.to_pylist())
+            yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
+    except ArrowInvalid as error:
+        raise ValueError(f"{path} must be a parquet file; {error}. Fetch it again.") from None
 
 
 def _checked(text: object, where: str) -> str:

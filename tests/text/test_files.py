@@ -1,12 +1,16 @@
 """Documents from a folder: order, both formats, and every unreadable line named."""
 
+import gzip
+import io
 import json
 import os
 import random
 import subprocess
 import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from llama2_lib.text.files import LONGEST_TEXT, Survey, cut, read_records, text_files
 
@@ -88,7 +92,7 @@ def test_documents_are_read_one_at_a_time(tmp_path):
 @pytest.mark.parametrize("files", [{}, {"a_md": "x"}, {"txt": "x"}])
 def test_a_folder_without_documents_is_refused(tmp_path, files):
     write(tmp_path, **files)
-    with pytest.raises(FileNotFoundError, match=r"must hold \.txt or \.jsonl files; none found"):
+    with pytest.raises(FileNotFoundError, match=r"must hold .*\.parquet files; none found"):
         list(read_documents(tmp_path))
     with pytest.raises(FileNotFoundError, match="none found"):
         list(read_documents(tmp_path / "nowhere"))
@@ -306,3 +310,74 @@ def test_a_file_of_lines_is_read_line_by_line(tmp_path):
     assert next(documents) == "first"
     with pytest.raises(ValueError, match="must be UTF-8"):
         list(documents)
+
+
+# --- lists and tables
+
+ROWS = [
+    {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]},
+    {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]},
+]
+
+
+def table(rows):
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a_json": json.dumps(ROWS)},
+        {"a_json_gz": gzip.compress(json.dumps(ROWS).encode())},
+        {"a_parquet": table(ROWS)},
+        {"a_json": json.dumps(ROWS[:1]), "b_parquet": table(ROWS[1:])},
+    ],
+)
+def test_a_list_and_a_table_hold_objects_as_lines_do(tmp_path, files):
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "lines", a_jsonl="".join(json.dumps(row) + "\n" for row in ROWS))
+    write(tmp_path / "other", **files)
+    wanted = list(read_records(tmp_path / "lines"))
+    assert list(read_records(tmp_path / "other")) == wanted
+    assert [record.texts or record.dialog[-1]["content"] for record in wanted] == ["Yes.", "Me."]
+
+
+@pytest.mark.parametrize("content", ['{"builder": "json"}', '["a", "b"]', "3", "null"])
+def test_a_json_that_is_no_list_of_objects_is_counted(tmp_path, content):
+    write(tmp_path, dataset_info_json=content, a_txt="a text")
+    assert survey(tmp_path).left_out == {".json that is no list of objects": 1}
+
+
+def test_a_parquet_of_columns_that_nobody_knows_is_named_by_its_row(tmp_path):
+    write(tmp_path, a_parquet=table([{"text": "first"}, {"text": ""}]))
+    with pytest.raises(ValueError, match=r"a\.parquet row 2 must hold text; it is empty"):
+        list(read_records(tmp_path))
+    write(tmp_path, a_parquet=table([{"words": "first"}]))
+    with pytest.raises(
+        ValueError, match=r"a\.parquet row 1 must be an object with .* got '\{\"wor"
+    ):
+        list(read_records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a_json", "[{]", r"a\.json must be JSON; Expecting.* Mend or remove it"),
+        ("a_parquet", b"PAR1 cut", r"a\.parquet must be a parquet file; .* Fetch it again"),
+        ("a_parquet", b"", r"a\.parquet must be a parquet file; .* Fetch it again"),
+    ],
+)
+def test_a_broken_list_or_table_is_named(tmp_path, name, content, message):
+    write(tmp_path, **{name: content})
+    with pytest.raises(ValueError, match=message):
+        list(read_records(tmp_path))
+
+
+def test_a_table_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    write(tmp_path, a_parquet=table(ROWS))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r'takes pyarrow, .* pip install -e "\.\[hub\]"'):
+        list(read_records(tmp_path))
