@@ -159,6 +159,8 @@ class Replay:
 
     stages: tyro.conf.Positional[tuple[str, ...]] = ()
     """All of the chain when left out."""
+    device: str = "cpu"
+    """On a GPU every stage is held to what the release's CPU made, within stated bands."""
 
     def _do(self) -> int:
         from llama2_lib import pipeline
@@ -169,7 +171,7 @@ class Replay:
         faults, seconds = [], 0.0
         print(f"{'stage':16s} {'seconds':>7s}  {'numbers':>7s}  {'apart':>7s}  lines as they were")
         for stage in self.stages or tuple(chain):
-            found = replay(_known("stage", stage, chain), nano())
+            found = replay(_known("stage", stage, chain), nano(), device=self.device)
             same, n = (sum(column) for column in zip(*found.lines.values(), (0, 0), strict=True))
             print(
                 f"{stage:16s} {found.seconds:7.1f}  {len(found.numbers):7d}  {found.largest:7.1g}  "

@@ -22,7 +22,7 @@ import torch
 
 from llama2_lib import storage
 from llama2_lib.config import Recipe
-from llama2_lib.device import processor
+from llama2_lib.device import choose_device, processor
 from llama2_lib.pipeline.build import artifact
 from llama2_lib.pipeline.graph import STAGES, visible_recipe
 from llama2_lib.pipeline.peers import Peers
@@ -92,31 +92,34 @@ def _apart(now: float, then: float) -> float:
     return abs(now - then) / max(abs(then), SMALL)
 
 
-def replay(stage: str, recipe: Recipe, *, root: Path | None = None) -> Replayed:
+def replay(
+    stage: str, recipe: Recipe, *, device: str = "cpu", root: Path | None = None
+) -> Replayed:
     """Run the beginning of a finished stage again, as many processes together as ran it then.
 
-    `ROWS` of its log are compared; stages without a model are run whole. `root` is explained in
-    `pipeline.folders_of`.
+    `ROWS` of its log are compared; stages without a model are run whole. On a GPU, where one
+    process does it, the bands of another processor hold: every stage is there held to what a CPU
+    made. `root` is explained in `pipeline.folders_of`.
     """
+    where = choose_device(device)
     begin = time.perf_counter()
     then = artifact(stage, recipe, root=root, bar=False)
     inputs = {name: artifact(name, recipe, root=root, bar=False) for name in STAGES[stage].inputs}
     meta = storage.read_sealed(then, stage, then.name)
-    same = (meta["processor"], meta["versions"]["torch"]) == (processor(), torch.__version__)
+    on_cpu, made_by = where.type == "cpu", (meta["processor"], meta["versions"]["torch"])
+    same = on_cpu and made_by == (processor(), torch.__version__)
     numbers: dict[str, tuple[float, float]] = {}
     lines: dict[str, tuple[int, int]] = {}
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Peers(meta.get("processes", 1), Path(scratch)) as peers,
+        Peers(meta.get("processes", 1) if on_cpu else 1, Path(scratch)) as peers,
     ):
         for number, (log, *finished) in enumerate(_parts(stage, recipe)):
             now = Path(scratch) / f"{number}"
             now.mkdir()
             for name in finished:
                 shutil.copytree(then / name, now / name)
-            job = Job(
-                visible_recipe(stage, recipe), now, inputs, torch.device("cpu"), lambda *_: None
-            )
+            job = Job(visible_recipe(stage, recipe), now, inputs, where, lambda *_: None)
             peers.run(stage, recipe, job, (log, ROWS))
             numbers |= _numbers(log, now, then)
             lines |= _lines(now, then, same)
