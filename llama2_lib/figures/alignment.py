@@ -156,7 +156,7 @@ def best_of_n_curves(
     count = np.asarray(n, dtype=float)
     bands = bands_of(curves, count.size, "a number of samples")
     series = {label: (count, *band) for label, band in bands.items()}
-    figure = lines(series, "samples a prompt, N", ylabel, title=title, xscale="log")
+    figure = lines(series, "samples per prompt, N", ylabel, title=title, xscale="log")
     axis = figure.axes[0].xaxis
     powers = 2 ** np.arange(0, np.log2(count.max()) + 1e-9)
     axis.set_major_locator(FixedLocator(powers.tolist()))

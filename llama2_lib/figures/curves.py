@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from llama2_lib.figures.theme import label_axes, new_figure, theme
@@ -109,13 +111,24 @@ def heatmap(
     rows: Sequence[str] | None = None, title: str = "", centre: float | None = None,
     texts: Sequence[Sequence[str]] | None = None,
 ) -> Figure:  # fmt: skip
-    """Draw a matrix, row 0 on top; `centre` makes the map diverge, `texts` stand in its fields."""
-    matrix = np.asarray(values, dtype=float)
+    """Draw a matrix, row 0 on top; `centre` makes the map diverge, `texts` stand in its fields.
+
+    Of a matrix of True and False `unit` names both, such as "visible / hidden".
+    """
+    matrix = np.asarray(values)
+    is_mask, matrix = matrix.dtype == bool, matrix.astype(float)
     figure, axes = new_figure()
     style = {} if centre is None else {"norm": CenteredNorm(centre), "cmap": "PuOr"}
     image = axes.imshow(matrix, aspect="auto", interpolation="nearest", **style)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label=unit)
+    if is_mask:
+        colours = (image.cmap(image.norm(value)) for value in (1.0, 0.0))
+        keys = [
+            Patch(facecolor=c, label=w) for c, w in zip(colours, unit.split(" / "), strict=True)
+        ]
+        axes.legend(handles=keys, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        figure.colorbar(image, ax=axes, label=unit)
     if columns is not None:
         turn = 90 if len(columns) > 8 else 0
         axes.set_xticks(range(len(columns)), columns, rotation=turn)
@@ -164,9 +177,9 @@ def shares(
         raise ValueError(f"{rule}; got {table.min()}.")
     percent = 100 * table / table.sum(axis=0)
     figure, axes = new_figure(8.0, 4.0)
-    bottom = np.zeros(len(columns))
-    for part, heights in zip(parts, percent, strict=True):
-        axes.bar(columns, heights, bottom=bottom, width=0.6, label=part)
+    bottom, colours = np.zeros(len(columns)), colormaps["cividis"](np.linspace(0, 1, len(parts)))
+    for part, heights, colour in zip(parts, percent, colours, strict=True):
+        axes.bar(columns, heights, bottom=bottom, width=0.6, label=part, color=colour)
         bottom += heights
     label_axes(axes, xlabel, "share of the weights (%)", title)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)

@@ -380,7 +380,7 @@ def _():
 def draw_mask(length):
     seen = visible_slots(torch.tensor([[6 - length]]), 0, 8)[0]
     return lab.heatmap(
-        seen.float(), "slot of the key", "slot of the query", "visible (1) or not (0)",
+        seen, "slot of the key", "slot of the query", "visible / hidden",
         title=f"prompt of {length} tokens, {6 - length} of padding, 2 new tokens",
     )  # fmt: skip
 

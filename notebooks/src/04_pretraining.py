@@ -255,7 +255,7 @@ def draw_mask(row, isolated):
     document = packed.document[row : row + 1, :-1]
     visible = my_isolation(document)[1] if isolated else torch.ones(1, 160, 160).tril()
     return lab.heatmap(
-        visible[0].float(), "key (token of the row)", "query (token of the row)", "visible (1) or not (0)",
+        visible[0].bool(), "key (token of the row)", "query (token of the row)", "visible / hidden",
         title=f"row {row}: {len(document.unique())} documents, " + ("isolated" if isolated else "plain causal"),
     )  # fmt: skip
 

@@ -54,3 +54,13 @@ def test_heatmap_draws_the_matrix_with_row_0_on_top():
     written = {tuple(text.get_position()): text.get_text() for text in axes.texts}
     assert written == {(x, y): texts[y][x] for y in range(2) for x in range(3)}
     assert axes.texts[3].get_color() == "white" != axes.texts[0].get_color()  # on a dark ground
+
+
+def test_a_mask_has_two_words_and_no_colour_bar():
+    mask = np.tril(np.ones((3, 4), dtype=bool))
+    figure = heatmap(mask, "key", "query", "visible / hidden")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["visible", "hidden"]
+    drawn = axes.images[0].to_rgba(mask.astype(float))
+    keys = [patch.get_facecolor() for patch in axes.get_legend().get_patches()]
+    assert np.allclose(keys, [drawn[0, 0], drawn[0, 1]])
