@@ -623,7 +623,7 @@ def _():
 # | facts that the base model knows | benchmarks of world knowledge | seen form 100 % [97, 100], unseen form 100 % [97, 100], never asked 100 % [89, 100] |
 # | instruction kept at turn 20 | 100 % (table 30) | 100 % [96, 100] |
 # | harm declined, chat model | not stated in this form | known wording 93 % [89, 96], new wording 74 % [67, 79] |
-# | claim 4, a longer context helps long tasks | Qasper 0.71 to 18.52, HellaSwag 75.1 to 74.8 | far evidence found more often by 0.95 [0.94, 0.97], loss on short texts -0.006 [-0.017, 0.005] nats: reproduced |
+# | claim 4, a longer context helps long tasks | Qasper 0.71 to 18.52, HellaSwag 75.1 to 74.8 | far evidence found more often by 0.95 [0.93, 0.96], loss on short texts -0.006 [-0.018, 0.006] nats: reproduced |
 # | claim 8, few clean demonstrations beat many noisy ones | results improved notably (3.1) | helpfulness at equal epochs -0.10 [-0.17, -0.02], at equal steps -0.002 [-0.031, 0.026]: not reproduced |
 #
 # - Our models have seen one small world. That they recall its facts says nothing about facts of *your* world; ask about Paris and they will make something up.

@@ -834,7 +834,7 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# The claim is **inconclusive**: where both answers are safe the interval contains 0, but it rules out a gain of a point or more. Where both are unsafe, and over all pairs, the mix costs accuracy, since a tenth of the safety pairs was given up for it.
+# The claim is **inconclusive**: where both answers are safe the interval contains 0, but it rules out a gain of half a point or more. Where both are unsafe, and over all pairs, the mix costs accuracy, since a tenth of the safety pairs was given up for it.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A safety label gives the zero
@@ -953,7 +953,7 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# The claim is **inconclusive**: without the loss the recall is whatever the free zero makes of it, so its *gain* varies as much, and the lower end of its interval is below the 5 points that the rule asked for. Recall minus false alarms does gain, since it depends less on where the zero is; accuracy on pairs is the same with the loss and without.
+# The claim is **inconclusive**, for two parts of the rule. Without the loss the recall is whatever the free zero makes of it, so its *gain* varies between seeds, and the lower end of its interval is below the 5 points that the rule asked for. Accuracy on pairs is the same on average, but its interval reaches just below the loss of one point that the rule allowed. Recall minus false alarms does gain, since it depends less on where the zero is.
 #
 # ### Claim 28: the threshold 0.15
 # Now take the model with the auxiliary loss and the paper's threshold. Our answers are written by a program at eight levels, so safe and unsafe ones are easier to tell apart than in the paper. One label in fifty is wrong on purpose, and no threshold can do better than the labels. Predict: will our recall be above or below the paper's 55 %?
@@ -1119,7 +1119,7 @@ show(draw_margin("large"), alt=margin_words("large"))
 Explorer(draw_margin, margin_words, schedule=["small", "large"])
 
 # %% [markdown]
-# The claim is **inconclusive**: both intervals contain 0, and the one on the clearest pairs reaches nearly as far to either side as the paper's whole gain. Models that differ in the margin also differ by the luck of their training.
+# The claim is **inconclusive**. The small margin gains 0.4 points over all pairs, about as much as in the paper, with an interval that just excludes 0. On the clearest pairs the large margin gains nothing that we can see: its interval contains 0 and ends below one point, where the paper gained 1.6. Models that differ in the margin also differ by the luck of their training.
 #
 # ### Claim 13: the spread of the scores
 # **Say** (figure 27). The accuracy hardly moves, but the *scores* do. A larger margin asks for larger gaps, so after the sigmoid scores crowd near 0 and 1. The authors worry about it: PPO (notebook 08) is sensitive to such a change in the distribution of rewards.
@@ -1162,7 +1162,7 @@ for name in MARGINS:
 Explorer(draw_spread, spread_words, grade=[*GRADES, "all"])
 
 # %% [markdown]
-# The claim is **inconclusive**, and only just: the large margin's growth is decided, the small margin's interval reaches below 0, and the rule asked for both.
+# The claim is **reproduced**. With the large margin twelve points more of the scores lie near the ends. With the small one it is 0.2 points more, and that interval only just excludes 0.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## More data, larger models
@@ -1505,9 +1505,9 @@ for number, (what, paper, shown) in ROWS.items():
 display(Markdown("\n".join(table)))
 
 # %% [markdown]
-# Claim 11 failed on the safety "ties" alone, claim 13 is open for the small margin alone, and claim 14 because recall without the loss is luck.
+# Claim 11 failed on the safety "ties" alone. Claim 12 is open for the large margin alone, and claim 14 mainly because recall without the loss is luck.
 #
-# - **Seeds decide.** Seeds differ in the pretrained model, the pairs and their order, so each difference between two small models varies by some points. We began with three seeds. With so few, a 95 % interval reaches 4.3 standard errors to either side, and claims 11 and 13 to 17 stayed open. We then added five seeds, once, to all of these claims, by the same rules: 15 and 16 were reproduced, 11 was not, the rest stayed open. Adding seeds after a look weakens the 95 %, and whoever adds them until a verdict pleases proves nothing; so it was done only once.
+# - **Seeds decide.** Seeds differ in the pretrained model, the pairs and their order, so each difference between two small models varies by some points. We began with three seeds. With so few, a 95 % interval reaches 4.3 standard errors to either side, and claims 11 and 13 to 17 stayed open. We then added five seeds, once, to all of these claims, by the same rules: 15 and 16 were reproduced, 11 was not, the rest stayed open. The numbers above were measured again on the released recipe, with all eight seeds from the start; claim 13 is reproduced there as well. Adding seeds after a look weakens the 95 %, and whoever adds them until a verdict pleases proves nothing; so it was done only once.
 # - **Annotators** here are a program with one kind of noise. People differ from each other, get tired, and like what is long or confident. None of that is in the ceiling.
 # - **Absolute accuracies** cannot be compared with the paper's: its pairs are answers of good models, ours mostly of imagined models with gross flaws. The order of the grades can be compared, and which model is best at home.
 # - **Our reconstructions** are the auxiliary loss and its weight of 1. The paper does not state the following, so we chose them: which token carries the score, how the head begins, the margin of the final models, the temperatures of the two variants.

@@ -348,7 +348,7 @@ show_prediction(21)
 _ = show_claim(21)
 
 # %% [markdown]
-# The maximum rises as in the paper, by less with each doubling. The verdict is open because the median rises a little as well (a few very poor samples pull down the mean of a single sample, and the median of many ignores them), and the interval of that drift reaches past the quarter of the rise that the rule allows.
+# The maximum rises as in the paper, by less with each doubling. The verdict is open because the median rises a little as well (a few very poor samples pull down the mean of a single sample, and the median of many ignores them), and most of the interval of that drift lies above the quarter of the rise that the rule allows.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is the chosen one worth?
@@ -587,7 +587,7 @@ for what, name in itertools.product(("reward", "gold"), ("SFT", "V4")):
     print(f"best temperature by {what}, {name}: {one} for one sample, {many} for 16")
 
 # %% [markdown]
-# With a single sample the coolest temperature is best for both models, and with 16 a hotter one is, by reward. Whether V4 wants more heat than SFT is open: V4's curve is so level that its best temperature differs widely between seeds (an interval that ends above 1.4 leaves the grid, and says only that). By the *gold* mark of what was chosen, the cool samples remain best even with 16, so here the rule "take the temperature with the best reward" is itself over-optimisation.
+# With a single sample cool temperatures are best for both models, and with 16 a hotter one is best by reward. For SFT that is decided. V4's curve is so level that its best temperature differs widely between seeds (an interval that ends above 1.4 leaves the grid, and says only that), so it is open for V4, and so is whether V4 wants more heat than SFT. By the *gold* mark of what was chosen, SFT's best temperature with 16 samples is near 0.8 and not near 1.3, so here the rule "take the temperature with the best reward" is itself over-optimisation.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Picking
@@ -1095,7 +1095,7 @@ show(draw_kept("form"), alt=kept_words("form"))
 Explorer(draw_kept, kept_words, family=["harm", "form", "other"])
 
 # %% [markdown]
-# The skill of declining harm, which no document teaches, is gone without examples and kept by the pool. The forms suffer much less, because stories and lists do occur in the documents. The pool keeps them better than the last round alone does; but whether the *missing prompts* did the harm, three seeds cannot say, and so the verdict is open.
+# The skill of declining harm, which no document teaches, is gone without examples and kept by the pool. The forms hardly suffer, because stories and lists do occur in the documents: the four marks lie within four points, and their intervals overlap. So the verdict is open.
 #
 # The cure has a price that the paper does not mention. At equal steps a model that learns from fewer kinds learns those better: on all *other* prompts the last round with the kinds missing has the highest mark of the four.
 

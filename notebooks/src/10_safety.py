@@ -947,7 +947,7 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# Reproduced: gamma falls to a tenth in four rounds, and in the end nearly every old attack fails. (The interval of that share ends above 100 %, which no share can reach: Student's t, with which the record was made, knows no bounds. Of the three seeds two fixed all old attacks and one all but one.) But four of five fail by luck alone, so a share of fixed attacks means little without this control. The difference to luck is what was learned.
+# Inconclusive by its rule. In each of the three seeds gamma falls to a third or less (86 to 1, 39 to 12 and 75 to 1 per 400 queries), but the seeds differ so much that the 95 % interval over three of them contains 0. On an earlier chain they differed less, and the claim was reproduced. In the end nearly every old attack fails. But more than three of four fail by luck alone, so a share of fixed attacks means little without this control. The difference to luck, 21 points, is what was learned.
 #
 # **The chain's own rounds** begin at the distilled model, which is much safer, and train at a lower learning rate, because that model is nearly finished. **Predict**: what can four rounds of 400 queries still find, and does gamma fall?
 
@@ -1043,7 +1043,7 @@ for pair in (("distilled", "GAtt"), ("chat model", "distilled"), ("chat model", 
 # %% [markdown]
 # In plain words: the chat model is much safer than SFT, and **not safer than V5**. Violations are rare in both, and the interval of their difference contains zero. What the chat model gained on V5 lies elsewhere: it declines far fewer look-alikes, and it keeps a persona for 20 turns. It paid with help: in new wordings its mark of helpfulness is clearly lower than V5's. It also seems to decline a smaller share of what asks for harm there, though those intervals overlap.
 #
-# Most of that trade came with `instructed` and Ghost Attention: GAtt has it already. What this notebook added changed little. Context distillation brought no measurable safety to a model that was safe already and made it decline *more* look-alikes; four rounds of red-teaming changed nothing that 120 prompts can show. Both methods worked where there was something to mend: from SFT on (claims 44 and 46). One chain was trained, so all this is about this chain.
+# Most of that trade came with `instructed` and Ghost Attention: GAtt has it already. What this notebook added changed little. Context distillation brought no measurable safety to a model that was safe already and made it decline *more* look-alikes; four rounds of red-teaming changed nothing that 120 prompts can show. Both had something to mend where they began at SFT: there distillation made answers safer (claim 44), and the rounds of red-teaming found less with each of three seeds (claim 46, which is open by its rule all the same). One chain was trained, so all this is about this chain.
 #
 # Read the table for what it does *not* promise, too. New wordings cost in nearly every line: what was learned is words, not what they mean. The test has seven wordings of attacks, so another run of the same chain may decline others of them. V5 has no right answer at turn 20; a dialog whose context is full before its end counts as wrong there, and we have not looked into the cause. Facts that no dialog asks about survive because **documents of pretraining** are rehearsed from the stage `instructed` on: in an earlier chain without them recall fell from 67 % at V5 to 10 % at the end, while every other line looked well (`docs/log.md`).
 
@@ -1057,7 +1057,7 @@ for pair in (("distilled", "GAtt"), ("chat model", "distilled"), ("chat model", 
 # | 43, preprompts | medians about .75, .82, .87 | medians .86, .98, .99; generic over none +0.24 [0.21, 0.27], template over generic +0.007 [0.00002, 0.0135] | reproduced, the second step by a hair |
 # | 44, the gate | gains from about -.65 to +.9 | lowest quarter minus highest +0.07 [0.01, 0.13]; safety, gated minus ungated +0.004 [-0.004, 0.011], gated minus none +0.19 [0.17, 0.21] | reproduced |
 # | 45, distilled on all prompts | "hurts" | borderline prompts declined +2.1 points [-0.6, 4.8], helpfulness -0.007 [-0.020, 0.007] | inconclusive |
-# | 46, rounds | gamma 1.8 to .45 per hour; 90 % fixed | gamma 54 [41, 66] to 5 [4, 7] per 400 queries; 99.5 % fixed, 18 points [9, 27] more than by luck | reproduced |
+# | 46, rounds | gamma 1.8 to .45 per hour; 90 % fixed | gamma 86, 39, 75 to 1, 12, 1 per 400 queries (seeds 0, 1, 2); 98.6 % [94.7, 100] fixed, 21 points [9, 33] more than by luck | inconclusive |
 # | 47, turns | about 2 and 8.5 % (70B) | SFT 15 and 17 %: +1.9 points [-0.6, 4.4] | inconclusive |
 # | 48, categories | advice is weakest | SFT, advice 19 % [16, 23], illicit 18 % [16, 19], hateful 10 % [7, 14] | inconclusive |
 # | 54, default prompt | not in the paper | declined: borderline -2.8 points [-7.7, 2.0], helpful +2.3 points [1.7, 2.9] | inconclusive |
