@@ -43,8 +43,7 @@ class _Asking(_OnDevice):
 
     def need(self, requests: Sequence[tuple[str, Any]]) -> None:
         """Ask before what is missing is trained, if that takes long; refuse if nobody says yes."""
-        from llama2_lib.doctor.machine import training_speed
-        from llama2_lib.doctor.times import duration, missing, stage_seconds
+        from llama2_lib.doctor import duration, missing, stage_seconds, training_speed
 
         stages = missing(requests)
         if self.yes or not stages:
