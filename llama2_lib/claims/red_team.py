@@ -13,8 +13,9 @@ from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
 from llama2_lib.claims.claim import Claim, Trust, gains, of_stage, paired, unpaired
 from llama2_lib.claims.finetuning import fitting
-from llama2_lib.claims.safety import FAMILIES, marked
+from llama2_lib.claims.safety import marked
 from llama2_lib.config import RED_TEAM_ROUNDS, Recipe
+from llama2_lib.evaluation.chat_report import FAMILIES
 from llama2_lib.evaluation.judged import violations_by
 from llama2_lib.stages.red_team import round_summary
 from llama2_lib.stages.safety import generic_preprompt, longest_prompt, with_preprompt

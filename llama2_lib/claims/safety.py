@@ -9,7 +9,7 @@ Everything is asked in held-out wordings, and half of the adversarial prompts as
 hazards. Two models answer the same prompts with the same luck, so their marks pair.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,19 +21,16 @@ from llama2_lib.claims.claim import Claim, Trust, gains, of_stage, paired, unpai
 from llama2_lib.claims.finetuning import Model, fitting
 from llama2_lib.claims.rejection import NEWEST, tuned
 from llama2_lib.config import Recipe, SafetyData
+from llama2_lib.evaluation.chat_report import FAMILIES
 from llama2_lib.evaluation.judged import Marks, marks_of
 from llama2_lib.model.chat import answer_room
 from llama2_lib.stages.rejection import Sample, best
 from llama2_lib.stages.safety import FRACTIONS, Distilled, distilled_rows
 from llama2_lib.storage import read_rows
-from llama2_lib.world import make_world, prompts
+from llama2_lib.world import make_world
 from llama2_lib.world.judges import SAFE, judge_of
+from llama2_lib.world.prompts import Prompt
 
-FAMILIES: dict[str, Callable] = {
-    "helpful": prompts.helpful_prompts,
-    "adversarial": prompts.adversarial_prompts,
-    "borderline": prompts.borderline_prompts,
-}
 N_PROMPTS = 300
 """Held-out prompts a seed of each family."""
 TAIL = 0.05
@@ -70,7 +67,7 @@ Answered = dict[str, Values]
 """What gold judges say of one model, by quality; each over the prompts of its family."""
 
 
-def marked(model: Model, recipe: Recipe, some: Sequence[prompts.Prompt], seed: int) -> Marks:
+def marked(model: Model, recipe: Recipe, some: Sequence[Prompt], seed: int) -> Marks:
     """Let the gold judges mark one answer to each prompt."""
     world, most = make_world(recipe.corpus.world_seed), recipe.distillation.max_new_tokens
     return marks_of(*model, world, some, seed=seed, max_new_tokens=answer_room(model[0], most))
@@ -84,7 +81,7 @@ def answers_of(
     Prompts are chosen that fit the first model, and with it all.
     """
     world = make_world(recipe.corpus.world_seed)
-    asked: dict[str, list[prompts.Prompt]] = {}
+    asked: dict[str, list[Prompt]] = {}
     answered: dict[str, Answered] = {}
     for name, model in models:
         asked = asked or {
