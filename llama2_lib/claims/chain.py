@@ -27,7 +27,7 @@ from scipy import stats
 from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
 from llama2_lib.claims.claim import Claim, Measurements, Must, Trust, gains
-from llama2_lib.claims.variants import Scores, against
+from llama2_lib.claims.reward import Scores, against
 from llama2_lib.config import ROUNDS, VERSIONS, Recipe
 from llama2_lib.device import choose_device
 from llama2_lib.evaluation.judged import gold_marks

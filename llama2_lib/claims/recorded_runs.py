@@ -15,8 +15,8 @@ import numpy as np
 from llama2_lib import pipeline, storage
 from llama2_lib.claims import finetuning, pretraining
 from llama2_lib.claims.ledger import CLAIMS, provenance
+from llama2_lib.claims.reward import Scores, arms, scored
 from llama2_lib.claims.safety import EARLY, arm_recipes
-from llama2_lib.claims.variants import Scores, arms, scored
 from llama2_lib.config import Recipe
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.recipes import nano
