@@ -231,16 +231,19 @@ def findings(machine: Machine) -> list[Finding]:
     """Judge everything that was seen."""
     elsewhere = "or set LLAMA2_ARTIFACTS elsewhere"
     room = f"free some on the disk of {machine.artifacts}, {elsewhere}"
+    rights = f"change its owner or rights, {elsewhere}"
+    busy = f"other programs hold {machine.load:.0%} of the processor"
+    # threads wait for the slowest of them, so that other programs cost more than their share
+    close = "close them while the course trains: the times below are for a quiet machine"
+    fault = machine.kernel_fault or machine.problems.get("kernel", "")
     return [
         _torch(machine),
-        _load(machine),
+        Finding("load", busy, close if machine.load >= 0.2 else ""),
         # the nano chain may take 2 GiB, notebooks sit on top
         _amount("memory", machine.free_memory, 1.0, 3.0, "close other programs or kernels"),
         _amount("disk", machine.free_disk, 0.3, 2.0, room),
-        Finding("artifacts", f"{machine.artifacts} can be written")
-        if (error := machine.write_error) is None
-        else Finding("artifacts", error, f"change its owner or rights, {elsewhere}", fails=True),
-        _kernel(machine),
+        _sound("artifacts", f"{machine.artifacts} can be written", machine.write_error, rights),
+        _sound("kernel", "python3 can run the notebooks", fault, INSTALL_KERNEL),
         *_speed(machine),
     ]
 
@@ -255,23 +258,14 @@ def _torch(machine: Machine) -> Finding:
     return Finding("PyTorch", machine.torch, advice)
 
 
-def _load(machine: Machine) -> Finding:
-    """Threads wait for the slowest of them, so that other programs cost more than their share."""
-    advice = "close them while the course trains: the times below are for a quiet machine"
-    value = f"other programs hold {machine.load:.0%} of the processor"
-    return Finding("load", value, advice if machine.load >= 0.2 else "")
-
-
 def _amount(name: str, free: int, fail: float, warn: float, advice: str) -> Finding:
     gib = free / GIB
     advice = f"{warn:g} GiB are comfortable: {advice}" if gib < warn else ""
     return Finding(name, f"{gib:.1f} GiB free", advice, fails=gib < fail)
 
 
-def _kernel(machine: Machine) -> Finding:
-    if (fault := machine.kernel_fault or machine.problems.get("kernel")) is not None:
-        return Finding("kernel", fault, INSTALL_KERNEL, fails=True)
-    return Finding("kernel", "python3 can run the notebooks")
+def _sound(name: str, value: str, fault: str | None, advice: str) -> Finding:
+    return Finding(name, fault, advice, fails=True) if fault else Finding(name, value)
 
 
 def _speed(machine: Machine) -> list[Finding]:

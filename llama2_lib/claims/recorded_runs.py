@@ -136,11 +136,8 @@ def _short(value: str | float) -> str | float:
 
 def _columns(scores: Scores, label: str) -> dict[str, list]:
     some = scores.where(slice(N_PAIRS))
-    return {
-        "chosen": _rounded(some.chosen),
-        "rejected": _rounded(some.rejected),
-        label: getattr(some, label).tolist(),
-    }
+    columns = {"chosen": _rounded(some.chosen), "rejected": _rounded(some.rejected)}
+    return columns | {label: getattr(some, label).tolist()}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 from IPython.display import Markdown, display
 
-from llama2_lib.claims import CLAIMS, recorded
-from llama2_lib.claims.ledger import Result, is_current
+from llama2_lib.claims.ledger import CLAIMS, Result, is_current, recorded
 from llama2_lib.recipes import nano
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, reward
+from llama2_lib.claims import reward
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.claims.reward import (
     DATA,
     N_PAIRS,
