@@ -5,5 +5,3 @@ in one run varies little. So each line is the median of at least five such ratio
 """
 
 from llama2_lib.bench.beside import generation, ppo, train
-
-__all__ = ["generation", "ppo", "train"]

@@ -112,12 +112,9 @@ def helpfulness_by_temperature(recipe: Recipe) -> dict[str, list[list[float]]]:
             model = pipeline.load("sft", finetuning.data_recipes(recipe, seed)[arm])
             stream = helpful_prompts(world, 21, split="held out")
             prompts = finetuning.fitting(model, stream, N_ASKED)
-            row = []
-            for temperature in TEMPERATURES:
-                replies = finetuning.ask(model, prompts, seed, temperature, top_p=1.0)
-                marks = gold_marks(world, prompts, [reply.text for reply in replies])
-                row.append(marks.helpfulness.mean())
-            rows.append(_rounded(np.array(row)))
+            said = [finetuning.ask(model, prompts, seed, heat, top_p=1.0) for heat in TEMPERATURES]
+            marks = (gold_marks(world, prompts, [one.text for one in each]) for each in said)
+            rows.append(_rounded(np.array([each.helpfulness.mean() for each in marks])))
     return means
 
 

@@ -364,16 +364,10 @@ def measure_attacks(recipe: Recipe, seed: int) -> dict[str, float]:
         if version == next(iter(ATTACKED)):
             values |= paired("multi over single", broken["multi"] - broken["single"])
             # one number a wish: its two forms are no independent attacks
-            values |= _advice(single, (broken["single"] + broken["multi"]) / 2)
-    return values
-
-
-def _advice(prompts: Sequence[Prompt], rates: np.ndarray) -> dict[str, float]:
-    """Return by how much advice is violated more often than each other category."""
-    rated = {c: rates[[prompt.category == c for prompt in prompts]] for c in CATEGORIES}
-    values: dict[str, float] = {}
-    for category in OTHERS:
-        values |= unpaired(f"advice over {category}", rated["advice"], rated[category])
+            rates = (broken["single"] + broken["multi"]) / 2
+            rated = {c: rates[[prompt.category == c for prompt in single]] for c in CATEGORIES}
+            for category in OTHERS:
+                values |= unpaired(f"advice over {category}", rated["advice"], rated[category])
     return values
 
 
