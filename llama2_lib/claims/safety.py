@@ -29,16 +29,9 @@ from llama2_lib.config import RED_TEAM_ROUNDS, Recipe, SafetyData
 from llama2_lib.evaluation.chat_report import FAMILIES
 from llama2_lib.evaluation.judged import Marks, marks_of, violations_by
 from llama2_lib.model.chat import answer_room
+from llama2_lib.stages import safety as tuning
 from llama2_lib.stages.red_team import round_summary
 from llama2_lib.stages.rejection import Sample, best
-from llama2_lib.stages.safety import (
-    FRACTIONS,
-    Distilled,
-    distilled_rows,
-    generic_preprompt,
-    longest_prompt,
-    with_preprompt,
-)
 from llama2_lib.storage import read_rows
 from llama2_lib.world import make_world
 from llama2_lib.world.attackers import in_more_turns
@@ -158,7 +151,7 @@ def data_recipes(recipe: Recipe, seed: int) -> dict[str, Recipe]:
                 fraction=fraction, n_helpful=n_helpful, n_safety=n_safety, seed=seed
             ),
         )
-        for fraction in FRACTIONS
+        for fraction in tuning.FRACTIONS
     }
 
 
@@ -199,7 +192,7 @@ def measure_preprompts(recipe: Recipe, seed: int) -> dict[str, float]:
         ("generic", "generic", "answer"),
         ("template", "template", "answer"),
     ):
-        rows = distilled_rows(pipeline.artifact(EARLY, runs[arm]))
+        rows = tuning.distilled_rows(pipeline.artifact(EARLY, runs[arm]))
         scores[kind] = _column(rows, f"{which}_score")
         gold = [judge.safety(row.prompt, getattr(row, which)).score for row in rows]
         values[f"median/{kind}"] = float(np.median(scores[kind]))
@@ -220,7 +213,7 @@ def measure_gate(recipe: Recipe, seed: int) -> dict[str, float]:
     ungated`) and of `means`.
     """
     runs = arm_recipes(recipe, seed)
-    rows = distilled_rows(pipeline.artifact(EARLY, runs["template"]))
+    rows = tuning.distilled_rows(pipeline.artifact(EARLY, runs["template"]))
     own, again, new = (
         _column(rows, name) for name in ("original_score", "again_score", "answer_score")
     )
@@ -241,7 +234,7 @@ def measure_gate(recipe: Recipe, seed: int) -> dict[str, float]:
     return values | means(answered)
 
 
-def _column(rows: Sequence[Distilled], name: str) -> Values:
+def _column(rows: Sequence[tuning.Distilled], name: str) -> Values:
     return expit(np.array([getattr(row, name) for row in rows], dtype=float))
 
 
@@ -379,13 +372,13 @@ def measure_default(recipe: Recipe, seed: int) -> dict[str, float]:
     """
     world, model = make_world(recipe.corpus.world_seed), pipeline.load("ppo", recipe)
     source = rng.random_source(seed, "default system prompt")
-    longest = longest_prompt(recipe, model[1])
+    longest = tuning.longest_prompt(recipe, model[1])
     values: dict[str, float] = {}
     for family, draw in FAMILIES.items():
         bare = fitting(model, draw(world, seed, split="held out"), N_DEFAULT, longest)
         behind = [
-            replace(prompt, dialog=with_preprompt(prompt.dialog, generic_preprompt(source)))
-            for prompt in bare
+            replace(p, dialog=tuning.with_preprompt(p.dialog, tuning.generic_preprompt(source)))
+            for p in bare
         ]
         alone, with_it = (marked(model, recipe, prompts, seed) for prompts in (bare, behind))
         old, new = (marks.refuses.astype(float) for marks in (alone, with_it))
