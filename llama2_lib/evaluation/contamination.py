@@ -36,12 +36,11 @@ class Index:
 
     def places(self, seed: list[int]) -> Int[np.ndarray, " places"]:
         """Return every place where the tokens of `seed` stand."""
-
-        def tokens_at(place: np.integer) -> list[int]:
-            return self.ids[place : place + len(seed)].tolist()
-
-        low = bisect_left(self.suffixes, seed, key=tokens_at)
-        return self.suffixes[low : bisect_right(self.suffixes, seed, low, key=tokens_at)]
+        low, high = (
+            end(self.suffixes, seed, key=lambda place: self.ids[place : place + len(seed)].tolist())
+            for end in (bisect_left, bisect_right)
+        )
+        return self.suffixes[low:high]
 
 
 def index(ids: Integer[np.ndarray, " tokens"]) -> Index:
