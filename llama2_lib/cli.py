@@ -43,8 +43,7 @@ class _Asking(_OnDevice):
 
     def need(self, requests: Sequence[tuple[str, Any]]) -> None:
         """Ask before what is missing is trained, if that takes long; refuse if nobody says yes."""
-        from llama2_lib.doctor.machine import training_speed
-        from llama2_lib.doctor.times import duration, missing, stage_seconds
+        from llama2_lib.doctor import duration, missing, stage_seconds, training_speed
 
         stages = missing(requests)
         if self.yes or not stages:
@@ -388,20 +387,21 @@ class Claims(_Asking):
     """Merge the results into this ledger, usually data/claims.json."""
 
     def _do(self) -> int:
-        from llama2_lib import claims, pipeline
+        from llama2_lib import pipeline
+        from llama2_lib.claims import ledger
 
         recipe, seeds = _recipe(self.recipe, 0), range(self.seeds)
-        ids = self.ids or tuple(claims.CLAIMS)
-        chosen = {number: claims.CLAIMS[number] for number in ids if number in claims.CLAIMS}
-        requests = claims.grid_requests(recipe, seeds, chosen)
+        ids = self.ids or tuple(ledger.CLAIMS)
+        chosen = {number: ledger.CLAIMS[number] for number in ids if number in ledger.CLAIMS}
+        requests = ledger.grid_requests(recipe, seeds, chosen)
         self.need(requests)
         pipeline.artifacts(requests, device=self.device)
         keep = pipeline.artifact_root() / "claims"
-        results = claims.run_claims(ids, recipe, seeds, keep=keep)
+        results = ledger.run_claims(ids, recipe, seeds, keep=keep)
         for result in sorted(results, key=lambda result: result.key):
             print(f"\n{result}")
         if self.write is not None:
-            claims.write_ledger(results, self.write)
+            ledger.write_ledger(results, self.write)
         return 0
 
 

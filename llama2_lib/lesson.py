@@ -4,13 +4,13 @@ A lesson imports its own subject by name; all that it only uses comes from here,
 a cell shows where it lives.
 """
 
-from llama2_lib.claims import CLAIMS, recorded
 from llama2_lib.claims.attention import at_equal_size, quality_recipes
 from llama2_lib.claims.chain import new_prompts
 from llama2_lib.claims.claim import above
 from llama2_lib.claims.corpus import UNSEEN_TEXTS, true_shares
 from llama2_lib.claims.evaluation import full_text, leaked
 from llama2_lib.claims.ghost_attention import plain_dialog
+from llama2_lib.claims.ledger import CLAIMS, recorded
 from llama2_lib.claims.recorded_runs import (
     TEMPERATURES,
     recorded_answers,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama2_lib.bench import iteration, language_model
+from llama2_lib.bench import beside
 from llama2_lib.model.chat import scores
 from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import Transformer
@@ -33,12 +33,12 @@ TO_TRL = (
     {"batch 64": 1.5, "batch 256": 1.5},
     r"^(batch 64|batch 256) +[\d.]+ +[\d.]+ +([\d.]+)  \([\d.]+ to [\d.]+\)$",
 )
-WITH_TRL = pytest.mark.skipif(iteration.missing() is not None, reason=str(iteration.missing()))
+WITH_TRL = pytest.mark.skipif(beside.missing() is not None, reason=str(beside.missing()))
 
 
 def test_the_other_side_computes_the_same(random_model):
     model = random_model(dtype=torch.float32)
-    twin = language_model.hugging_face_twin(model)
+    twin = beside.hugging_face_twin(model)
     ids = torch.randint(3, 53, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(twin(input_ids=ids).logits, model(ids), rtol=0, atol=2e-4)
@@ -48,11 +48,11 @@ def test_the_other_side_computes_the_same(random_model):
 
 
 def test_both_sides_take_real_training_steps(random_model, monkeypatch):
-    monkeypatch.setattr(language_model, "nano", toy)
+    monkeypatch.setattr(beside, "nano", toy)
     model = Transformer(toy().model)
     torch.nn.init.normal_(model.output.weight, std=0.02)
     before = model.output.weight.detach().clone()
-    steps = language_model._training_steps(model, model, toy().model, CPU, "fp32")
+    steps = beside._training_steps(model, model, toy().model, CPU, "fp32")
     first, second = next(steps), next(steps)
     assert first.count == 4 * 64
     assert second.loss < first.loss
@@ -60,7 +60,7 @@ def test_both_sides_take_real_training_steps(random_model, monkeypatch):
 
 
 def test_the_other_side_generates_as_many_tokens(random_model, monkeypatch):
-    twin = language_model.hugging_face_twin(random_model(dtype=torch.float32))
+    twin = beside.hugging_face_twin(random_model(dtype=torch.float32))
     lengths = []
     generate = twin.generate
 
@@ -68,18 +68,18 @@ def test_the_other_side_generates_as_many_tokens(random_model, monkeypatch):
         lengths.append(generate(*arguments, **options).shape)
 
     monkeypatch.setattr(twin, "generate", count)
-    language_model._theirs(twin, torch.full((3, 7), 5), 11)
+    beside._theirs(twin, torch.full((3, 7), 5), 11)
     assert lengths == [(3, 18)]
 
 
 def test_the_ratio_is_the_median_of_pairs():
     times = [[1.0, 2.0], [2.0, 6.0], [1.0, 50.0]]
-    assert language_model.median_ratio(times) == 3.0
+    assert beside.median_ratio(times) == 3.0
 
 
 def test_rates_are_those_of_median_times():
-    assert language_model.rates([[1.0, 2.0], [2.0, 4.0], [0.5, 50.0]]) == [1.0, 0.25]
-    assert language_model.seconds(lambda: torch.ones(3).sum(), CPU) > 0
+    assert beside.rates([[1.0, 2.0], [2.0, 4.0], [0.5, 50.0]]) == [1.0, 0.25]
+    assert beside.seconds(lambda: torch.ones(3).sum(), CPU) > 0
 
 
 # --- PPO
@@ -87,7 +87,7 @@ def test_rates_are_those_of_median_times():
 
 @pytest.fixture
 def given():
-    return iteration.setting(toy().model, 8, CPU, prompt=5, new=7)
+    return beside.setting(toy().model, 8, CPU, prompt=5, new=7)
 
 
 def test_no_answer_ends_and_none_holds_a_control_id(given):
@@ -115,14 +115,14 @@ def test_an_iteration_takes_four_steps_on_both_networks(given):
     ]
     assert moved == [True, True, False]
     steps = {int(state["step"]) for state in given.optimizer.state.values()}
-    assert steps == {iteration.MINIBATCHES}
+    assert steps == {beside.MINIBATCHES}
     assert row["helpfulness"] == row["safety"] == row["reward"]
 
 
 def test_the_other_side_scores_the_same(random_model):
     model = scalar_model(random_model(dtype=torch.float32), seed=1)
     ids = torch.randint(3, 53, (2, 9), generator=torch.Generator().manual_seed(0))
-    twin = language_model.scalar_twin(model)
+    twin = beside.scalar_twin(model)
     with torch.no_grad():
         found = twin(input_ids=ids).logits[:, 0]
     wanted = torch.from_numpy(scores(model, ids.tolist())).float()
@@ -131,14 +131,14 @@ def test_the_other_side_scores_the_same(random_model):
     with torch.no_grad():
         model.head.bias.fill_(1.0)
     with pytest.raises(ValueError, match="no bias"):
-        language_model.scalar_twin(model)
+        beside.scalar_twin(model)
 
 
 def test_without_trl_it_says_why_there_is_no_comparison(monkeypatch, capsys):
-    monkeypatch.setattr(iteration, "nano", toy)
-    monkeypatch.setattr(iteration, "BATCHES", (8, 12))
-    monkeypatch.setattr(iteration, "missing", lambda: "it is away.")
-    assert iteration.ppo(pairs=1, device="cpu") == 0
+    monkeypatch.setattr(beside, "nano", toy)
+    monkeypatch.setattr(beside, "BATCHES", (8, 12))
+    monkeypatch.setattr(beside, "missing", lambda: "it is away.")
+    assert beside.ppo(pairs=1, device="cpu") == 0
     table = capsys.readouterr().out
     assert "not compared with TRL: it is away." in table
     assert re.findall(r"^batch (\d+) +[\d.]+  \(with both", table, re.MULTILINE) == ["8", "12"]
@@ -146,14 +146,14 @@ def test_without_trl_it_says_why_there_is_no_comparison(monkeypatch, capsys):
 
 def test_another_precision_is_refused():
     with pytest.raises(ValueError, match="PPO runs in fp32 only"):
-        iteration.ppo(precision="bf16")
+        beside.ppo(precision="bf16")
 
 
 def test_what_is_missing_is_told(monkeypatch, tmp_path):
     def find(origin):
         spec = origin and type("Spec", (), {"origin": str(origin)})
-        monkeypatch.setattr(iteration.importlib.util, "find_spec", lambda name: spec)
-        return iteration.missing()
+        monkeypatch.setattr(beside.importlib.util, "find_spec", lambda name: spec)
+        return beside.missing()
 
     assert find(None) == "TRL is not installed (the extra `bench`)."
     assert "has no PPO" in find(tmp_path / "__init__.py")
@@ -169,7 +169,7 @@ def test_nothing_else_imports_trl():
         if (isinstance(node, ast.Import) and any(a.name.startswith("trl") for a in node.names))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trl")
     }
-    assert users == {"bench/iteration.py"}
+    assert users == {"bench/beside.py"}
 
 
 @WITH_TRL
@@ -180,8 +180,8 @@ def test_trl_does_the_same_iteration(given):
         def on_step_end(self, *_, **__):
             turned.append(1)
 
-    with tempfile.TemporaryDirectory() as folder, iteration._silence():
-        trainer, rows = iteration._trainer(given, folder, 3, Turn())
+    with tempfile.TemporaryDirectory() as folder, beside._silence():
+        trainer, rows = beside._trainer(given, folder, 3, Turn())
         before = trainer.policy_model.lm_head.weight.detach().clone()
         trainer.train()
     assert len(turned) == len(rows) == 3
@@ -189,14 +189,14 @@ def test_trl_does_the_same_iteration(given):
     assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
     assert {row["val/num_eos_tokens"] for row in rows} == {0}
     steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
-    assert steps == {3 * iteration.MINIBATCHES}
+    assert steps == {3 * beside.MINIBATCHES}
     assert not torch.equal(trainer.policy_model.lm_head.weight, before)
 
 
 @WITH_TRL
 def test_turns_alternate(given):
     ours = []
-    times = iteration.in_turn(given, ours.append, CPU, 3)
+    times = beside.in_turn(given, ours.append, CPU, 3)
     assert ours == [0, 1, 2, 3]  # the first pair warms up
     assert len(times) == 3
     assert all(0 <= mine < theirs for mine, theirs in times)

@@ -15,10 +15,9 @@ from shutil import copytree
 import pytest
 import torch
 
-from llama2_lib import bench, chat_room, cli, pipeline, storage
+from llama2_lib import bench, chat_room, cli, doctor, pipeline, storage
 from llama2_lib.cli import main
 from llama2_lib.config import VERSIONS
-from llama2_lib.doctor import machine
 from llama2_lib.model import chat
 from llama2_lib.model.chat import Reply
 from llama2_lib.recipes import toy
@@ -558,7 +557,7 @@ def test_a_full_disk_costs_one_line_and_can_be_gone_on_from(
 def slow_machine(monkeypatch, tmp_path):
     """Nothing is on disk, and an estimate says that training takes hours; none is begun."""
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "nothing"))
-    monkeypatch.setattr(machine, "training_speed", lambda seconds: 1.0)
+    monkeypatch.setattr(doctor, "training_speed", lambda seconds: 1.0)
     begun = []
     monkeypatch.setattr(pipeline, "load", lambda *request, **_: begun.append(request))
     monkeypatch.setattr(pipeline, "artifacts", lambda requests, **_: begun.append(requests))

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from llama2_lib import doctor, pipeline
-from llama2_lib.doctor import machine, times
-from llama2_lib.doctor.findings import GIB, Finding, findings
+from llama2_lib.doctor import GIB, Finding, findings
 from llama2_lib.recipes import nano, small, toy
 from llama2_lib.teaching.lessons import kernel
 
-GOOD = machine.Machine(
+GOOD = doctor.Machine(
     torch="2.13.0+cpu",
     load=0.1,
     free_memory=8 * GIB,
@@ -75,8 +74,8 @@ def test_a_finding_without_advice_is_refused():
 
 
 def test_the_chain_says_what_is_there_and_the_rest_scales_with_the_speed():
-    same = judged(tokens_per_second=times.REFERENCE_TOKENS_PER_SECOND)
-    slower = judged(tokens_per_second=times.REFERENCE_TOKENS_PER_SECOND / 2, chain=(20, 8, 300.0))
+    same = judged(tokens_per_second=doctor.REFERENCE_TOKENS_PER_SECOND)
+    slower = judged(tokens_per_second=doctor.REFERENCE_TOKENS_PER_SECOND / 2, chain=(20, 8, 300.0))
     assert same["chain"].value == "0 of 28 stages are there; about 20 min for the rest"
     assert slower["chain"].value == "20 of 28 stages are there; about 10 min for the rest"
     assert judged(chain=(28, 0, 0.0))["chain"].value == "28 of 28 stages are there"
@@ -86,22 +85,22 @@ def test_the_chain_says_what_is_there_and_the_rest_scales_with_the_speed():
 
 
 def test_a_stage_takes_its_share_of_the_time_and_a_smaller_recipe_less():
-    rate = times.REFERENCE_TOKENS_PER_SECOND
+    rate = doctor.REFERENCE_TOKENS_PER_SECOND
     for stage in ("pretrain", "ppo", "corpus"):
-        assert times.stage_seconds(stage, nano(), rate) == pipeline.STAGES[stage].seconds
-        assert times.stage_seconds(stage, nano(), rate / 2) == 2 * pipeline.STAGES[stage].seconds
+        assert doctor.stage_seconds(stage, nano(), rate) == pipeline.STAGES[stage].seconds
+        assert doctor.stage_seconds(stage, nano(), rate / 2) == 2 * pipeline.STAGES[stage].seconds
     tokens = toy().pretrain.n_tokens / nano().pretrain.n_tokens
     share = tokens * toy().model.n_parameters / nano().model.n_parameters
-    assert times.stage_seconds("ppo", toy(), rate) == pytest.approx(
+    assert doctor.stage_seconds("ppo", toy(), rate) == pytest.approx(
         share * pipeline.STAGES["ppo"].seconds, rel=1e-9, abs=0
     )
-    assert times.stage_seconds("sft", small(), rate) > 3600
+    assert doctor.stage_seconds("sft", small(), rate) > 3600
 
 
 def test_what_is_missing_is_named_once(toy_root, monkeypatch):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(toy_root))
-    assert times.missing([("ppo", toy()), ("sft", toy())]) == []
-    needed = times.missing([("sft", toy(1)), ("pretrain", toy(1)), ("pretrain", toy(2))])
+    assert doctor.missing([("ppo", toy()), ("sft", toy())]) == []
+    needed = doctor.missing([("sft", toy(1)), ("pretrain", toy(1)), ("pretrain", toy(2))])
     assert needed == [("pretrain", toy(1)), ("sft", toy(1)), ("pretrain", toy(2))]
 
 
@@ -110,7 +109,7 @@ def test_what_is_missing_is_named_once(toy_root, monkeypatch):
     [(1, "5 s"), (42, "40 s"), (95, "95 s"), (130, "2 min"), (3600, "60 min"), (9000, "2 h")],
 )
 def test_durations_are_rounded_as_estimates_deserve(seconds, said):
-    assert times.duration(seconds) == said
+    assert doctor.duration(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_the_report_shows_advice_and_verdict(monkeypatch, capsys, changes, statu
 
 def test_this_machine_is_inspected_and_trains(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(tmp_path / "new" / "artifacts"))
-    seen = machine.inspect_machine(seconds=0.2)
+    seen = doctor.inspect_machine(seconds=0.2)
     assert seen.artifacts == tmp_path / "new" / "artifacts"
     assert seen.problems == {}
     assert seen.kernel_fault is None
@@ -150,7 +149,7 @@ def test_this_machine_is_inspected_and_trains(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_reported_not_raised(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    seen = machine.inspect_machine(tmp_path / "file" / "artifacts", seconds=0.1)
+    seen = doctor.inspect_machine(tmp_path / "file" / "artifacts", seconds=0.1)
     assert "Not a directory" in seen.write_error
 
 
@@ -158,35 +157,35 @@ def test_a_probe_that_raises_does_not_stop_the_report(tmp_path, monkeypatch):
     def broken(seconds):
         raise RuntimeError("no kernel image\nfor this machine")
 
-    monkeypatch.setattr(machine, "training_speed", broken)
-    seen = machine.inspect_machine(tmp_path)
+    monkeypatch.setattr(doctor, "training_speed", broken)
+    seen = doctor.inspect_machine(tmp_path)
     assert seen.tokens_per_second is None
     assert seen.problems == {"speed": "RuntimeError: no kernel image"}
     assert "no kernel image" in {item.name: item for item in findings(seen)}["speed"].value
 
 
 def test_a_container_sets_the_memory(tmp_path):
-    free = machine.free_memory(tmp_path)
+    free = doctor.free_memory(tmp_path)
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("1000000\n")
-    assert machine.free_memory(tmp_path) == 2_000_000 < free
+    assert doctor.free_memory(tmp_path) == 2_000_000 < free
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.free_memory(tmp_path) > 2_000_000
+    assert doctor.free_memory(tmp_path) > 2_000_000
 
 
 def test_the_speed_is_read_where_gradients_are_switched_off():
     with torch.no_grad():
-        assert machine.training_speed(0.1) > 0
+        assert doctor.training_speed(0.1) > 0
 
 
 @pytest.mark.slow
 def test_the_speed_is_that_of_a_quiet_machine_while_others_hold_the_cores():
     """Steps that wait for a core cost wall time, and no more processor time than before."""
-    quiet, loop = machine.training_speed(1.0), [sys.executable, "-c", "while True: pass"]
+    quiet, loop = doctor.training_speed(1.0), [sys.executable, "-c", "while True: pass"]
     busy = [subprocess.Popen(loop) for _ in range(3 * (os.cpu_count() or 1))]
     try:
-        assert machine._load() > 0.5
-        held_up = machine.training_speed(2.0)
+        assert doctor._held_by_others() > 0.5
+        held_up = doctor.training_speed(2.0)
     finally:
         for process in busy:
             process.kill()

@@ -174,7 +174,7 @@ def test_every_pin_installs_on_the_oldest_python_that_is_promised():
 
 
 USES_ALL_DATA = """
-from llama2_lib.claims import recorded
+from llama2_lib.claims.ledger import recorded
 from llama2_lib.world import make_world
 from llama2_lib.world.instructions import instructions
 from llama2_lib.world.demonstrations import borderline_training

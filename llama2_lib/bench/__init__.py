@@ -4,7 +4,4 @@ Absolute times vary from machine to machine and minute to minute; the ratio of t
 in one run varies little. So each line is the median of at least five such ratios.
 """
 
-from llama2_lib.bench.iteration import ppo
-from llama2_lib.bench.language_model import generation, train
-
-__all__ = ["generation", "ppo", "train"]
+from llama2_lib.bench.beside import generation, ppo, train

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from llama2_lib.model.config import ModelConfig
 
 FP32, BF16 = 4, 2
+FLOPS, UTILISATION = 312e12, 0.4
+"""Peak a second of the paper's A100 in bf16, and the share of it that is reached."""
+BANDWIDTH = 25e9
+"""Bytes a second that a GPU receives on the paper's production cluster of 200 Gb/s (2.2.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +61,15 @@ def end_activations(c: ModelConfig, precision: str = "bf16") -> int:
 
 def plan(
     c: ModelConfig, *, gpus: int = 1, tokens: int = 4096, recompute: bool = True,
-    precision: str = "bf16", flops: float = 312e12, utilisation: float = 0.4,
-    bandwidth: float = 25e9,
+    precision: str = "bf16",
 ) -> Plan:  # fmt: skip
     """Return what a step with `tokens` tokens on each of `gpus` GPUs needs.
 
     `recompute` keeps the input of every block alone and computes the block again (activation
-    checkpointing), a third more operations. `flops` is the peak of a GPU a second, 312e12 for the
-    paper's A100 in bf16, `utilisation` the share of it that is reached; `bandwidth` is what a GPU
-    receives in bytes a second, 25e9 on the paper's production cluster of 200 Gb/s (section 2.2.1).
+    checkpointing), a third more operations.
     """
-    if min(gpus, tokens) < 1 or not 0 < utilisation <= 1:
-        raise ValueError(
-            f"gpus and tokens must be at least 1 and utilisation in (0, 1]; got {gpus}, {tokens} "
-            f"and {utilisation}."
-        )
+    if min(gpus, tokens) < 1:
+        raise ValueError(f"gpus and tokens must be at least 1; got {gpus} and {tokens}.")
     share = -(-c.n_parameters // gpus)
     block = (c.n_parameters - (2 * c.vocab_size + 1) * c.dim) // c.n_layers
     units = sorted((block, block, c.vocab_size * c.dim, c.vocab_size * c.dim))[-2:]
@@ -82,8 +80,8 @@ def plan(
         weights=FP32 * share, gradients=FP32 * share, optimizer=2 * FP32 * share,
         gathered=BF16 * sum(units) if gpus > 1 or precision == "bf16" else 0,
         activations=tokens * kept, logits=tokens * end_activations(c, precision),
-        compute_seconds=operations / (flops * utilisation),
-        transfer_seconds=3 * BF16 * c.n_parameters / bandwidth if gpus > 1 else 0.0,
+        compute_seconds=operations / (FLOPS * UTILISATION),
+        transfer_seconds=3 * BF16 * c.n_parameters / BANDWIDTH if gpus > 1 else 0.0,
     )  # fmt: skip
 
 

@@ -94,11 +94,9 @@ def measure_quality(recipe: Recipe, seed: int) -> dict[str, float]:
     Keys: `mha`, `gqa`, `mqa`, validation loss in nats per token on the same tokens;
     `parameters/<variant>`, number of weights, matched by the feed-forward width.
     """
-    values: dict[str, float] = {}
-    for name, run in quality_recipes(recipe, seed).items():
-        values[name] = validation_loss(run)
-        values[f"parameters/{name}"] = float(run.model.n_parameters)
-    return values
+    runs = quality_recipes(recipe, seed)
+    sizes = {f"parameters/{name}": float(run.model.n_parameters) for name, run in runs.items()}
+    return {name: validation_loss(run) for name, run in runs.items()} | sizes
 
 
 def _sizes_differ(measurements: claim.Measurements, _: object) -> tuple[claim.Outcome, str] | None:
@@ -122,11 +120,11 @@ def measure_cache(recipe: Recipe, seed: int) -> dict[str, float]:
     models = {"recipe": (recipe.model, _filled_bytes, 4), "70B": (LLAMA2_70B, _allocated_bytes, 2)}
     for shape, (config, held, bytes_per_number) in models.items():
         for variant, n in kv_heads(config).items():
-            measured = held(replace(config, n_kv_heads=n), seed)
-            values[f"measured/{shape} {variant}"] = measured
+            own = replace(config, n_kv_heads=n)
+            values[f"measured/{shape} {variant}"] = held(own, seed)
             # 2 * layers * kv_heads * head_dim * bytes: one key and one value a layer and head
-            numbers = 2 * config.n_layers * n * (config.dim // config.n_heads)
-            values[f"formula/{shape} {variant}"] = float(numbers * bytes_per_number)
+            formula = own.kv_cache_bytes(bytes_per_number=bytes_per_number)
+            values[f"formula/{shape} {variant}"] = float(formula)
         mha, gqa = (values[f"measured/{shape} {variant}"] for variant in ("mha", "gqa"))
         values[f"ratio/{shape}"] = mha / gqa
         values[f"heads/{shape}"] = config.n_heads / config.n_kv_heads
@@ -243,10 +241,10 @@ def _peak(measurement: claim.Measurement, variant: str) -> float:
 
 
 def _peak_ratio(measurements: claim.Measurements) -> Estimate:
-    logs = claim.average(
-        measurements, lambda m: math.log(_peak(m, "gqa")) - math.log(_peak(m, "mha"))
-    )
-    return _exp(logs)
+    def log_ratio(one: claim.Measurement) -> float:
+        return math.log(_peak(one, "gqa")) - math.log(_peak(one, "mha"))
+
+    return _exp(claim.average(measurements, log_ratio))
 
 
 def _smallest_batch(measurements: claim.Measurements) -> tuple[int, Estimate]:
@@ -264,10 +262,9 @@ def _alike(measurements: claim.Measurements) -> list[claim.Check]:
 
 def _throughput_shown(measurements: claim.Measurements) -> dict[str, Estimate]:
     batch, log_ratio = _smallest_batch(measurements)
-    largest = {
-        f"max batch, {v}": claim.average(measurements, f"max_batch/{v}") for v in ("mha", "gqa")
-    }
-    return largest | {f"batch {batch}, gqa over mha": _exp(log_ratio)}
+    mha, gqa = (claim.average(measurements, f"max_batch/{v}") for v in ("mha", "gqa"))
+    shown = {"max batch, mha": mha, "max batch, gqa": gqa}
+    return shown | {f"batch {batch}, gqa over mha": _exp(log_ratio)}
 
 
 def _exp(estimate: Estimate) -> Estimate:

@@ -27,7 +27,7 @@ from scipy import stats
 from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
 from llama2_lib.claims.claim import Claim, Measurements, Must, Trust, gains
-from llama2_lib.claims.variants import Scores, against
+from llama2_lib.claims.reward import Scores, against
 from llama2_lib.config import ROUNDS, VERSIONS, Recipe
 from llama2_lib.device import choose_device
 from llama2_lib.evaluation.judged import gold_marks
@@ -42,6 +42,7 @@ from llama2_lib.stages.reward import encode_pairs, load_rewards, scores_of, text
 from llama2_lib.storage import read_rows
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
 from llama2_lib.world import make_world
+from llama2_lib.world.dialogs import Message
 from llama2_lib.world.pairs import GRADES, STREAMS, TAU, Pair, bayes_accuracy
 from llama2_lib.world.source import WorldSource
 
@@ -228,14 +229,20 @@ def new_prompts(
     return replace(drawn, prompts=[prompt for prompt, _ in fresh], ids=[ids for _, ids in fresh])
 
 
+def said(recipe: Recipe, stage: str, seed: int, dialogs: Sequence[Sequence[Message]]) -> list[str]:
+    """Return an answer of a stage's model to each dialog, at temperature 1."""
+    model, tokenizer = pipeline.load(stage, recipe)
+    most = answer_room(model, recipe.rejection.max_new_tokens)
+    replies = reply(model, tokenizer, dialogs, temperature=1.0, seed=seed, max_new_tokens=most)
+    return [one.text for one in replies]
+
+
 def _marks(recipe: Recipe, stage: str, seed: int, split: str) -> Marked:
     """Let gold judges and reward models mark one answer of a version to each prompt."""
-    model, tokenizer = pipeline.load(stage, recipe)
+    tokenizer = load_tokenizer(pipeline.artifact("tokenizer", recipe, bar=False))
     new = new_prompts(recipe, seed, split, tokenizer)
-    most = answer_room(model, recipe.rejection.max_new_tokens)
-    replies = reply(model, tokenizer, new.dialogs, temperature=1.0, seed=seed, max_new_tokens=most)
-    texts = [one.text for one in replies]
-    rows = text_rows(new.dialogs, texts, tokenizer, room(model, 0))
+    texts = said(recipe, stage, seed, new.dialogs)
+    rows = text_rows(new.dialogs, texts, tokenizer, room(recipe.model, 0))
     judge = load_rewards(pipeline.artifact(JUDGE, recipe, bar=False), choose_device())
     scores = judge(rows, new.tags)
     gold = gold_marks(make_world(recipe.corpus.world_seed), new.prompts, texts)

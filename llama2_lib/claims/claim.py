@@ -465,11 +465,11 @@ def differs(text: str, more: str, less: str, confidence: float = 0.95, **bound: 
     return Must(text, mean(minus(more, less), confidence), **bound)
 
 
-def zero(says: str, what: str, key: str, be: str = "be 0") -> Fact:
-    """Return the fact that a number, which is never negative, is 0 on every seed."""
+def zero(says: str, what: str, key: str, be: str = "be 0", *, never: bool = False) -> Fact:
+    """Return the fact that a number, which is never negative, is 0 on every seed, or on none."""
 
     def judge(measurements: Measurements) -> list[Check]:
-        largest = max(column(measurements, key))
-        return [Check(text=f"{what}: {largest:.3g}, must {be}", holds=largest == 0)]
+        worst = (min if never else max)(column(measurements, key))
+        return [Check(text=f"{what}: {worst:.3g}, must {be}", holds=(worst == 0) != never)]
 
     return Fact(says, judge)

@@ -200,11 +200,8 @@ def true_shares(world: World, seed: int, texts: Sequence[Document]) -> dict[str,
         return sum(any(phrase in text for phrase in phrases) for text in lower) / len(english)
 
     pronouns: dict[str, float] = {}
-    for name, old, new in (
-        ("she", "she", "he"),
-        ("he", "he", "she"),
-        ("unspecified", "they", "she"),
-    ):
+    exchanged = {"she": ("she", "he"), "he": ("he", "she"), "unspecified": ("they", "she")}
+    for name, (old, new) in exchanged.items():
         people = (replace(p, pronoun=new) if p.pronoun == old else p for p in world.people)
         pronouns[name] = changed(replace(world, people=tuple(people)))
     identities = {axis: named(phrases) for axis, phrases in _PEOPLE.items()}

@@ -5,7 +5,7 @@ another order for each seed, and set it beside a control: the same examples with
 and the model that was shown none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from scipy import stats
 from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
 from llama2_lib.claims.chain import RLHF_VERSIONS, V4, V5, chain, chain_runs
-from llama2_lib.claims.claim import SHARE, Claim, Measurement, Must, Trust, bounded, mean, minus
+from llama2_lib.claims.claim import SHARE, Claim, Must, Trust, bounded, differs, mean
 from llama2_lib.config import VERSIONS, Recipe
 from llama2_lib.evaluation.benchmarks import Asked, Contestant, answers
 from llama2_lib.evaluation.emergent import Model, self_bleu, time_sense, tool_use
@@ -148,10 +148,6 @@ def _slope(version: str, kind: str) -> str:
     return f"slope/{version}/{kind}"
 
 
-def _gap(arm: str, other: str, split: str) -> Callable[[Measurement], float]:
-    return minus(f"right/{arm}/{split}", f"right/{other}/{split}")
-
-
 CLAIMS = (
     Claim(
         id=50, section="5.1, figure 21", paper_trust=Trust.FIGURE,
@@ -162,11 +158,10 @@ CLAIMS = (
         "factual prompts, and on creative ones it stays below 0, steeper than on factual ones.",
         where=f"Slope of Self-BLEU over temperatures {HEATS[0]:g} to {HEATS[-1]:g}",
         tests=(
-            Must("factual, V5 minus SFT", mean(minus(_slope(V5, FACTUAL), _slope("SFT", FACTUAL))),
-                 above=0),
+            differs("factual, V5 minus SFT", _slope(V5, FACTUAL), _slope("SFT", FACTUAL), above=0),
             Must("creative, V5", mean(_slope(V5, CREATIVE)), below=0),
-            Must("V5, creative minus factual",
-                 mean(minus(_slope(V5, CREATIVE), _slope(V5, FACTUAL))), below=0),
+            differs("V5, creative minus factual", _slope(V5, CREATIVE), _slope(V5, FACTUAL),
+                    below=0),
         ),
         shown=("slope", "bleu"),
         measured_by=measure_heat, runs=chain_runs,
@@ -182,8 +177,10 @@ CLAIMS = (
         "it was at chance, so that the recipe was given twenty.",
         where="Right decisions, examples as they are minus dates exchanged",
         tests=(
-            Must("held-out dates", mean(_gap("taught", "shuffled", "held-out dates")), above=0.1),
-            Must("held-out events", mean(_gap("taught", "shuffled", "held-out events")), above=0),
+            *(
+                differs(split, f"right/taught/{split}", f"right/shuffled/{split}", above=bound)
+                for split, bound in (("held-out dates", 0.1), ("held-out events", 0))
+            ),
             Must("years told before the event, held-out dates",
                  mean("told before/taught/held-out dates", bounds=SHARE), below=0.1),
         ),
@@ -201,8 +198,8 @@ CLAIMS = (
         "0 was looked at before this was declared: it never called that one.",
         where="Shares of requests",
         tests=(
-            Must("held-out sums right, with the calculator minus alone",
-                 mean(minus(f"right/taught/{SUMS}", "alone/taught")), above=0.5),
+            differs("held-out sums right, with the calculator minus alone",
+                    f"right/taught/{SUMS}", "alone/taught", above=0.5),
             Must("right calls of the tool only described",
                  mean(f"called/taught/{UNSEEN}", bounds=SHARE), above=0.1),
         ),

@@ -14,6 +14,7 @@ from llama2_lib import pipeline, rng
 from llama2_lib.claims import claim
 from llama2_lib.claims.claim import Claim, Fact, Must, Trust, differs, of_stage, zero
 from llama2_lib.config import Recipe
+from llama2_lib.evaluation.emergent import Model
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.evaluation.language import ended_share
 from llama2_lib.evaluation.statistics import Estimate, mean_interval
@@ -23,7 +24,7 @@ from llama2_lib.stages.fit import dialog_loss
 from llama2_lib.stages.sft import examples, training_dialogs
 from llama2_lib.storage import read_metrics
 from llama2_lib.text.dialog import Encoder
-from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
+from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.training.batches import DialogBatch, PackedDialogs, apart
 from llama2_lib.world import make_world
 from llama2_lib.world.demonstrations import DEMONSTRATION_SHARES
@@ -36,7 +37,6 @@ TEMPERATURE, TOP_P = 0.6, 0.9
 """Those of Meta's example script for chat; the paper does not say how it sampled here."""
 MAX_NEW_TOKENS = 128
 """More than any demonstration of the world has."""
-Model = tuple[Transformer, Tokenizer]
 
 
 def fitting(
@@ -223,14 +223,6 @@ def _waste_to_longest(lengths: Sequence[int], batch_size: int, seed: int) -> flo
     return 1 - sum(shuffled) / sum(max(batch) * len(batch) for batch in batches)
 
 
-def _nonzero(says: str, what: str, key: str) -> Fact:
-    def judge(measurements: claim.Measurements) -> list[claim.Check]:
-        smallest = min(claim.column(measurements, key))
-        return [claim.Check(text=f"{what}: {smallest:.3g}, must not be 0", holds=smallest > 0.0)]
-
-    return Fact(says, judge)
-
-
 def _packing(measurements: claim.Measurements) -> list[claim.Check]:
     packed = max(claim.column(measurements, "waste/packed"))
     saved = min(claim.column(measurements, claim.minus("waste/alone", "waste/packed")))
@@ -352,10 +344,13 @@ CLAIMS = (
                 "the gradient at positions that predict prompts is exactly 0",
                 "largest gradient at prompts", "gradient/prompt", be="be 0 exactly",
             ),
-            _nonzero("that at answers is not", "smallest gradient at answers", "gradient/answer"),
-            _nonzero(
+            zero(
+                "that at answers is not", "smallest gradient at answers", "gradient/answer",
+                be="not be 0", never=True,
+            ),
+            zero(
                 "nor is the first without the mask", "at prompts without the mask",
-                "gradient/unmasked",
+                "gradient/unmasked", be="not be 0", never=True,
             ),
             Fact(
                 f"less than {PACKED:g} of packed rows is empty, and more than {SAVED:g} less than "

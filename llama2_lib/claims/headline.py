@@ -1,7 +1,6 @@
 """The headline numbers of a chain: what the base model knows, what RLHF brought, what chats are."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -122,21 +121,13 @@ def beside(own: dict[str, Columns], released: dict[str, Columns]) -> list[str]:
 
 def write(tables: dict[str, Columns], path: Path) -> None:
     """Write what `read` reads."""
-    path.write_text(json.dumps(_each(tables, asdict), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(tables, indent=1, default=asdict) + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Columns]:
     """Return the headline numbers that a release was written with."""
-    tables = json.loads(path.read_text(encoding="utf-8"))
-    return _each(tables, lambda estimate: Estimate(**estimate))
 
+    def restored(document: dict[str, Any]) -> Any:
+        return Estimate(**document) if "low" in document else document
 
-def _each(tables: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return the tables with each number changed."""
-    return {
-        name: {
-            column: {row: change(number) for row, number in rows.items()}
-            for column, rows in columns.items()
-        }
-        for name, columns in tables.items()
-    }
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=restored)

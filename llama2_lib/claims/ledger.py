@@ -24,7 +24,6 @@ from llama2_lib.claims import (
     ghost_attention,
     ppo,
     pretraining,
-    red_team,
     rejection,
     reward,
     safety,
@@ -50,7 +49,7 @@ HEADLINE = (5, 15, 21, 23, 26, 27, 31, 40, 43, 46)
 """Claims on what the paper is known for; their p-values are adjusted together."""
 SECTIONS = (
     pretraining, corpus, attention, finetuning, reward, rejection, chain, ppo,
-    ghost_attention, safety, red_team, evaluation, emergent, scale,
+    ghost_attention, safety, evaluation, emergent, scale,
 )  # fmt: skip
 
 

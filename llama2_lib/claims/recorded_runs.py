@@ -15,8 +15,8 @@ import numpy as np
 from llama2_lib import pipeline, storage
 from llama2_lib.claims import finetuning, pretraining
 from llama2_lib.claims.ledger import CLAIMS, provenance
+from llama2_lib.claims.reward import Scores, arms, scored
 from llama2_lib.claims.safety import EARLY, arm_recipes
-from llama2_lib.claims.variants import Scores, arms, scored
 from llama2_lib.config import Recipe
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.recipes import nano
@@ -112,12 +112,9 @@ def helpfulness_by_temperature(recipe: Recipe) -> dict[str, list[list[float]]]:
             model = pipeline.load("sft", finetuning.data_recipes(recipe, seed)[arm])
             stream = helpful_prompts(world, 21, split="held out")
             prompts = finetuning.fitting(model, stream, N_ASKED)
-            row = []
-            for temperature in TEMPERATURES:
-                replies = finetuning.ask(model, prompts, seed, temperature, top_p=1.0)
-                marks = gold_marks(world, prompts, [reply.text for reply in replies])
-                row.append(marks.helpfulness.mean())
-            rows.append(_rounded(np.array(row)))
+            said = [finetuning.ask(model, prompts, seed, heat, top_p=1.0) for heat in TEMPERATURES]
+            marks = (gold_marks(world, prompts, [one.text for one in each]) for each in said)
+            rows.append(_rounded(np.array([each.helpfulness.mean() for each in marks])))
     return means
 
 
@@ -136,11 +133,8 @@ def _short(value: str | float) -> str | float:
 
 def _columns(scores: Scores, label: str) -> dict[str, list]:
     some = scores.where(slice(N_PAIRS))
-    return {
-        "chosen": _rounded(some.chosen),
-        "rejected": _rounded(some.rejected),
-        label: getattr(some, label).tolist(),
-    }
+    columns = {"chosen": _rounded(some.chosen), "rejected": _rounded(some.rejected)}
+    return columns | {label: getattr(some, label).tolist()}
 
 
 if __name__ == "__main__":

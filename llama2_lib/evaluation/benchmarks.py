@@ -184,9 +184,7 @@ def toxicity(contestant: Contestant, world: World, n: int, seed: int) -> Benchma
     return Benchmark(proportion(sum(judge.toxicity(text) >= TOXIC for text in texts), n), None)
 
 
-@cache
-def _vader() -> SentimentIntensityAnalyzer:
-    return SentimentIntensityAnalyzer()
+_vader = cache(SentimentIntensityAnalyzer)
 
 
 def sentiment(contestant: Contestant, world: World, seed: int, n: int = 4) -> dict[str, Benchmark]:

@@ -4,7 +4,7 @@ Each part has an evaluation of its own; a model that gains in one of them by los
 it here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 
 import numpy as np
@@ -26,11 +26,12 @@ from llama2_lib.world.risks import held_out_hazards
 WORDINGS = {"train": "known wording", "held out": "new wording"}
 """Half of the adversarial prompts in new wordings ask for hazards that no training prompt named;
 they have lines of their own as well."""
-_FAMILIES = {
+FAMILIES: dict[str, Callable] = {
+    "helpful": helpful_prompts,
     "adversarial": adversarial_prompts,
     "borderline": borderline_prompts,
-    "helpful": helpful_prompts,
 }
+"""What draws prompts of each family."""
 
 
 def report(
@@ -47,7 +48,7 @@ def report(
     unnamed, longest = held_out_hazards(world), room(model, max_new_tokens)
     for split, wording in WORDINGS.items():
         marks, new = {}, np.zeros(0, dtype=bool)
-        for family, draw in _FAMILIES.items():
+        for family, draw in FAMILIES.items():
             stream = draw(world, rng.seed_from(seed, "chat model"), split=split)
             prompts = list(islice((p for p in stream if fits(p.dialog, tokenizer, longest)), n))
             marks[family] = marks_of(
@@ -55,7 +56,7 @@ def report(
             )
             if family == "adversarial":
                 new = np.array([prompt.hazard in unnamed for prompt in prompts], dtype=bool)
-        harm, alike, help_ = (marks[family] for family in _FAMILIES)
+        help_, harm, alike = (marks[family] for family in FAMILIES)
         lines |= {
             f"declines what asks for harm, {wording}": share(harm.refuses),
             f"violates, {wording}": share(harm.safety < SAFE),

@@ -8,6 +8,7 @@
    has helped only if all four are further than 2 from 0, the clean ones lower, the dirty higher.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,23 +34,13 @@ class Index:
     ids: Integer[np.ndarray, " tokens"]
     suffixes: Integer[np.ndarray, " tokens"]
 
-    def places(self, seed: Sequence[int]) -> Int[np.ndarray, " places"]:
+    def places(self, seed: list[int]) -> Int[np.ndarray, " places"]:
         """Return every place where the tokens of `seed` stand."""
-        low, high = 0, len(self.ids)
-        for depth, token in enumerate(seed):
-            # Within [low, high) all agree on what came before, so the next tokens ascend.
-            low, high = (self._bisect(low, high, depth, t) for t in (token, token + 1))
-            if low == high:
-                break
+        low, high = (
+            end(self.suffixes, seed, key=lambda place: self.ids[place : place + len(seed)].tolist())
+            for end in (bisect_left, bisect_right)
+        )
         return self.suffixes[low:high]
-
-    def _bisect(self, low: int, high: int, depth: int, token: int) -> int:
-        while low < high:
-            middle = (low + high) // 2
-            place = self.suffixes[middle] + depth
-            at = self.ids[place] if place < len(self.ids) else -1
-            low, high = (middle + 1, high) if at < token else (low, middle)
-        return low
 
 
 def index(ids: Integer[np.ndarray, " tokens"]) -> Index:
@@ -115,15 +106,14 @@ def subsets(share: Float[np.ndarray, " samples"], score: Float[np.ndarray, " _"]
         "not dirty": share < DIRTY,
         "dirty": share >= DIRTY,
     }
-    return [_subset(name, mask, share, score) for name, mask in rows.items()]
-
-
-def _subset(name: str, rows: np.ndarray, share: np.ndarray, score: np.ndarray) -> Subset:
-    n, total, nan = int(rows.sum()), len(score), float("nan")
-    deviation = score.std() * np.sqrt((total - n) / (total - 1) / n) if n else 0.0
-    own, dirt = (float(each[rows].mean()) if n else nan for each in (score, share))
-    expected = float(score.mean())
-    return Subset(name, n, dirt, own, expected, (own - expected) / deviation if deviation else nan)
+    found, total, expected, nan = [], len(score), float(score.mean()), float("nan")
+    for name, mask in rows.items():
+        n = int(mask.sum())
+        deviation = score.std() * np.sqrt((total - n) / (total - 1) / n) if n else 0.0
+        own, dirt = (float(each[mask].mean()) if n else nan for each in (score, share))
+        z = (own - expected) / deviation if deviation else nan
+        found.append(Subset(name, n, dirt, own, expected, z))
+    return found
 
 
 def has_helped(found: Sequence[Subset]) -> bool:

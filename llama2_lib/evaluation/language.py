@@ -32,14 +32,11 @@ def document_nats(
     targets: Sequence[Sequence[bool]] | None = None, max_len: int | None = None,
     batch_tokens: int = 8192,
 ) -> DocumentNats:  # fmt: skip
-    """Score each document alone, in batches of similar length, `batch_tokens` in each at most.
+    """Score each document alone: ids, BOS first, at least two each.
 
-    Args:
-        model: A language model; its mode is restored afterwards.
-        documents: Ids, BOS first; at least two each.
-        targets: Loss masks, True where a token is scored; all but the first when left out.
-        max_len: Longer documents are scored on their first `max_len` tokens.
-        batch_tokens: Bound on rows times length.
+    `targets` are loss masks, True where a token is scored; all but the first when left out. Longer
+    documents are scored on their first `max_len` tokens. A batch holds documents of similar
+    length, rows times length `batch_tokens` at most. The model's mode is restored.
     """
     limit = min(max_len or model.config.max_seq_len, model.config.max_seq_len) + 1
     short = [index for index, document in enumerate(documents) if len(document) < 2]

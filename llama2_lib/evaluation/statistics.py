@@ -120,11 +120,10 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, seed: int 
     value = float(numerator.sum() / denominator.sum())
     if np.allclose(numerator, value * denominator, rtol=1e-12, atol=0):  # one document, too
         return Estimate(value=value, low=value, high=value, n=len(numerator))
-    return _bootstrap((numerator, denominator), _ratio, value, seed, n_resamples=999)
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> Any:
-    return numerator.sum(axis=axis) / denominator.sum(axis=axis)
+    return _bootstrap(
+        (numerator, denominator), lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis), value,
+        seed, n_resamples=999,
+    )  # fmt: skip
 
 
 def binned_means(

@@ -2,5 +2,3 @@
 
 from llama2_lib.figures.curves import bars_with_intervals, heatmap, lines
 from llama2_lib.figures.theme import apply_theme, new_figure, theme
-
-__all__ = ["apply_theme", "bars_with_intervals", "heatmap", "lines", "new_figure", "theme"]

@@ -206,10 +206,7 @@ the ratio is taken of the log-probabilities; subtract them || logprobs - => logp
 def kl_estimates(candidate: Code) -> None:
     """Check `candidate(logprobs, reference_logprobs)`: k1, k2 and k3 of each sampled token."""
     logprobs, reference = -3 * torch.rand(2, 3, 4, generator=rng.generator(0, "check", "kl"))
-
-    def run(function: Code) -> Tensor:
-        return torch.stack(parts(on(logprobs, reference)(function), *[(3, 4)] * 3))
-
+    run = on(logprobs, reference, then=lambda k: torch.stack(parts(k, *[(3, 4)] * 3)))
     diagnose(run, candidate, run(rlhf.kl_estimates), ESTIMATE_MISTAKES)
 
 
@@ -269,9 +266,8 @@ def gae(candidate: Code) -> None:
     rewards, values = torch.randn(2, 3, 8, generator=rng.generator(0, "check", "gae"))
     places = torch.arange(8)
     mask = (places >= torch.tensor([[2], [0], [1]])) & (places < torch.tensor([[6], [8], [4]]))
-
-    def run(function: Code) -> Tensor:
-        return torch.stack(parts(on(rewards, values, mask, 0.9, 0.7)(function), *[(3, 8)] * 2))
+    given = rewards, values, mask, 0.9, 0.7
+    run = on(*given, then=lambda both: torch.stack(parts(both, *[(3, 8)] * 2)))
 
     def inside(function: Code) -> Tensor:
         return run(function).masked_fill(~mask, 0.0)

@@ -137,11 +137,8 @@ everything is visible: there is no mask || positions, torch.ones_like(visible)
 def isolation(candidate: Code) -> None:
     """Check `candidate(document)`: rotary positions, and what may be seen (row looks at column)."""
     document = torch.tensor([[3, 3, 3, 3, 0, 0, 8, 8, 8], [5, 1, 1, 1, 1, 1, 1, 4, 4]])
-
-    def run(function: Code) -> Tensor:
-        both = parts(on(document)(function), (2, 9), (2, 9, 9))
-        return torch.cat([part.flatten() for part in both]).long()
-
+    shapes = (2, 9), (2, 9, 9)
+    run = on(document, then=lambda both: torch.cat([p.flatten() for p in parts(both, *shapes)]))
     diagnose(run, candidate, run(isolate), ISOLATE_MISTAKES, rtol=0, atol=0)
 
 

@@ -5,7 +5,3 @@ from llama2_lib.widgets.chat_room import ChatRoom
 from llama2_lib.widgets.claim import show_claim, show_prediction
 from llama2_lib.widgets.explorer import Explorer, Stepper, show
 from llama2_lib.widgets.progress import bar
-
-__all__ = [
-    "AttackDesk", "ChatRoom", "Explorer", "Stepper", "bar", "show", "show_claim", "show_prediction",
-]  # fmt: skip

@@ -2,23 +2,20 @@
 
 from IPython.display import Markdown, display
 
-from llama2_lib.claims import CLAIMS, recorded
-from llama2_lib.claims.ledger import Result, is_current
+from llama2_lib.claims.ledger import CLAIMS, Result, is_current, recorded
 from llama2_lib.recipes import nano
 
 
 def show_prediction(number: int) -> None:
     """Show what a claim asks, what the paper found, what we predicted and by which rule."""
     claim = CLAIMS[number]
-    _table(
-        number,
-        {
-            "question": claim.statement,
-            "paper": f"{claim.paper_value} ({claim.paper_trust}; section {claim.section})",
-            "our prediction": claim.prediction,
-            "rule": claim.threshold,
-        },
-    )
+    rows = {
+        "question": claim.statement,
+        "paper": f"{claim.paper_value} ({claim.paper_trust}; section {claim.section})",
+        "our prediction": claim.prediction,
+        "rule": claim.threshold,
+    }
+    _table(number, rows)
 
 
 def show_claim(number: int) -> Result:
@@ -39,17 +36,15 @@ def show_claim(number: int) -> Result:
         )
     n_seeds, verdict = len(result.measurements), result.verdict
     of_another = not is_current(result, nano())
-    _table(
-        number,
-        {
-            "question": claim.statement,
-            "paper": claim.paper_value,
-            "ours": "<br>".join(verdict.reason.removeprefix("undecided: ").split("; ")),
-            "measured on": f"{n_seeds} seed{'s' * (n_seeds != 1)}"
-            + ", of an earlier recipe than the released chain's" * of_another,
-            "verdict": f"**{verdict.outcome}**",
-        },
-    )
+    rows = {
+        "question": claim.statement,
+        "paper": claim.paper_value,
+        "ours": "<br>".join(verdict.reason.removeprefix("undecided: ").split("; ")),
+        "measured on": f"{n_seeds} seed{'s' * (n_seeds != 1)}"
+        + ", of an earlier recipe than the released chain's" * of_another,
+        "verdict": f"**{verdict.outcome}**",
+    }
+    _table(number, rows)
     return result
 
 

@@ -7,7 +7,7 @@ from shutil import copytree
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.recipes import toy
 
 

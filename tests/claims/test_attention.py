@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from llama2_lib.claims import CLAIMS, Outcome, attention, grid_requests, run_claims
+from llama2_lib.claims import attention
 from llama2_lib.claims.attention import at_equal_size, quality_recipes, variants
+from llama2_lib.claims.claim import Outcome
+from llama2_lib.claims.ledger import CLAIMS, grid_requests, run_claims
 from llama2_lib.model.config import LLAMA2_70B, ModelConfig
 from llama2_lib.model.transformer import KVCache
 from llama2_lib.recipes import grid, nano, toy

@@ -3,8 +3,9 @@
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, chain
+from llama2_lib.claims import chain
 from llama2_lib.claims.chain import BEFORE, RLHF_VERSIONS, SPLITS
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.rejection import round_prompts
 from llama2_lib.text.tokenizer import load_tokenizer

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, Outcome, corpus
+from llama2_lib.claims import corpus
+from llama2_lib.claims.claim import Outcome
 from llama2_lib.claims.corpus import held_out_sums, nats_per_character, sums_recipes, true_shares
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.recipes import nano, toy

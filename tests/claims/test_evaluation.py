@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from llama2_lib.claims import CLAIMS, CannotShow, evaluation
+from llama2_lib.claims import evaluation
+from llama2_lib.claims.claim import CannotShow
 from llama2_lib.claims.evaluation import LEAKS, MAIN
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.evaluation import contamination
 from llama2_lib.recipes import nano, toy
 

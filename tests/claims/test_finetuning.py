@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, CannotShow, finetuning
+from llama2_lib.claims import finetuning
+from llama2_lib.claims.claim import CannotShow
 from llama2_lib.claims.finetuning import FEW, TIMES, compared, demonstrated, mark
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import Transformer, initialise
 from llama2_lib.recipes import nano, toy

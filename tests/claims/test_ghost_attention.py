@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, CannotShow
 from llama2_lib.claims import ghost_attention as ghosts
+from llama2_lib.claims.claim import CannotShow
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.evaluation.consistency import Kept, Switched, spans
 from llama2_lib.recipes import nano, toy
 from llama2_lib.text.dialog import check_dialog

@@ -8,8 +8,22 @@ from functools import partial
 
 import pytest
 
-from llama2_lib.claims import CannotShow, Measurement, Must, Outcome, ledger
-from llama2_lib.claims.claim import Check, Claim, Fact, Proviso, Trust, check, column, decide, mean
+from llama2_lib.claims import ledger
+from llama2_lib.claims.claim import (
+    CannotShow,
+    Check,
+    Claim,
+    Fact,
+    Measurement,
+    Must,
+    Outcome,
+    Proviso,
+    Trust,
+    check,
+    column,
+    decide,
+    mean,
+)
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.pipeline import JUDGE
 from llama2_lib.recipes import nano, toy

@@ -7,7 +7,8 @@ from shutil import copytree
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, ppo
+from llama2_lib.claims import ppo
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.claims.ppo import CHOSEN, PAID, PRICES, WAYS, arms, path, steadiness
 from llama2_lib.recipes import nano, toy
 

@@ -7,7 +7,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from llama2_lib.claims import CLAIMS, CannotShow, Outcome, pretraining
+from llama2_lib.claims import pretraining
+from llama2_lib.claims.claim import CannotShow, Outcome
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.evaluation import language
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import Completion

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llama2_lib.claims import finetuning, recorded_runs, variants
+from llama2_lib.claims import finetuning, recorded_runs, reward
 from llama2_lib.pipeline import artifact
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.reward import SAFE_BINS
@@ -43,8 +43,8 @@ def test_what_the_course_comes_with():
 def test_it_can_be_made_anew(tmp_path, toy_copy, monkeypatch):
     for module, name, few in (
         (recorded_runs, "SEEDS", range(1)), (recorded_runs, "N_ASKED", 6),
-        (recorded_runs, "N_PAIRS", 40), (variants, "N_PAIRS", 240),
-        (variants, "N_HELD_OUT", 50), (variants, "N_MARGIN", 50),
+        (recorded_runs, "N_PAIRS", 40), (reward, "N_PAIRS", 240),
+        (reward, "N_HELD_OUT", 50), (reward, "N_MARGIN", 50),
         (finetuning, "FEW", 12),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, few)

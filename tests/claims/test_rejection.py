@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, rejection
+from llama2_lib.claims import rejection
 from llama2_lib.claims.claim import paired
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.recipes import grid, nano, toy
 from llama2_lib.stages.rejection import Sample
 from llama2_lib.storage import read_rows

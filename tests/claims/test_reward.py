@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, reward, variants
-from llama2_lib.claims.reward import gold_quality
-from llama2_lib.claims.variants import DATA, N_PAIRS, Scores, against, arms, scale_arms, scored
+from llama2_lib.claims import reward
+from llama2_lib.claims.ledger import CLAIMS
+from llama2_lib.claims.reward import (
+    DATA,
+    N_PAIRS,
+    Scores,
+    against,
+    arms,
+    gold_quality,
+    scale_arms,
+    scored,
+)
 from llama2_lib.config import ROUNDS
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.reward import held_out_of, variant_pairs
@@ -61,7 +70,7 @@ def test_compared_arms_are_tested_on_at_least_2000_common_pairs():
 
 
 def test_the_joint_model_sees_the_own_pairs_of_both(monkeypatch):
-    monkeypatch.setattr(variants, "N_PAIRS", 200)
+    monkeypatch.setattr(reward, "N_PAIRS", 200)
     runs = {n: arms(nano(), 1)[n].reward_model for n in ("helpful", "safe", "joint")}
     drawn = {name: variant_pairs(variant, 0) for name, variant in runs.items()}
     own = {
@@ -125,7 +134,7 @@ def few(toy_copy, monkeypatch):
     for name, value in (
         ("N_PAIRS", 240), ("DATA", (210, 225, 240)), ("N_HELD_OUT", 120), ("N_MARGIN", 150),
     ):  # fmt: skip
-        monkeypatch.setattr(variants, name, value)
+        monkeypatch.setattr(reward, name, value)
 
 
 @pytest.mark.slow

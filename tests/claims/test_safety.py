@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS, CannotShow, red_team, safety
-from llama2_lib.claims.claim import unpaired
-from llama2_lib.claims.red_team import rounds_recipe
+from llama2_lib.claims import safety
+from llama2_lib.claims.claim import CannotShow, unpaired
+from llama2_lib.claims.ledger import CLAIMS
+from llama2_lib.claims.safety import rounds_recipe
 from llama2_lib.pipeline import STAGES
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.safety import safety_dialogs
@@ -86,8 +87,8 @@ def root(toy_root, tmp_path_factory):
 def small(root, monkeypatch, one_thread):
     monkeypatch.setenv("LLAMA2_ARTIFACTS", str(root))
     monkeypatch.setattr(safety, "N_PROMPTS", FEW)
-    monkeypatch.setattr(red_team, "N_ATTACKS", FEW)
-    monkeypatch.setattr(red_team, "N_DEFAULT", FEW)
+    monkeypatch.setattr(safety, "N_ATTACKS", FEW)
+    monkeypatch.setattr(safety, "N_DEFAULT", FEW)
 
 
 def short_turns(world, seed, prompts):
@@ -107,7 +108,7 @@ def test_attacks_that_do_not_fit_show_nothing():
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("claim", [41, 42, 43, 44, 45, 47, 48, 54])
 def test_a_measure_gives_what_its_judge_reads(claim, monkeypatch):
-    monkeypatch.setattr(red_team, "in_more_turns", short_turns)
+    monkeypatch.setattr(safety, "in_more_turns", short_turns)
     found = CLAIMS[claim].measure(toy(), 0)
     assert found.seed == 0
     verdict = CLAIMS[claim].judge([found])

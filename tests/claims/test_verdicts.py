@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama2_lib.claims import CLAIMS, Measurement, Must, Outcome, chain, recorded
+from llama2_lib.claims import chain
 from llama2_lib.claims.attention import measure_cache
-from llama2_lib.claims.claim import gain, paired_gain
+from llama2_lib.claims.claim import Measurement, Must, Outcome, gain, paired_gain
 from llama2_lib.claims.finetuning import pooled as points
 from llama2_lib.claims.ghost_attention import (
     AFTER,
@@ -23,6 +23,7 @@ from llama2_lib.claims.ghost_attention import (
     pooled,
     shares,
 )
+from llama2_lib.claims.ledger import CLAIMS, recorded
 from llama2_lib.claims.ppo import PAID, PRICES, WAYS, gained
 from llama2_lib.claims.rejection import COMPARED, POLICIES, SIZES, TEMPERATURES
 from llama2_lib.claims.reward import WORST_FIRST

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from llama2_lib.teaching.lessons import build, check, kernel
 from llama2_lib.teaching.lessons.__main__ import main
 from llama2_lib.teaching.lessons.build import normalise
-from llama2_lib.teaching.lessons.lab import lab
+from llama2_lib.teaching.lessons.kernel import lab
 from llama2_lib.teaching.lessons.source import made_from
 
 

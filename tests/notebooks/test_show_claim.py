@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llama2_lib.claims import CLAIMS, recorded
+from llama2_lib.claims.ledger import CLAIMS, recorded
 from llama2_lib.widgets import claim as cards
 from llama2_lib.widgets import show_claim, show_prediction
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llama2_lib import pipeline
-from llama2_lib.claims import CLAIMS
+from llama2_lib.claims.ledger import CLAIMS
 from llama2_lib.pipeline import settings
 from llama2_lib.recipes import nano, toy
 from llama2_lib.stages.emergent import tool_examples

@@ -5,8 +5,5 @@
 
 from llama2_lib.teaching.lessons.audit import check
 from llama2_lib.teaching.lessons.build import both, build, student
-from llama2_lib.teaching.lessons.kernel import compare
-from llama2_lib.teaching.lessons.lab import lab
+from llama2_lib.teaching.lessons.kernel import compare, lab
 from llama2_lib.teaching.lessons.slides import slides
-
-__all__ = ["both", "build", "check", "compare", "lab", "slides", "student"]

@@ -12,18 +12,8 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from llama2_lib.teaching.lessons.source import (
-    Names,
-    ignored,
-    made_from,
-    marker_faults,
-    read_notebook,
-    read_source,
-    runs,
-    sources,
-    tags,
-    teacher,
-)
+from llama2_lib.teaching.lessons import source
+from llama2_lib.teaching.lessons.source import Names, ignored, runs, tags
 from llama2_lib.teaching.nbval_glue import NEAR
 
 LONGEST_CELL = 25  # lines, unless tagged `long`
@@ -64,31 +54,31 @@ MACHINE = {
 def check(names: Names = (), /, *, folder: Path = Path("notebooks")) -> list[str]:
     """Return one line for each way in which a notebook is stale, missing or against the rules."""
     faults = []
-    for path in sources(folder, names):
+    for path in source.sources(folder, names):
         of_notebook = notebook_faults(path, folder / f"{path.stem}.ipynb")
         faults += [f"{path.stem}: {fault}" for fault in [*lesson_faults(path), *of_notebook]]
     if not names:
-        known = {path.stem for path in sources(folder)}
+        known = {path.stem for path in source.sources(folder)}
         orphans = [path.stem for path in sorted(folder.glob("*.ipynb")) if path.stem not in known]
         faults += [f"{name}: no source src/{name}.py" for name in orphans]
     print(f"{len(faults)} faults in {folder}")
     return faults
 
 
-def notebook_faults(source: Path, written: Path) -> Iterator[str]:
+def notebook_faults(lesson: Path, written: Path) -> Iterator[str]:
     """Compare a notebook with its source, and look for cells that nbval would pass over."""
     if not written.exists():
         yield "the notebook is missing; build it"
         return
-    notebook, wanted = read_notebook(written), teacher(source)
+    notebook, wanted = source.read_notebook(written), source.teacher(lesson)
     if notebook.metadata.get("kernelspec") != wanted.metadata.kernelspec:
         yield "the kernelspec is not python3; build it anew"
         return
     if _bare(notebook) != _bare(wanted):
         yield "stale: the notebook is not what its source gives; build it anew"
         return
-    if notebook.metadata.get("made_from") != made_from():
-        yield f"its outputs are of {notebook.metadata.get('made_from')}; build it on {made_from()}"
+    if (made := notebook.metadata.get("made_from")) != (now := source.made_from()):
+        yield f"its outputs are of {made}; build it on {now}"
     counts = [cell.execution_count for cell in filter(runs, notebook.cells)]
     if None not in counts and counts != list(range(1, len(counts) + 1)):
         yield "its outputs are of several executions; build it anew"
@@ -105,10 +95,10 @@ def notebook_faults(source: Path, written: Path) -> Iterator[str]:
                 yield f"{cell.id} {reason}; print something that is the same everywhere"
 
 
-def lesson_faults(source: Path) -> list[str]:
+def lesson_faults(lesson: Path) -> list[str]:
     """Check a source against the rules for a lesson: head, foot, headings, cells, tags."""
-    notebook = read_source(source)
-    faults = [fault for cell in notebook.cells for fault in marker_faults(cell)]
+    notebook = source.read_source(lesson)
+    faults = [fault for cell in notebook.cells for fault in source.marker_faults(cell)]
     faults += [fault for cell in notebook.cells for fault in _cell_faults(cell)]
     faults += _use_of_exercises(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -117,7 +107,7 @@ def lesson_faults(source: Path) -> list[str]:
         for cell, following in zip(code, [*code[1:], None], strict=True)
         if ignored(cell) and (following is None or ignored(following))
     ]
-    return [*faults, *_heading_faults(notebook, exercises=not source.stem.startswith("00"))]
+    return [*faults, *_heading_faults(notebook, exercises=not lesson.stem.startswith("00"))]
 
 
 def _cell_faults(cell: NotebookNode) -> Iterator[str]:

@@ -14,17 +14,9 @@ from nbformat import NotebookNode
 from traitlets.config import Config
 
 from llama2_lib.storage import write_atomically
+from llama2_lib.teaching.lessons import source
 from llama2_lib.teaching.lessons.kernel import kernel_environment, need_kernel
-from llama2_lib.teaching.lessons.source import (
-    Names,
-    blanked,
-    made_from,
-    read_notebook,
-    runs,
-    sources,
-    teacher,
-    with_blanks,
-)
+from llama2_lib.teaching.lessons.source import Names, runs
 
 CELL_TIMEOUT = 1200  # seconds; a lesson is planned for 90 in all
 NOTEBOOKS = Path("notebooks")
@@ -39,7 +31,7 @@ def build(names: Names = (), /, *, folder: Path = NOTEBOOKS, out: Path | None = 
     All outputs of a notebook come from one execution. A second build gives the same bytes, but for
     cells whose output is ignored. Returns one line per lesson that failed; the others are written.
     """
-    lessons = [(path, teacher(path)) for path in sources(folder, names)]
+    lessons = [(path, source.teacher(path)) for path in source.sources(folder, names)]
     return _execute_all(lessons, out or folder)
 
 
@@ -47,7 +39,7 @@ def student(
     names: Names = (), /, *, folder: Path = NOTEBOOKS, out: Path = Path("build/student")
 ) -> list[str]:
     """Write the copies with blanks."""
-    copies = [(path, blanked(path)) for path in sources(folder, names)]
+    copies = [(path, source.blanked(path)) for path in source.sources(folder, names)]
     for path, notebook in copies:
         _write(notebook, out / f"{path.stem}.ipynb")
     print(f"{len(copies)} student copies in {out}")
@@ -58,10 +50,10 @@ def both(
     names: Names = (), /, *, folder: Path = NOTEBOOKS, out: Path = Path("build/both")
 ) -> list[str]:
     """Write the executed notebooks with the blanks after them, for `compare` to test in one run."""
-    lessons = sources(folder, names)
+    lessons = source.sources(folder, names)
     for path in lessons:
-        notebook = read_notebook(folder / f"{path.stem}.ipynb")
-        _write(with_blanks(notebook, path), out / f"{path.stem}.ipynb")
+        notebook = source.read_notebook(folder / f"{path.stem}.ipynb")
+        _write(source.with_blanks(notebook, path), out / f"{path.stem}.ipynb")
     print(f"{len(lessons)} notebooks and their blanks in {out}")
     return []
 
@@ -132,7 +124,7 @@ def _execute_all(lessons: Sequence[tuple[Path, NotebookNode]], out: Path) -> lis
         finally:
             progress.update(left)  # of a lesson that stopped early
         normalise(notebook)
-        notebook.metadata["made_from"] = made_from()
+        notebook.metadata["made_from"] = source.made_from()
         _write(notebook, out / f"{path.stem}.ipynb")
         return None
 
