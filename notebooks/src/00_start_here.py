@@ -176,7 +176,7 @@ show(
 # %% tags=["nbval-ignore-output"]
 from llama2_lib import doctor
 
-report = doctor.findings(doctor.inspect_machine(seconds=1.0))
+report = doctor.findings(seconds=1.0)
 for finding in report:
     print(f"{finding.status:5s} {finding.name}")
 
