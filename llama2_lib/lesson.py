@@ -73,8 +73,13 @@ from llama2_lib.figures.theme import label_axes
 from llama2_lib.model.chat import reply, scored_row, scores
 from llama2_lib.model.config import FAMILY, LLAMA2_7B, LLAMA2_70B, ModelConfig
 from llama2_lib.model.generate import generate
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, attention_weights, initialise, masked
+from llama2_lib.model.transformer import (
+    Transformer,
+    attention_weights,
+    initialise,
+    masked,
+    scalar_model,
+)
 from llama2_lib.model.weights import build, load_model, to_hugging_face
 from llama2_lib.objectives.language import LossTerm, masked_loss, next_token_loss
 from llama2_lib.objectives.preference import pairwise_accuracy, ranking_loss, safety_auxiliary_loss
@@ -91,8 +96,7 @@ from llama2_lib.text.dialog import encode_example, encode_prompt, render
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.training.batches import PackedDialogs, PairedAnswers
 from llama2_lib.training.checkpoint import checkpoints
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw, warmup_then_cosine
+from llama2_lib.training.optim import adamw, optimize, warmup_then_cosine
 from llama2_lib.world import documents, make_world
 from llama2_lib.world.attackers import strategies
 from llama2_lib.world.audit import audit

@@ -33,8 +33,7 @@ from llama2_lib.config import PpoConfig
 from llama2_lib.device import choose_device, peak_memory, synchronize
 from llama2_lib.model.chat import scores
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import Transformer, initialise, scalar_model
 from llama2_lib.recipes import nano
 from llama2_lib.stages import ppo as stage
 from llama2_lib.stages.ppo import ActorCritic, Ppo, Rewards

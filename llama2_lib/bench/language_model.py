@@ -14,13 +14,11 @@ from llama2_lib.device import autocast, choose_device, peak_memory, synchronize
 from llama2_lib.export import hugging_face_config
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
-from llama2_lib.model.heads import ScalarModel
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import ScalarModel, Transformer, initialise
 from llama2_lib.model.weights import to_hugging_face
 from llama2_lib.objectives.language import LossTerm, next_token_loss
 from llama2_lib.recipes import nano
-from llama2_lib.training.loop import Step, optimize
-from llama2_lib.training.optim import adamw
+from llama2_lib.training.optim import Step, adamw, optimize
 
 PROMPT, NEW = 16, 128
 

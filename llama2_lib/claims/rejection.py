@@ -34,8 +34,7 @@ from llama2_lib.stages.reward import RewardModels, load_rewards
 from llama2_lib.storage import read_rows
 from llama2_lib.text.tokenizer import load_tokenizer
 from llama2_lib.training.batches import PackedDialogs
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw, warmup_then_cosine
+from llama2_lib.training.optim import adamw, optimize, warmup_then_cosine
 from llama2_lib.world import make_world
 from llama2_lib.world.prompts import Prompt, adversarial_prompts, helpful_prompts
 from llama2_lib.world.prompts import prompts as prompts_of

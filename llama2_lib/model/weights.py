@@ -16,8 +16,7 @@ from torch import Tensor
 from llama2_lib.model import formats
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.formats import Piece, Weights
-from llama2_lib.model.heads import ScalarModel
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer
 
 Model = TypeVar("Model", Transformer, ScalarModel)
 

@@ -16,15 +16,13 @@ from llama2_lib.config import DialogTrainConfig, TrainConfig
 from llama2_lib.device import autocast
 from llama2_lib.evaluation.language import answer_loss
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import ScalarModel
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer
 from llama2_lib.model.weights import save_model
 from llama2_lib.objectives.language import LossTerm, target_loss, targets_of
 from llama2_lib.training import sharded
 from llama2_lib.training.batches import DialogBatch, Example, PackedDialogs, apart, shorten_all
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import NO_RATES, adamw, warmup_then_cosine
+from llama2_lib.training.optim import NO_RATES, adamw, optimize, warmup_then_cosine
 
 Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 Model = TypeVar("Model", Transformer, ScalarModel)

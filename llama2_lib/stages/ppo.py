@@ -31,8 +31,7 @@ from llama2_lib.config import PpoConfig, Recipe
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.model.chat import reply, room, scored_row
 from llama2_lib.model.generate import Completion, generate
-from llama2_lib.model.heads import ScalarModel, scalar_model
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer, scalar_model
 from llama2_lib.model.weights import load_model, save_model
 from llama2_lib.objectives.language import LossTerm
 from llama2_lib.objectives.rlhf import (
@@ -52,8 +51,7 @@ from llama2_lib.stages.sft import unseen_dialogs
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.training import sharded
 from llama2_lib.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw
+from llama2_lib.training.optim import adamw, optimize
 from llama2_lib.world import make_world
 
 TaggedPrompt = tuple[list[int], bool]

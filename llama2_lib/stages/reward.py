@@ -30,8 +30,7 @@ from llama2_lib import rng, storage
 from llama2_lib.config import Recipe, RewardConfig, RewardVariant
 from llama2_lib.evaluation.reward import accuracy, accuracy_by_grade
 from llama2_lib.model.chat import reply, room, scored_row, scores
-from llama2_lib.model.heads import ScalarModel, scalar_model
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer, scalar_model
 from llama2_lib.model.weights import load_scalar_model
 from llama2_lib.objectives.language import LossTerm
 from llama2_lib.objectives.preference import margins, ranking_loss, safety_auxiliary_loss

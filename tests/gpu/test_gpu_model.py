@@ -11,7 +11,7 @@ from llama2_lib.model.transformer import masked
 from llama2_lib.model.weights import load_model, save_model
 from llama2_lib.objectives.language import next_token_loss
 from llama2_lib.training.batches import isolate
-from llama2_lib.training.loop import optimize
+from llama2_lib.training.optim import optimize
 
 pytestmark = [
     pytest.mark.gpu,

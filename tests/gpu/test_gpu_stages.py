@@ -16,8 +16,7 @@ from llama2_lib.stages.corpus import load_corpus
 from llama2_lib.stages.pretrain import packed_loss, pretrain
 from llama2_lib.storage import read_metrics
 from llama2_lib.training.batches import PackedBatch
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw
+from llama2_lib.training.optim import adamw, optimize
 
 pytestmark = [
     pytest.mark.gpu,

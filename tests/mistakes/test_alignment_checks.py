@@ -11,8 +11,7 @@ from scipy import integrate
 
 from llama2_lib.evaluation.statistics import proportion
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import Transformer, scalar_model
 from llama2_lib.objectives import preference, rlhf
 from llama2_lib.stages.reward import MARGINS
 from llama2_lib.stages.safety import gate

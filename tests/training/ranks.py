@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 from llama2_lib import parallel
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import Transformer, initialise, scalar_model
 from llama2_lib.objectives.language import LossTerm, masked_loss
 from llama2_lib.training import sharded
 from llama2_lib.training.checkpoint import load_checkpoint, save_checkpoint
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw
+from llama2_lib.training.optim import adamw, optimize
 
 CONFIG = ModelConfig(
     vocab_size=53, dim=48, n_layers=3, n_heads=6, n_kv_heads=2, multiple_of=20, max_seq_len=37

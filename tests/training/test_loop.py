@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from llama2_lib.objectives.language import LossTerm
-from llama2_lib.training.loop import optimize
-from llama2_lib.training.optim import adamw
+from llama2_lib.training.optim import adamw, optimize
 
 RTOL = 1e-10
 
