@@ -82,7 +82,7 @@ from llama2_lib.model.transformer import (
 )
 from llama2_lib.model.weights import build, load_model, to_hugging_face
 from llama2_lib.objectives.language import LossTerm, masked_loss, next_token_loss
-from llama2_lib.objectives.preference import pairwise_accuracy, ranking_loss, safety_auxiliary_loss
+from llama2_lib.objectives.rlhf import pairwise_accuracy, ranking_loss, safety_auxiliary_loss
 from llama2_lib.pipeline import artifact, load
 from llama2_lib.recipes import grid, nano
 from llama2_lib.rng import generator, random_source, seed_from
