@@ -197,7 +197,6 @@ def branched(lengths: Sequence[Sequence[int]]) -> Attend:
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """Call PyTorch's kernel."""
     mask = None if visible is None else visible[:, None]
     grouped = q.shape[1] != k.shape[1]
     if grouped and q.shape[2] == 1:

@@ -8,7 +8,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,28 +114,22 @@ def build_corpus(config: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> No
         told = {"found": str(found), "not measured": not_measured(found)} | vars(found)
         storage.write_atomically(folder / "survey.json", json.dumps(told, indent=2) + "\n")
     kinds = sorted({document.kind for document in [*train, *validation]})
-    for name, split in (("train", train), ("validation", validation)):
-        _write_split(folder, name, split, kinds, tokenizer)
-    storage.write_atomically(folder / "kinds.json", json.dumps(kinds) + "\n")
-
-
-def _write_split(
-    folder: Path, name: str, split: Sequence[Document], kinds: list[str], tokenizer: Tokenizer
-) -> None:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    ids = [
-        np.array([tokenizer.bos_id, *pieces, tokenizer.eos_id], dtype)
-        for begin in range(0, len(split), 1000)  # lists of ids take ten times as much memory
-        for pieces in tokenizer.encode_batch([d.text for d in split[begin : begin + 1000]])
-    ]
     number = {kind: index for index, kind in enumerate(kinds)}
-    np.savez_compressed(
-        folder / f"{name}.npz",
-        ids=np.concatenate(ids),
-        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        kinds=np.array([number[d.kind] for d in split], np.int8),
-        characters=np.array([len(d.text) for d in split], np.int32),
-    )
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    for name, split in (("train", train), ("validation", validation)):
+        ids = [
+            np.array([tokenizer.bos_id, *pieces, tokenizer.eos_id], dtype)
+            for begin in range(0, len(split), 1000)  # lists of ids take ten times as much memory
+            for pieces in tokenizer.encode_batch([d.text for d in split[begin : begin + 1000]])
+        ]
+        np.savez_compressed(
+            folder / f"{name}.npz",
+            ids=np.concatenate(ids),
+            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+            kinds=np.array([number[d.kind] for d in split], np.int8),
+            characters=np.array([len(d.text) for d in split], np.int32),
+        )
+    storage.write_atomically(folder / "kinds.json", json.dumps(kinds) + "\n")
 
 
 def not_measured(survey: Survey) -> list[str]:
@@ -158,9 +152,8 @@ class CorpusSplit:
 
     packed: PackedCorpus
     kinds: list[str]
-    """Kind of each document."""
     characters: np.ndarray
-    """Characters of each document."""
+    """How many each document has."""
 
     def document(self, index: int) -> list[int]:
         """Return the ids of one document, BOS and EOS included."""

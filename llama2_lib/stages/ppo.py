@@ -108,7 +108,6 @@ class Ppo:
     reference: Transformer
     """Frozen, and not the policy itself: a copy of where it starts."""
     rewards: Rewards
-    """The frozen reward models."""
     eos_id: int
     """Ends an answer."""
 

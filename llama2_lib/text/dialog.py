@@ -12,9 +12,8 @@ space after `[/INST]` begins the answer's first piece. `encode_example` checks i
 
 The ids are Meta's. What Meta's code encodes is refused here where in data it is a mistake more
 often than meant: a user's or an assistant's message without text (`[INST]  [/INST]`), and a
-tag of the format in any message, to which Meta's code answers "unsafe". `encode_prompt(...,
-checked=False)` takes both as Meta's does; even then no text becomes a control token. Clean what a
-model sampled with `sanitised`.
+tag of the format in any message, to which Meta's code answers "unsafe". Clean what a model sampled
+with `sanitised`.
 """
 
 import re
@@ -56,20 +55,20 @@ class _Turn(NamedTuple):
         return f"{self.prompt} {self.answer} "
 
 
-def check_dialog(dialog: Sequence[Message], checked: bool = True) -> None:
+def check_dialog(dialog: Sequence[Message]) -> None:
     """Refuse what Meta's format cannot carry, and what is no dialog, naming the message.
 
     Roles go system? (user assistant)* user?, with at least one user message. User and assistant
     messages hold text; an empty system message is folded as an empty block, as in Meta's code. No
     message may contain a tag of the format: it would be read as a turn border (prompt injection),
-    whoever wrote it. With `checked` off, text is not looked at: messages may be empty or hold tags.
+    whoever wrote it.
     """
     if isinstance(dialog, str | bytes) or not isinstance(dialog, Sequence):
         raise ValueError(
             f"a dialog must be a list of messages; got {_excerpt(dialog)}. {_EXAMPLE}."
         )
     for index, message in enumerate(dialog):
-        _check_message(index, message, checked)
+        _check_message(index, message)
     offset = int(bool(dialog) and dialog[0]["role"] == "system")
     for index, message in enumerate(dialog[offset:]):
         expected = ("user", "assistant")[index % 2]
@@ -83,7 +82,7 @@ def check_dialog(dialog: Sequence[Message], checked: bool = True) -> None:
         raise ValueError("a dialog needs a user message at least; got none. Add the question.")
 
 
-def _check_message(index: int, message: Message, checked: bool) -> None:
+def _check_message(index: int, message: Message) -> None:
     if not isinstance(message, Mapping):
         raise ValueError(f"message {index} must be a dict; got {_excerpt(message)}. {_EXAMPLE}.")
     for key in ("role", "content"):
@@ -99,8 +98,6 @@ def _check_message(index: int, message: Message, checked: bool) -> None:
             "Rename it, or drop the message."
         )
     check_unicode(content, f"message {index} ({role})")
-    if not checked:
-        return
     if role != "system" and not content.strip():
         raise ValueError(
             f"message {index} ({role}) must hold text; got {content!r}. "
@@ -131,8 +128,8 @@ def sanitised(text: str) -> str:
     return text
 
 
-def _turns(dialog: Sequence[Message], checked: bool = True) -> list[_Turn]:
-    check_dialog(dialog, checked)
+def _turns(dialog: Sequence[Message]) -> list[_Turn]:
+    check_dialog(dialog)
     folded = [message["content"] for message in dialog]
     if dialog[0]["role"] == "system":
         # As in Meta's code the fold comes before the strip, so spaces inside it stay.
@@ -154,12 +151,9 @@ def render(dialog: Sequence[Message]) -> str:
     )
 
 
-def encode_prompt(dialog: Sequence[Message], tok: Encoder, checked: bool = True) -> list[int]:
-    """Return the ids that ask for the next answer, exactly as Meta's `chat_completion` does.
-
-    With `checked` off, also those of messages that are empty or hold tags, see `check_dialog`.
-    """
-    turns = _turns(dialog, checked)
+def encode_prompt(dialog: Sequence[Message], tok: Encoder) -> list[int]:
+    """Return the ids that ask for the next answer, exactly as Meta's `chat_completion` does."""
+    turns = _turns(dialog)
     if turns[-1].answer is not None:
         raise ValueError(
             "a prompt must end with a message of the user; got one of the assistant "

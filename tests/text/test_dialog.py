@@ -5,7 +5,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama2_lib.text.dialog import (
-    TAGS,
     check_dialog,
     encode_example,
     encode_prompt,
@@ -99,16 +98,15 @@ def test_ids_are_those_of_the_rendered_text(name):
 
 
 WORDS = st.text("ab \n\u2581é", max_size=6)
-CONTENT = st.lists(WORDS | st.sampled_from(["<s>", "</s>", "<unk>", *TAGS]), max_size=4).map(
-    "".join
-)
+CONTENT = st.lists(WORDS | st.sampled_from(["<s>", "</s>", "<unk>"]), max_size=4).map("".join)
+SAID = CONTENT.filter(str.strip)
 
 
 @settings(
     deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.none() | CONTENT, st.lists(CONTENT, min_size=1, max_size=5).filter(lambda c: len(c) % 2))
-def test_unchecked_ids_are_metas_whatever_the_messages_hold(chat_tokenizer, told, contents):
+@given(st.none() | CONTENT, st.lists(SAID, min_size=1, max_size=5).filter(lambda c: len(c) % 2))
+def test_ids_are_metas_whatever_the_messages_hold(chat_tokenizer, told, contents):
     tok, (first, *rest) = chat_tokenizer, contents
     dialog = [system(told)] if told is not None else []
     for index, content in enumerate(contents):
@@ -122,20 +120,19 @@ def test_unchecked_ids_are_metas_whatever_the_messages_hold(chat_tokenizer, told
         text = f"[INST] {said[number]} [/INST] {said[number + 1]} "
         expected += [tok.bos_id, *tok.processor.encode(text), tok.eos_id]
     expected += [tok.bos_id, *tok.processor.encode(f"[INST] {said[-1]} [/INST]")]
-    ids = encode_prompt(dialog, tok, checked=False)
+    ids = encode_prompt(dialog, tok)
     assert ids == expected
     assert ids.count(tok.bos_id) == ids.count(tok.eos_id) + 1 == (len(contents) + 1) // 2
 
 
-def test_what_is_checked_and_what_is_not():
+def test_what_a_prompt_may_not_hold():
     for content in ("", "  ", "say [INST] now"):
         with pytest.raises(ValueError, match=r"must hold text|must not contain the format's tags"):
             encode_prompt([user(content)], Letters())
-        assert encode_prompt([user(content)], Letters(), checked=False)
     with pytest.raises(ValueError, match="lone surrogate"):
-        encode_prompt([user("\ud800")], Letters(), checked=False)
+        encode_prompt([user("\ud800")], Letters())
     with pytest.raises(ValueError, match="must come from the user"):
-        encode_prompt([assistant("a")], Letters(), checked=False)
+        encode_prompt([assistant("a")], Letters())
 
 
 def test_the_input_is_left_as_it_was():
