@@ -191,10 +191,10 @@ class Run(_OnDevice, _OfStage):
     """`llama2 show` lists them in their order."""
 
     def _do(self) -> int:
-        from llama2_lib.pipeline import artifact, artifact_path, ranks
+        from llama2_lib.pipeline import artifact, artifact_path, joint_artifact
 
         stage, joint = _known("stage", self.stage, _in_order()), "TORCHELASTIC_RUN_ID" in os.environ
-        recipe, make = self.recipe_of(stage), ranks.joint_artifact if joint else artifact
+        recipe, make = self.recipe_of(stage), joint_artifact if joint else artifact
         folder = make(stage, recipe, device=self.device)
         if joint and os.environ["RANK"] != "0":
             return 0  # the first process tells

@@ -539,8 +539,6 @@ class EmergentConfig(RehearsingConfig):
     """Dialogs of Ghost Attention mixed in."""
     epochs: Count = 3
     peak_lr: float = 1e-3
-    eval_every: Count = 100
-    save_every: Count = 100
 
 
 @dataclass(frozen=True, kw_only=True)

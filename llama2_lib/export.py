@@ -6,10 +6,9 @@ SentencePiece does: put U+2581 before every text, also behind a control token, t
 by the score of their union.
 """
 
-import contextlib
 import importlib.util
 import json
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +75,10 @@ def convert(
     check_target(folder, to)
     model, config = load_model(source, dtype=dtype)
     tokenizer = load_tokenizer(source)
-    with _new(folder) as staging:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        staging = Path(scratch) / folder.name
+        staging.mkdir()
         if to == "hf":
             _write_hugging_face(model, tokenizer, staging, shards, chat)
         elif to == "gguf":
@@ -91,22 +93,9 @@ def convert(
         if to in ("hf", "meta", "ours"):
             proto = tokenizer.processor.serialized_model_proto()
             (staging / "tokenizer.model").write_bytes(proto)
-    return folder
-
-
-@contextlib.contextmanager
-def _new(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder` to write into, and give it its name when all is written."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.part")
-    storage.remove(staging)
-    staging.mkdir()
-    try:
-        yield staging
         storage.remove(folder)
         staging.rename(folder)
-    finally:
-        storage.remove(staging)
+    return folder
 
 
 def _write_hugging_face(

@@ -73,11 +73,16 @@ from llama2_lib.figures.theme import label_axes
 from llama2_lib.model.chat import reply, scored_row, scores
 from llama2_lib.model.config import FAMILY, LLAMA2_7B, LLAMA2_70B, ModelConfig
 from llama2_lib.model.generate import generate
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, attention_weights, initialise, masked
+from llama2_lib.model.transformer import (
+    Transformer,
+    attention_weights,
+    initialise,
+    masked,
+    scalar_model,
+)
 from llama2_lib.model.weights import build, load_model, to_hugging_face
 from llama2_lib.objectives.language import LossTerm, masked_loss, next_token_loss
-from llama2_lib.objectives.preference import pairwise_accuracy, ranking_loss, safety_auxiliary_loss
+from llama2_lib.objectives.rlhf import pairwise_accuracy, ranking_loss, safety_auxiliary_loss
 from llama2_lib.pipeline import artifact, load
 from llama2_lib.recipes import grid, nano
 from llama2_lib.rng import generator, random_source, seed_from

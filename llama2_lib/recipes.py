@@ -201,8 +201,5 @@ def small(seed: int = 0) -> Recipe:
 
 
 RECIPES: dict[str, Callable[[int], Recipe]] = {
-    "toy": toy,
-    "grid": grid,
-    "nano": nano,
-    "small": small,
+    make.__name__: make for make in (toy, grid, nano, small)
 }

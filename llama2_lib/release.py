@@ -18,6 +18,9 @@ LAST = VERSIONS["chat"]
 """The stage at the end of the chain."""
 MANIFEST, NUMBERS, CARD = "manifest.json", "headline.json", "README.md"
 """Beside the stages: what belongs to the release; the headline numbers; the model card."""
+CARD_TEXT = Path(__file__).with_name("model_card.md")
+WATTS = 15
+"""Of one core under load: assumed, as the machine does not tell."""
 
 
 def make(device: str = "auto") -> Path:
@@ -33,7 +36,10 @@ def make(device: str = "auto") -> Path:
     for name, folder in folders.items():
         shutil.copytree(folder, staging / name / folder.name)
     headline.write(tables, staging / NUMBERS)
-    metas = {name: _meta(staging / name / folder.name) for name, folder in folders.items()}
+    metas = {
+        name: json.loads((folder / storage.META).read_text(encoding="utf-8"))
+        for name, folder in folders.items()
+    }
     (staging / CARD).write_text(card(metas, tables), encoding="utf-8")
     manifest = {
         "recipe": recipe.name,
@@ -51,10 +57,6 @@ def make(device: str = "auto") -> Path:
     storage.remove(final)
     staging.rename(final)
     return final
-
-
-def _meta(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / storage.META).read_text(encoding="utf-8"))
 
 
 def faults() -> list[str]:
@@ -122,7 +124,7 @@ def card(metas: dict[str, dict[str, Any]], tables: dict[str, headline.Columns]) 
         f"| `{name}` | `{each['fingerprint']}` | {each['wall_seconds']:.0f} |"
         for name, each in metas.items()
     )
-    return CARD_TEXT.format(
+    return CARD_TEXT.read_text(encoding="utf-8").format(
         recipe=recipe,
         model=recipe.model,
         processor=meta["processor"],
@@ -133,76 +135,3 @@ def card(metas: dict[str, dict[str, Any]], tables: dict[str, headline.Columns]) 
         stages=stages,
         tables="\n".join(headline.lines(tables)).strip("\n"),
     )
-
-
-WATTS = 15
-"""Of one core under load: assumed, as the machine does not tell."""
-
-CARD_TEXT = """\
-# Model card: the chat models of nano
-
-Written by `make release`; do not edit it.
-
-## What this is
-
-Llama 2's architecture with {model.n_parameters:,} weights:
-{model.n_layers} layers of width {model.dim}, {model.n_heads} heads, \
-{model.n_kv_heads} for keys and values, {model.max_seq_len} tokens of context.
-Trained from nothing on the documents of one invented world; with every version of the chat model
-that the paper's recipe makes of it: fine-tuned, V1 to V4 by rejection sampling, V5 by PPO, then
-Ghost Attention, safety context distillation and four rounds of red-teaming. Beside the last one
-stand two branches: `dates` was shown dated questions, `tools` calls of tools. A folder per stage,
-named after the fingerprint of its settings, holds weights in fp16, tokenizer, log, samples and the
-data that the stage sampled. No weight, text or code is Meta's.
-
-## Use
-
-They are meant for the course: its notebooks read these files, `llama2 chat` talks to the last
-model, and a replay in the tests runs the first steps of every stage again and compares. They know
-one invented village and are of no other use. They must not answer anybody's questions about the
-world or about themselves.
-
-## Data
-
-{recipe.pretrain.n_tokens:,} tokens of generated English and two invented languages in \
-{model.vocab_size:,} pieces, dialogs and
-comparisons of the same world: see `data/README.md`. No person is in it.
-
-## How it was trained
-
-{seconds:,.0f} seconds altogether on {processor}, {processes} processes of one thread; {versions}.
-By the paper's formula (section 2.2.1: hours times the power limit of the device) that is
-{energy:.0f} watt-hours, at 15 watts a core, which is an assumption; the paper's 70B took
-1,720,320 hours at 400 watts, 688 megawatt-hours.
-
-| stage | fingerprint | seconds |
-|---|---|---|
-{stages}
-
-## What was measured
-
-Each number with its 95 % interval. Marks of gold judges, which are programs that know the truth of
-the world, lie between 0 and 1; shares are in per cent.
-
-```text
-{tables}
-```
-
-## Limits
-
-- At temperature 1 many answers are not sentences; the notebooks show them.
-- It declines harmless requests that sound dangerous, and answers some dangerous ones in words that
-  it was not trained on: the rows above say how often.
-- Facts that no dialog asks about are partly forgotten while it learns to chat.
-- V5 ends every answer politely. In a dialog of twenty turns that fills its context before the end;
-  the stages after it mend that.
-- It cannot add, and finds nothing again in a text that it was given: both are at chance.
-- It never says that it does not know: asked about strangers it invents, or talks of other things.
-- Shown a thousand dated questions twenty times (`dates`) it tells past from future in new years,
-  and hardly of new events. Shown calls of tools (`tools`) it uses those, and none only described.
-- One seed. Another comes out differently, by more than these intervals, which are over prompts.
-
-## Licence
-
-Apache-2.0, as the rest of the course.
-"""

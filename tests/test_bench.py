@@ -12,8 +12,7 @@ import torch
 
 from llama2_lib.bench import beside
 from llama2_lib.model.chat import scores
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import Transformer, scalar_model
 from llama2_lib.recipes import toy
 from llama2_lib.stages import ppo as stage
 

@@ -30,8 +30,7 @@ from llama2_lib.export import hugging_face_config
 from llama2_lib.model.chat import scores
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
-from llama2_lib.model.heads import ScalarModel, scalar_model
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import ScalarModel, Transformer, initialise, scalar_model
 from llama2_lib.model.weights import to_hugging_face
 from llama2_lib.objectives.language import LossTerm, next_token_loss
 from llama2_lib.recipes import nano

@@ -33,7 +33,7 @@ from llama2_lib.device import choose_device
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.evaluation.statistics import Estimate
 from llama2_lib.model.chat import answer_room, reply, room
-from llama2_lib.model.heads import ScalarModel
+from llama2_lib.model.transformer import ScalarModel
 from llama2_lib.pipeline import JUDGE
 from llama2_lib.stages.ppo import ppo_prompts
 from llama2_lib.stages.prompts import PromptSet, sample_prompts

@@ -13,8 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llama2_lib import parallel, rng
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import Past, generate, stream_ids
-from llama2_lib.model.heads import ScalarModel
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer
 from llama2_lib.text.dialog import Encoder, encode_example, encode_prompt, sanitised
 from llama2_lib.text.tokenizer import Tokenizer
 from llama2_lib.world.dialogs import Message

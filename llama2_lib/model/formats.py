@@ -8,7 +8,7 @@ keep Meta's order; only Hugging Face's layout turns it (`model.weights`).
 import json
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -158,7 +158,11 @@ def read_llama2c(path: Path) -> Weights:
             f"{path} must be a file of llama2.c; its header is none: {error}"
         ) from None
     layout = list(_layout(config, version, bool(shared)))
-    width = {name: _bytes(name, shape, version, group) for name, shape in layout}
+    numbers = {name: math.prod(shape) for name, shape in layout}
+    width = {
+        name: n + 4 * (n // max(group, 1)) if version == 2 and "norm" not in name else 4 * n
+        for name, n in numbers.items()
+    }
     if (size := path.stat().st_size) != start + sum(width.values()):
         raise ValueError(
             f"{path} must have {start + sum(width.values()):,} bytes, as its header says; it has "
@@ -173,12 +177,12 @@ def read_llama2c(path: Path) -> Weights:
             if name == "rope":
                 continue
             if version == 2 and "norm" not in name:
-                n = math.prod(shape)
+                n = numbers[name]
                 scales = held[n:].view("<f4")[:, None]
-                numbers = held[:n].view(np.int8).reshape(-1, group) * scales
+                values = held[:n].view(np.int8).reshape(-1, group) * scales
             else:
-                numbers = held.view("<f4").astype(np.float32)
-            tensor = torch.from_numpy(numbers.astype(np.float32, copy=False)).view(*shape)
+                values = held.view("<f4").astype(np.float32)
+            tensor = torch.from_numpy(values.astype(np.float32, copy=False)).view(*shape)
             yield Piece(name, tensor)
             if shared and name == "tok_embeddings.weight":
                 yield Piece("output.weight", tensor.clone())
@@ -214,11 +218,6 @@ def _layout(
         yield from (*attention_norm, *ffn_norm, norm, table, *attention, *feed_forward)
     if not shared:
         yield "output.weight", table[1]
-
-
-def _bytes(name: str, shape: Sequence[int], version: int, group: int) -> int:
-    n = math.prod(shape)
-    return n + 4 * (n // max(group, 1)) if version == 2 and "norm" not in name else 4 * n
 
 
 def write_llama2c(weights: dict[str, Tensor], config: ModelConfig, path: Path) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llama2_lib import rng
+from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.transformer import (
     KVCache,
     RMSNorm,
@@ -141,14 +142,13 @@ def _begin(
     pasts: Sequence[Past] | None = None,
 ) -> tuple[Steps, Tensor]:
     """Check what is asked for and read the prompts; return the steps to come and which ids stop."""
-    _check_prompts(prompts, model.config.vocab_size)
+    _check(model.config, prompts, max_new_tokens, temperature, top_p, stop_ids)
     batch = len(prompts)
     if isinstance(seed, int):
         seed = [rng.seed_from(seed, "generate", row) for row in range(batch)]
     for name, values in (("seed", seed), ("pasts", pasts)):
         if values is not None and len(values) != batch:
             raise ValueError(f"{name} must be one a prompt; got {len(values)} for {batch}.")
-    _check_settings(model, prompts, max_new_tokens, temperature, top_p, stop_ids)
     is_stop = torch.zeros(model.config.vocab_size, dtype=torch.bool)
     is_stop[list(stop_ids)] = True
     n_draws = max_new_tokens if temperature else 1
@@ -257,7 +257,11 @@ def _read(model: Transformer, ids: Tensor, cache: KVCache) -> Tensor:
     return model.logits(model.hidden(ids, attend=cache)[:, -1])
 
 
-def _check_prompts(prompts: Any, vocab: int) -> None:
+def _check(
+    config: ModelConfig, prompts: Any, limit: int, temperature: float, top_p: float,
+    stop_ids: Collection[int],
+) -> None:  # fmt: skip
+    vocab, context = config.vocab_size, config.max_seq_len
     if not isinstance(prompts, Sequence) or not prompts:
         raise ValueError(f"prompts must be lists of ids, one or more; got {str(prompts)[:40]!r}.")
     for index, prompt in enumerate(prompts):
@@ -273,17 +277,6 @@ def _check_prompts(prompts: Any, vocab: int) -> None:
                 f"ids of prompt {index} must lie in 0...{vocab - 1}; got "
                 f"{min(prompt)}...{max(prompt)}. Is it the tokenizer the model was trained with?"
             )
-
-
-def _check_settings(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    limit: int,
-    temperature: float,
-    top_p: float,
-    stop_ids: Collection[int],
-) -> None:
-    vocab, context = model.config.vocab_size, model.config.max_seq_len
     if limit < 1:
         raise ValueError(f"max_new_tokens must be at least 1; got {limit}.")
     if not 0.0 <= temperature < math.inf:

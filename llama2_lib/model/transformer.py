@@ -4,6 +4,7 @@ Paper section 2.2; grouped-query attention is ablated in A.2.1. Names are Meta's
 weights load.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
@@ -196,7 +197,6 @@ def branched(lengths: Sequence[Sequence[int]]) -> Attend:
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """Call PyTorch's kernel."""
     mask = None if visible is None else visible[:, None]
     grouped = q.shape[1] != k.shape[1]
     if grouped and q.shape[2] == 1:
@@ -441,3 +441,54 @@ def initialise(model: Transformer, seed: int) -> Transformer:
         source = rng.generator(seed, "initialise", name)
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=source))
     return model
+
+
+class ScalarModel(nn.Module):
+    """A transformer that gives one number for every position in place of next-token logits.
+
+    A regression head on a chat checkpoint of which all else is kept, as in section 3.2.2. A reward
+    model is read at the last token of an answer (`score`), a value function at all.
+    """
+
+    def __init__(self, backbone: Transformer):
+        super().__init__()
+        self.config = backbone.config
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.config.dim, 1)
+
+    def forward(
+        self, ids: Ids, *, positions: Ids | None = None, attend: Attend = causal, since: int = 0,
+    ) -> Float[Tensor, "batch wanted"]:  # fmt: skip
+        """Return the number at every position from `since` on; see `Transformer` for the rest."""
+        hidden = self.backbone.hidden(ids, positions=positions, attend=attend, since=since)
+        numbers = self.head(hidden)[..., 0]
+        return numbers if numbers.dtype == torch.float64 else numbers.float()
+
+    def score(self, ids: Ids, lengths: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Return the raw score of each row, read at its last real token.
+
+        Rows are prompts with answers, padded on the right with anything. Their `lengths` are
+        given and not found by looking for a padding id, which may be a real token too.
+        """
+        assert 1 <= lengths.min() <= lengths.max() <= ids.shape[1], f"lengths {lengths.tolist()}"
+        # Padding stands on the right, where causal attention never looks.
+        return self(ids).gather(1, lengths[:, None] - 1)[:, 0]
+
+
+def scalar_model(model: Transformer, *, seed: int | None = None) -> ScalarModel:
+    """Return a scalar model that starts from a copy of `model`, whose output layer is not used.
+
+    A seed draws the head from a normal with standard deviation 1 / sqrt(dim + 1), as is common;
+    the paper does not say. Without one the head is zero, and so is every score.
+    """
+    # A copy keeps the flags: that of a frozen reward model would be a value function that never
+    # learns, and no error would say so.
+    scalar = ScalarModel(copy.deepcopy(model)).requires_grad_(True)
+    scalar.backbone.output.weight.requires_grad_(False)
+    with torch.no_grad():
+        nn.init.zeros_(scalar.head.weight)
+        nn.init.zeros_(scalar.head.bias)
+        if seed is not None:
+            noise = torch.randn(1, model.config.dim, generator=rng.generator(seed, "scalar head"))
+            scalar.head.weight.copy_(noise * (model.config.dim + 1) ** -0.5)
+    return scalar.to(model.tok_embeddings.weight)

@@ -16,8 +16,7 @@ from torch import Tensor
 from llama2_lib.model import formats
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.formats import Piece, Weights
-from llama2_lib.model.heads import ScalarModel
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer
 
 Model = TypeVar("Model", Transformer, ScalarModel)
 
@@ -91,13 +90,11 @@ def load_scalar_model(path: Path | str, device: torch.device | str = "cpu") -> S
     return _filled(model, pieces, path, device, torch.float32)
 
 
-def build(
-    config: ModelConfig, weights: dict[str, Tensor], device: torch.device | str = "cpu"
-) -> Transformer:
+def build(config: ModelConfig, weights: dict[str, Tensor]) -> Transformer:
     """Return a model in evaluation mode that holds exactly `weights`."""
     with torch.device("meta"):
         model = Transformer(config)
-    return _filled(model, (Piece(*item) for item in weights.items()), "the model", device, None)
+    return _filled(model, (Piece(*item) for item in weights.items()), "the model", "cpu", None)
 
 
 def _filled(
@@ -160,30 +157,25 @@ def _check_numbers(
 
 
 def _read(path: Path) -> Weights:
-    """Choose the reader."""
+    """Read another program's file or folder, our own folder, or translate Hugging Face's."""
     if path.suffix == ".gguf" and path.is_file():
         return formats.read_gguf(path)
     if path.suffix == ".bin" and path.is_file():
         return formats.read_llama2c(path)
     if (path / "params.json").is_file() and not (path / "config.json").is_file():
         return formats.read_meta(path)
-    return _read_folder(path)
-
-
-def _read_folder(folder: Path) -> Weights:
-    """Read our own folder, or translate Hugging Face's."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} must hold a config.json.{_there(folder)}")
-    document = _read_json(path)
+    described = path / "config.json"
+    if not described.is_file():
+        raise FileNotFoundError(f"{path} must hold a config.json.{_there(path)}")
+    document = _read_json(described)
     try:
         if not isinstance(document, dict):
             raise ValueError(f"it holds no fields but {str(document)[:60]!r}.")
         foreign = "model_type" in document
         config = (_from_hugging_faces if foreign else _from_ours)(document)
     except ValueError as error:
-        raise ValueError(f"{path} must describe a Llama 2; {error}") from None
-    named = _read_weights(folder)
+        raise ValueError(f"{described} must describe a Llama 2; {error}") from None
+    named = _read_weights(path)
     if foreign:
         named = (item for one in named for item in from_hugging_face(dict([one]), config).items())
     return config, (Piece(*item) for item in named)

@@ -11,6 +11,7 @@ from llama2_lib.pipeline.build import (
     artifact_root,
     artifacts,
     folders_of,
+    joint_artifact,
     load,
     missing,
     recall,
@@ -18,7 +19,6 @@ from llama2_lib.pipeline.build import (
 from llama2_lib.pipeline.graph import (
     JUDGE,
     STAGES,
-    Stage,
     fingerprint,
     fingerprints,
     released_stages,

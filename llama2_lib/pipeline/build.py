@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from filelock import FileLock
 from tqdm.auto import tqdm
 
@@ -31,7 +32,7 @@ from llama2_lib.pipeline.graph import (
     stage_settings,
     visible_recipe,
 )
-from llama2_lib.pipeline.peers import Peers
+from llama2_lib.pipeline.peers import Peers, followed
 from llama2_lib.stages.job import Job
 from llama2_lib.storage import artifact_root
 from llama2_lib.text.tokenizer import Tokenizer, load_tokenizer
@@ -131,6 +132,31 @@ def artifact(
         for name, folder in folders.items():
             _ensure(name, folder, build)
     return folders[stage]
+
+
+def joint_artifact(stage: str, recipe: Recipe, *, device: str = "auto") -> Path:
+    """Return what `artifact` does, in every process of torchrun; see it for what is raised."""
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(chosen)
+    torch.set_num_threads(1)  # as `peers`
+    with parallel.torchrun(chosen):
+        try:
+            n, group = parallel.n_processes(), dist.group.WORLD
+            if parallel.rank() == 0:
+                folder = artifact(stage, recipe, device=str(chosen), peers=Peers(n, Path(), group))
+                parallel.gathered(folder)
+                return folder
+            return followed(chosen)
+        except (RuntimeError, OSError) as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise ChildProcessError(
+                f"process {parallel.rank()} of {parallel.n_processes()} has lost another that was "
+                "killed or has said what is wrong. Start again: the same command goes on from the "
+                "last checkpoint."
+            ) from None
 
 
 def _n_processes(recipe: Recipe, device: torch.device, wanted: int | None) -> int:

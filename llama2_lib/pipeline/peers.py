@@ -1,16 +1,20 @@
 """Processes that run a chain's stages beside this one, each with its rows of every batch.
 
-A peer is started once, and told stage after stage. It copies what the stage has left so far, its
-checkpoints too, into a folder of its own, runs it line by line as this process does, and throws
-away what it wrote (`llama2_lib.parallel` says where the two differ). In the end all must have
-written the same bytes. Peers of one thread share two cores better than two threads do, most of all
-beside another busy program: threads wait for the slowest of them at every product.
+A peer is started once, and told stage after stage (`followed`). It copies what the stage has left
+so far, its checkpoints too, into a folder of its own, runs it line by line as this process does,
+and throws away what it wrote (`llama2_lib.parallel` says where the two differ). In the end all must
+have written the same bytes. Peers of one thread share two cores better than two threads do, most of
+all beside another busy program: threads wait for the slowest of them at every product.
+
+Processes that torchrun started, on one machine or many, do the same: the first asks for the
+artifact as a process alone would and tells the others (`build.joint_artifact`). Weights, moments
+and checkpoints are divided among them, see `training.sharded`. Several machines need one file
+system.
 """
 
 import contextlib
 import dataclasses
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -18,7 +22,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 import torch
@@ -56,27 +60,26 @@ def stopping(job: Job, until: tuple[str, int] | None) -> Job:
     return dataclasses.replace(job, report=report)
 
 
-class Peers:
+class Peers(contextlib.AbstractContextManager):
     """The processes of one chain; to be used in a `with` statement, which ends them."""
 
-    def __init__(self, n: int, root: Path):
+    def __init__(self, n: int, root: Path, group: Any = None):
         self.n = n
         """This process included."""
         self.root = root
         """Under it the peers have their folders, on the disk where artifacts lie."""
+        self.group = group
+        """That of torchrun; else that of the peers, once they are started."""
         self.started: list[subprocess.Popen[bytes]] = []
-        self.group: Any = None
         self.folder = Path()
 
-    def __enter__(self) -> "Peers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
         try:
+            if self.started and not failed:
+                with contextlib.suppress(RuntimeError), parallel.joined(self.group):
+                    parallel.gathered(None)  # the sign to end
             for peer in self.started:
-                with contextlib.suppress(OSError):
-                    _told(peer).close()  # the sign to end
-                if sys.exc_info()[0] is None:
+                if not failed:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         peer.wait(LAST_WORDS)
                 peer.kill()  # it may wait for sums that will never come
@@ -99,30 +102,26 @@ class Peers:
         """
         job = stopping(job, until)
         if self.n == 1 or stage in WITHOUT_MODEL:
-            with contextlib.suppress(Stopped):
+            with contextlib.suppress(Stopped), parallel.joined(None):
                 STAGES[stage].run(job)
             return
         threads = torch.get_num_threads()
         try:
-            if not self.started:
-                self._start()
-            for peer in self.started:
-                pickle.dump((stage, recipe, job.folder, job.inputs, until), _told(peer))
-                _told(peer).flush()
             if self.group is None:
+                self._start()
                 self._connect()
             torch.set_num_threads(1)
             with parallel.joined(self.group):
-                parallel.gathered("copied")  # waits until the peers have what is there
-                with contextlib.suppress(Stopped):
-                    STAGES[stage].run(job)
-                compare(job.folder)
-        except ProcessesDiffer as error:
-            aside = storage.set_aside(job.folder)
-            raise ProcessesDiffer(f"{error} Kept as {aside.name}.") from None
+                parallel.gathered((stage, recipe, job.folder, job.inputs, until))
+                _together(stage, job)
+                parallel.gathered("gone")
+        except ProcessesDiffer:
+            raise
         except (RuntimeError, OSError):
             end = time.monotonic() + LAST_WORDS
-            while time.monotonic() < end and all(peer.poll() is None for peer in self.started):
+            while self.started and time.monotonic() < end:
+                if any(peer.poll() is not None for peer in self.started):
+                    break
                 time.sleep(0.1)
             self._look_for_dead()
             raise
@@ -143,8 +142,8 @@ class Peers:
             with (self.folder / f"errors-{rank}.txt").open("wb") as errors:
                 self.started.append(
                     subprocess.Popen(
-                        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                        stderr=errors,
+                        command, env=env, stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL, stderr=errors,
                         start_new_session=True,  # Ctrl-C is for this process, which ends them
                     )
                 )  # fmt: skip
@@ -169,30 +168,53 @@ class Peers:
             )
 
 
-def _told(peer: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert peer.stdin is not None
-    return peer.stdin
+def _together(stage: str, job: Job) -> None:
+    parallel.gathered("copied")  # waits until the others have what is there
+    with contextlib.suppress(Stopped):
+        STAGES[stage].run(job)
+    compare(job.folder)
+
+
+def followed(device: torch.device, folder: Path | None = None) -> Any:
+    """Run what the first process tells, stage after stage; return what it tells in the end.
+
+    A stage is run in a copy of what is there, in `folder` or else hidden in the first one's.
+    """
+    while isinstance(told := parallel.gathered(None)[0], tuple):
+        stage, recipe, there, inputs, until = told
+        own = (folder or there) / f".rank-{parallel.rank()}"
+        left_out = (".*", *["step-*"] * parallel.divides_weights())  # those are written by all
+        shutil.copytree(there, own, ignore=shutil.ignore_patterns(*left_out))
+        visible = visible_recipe(stage, recipe)
+        job = Job(visible, own, inputs, device, lambda done, words: None)
+        _together(stage, stopping(job, until))
+        shutil.rmtree(own)
+        parallel.gathered("gone")
+    return told
 
 
 def compare(folder: Path) -> None:
-    """Refuse to go on where the processes have written different files."""
+    """Refuse to go on where the processes have written different files; the first keeps its own."""
     own = {
         path.relative_to(folder).as_posix(): storage.file_sha256(path)
         for path in storage.files_of(folder)
     }
     every = parallel.gathered(own)
     if apart := sorted({name for one in every for name, _ in one.items() ^ every[0].items()}):
-        raise ProcessesDiffer(
+        problem = (
             f"all processes of a stage must write the same bytes; {', '.join(apart)} differ. "
             "Something in the stage depends on the process that runs it, or the cores differ."
         )
+        if parallel.rank() == 0:
+            problem += f" Kept as {storage.set_aside(folder).name}."
+        raise ProcessesDiffer(problem)
 
 
 # --- a peer
 
 
 def serve(folder: str, rank: str, n: str) -> None:
-    """Be a peer: run what is told on standard input until it is closed."""
+    """Be a peer until the first process tells to end."""
     parent = int(os.environ["LLAMA2_PARENT"])
 
     def end_with_parent() -> None:
@@ -205,31 +227,11 @@ def serve(folder: str, rank: str, n: str) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
-        _serve(Path(folder), int(rank), int(n))
+        (Path(folder) / f"ready-{rank}").touch()
+        with parallel.joined(parallel.connect(Path(folder), int(rank), int(n))):
+            followed(torch.device("cpu"), Path(folder))
     except Exception:
         # A dying parent's connections break before it is gone: the thread above must see that too.
         time.sleep(2 * LOOK)
         raise
-    shutil.rmtree(folder, ignore_errors=True)  # told to end, or nobody is left to tell
-
-
-def _serve(folder: Path, rank: int, n: int) -> None:
-    group = None
-    while True:
-        try:
-            stage, recipe, there, inputs, until = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        own = folder / f"{rank}-{stage}"
-        shutil.copytree(there, own)
-        if group is None:
-            (folder / f"ready-{rank}").touch()
-            group = parallel.connect(folder, rank, n)
-        with parallel.joined(group):
-            parallel.gathered("copied")
-            visible, device = visible_recipe(stage, recipe), torch.device("cpu")
-            job = Job(visible, own, inputs, device, lambda done, words: None)
-            with contextlib.suppress(Stopped):
-                STAGES[stage].run(stopping(job, until))
-            compare(own)
-        shutil.rmtree(own)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from operator import eq
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -139,14 +138,13 @@ def _numbers(log: str, now: Path, then: Path) -> dict[str, tuple[float, float]]:
         *(storage.read_metrics(folder / log)[:ROWS] for folder in (now, then)), fillvalue={}
     )
     return {
-        f"{log}, row {number}, {name}": (_number(own, name), _number(other, name))
+        f"{log}, row {number}, {name}": (
+            float(own.get(name, math.inf)),
+            float(other.get(name, math.inf)),
+        )
         for number, (own, other) in enumerate(pairs)
         for name in own | other
     }
-
-
-def _number(row: dict[str, Any], name: str) -> float:
-    return float(row.get(name, math.inf))
 
 
 def _lines(now: Path, then: Path, exact: bool) -> dict[str, tuple[int, int]]:

@@ -9,12 +9,10 @@ beside it: each is measured against the model that never saw the examples.
 from collections.abc import Sequence
 
 from llama2_lib import rng
-from llama2_lib.config import DatesConfig, ToolsConfig
-from llama2_lib.model.chat import answer_room
+from llama2_lib.config import EmergentConfig
 from llama2_lib.model.tools import tool_example
-from llama2_lib.stages.ghost_attention import old_ghosts
+from llama2_lib.stages.ghost_attention import old_ghosts, rehearsed
 from llama2_lib.stages.job import Job
-from llama2_lib.stages.rehearsal import remembered, shown
 from llama2_lib.stages.sft import examples, fine_tune
 from llama2_lib.training.batches import Example
 from llama2_lib.world.dates import dated_dialogs
@@ -60,7 +58,7 @@ def tool_examples(job: Job, seed: int, n: int) -> list[Example]:
 
 def _teach(
     job: Job,
-    config: DatesConfig | ToolsConfig,
+    config: EmergentConfig,
     policy: str,
     ghosts: str,
     train: Sequence[Example],
@@ -68,14 +66,12 @@ def _teach(
 ) -> None:
     """Fine-tune on the new examples and on what must not be forgotten."""
     model, seed = job.model(policy), rng.seed_from(config.seed, "beside")
-    longest = answer_room(model, job.recipe.rejection.max_new_tokens)
-    rehearsed = [
-        *remembered(job, model, config.n_replay, seed, longest),
-        *shown(job, config.n_demonstrations, seed),
+    beside = [
+        *rehearsed(job, config, model, seed),
         *old_ghosts(job, ghosts, config.n_ghosts, seed),
     ]
-    counts = {"new": len(train), "rehearsed": len(rehearsed)}
+    counts = {"new": len(train), "rehearsed": len(beside)}
     fine_tune(
-        job, config, model, [*train, *rehearsed], counts,
+        job, config, model, [*train, *beside], counts,
         epochs=config.epochs, begin=0.3, validation=held_back,
     )  # fmt: skip

@@ -16,8 +16,7 @@ from llama2_lib.config import DialogTrainConfig, TrainConfig
 from llama2_lib.device import autocast
 from llama2_lib.evaluation.language import answer_loss
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import ScalarModel
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer
 from llama2_lib.model.weights import save_model
 from llama2_lib.objectives.language import LossTerm, target_loss, targets_of
 from llama2_lib.training import sharded

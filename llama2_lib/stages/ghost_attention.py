@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama2_lib import rng, storage
-from llama2_lib.config import GhostAttentionConfig, InstructedConfig, Recipe
+from llama2_lib.config import GhostAttentionConfig, Recipe, RehearsingConfig
 from llama2_lib.model.chat import answer_room, fits, reply, room
 from llama2_lib.model.transformer import Transformer
 from llama2_lib.stages.folder import chained, source_of
@@ -58,33 +58,24 @@ SHORT_TURNS = HOLDS
 """Turns of the short dialogs at most: none is long enough to forget in."""
 
 
-class TeacherPrompt(NamedTuple):
-    """A dialog whose last answer is asked of the teacher."""
+class Ghost(NamedTuple):
+    """A dialog whose last answer is asked of the teacher, and then that answer; not encoded yet."""
 
-    dialog: list[Message]
+    prompt: list[Message]
     """The instructions in every message of the user, the last of which is open."""
     instructions: tuple[Instruction, ...]
+    answer: str = ""
+    score: float | None = None
+    """The answer's reward; None where there was no other sample to compare it with."""
 
     @property
     def student(self) -> list[Message]:
-        """The same with the instructions in the first turn only."""
-        return on_first_turn_only(self.dialog, worded(self.instructions))
+        """The prompt with the instructions in the first turn only."""
+        return on_first_turn_only(self.prompt, worded(self.instructions))
 
     def sample(self, answer: str = "") -> Sample:
-        """Return one answer to it, not scored yet."""
-        return Sample(self.dialog, False, answer, 0, 0.0)
-
-
-class Ghost(NamedTuple):
-    """One training dialog of Ghost Attention before it is encoded."""
-
-    prompt: list[Message]
-    """The teacher's, see `TeacherPrompt`."""
-    instructions: tuple[Instruction, ...]
-    answer: str
-    """Sampled after `prompt`."""
-    score: float | None
-    """Its reward; None where there was no other sample to compare it with."""
+        """Return one answer to the prompt, not scored yet."""
+        return Sample(self.prompt, False, answer, 0, 0.0)
 
 
 # --- Ghost Attention
@@ -122,21 +113,19 @@ def run(job: Job, start: str, policy: str, rewards: str) -> None:
     short = _instructed_dialogs(job, seed, config.n_short, SHORT_TURNS)
     train = [
         *ghost_examples(ghosts[n_held:], tokenizer, config.loss_on),
-        *_rehearsed(job, config, job.model(policy)),
+        *rehearsed(job, config, job.model(policy), config.seed),
         *examples(short, tokenizer),
     ]
     held = ghost_examples(ghosts[:n_held], tokenizer)
     fine_tune(job, config, teacher, train, counts, epochs=config.epochs, begin=0.3, validation=held)
 
 
-def _rehearsed(
-    job: Job, config: InstructedConfig | GhostAttentionConfig, policy: Transformer
-) -> list[Example]:
+def rehearsed(job: Job, config: RehearsingConfig, policy: Transformer, seed: int) -> list[Example]:
     """Return what is mixed in, so that nothing is forgotten."""
     longest_answer = answer_room(policy, job.recipe.rejection.max_new_tokens)
     return [
-        *remembered(job, policy, config.n_replay, config.seed, longest_answer),
-        *shown(job, config.n_demonstrations, config.seed),
+        *remembered(job, policy, config.n_replay, seed, longest_answer),
+        *shown(job, config.n_demonstrations, seed),
     ]
 
 
@@ -145,7 +134,7 @@ def _rehearsed(
 
 def teacher_prompts(
     recipe: Recipe, model: Transformer, tokenizer: Tokenizer
-) -> tuple[list[TeacherPrompt], int]:
+) -> tuple[list[Ghost], int]:
     """Return the prompts that ask for the last answers, and how many did not fit the context.
 
     Under reading B the earlier answers are sampled first, each with the instruction.
@@ -161,7 +150,7 @@ def teacher_prompts(
         dialogs = [d[:-1] for d in chained(source, seed, n, config.most_turns, tokenizer, half)]
     asked = instructions(world, seed, n, combined=config.combined, terse=config.terse)
     prompts = [
-        TeacherPrompt(on_every_turn(dialog, worded(given)), given)
+        Ghost(on_every_turn(dialog, worded(given)), given)
         for dialog, given in zip(dialogs, asked, strict=False)  # some dialogs may not fit
     ]
     if config.reading == "B":
@@ -187,11 +176,11 @@ def with_instruction(message: Message, instruction: str) -> Message:
 
 def _with_sampled_history(
     config: GhostAttentionConfig, model: Transformer, tokenizer: Tokenizer,
-    prompts: Sequence[TeacherPrompt], longest: int,
-) -> list[TeacherPrompt]:  # fmt: skip
+    prompts: Sequence[Ghost], longest: int,
+) -> list[Ghost]:  # fmt: skip
     """Replace every earlier answer by a sample, turn after turn."""
     seed = rng.seed_from(config.seed, "history")
-    dialogs = [list(prompt.dialog) for prompt in prompts]
+    dialogs = [list(prompt.prompt) for prompt in prompts]
     for place in range(1, max(map(len, dialogs)), 2):
         growing = [dialog for dialog in dialogs if place < len(dialog)]
         replies = reply(
@@ -205,7 +194,7 @@ def _with_sampled_history(
         for dialog, answer in zip(growing, replies, strict=True):
             # A message must not be empty, and the next turn needs something to follow.
             dialog[place] = {"role": "assistant", "content": answer.text or "."}
-    return [p._replace(dialog=dialog) for dialog, p in zip(dialogs, prompts, strict=True)]
+    return [p._replace(prompt=dialog) for dialog, p in zip(dialogs, prompts, strict=True)]
 
 
 # --- step 2: its answers
@@ -215,11 +204,11 @@ def sample_last_answers(
     config: GhostAttentionConfig,
     model: Transformer,
     tokenizer: Tokenizer,
-    prompts: Sequence[TeacherPrompt],
+    prompts: Sequence[Ghost],
 ) -> tuple[list[Sample], dict[str, float]]:
     """Draw the last answers; return those that ended, each text once, and what was counted."""
     longest = room(model, config.max_new_tokens)
-    shortened = [last_turns(prompt.dialog, tokenizer, longest) for prompt in prompts]
+    shortened = [last_turns(prompt.prompt, tokenizer, longest) for prompt in prompts]
     drawn = draw(
         model, tokenizer, shortened, config.n_samples, config.temperature,
         seed=rng.seed_from(config.seed, "samples"), max_new_tokens=config.max_new_tokens,
@@ -229,7 +218,7 @@ def sample_last_answers(
     obeying = [obeys(prompt.instructions, a.text) for prompt, _, answers in rows for a in answers]
     return samples, {
         "prompts": len(prompts),
-        "without first turns": sum(len(short) < len(prompt.dialog) for prompt, short, _ in rows),
+        "without first turns": sum(len(short) < len(prompt.prompt) for prompt, short, _ in rows),
         "samples": len(obeying),
         "obeying samples": sum(obeying),
         "distinct": len(samples),
@@ -249,20 +238,22 @@ def last_turns(prompt: Sequence[Message], tok: Encoder, longest: int) -> list[Me
 
 
 def best_samples(
-    prompts: Sequence[TeacherPrompt], samples: Sequence[Sample], score: Score, *, only_obeying: bool
+    prompts: Sequence[Ghost], samples: Sequence[Sample], score: Score, *, only_obeying: bool
 ) -> list[Ghost]:
     """Choose the best sample of every prompt by reward; a prompt without any is left out.
 
     With `only_obeying`, samples that disobey are dropped first. Long prompts are slow to score, so
     only samples with a rival are.
     """
-    given = {prompt.sample().key: prompt.instructions for prompt in prompts}
-    candidates = [s for s in samples if not only_obeying or obeys(given[s.key], s.answer)]
+    given = {prompt.sample().key: prompt for prompt in prompts}
+    candidates = [
+        s for s in samples if not only_obeying or obeys(given[s.key].instructions, s.answer)
+    ]
     n_of = Counter(sample.key for sample in candidates)
     scored = iter(rescored([s for s in candidates if n_of[s.key] > 1], score))
     compared = [next(scored) if n_of[s.key] > 1 else s for s in candidates]
     return [
-        Ghost(top.dialog, given[top.key], top.answer, top.score if n_of[top.key] > 1 else None)
+        given[top.key]._replace(answer=top.answer, score=top.score if n_of[top.key] > 1 else None)
         for top in best(compared)
     ]
 
@@ -306,11 +297,7 @@ def ghost_example(
 
 def ghost_examples(ghosts: Sequence[Ghost], tok: Encoder, loss_on: str = "last") -> list[Example]:
     """Return what Ghost Attention trains on."""
-    prompts = [TeacherPrompt(ghost.prompt, ghost.instructions) for ghost in ghosts]
-    return [
-        ghost_example(prompt.student, ghost.answer, tok, loss_on)
-        for prompt, ghost in zip(prompts, ghosts, strict=True)
-    ]
+    return [ghost_example(ghost.student, ghost.answer, tok, loss_on) for ghost in ghosts]
 
 
 def old_ghosts(job: Job, stage: str, n: int, seed: int) -> list[Example]:
@@ -327,7 +314,7 @@ def run_instructed(job: Job, start: str) -> None:
     """Teach the model of the stage `start` to obey an instruction in the message it answers."""
     config, tokenizer, model = job.recipe.instructed, job.tokenizer, job.model(start)
     dialogs = _instructed_dialogs(job, config.seed, config.n_dialogs)
-    train = [*examples(dialogs, tokenizer), *_rehearsed(job, config, model)]
+    train = [*examples(dialogs, tokenizer), *rehearsed(job, config, model, config.seed)]
     seed, n = config.seed + VALIDATION_SEED, config.n_validation
     validation = examples(_instructed_dialogs(job, seed, n, side="held out"), tokenizer)
     fine_tune(job, config, model, train, {}, epochs=config.epochs, validation=validation)

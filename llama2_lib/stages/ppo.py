@@ -31,8 +31,7 @@ from llama2_lib.config import PpoConfig, Recipe
 from llama2_lib.evaluation.judged import gold_marks
 from llama2_lib.model.chat import reply, room, scored_row
 from llama2_lib.model.generate import Completion, generate
-from llama2_lib.model.heads import ScalarModel, scalar_model
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer, scalar_model
 from llama2_lib.model.weights import load_model, save_model
 from llama2_lib.objectives.language import LossTerm
 from llama2_lib.objectives.rlhf import (
@@ -110,7 +109,6 @@ class Ppo:
     reference: Transformer
     """Frozen, and not the policy itself: a copy of where it starts."""
     rewards: Rewards
-    """The frozen reward models."""
     eos_id: int
     """Ends an answer."""
 

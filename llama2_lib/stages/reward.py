@@ -30,12 +30,10 @@ from llama2_lib import rng, storage
 from llama2_lib.config import Recipe, RewardConfig, RewardVariant
 from llama2_lib.evaluation.reward import accuracy, accuracy_by_grade
 from llama2_lib.model.chat import reply, room, scored_row, scores
-from llama2_lib.model.heads import ScalarModel, scalar_model
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer, scalar_model
 from llama2_lib.model.weights import load_scalar_model
 from llama2_lib.objectives.language import LossTerm
-from llama2_lib.objectives.preference import margins, ranking_loss, safety_auxiliary_loss
-from llama2_lib.objectives.rlhf import combined_reward
+from llama2_lib.objectives.rlhf import combined_reward, margins, ranking_loss, safety_auxiliary_loss
 from llama2_lib.stages.fit import Forward, Report, finish, fit
 from llama2_lib.stages.folder import at_most, source_of
 from llama2_lib.stages.job import Job, variant_of
@@ -110,7 +108,6 @@ def _run_stream(
     job: Job, number: int, config: RewardConfig, variants: tuple[Transformer, Transformer],
     previous: Path | None, folder: Path, report: Report,
 ) -> None:  # fmt: skip
-    """Bring one of the two reward models up to date."""
     tokenizer, seed = job.tokenizer, rng.seed_from(config.seed, "fresh", config.stream, number)
     if job.source.judge:
         pairs, counts = collect(

@@ -25,8 +25,7 @@ from jaxtyping import Bool, Float
 from llama2_lib import rng, storage
 from llama2_lib.config import DistillationConfig, Recipe, RedTeamConfig, SafetyData
 from llama2_lib.model.chat import Reply, reply, room, scores
-from llama2_lib.model.heads import ScalarModel
-from llama2_lib.model.transformer import Transformer
+from llama2_lib.model.transformer import ScalarModel, Transformer
 from llama2_lib.stages.fit import fit_dialogs
 from llama2_lib.stages.ghost_attention import old_ghosts
 from llama2_lib.stages.job import Job, variant_of

@@ -147,7 +147,6 @@ class Tokenizer:
         self.eos_id: int = processor.eos_id()
         self.unk_id: int = processor.unk_id()
         self.vocab_size: int = processor.vocab_size()
-        """Number of pieces."""
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Return the piece ids of `text`, with control ids only where asked for.
@@ -239,7 +238,7 @@ def _of_llama2c(path: Path) -> bytes:
 def _of_gguf(path: Path) -> bytes:
     import gguf
 
-    told = {name: field for name, field in gguf.GGUFReader(path).fields.items()}
+    told = gguf.GGUFReader(path).fields
     kind, *held = (
         told[f"tokenizer.ggml.{name}"].contents()
         for name in ("model", "tokens", "scores", "token_type")

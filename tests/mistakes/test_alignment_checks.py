@@ -11,9 +11,8 @@ from scipy import integrate
 
 from llama2_lib.evaluation.statistics import proportion
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer
-from llama2_lib.objectives import preference, rlhf
+from llama2_lib.model.transformer import Transformer, scalar_model
+from llama2_lib.objectives import rlhf
 from llama2_lib.stages.reward import MARGINS
 from llama2_lib.stages.safety import gate
 from llama2_lib.teaching import ppo, rejection, reward, safety
@@ -167,16 +166,16 @@ def gamma_by_the_library(queries, budget):
 
 
 def by_the_librarys_table(grades, schedule):
-    return preference.margins(grades, dict(zip(reward.GRADES, MARGINS[schedule], strict=True)))
+    return rlhf.margins(grades, dict(zip(reward.GRADES, MARGINS[schedule], strict=True)))
 
 
 RIGHT = {
-    reward.ranking_loss: [lambda *given: mean(preference.ranking_loss(*given)), by_classes],
+    reward.ranking_loss: [lambda *given: mean(rlhf.ranking_loss(*given)), by_classes],
     reward.margins: [by_the_librarys_table],
-    reward.pair_accuracy: [lambda c, r, m: preference.pairwise_accuracy(c, r), by_signs],
+    reward.pair_accuracy: [lambda c, r, m: rlhf.pairwise_accuracy(c, r), by_signs],
     reward.last_token_score: [by_mask, by_the_library],
     reward.safety_auxiliary_loss: [
-        lambda *given: mean(preference.safety_auxiliary_loss(*given)),
+        lambda *given: mean(rlhf.safety_auxiliary_loss(*given)),
         lambda scores, is_safe: -F.logsigmoid((2 * is_safe.float() - 1) * scores).mean(),
     ],
     rejection.pick_best: [picked_in_a_loop],
@@ -213,7 +212,7 @@ def strided_by_size(items, share):
 WRONG = [
     (reward.ranking_loss, lambda *given: 3 * by_classes(*given), "like no mistake known"),
     (reward.ranking_loss, lambda c, r, m: F.softplus(r - c + m), r"without axes; got \(5,\)"),
-    (reward.ranking_loss, preference.ranking_loss, "without axes; got LossTerm"),
+    (reward.ranking_loss, rlhf.ranking_loss, "without axes; got LossTerm"),
     (reward.ranking_loss, lambda *given: by_classes(*given).detach(), "carries no gradient"),
     (reward.last_token_score, lambda v, _, n: v[torch.arange(len(n)), n], "a place beyond a row"),
     (reward.margins, lambda grades, schedule: torch.zeros(3), "6 margins must come back"),

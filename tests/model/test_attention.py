@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from llama2_lib.model.heads import scalar_model
 from llama2_lib.model.transformer import (
     Attention,
     KVCache,
@@ -15,6 +14,7 @@ from llama2_lib.model.transformer import (
     grouped_query_attention,
     masked,
     rotary_table,
+    scalar_model,
 )
 
 

@@ -18,7 +18,7 @@ from llama2_lib.model.chat import (
 )
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import Completion, Past, generate
-from llama2_lib.model.heads import scalar_model
+from llama2_lib.model.transformer import scalar_model
 from llama2_lib.text.dialog import encode_prompt
 from llama2_lib.text.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llama2_lib.objectives.preference import (
+from llama2_lib.objectives.rlhf import (
     margins,
     pairwise_accuracy,
     ranking_loss,

@@ -237,7 +237,7 @@ def test_constants_of_all_kinds_are_spelled_and_none_by_its_address():
 def test_evaluation_names_no_artifact():
     modules = {module for node in STAGES.values() for module in settings.modules(node.module)}
     assert not [module for module in modules if module.startswith("llama2_lib.evaluation")]
-    assert "llama2_lib.objectives.preference" in modules
+    assert "llama2_lib.objectives.rlhf" in modules
     assert "llama2_lib.stages.rehearsal" in settings.modules("llama2_lib.stages.red_team")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llama2_lib.objectives.language import masked_loss
 from llama2_lib.stages.ghost_attention import (
-    TeacherPrompt,
+    Ghost,
     best_samples,
     ghost_example,
     ghost_examples,
@@ -16,7 +16,6 @@ from llama2_lib.stages.ghost_attention import (
     on_every_turn,
     on_first_turn_only,
 )
-from llama2_lib.stages.rejection import Sample
 from llama2_lib.text.dialog import encode_example, encode_prompt, render
 from llama2_lib.world.instructions import Instruction, worded
 
@@ -201,9 +200,9 @@ def sampled():
         (on_every_turn(plain(2), worded(given)), given) for given in ((FIGURE,), (FIGURE, CHESS))
     ]
     said = (list(MARKS)[:3], list(MARKS)[3:])
-    prompts = [TeacherPrompt(*prompt) for prompt in prompts]
+    prompts = [Ghost(*prompt) for prompt in prompts]
     rows = zip(prompts, said, strict=True)
-    return prompts, [Sample(p, False, text, 0, 0.0) for (p, _), row in rows for text in row]
+    return prompts, [p.sample(text) for p, row in rows for text in row]
 
 
 def rewards(entries):
@@ -232,7 +231,7 @@ def test_the_best_sample_that_obeys_is_kept_and_only_rivals_are_scored():
 def test_examples_have_the_instruction_once_and_the_sampled_answer():
     prompts, entries = sampled()
     made = ghost_examples(best_samples(prompts, entries, rewards, only_obeying=True), TOK)
-    for (ids, mask), (_, told), said in zip(
+    for (ids, mask), (_, told, *_), said in zip(
         made, prompts, ("Mara: Pineham.", "Mara: a. Chess!"), strict=True
     ):
         assert count(ids, worded(told) + " ") == 1

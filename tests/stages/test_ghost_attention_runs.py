@@ -65,7 +65,7 @@ def test_prompts_fit_the_context_and_what_does_not_is_counted(ready):
     config = recipe.ghost_attention
     prompts, n_too_long = run.teacher_prompts(recipe, model, tokenizer)
     room = model.config.max_seq_len - config.max_new_tokens
-    students = [on_first_turn_only(prompt, worded(given)) for prompt, given in prompts]
+    students = [on_first_turn_only(prompt, worded(given)) for prompt, given, *_ in prompts]
     assert all(len(encode_prompt(student, tokenizer)) <= room for student in students)
     assert len(prompts) + n_too_long == config.n_dialogs
     assert n_too_long > 0
@@ -78,7 +78,7 @@ def test_prompts_fit_the_context_and_what_does_not_is_counted(ready):
     with patch.object(run, "draw", draw):
         _, counts = run.sample_last_answers(config, model, tokenizer, prompts)
     short = 0
-    for asked, (prompt, _) in zip(heard, prompts, strict=True):
+    for asked, (prompt, *_) in zip(heard, prompts, strict=True):
         assert len(encode_prompt(asked, tokenizer)) <= room
         assert asked == prompt[-len(asked) :]
         if len(asked) < len(prompt):
@@ -101,9 +101,11 @@ def test_reading_a_has_plain_earlier_answers_and_reading_b_sampled_ones(ready):
         assert again == plain
         assert heard == []
         sampled, _ = run.teacher_prompts(varied(reading="B"), model, tokenizer)
-    by_user = {tuple(m["content"] for m in prompt[::2]): (prompt, given) for prompt, given in plain}
+    by_user = {
+        tuple(m["content"] for m in prompt[::2]): (prompt, given) for prompt, given, *_ in plain
+    }
     compared = 0
-    for prompt, given in sampled:
+    for prompt, given, *_ in sampled:
         assert [m["content"] for m in prompt[1::2]] == [
             f"say {place}" for place in range(1, len(prompt), 2)
         ]
@@ -115,7 +117,7 @@ def test_reading_a_has_plain_earlier_answers_and_reading_b_sampled_ones(ready):
     assert compared > 3
     # Every earlier answer was asked for with the instruction in all messages up to it.
     room = model.config.max_seq_len - varied().ghost_attention.max_new_tokens
-    for prompt, given in sampled:
+    for prompt, given, *_ in sampled:
         for place in range(1, len(prompt), 2):
             assert last_turns(prompt[:place], tokenizer, room) in heard
         assert all(m["content"].startswith(f"{worded(given)} ") for m in prompt[::2])

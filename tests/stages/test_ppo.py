@@ -11,8 +11,7 @@ import torch
 from llama2_lib.config import PpoConfig
 from llama2_lib.model.config import ModelConfig
 from llama2_lib.model.generate import generate
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import Transformer, initialise, scalar_model
 from llama2_lib.objectives.rlhf import token_logprobs, whiten
 from llama2_lib.stages.ppo import (
     ActorCritic,

@@ -11,8 +11,7 @@ import torch
 from llama2_lib.config import PpoConfig
 from llama2_lib.model.chat import Reply
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import Transformer, initialise, scalar_model
 from llama2_lib.model.weights import load_model
 from llama2_lib.recipes import toy
 from llama2_lib.stages import ppo as ppo_stage

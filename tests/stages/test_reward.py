@@ -10,8 +10,7 @@ import torch
 from llama2_lib.config import RewardConfig
 from llama2_lib.model.chat import scores
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import Transformer, initialise, scalar_model
 from llama2_lib.objectives.rlhf import SAFETY_LOGIT
 from llama2_lib.stages.reward import (
     OWN_SHARE,

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from llama2_lib import parallel
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, initialise
+from llama2_lib.model.transformer import Transformer, initialise, scalar_model
 from llama2_lib.objectives.language import LossTerm, masked_loss
 from llama2_lib.training import sharded
 from llama2_lib.training.checkpoint import load_checkpoint, save_checkpoint

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from llama2_lib.model.config import ModelConfig
-from llama2_lib.model.heads import scalar_model
-from llama2_lib.model.transformer import Transformer, initialise, masked
+from llama2_lib.model.transformer import Transformer, initialise, masked, scalar_model
 from llama2_lib.training import batches
 from llama2_lib.training.batches import (
     EncodedPair,

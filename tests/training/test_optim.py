@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from llama2_lib.model.heads import scalar_model
+from llama2_lib.model.transformer import scalar_model
 from llama2_lib.objectives.language import LossTerm
 from llama2_lib.training.loop import optimize
 from llama2_lib.training.optim import adamw, warmup_then_cosine

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from llama2_lib.model.heads import scalar_model
+from llama2_lib.model.transformer import scalar_model
 from llama2_lib.model.weights import load_model, load_scalar_model, save_model
-from llama2_lib.objectives.preference import ranking_loss
+from llama2_lib.objectives.rlhf import ranking_loss
 from llama2_lib.rng import generator
 
 LENGTHS = torch.tensor([4, 7, 1])
