@@ -908,11 +908,11 @@ assert gain > 0, f"the clean arm must gain by more epochs; got {gain:.3f}"
 Explorer(draw_arms, arms_words, what=KINDS)
 
 # %% [markdown]
-# **The claim is not reproduced here**: at equal epochs the many noisy dialogs give the more helpful model, and at equal steps the two are level. Only safety is better with the few clean dialogs, clearly so at equal steps. The bars and the marks above give the reasons.
+# **The claim is inconclusive here**: at equal epochs the many noisy dialogs seem to give the more helpful model, but the interval just reaches 0, and at equal steps the two are level. On an earlier chain the first difference was decided, and the claim was not reproduced. Only safety is better with the few clean dialogs at equal steps. The bars and the marks above give the reasons.
 #
 # - *The marks of the flaws:* by this judge's weights the flaws cost little, so there is not much to win by leaving them out.
-# - *First and second bar:* dialog for dialog, clean dialogs are worth more than noisy ones, but not by much.
-# - *First and last bar:* four times as many dialogs bring more than the noise costs. A part of that is simply steps: given equal steps, the clean ones draw level.
+# - *First and second bar:* dialog for dialog, clean dialogs are worth more than noisy ones, by 0.08.
+# - *First and last bar:* four times as many dialogs bring at least what the noise costs. A part of that is simply steps: given equal steps, the clean ones draw level.
 # - *The drop-down,* which begins with questions: there the many noisy dialogs stay ahead at equal steps. A likely reason is variety: 480 dialogs ask for more facts, in more wordings, than 120.
 #
 # The first two bars are closer together than the marks of perfect copies of the two kinds of writers. Why does a model that learned from careless writers lose less than they do? More than half of their answers have a flaw, but nearly half have none, and no single flaw has more than 15 %. So at each word the flawless continuation is usually the likeliest one. A model that is sampled at low temperature follows the likeliest, and flaws that fall at random do not add up.
@@ -945,7 +945,7 @@ print(
 assert ahead.mean() > 0.02, "at temperature 1 the noise must show"
 
 # %% [markdown]
-# So the noise was learned; at low temperature it is only rarely *said*. At temperature 1, with equal steps, the clean arm is well ahead. The rule was declared for 0.6, and the verdict stays.
+# So the noise was learned; at low temperature it is only rarely *said*. At temperature 1, with equal steps, the clean arm is ahead with every seed. The rule was declared for 0.6, and the verdict stays.
 #
 # Low temperature cannot hide two things. One is **safety**, where the noisy set gives dangerous answers to the same kinds of request again and again. The other is a set whose flaws are not random but a habit of its source. The paper says that its millions of third-party examples lacked diversity and quality; they may have had such habits, and our noise has none. In that way our test is easier on noise than the paper's.
 
@@ -1042,7 +1042,7 @@ for part in (*lab.WEIGHTS, "score"):
 # ## What the paper reported, what we measured, what we could not
 # | claim | paper | here |
 # |---|---|---|
-# | 8, quality | 27,540 of its own examples in place of millions of others': results improved notably; no number | not reproduced: helpfulness of 120 clean minus 480 noisy is -0.10 [-0.17, -0.02] at equal epochs and -0.00 [-0.03, 0.03] at equal steps; safety at equal steps is +0.24 [0.02, 0.46] (95 % over three seeds) |
+# | 8, quality | 27,540 of its own examples in place of millions of others': results improved notably; no number | inconclusive: helpfulness of 120 clean minus 480 noisy is -0.061 [-0.123, 0.002] at equal epochs and -0.004 [-0.043, 0.035] at equal steps; safety at equal steps is +0.16 [0.04, 0.29] (95 % over three seeds) |
 # | 9, mask and packing | loss zeroed on prompts; prompts and answers concatenated; no numbers | reproduced: the gradient at prompts is exactly 0; 1.8 % of the positions of packed rows are empty, 77 % with one dialog per row (exact counts, no interval) |
 # | 10, samples | 180 examples looked at, samples often as good; no number | not reproduced: win rate 0.25 [0.23, 0.28] against careful demonstrations (95 % over 540 prompts); 0.38 on questions, 0.02 on sums |
 #

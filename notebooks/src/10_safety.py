@@ -547,7 +547,7 @@ for wrong in (
         checks.distilled_pairs(wrong)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **See** real rows. They come from a fine-tuned model, which violates often enough to have something to gain: 400 adversarial prompts, each answered alone, alone *once more*, and with its template. (They were recorded with claim 43 and are kept in `data/runs.json`, so they stem from the fine-tuned model of that record and not from the released one.) Read some. Which of the answers would you have kept?
+# **See** real rows. They come from a fine-tuned model, which violates often enough to have something to gain: 400 adversarial prompts, each answered alone, alone *once more*, and with its template. (They were recorded with the runs of claim 43 and are kept in `data/runs.json`.) Read some. Which of the answers would you have kept?
 
 # %% tags=["hide-input", "long"]
 rows = lab.recorded_answers(tokenizer)  # SFT's prompts and answers, and what they scored
