@@ -407,15 +407,23 @@ class Claims(_Asking):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(_OnDevice):
-    """Time this library beside `transformers`, PPO beside TRL, turn by turn in one run."""
+    """Time this library beside `transformers`, PPO beside TRL, turn by turn in one run.
 
-    what: tyro.conf.Positional[Literal["train", "generate", "ppo"]]
+    `llama2 bench gpu` trains 1.1 B weights and decodes with 7 B, against what the GPU can do.
+    """
+
+    what: tyro.conf.Positional[Literal["train", "generate", "ppo", "gpu"]]
     pairs: int = 5
     """How many pairs of timings, at least five; the median of their ratios is printed."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    write: Path | None = None
+    """A .json file for the figures of a GPU, with device and versions."""
 
     def _do(self) -> int:
         from llama2_lib import bench
+
+        if self.what == "gpu":
+            return bench.on_gpu(device=self.device, write=self.write)
 
         if self.pairs < 5:
             raise ValueError(f"pairs must be at least 5, for a median; got {self.pairs}.")

@@ -1,16 +1,18 @@
 """The benchmarks compare like with like, and this library reaches the ratios it promises."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from llama2_lib.bench import beside
+from llama2_lib.bench import beside, gpu
 from llama2_lib.model.chat import scores
 from llama2_lib.model.transformer import Transformer, scalar_model
 from llama2_lib.recipes import toy
@@ -46,12 +48,11 @@ def test_the_other_side_computes_the_same(random_model):
         assert not torch.allclose(twin(input_ids=ids).logits, other, rtol=0, atol=0.1)
 
 
-def test_both_sides_take_real_training_steps(random_model, monkeypatch):
-    monkeypatch.setattr(beside, "nano", toy)
+def test_both_sides_take_real_training_steps():
     model = Transformer(toy().model)
     torch.nn.init.normal_(model.output.weight, std=0.02)
     before = model.output.weight.detach().clone()
-    steps = beside._training_steps(model, model, toy().model, CPU, "fp32")
+    steps = beside.training_steps(model, model, toy().model, CPU, "fp32", 4, 64)
     first, second = next(steps), next(steps)
     assert first.count == 4 * 64
     assert second.loss < first.loss
@@ -67,7 +68,7 @@ def test_the_other_side_generates_as_many_tokens(random_model, monkeypatch):
         lengths.append(generate(*arguments, **options).shape)
 
     monkeypatch.setattr(twin, "generate", count)
-    beside._theirs(twin, torch.full((3, 7), 5), 11)
+    beside.theirs(twin, torch.full((3, 7), 5), 11)
     assert lengths == [(3, 18)]
 
 
@@ -234,3 +235,30 @@ def test_the_ratios_are_reached(what, floors, capsys, pattern):
         again = measured(what, capsys, pattern)
         best = {name: max(best[name], again[name]) for name in best}
     assert all(best[name] >= floor for name, floor in floors.items()), best
+
+
+def test_the_gpu_table_is_written_with_its_bounds(tmp_path, monkeypatch, capsys):
+    small = replace(toy().model, max_seq_len=48)
+    monkeypatch.setattr(gpu, "TRAINED", small)
+    monkeypatch.setattr(gpu, "LLAMA2_7B", small)
+    monkeypatch.setattr(gpu, "PROMPT", 5)
+    monkeypatch.setattr(gpu, "NEW", 9)
+    monkeypatch.setattr(gpu, "SIDE", 64)
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compiled.append(model))
+    assert gpu.gpu(device="cpu", write=tmp_path / "gpu.json") == 0
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["about"] == {"device": "cpu", "torch": torch.__version__, "rows": 4, "prompt": 5}
+    figures = written["figures"]
+    assert len(figures) == len(capsys.readouterr().out.splitlines()) == 10
+    assert min(figures.values()) > 0
+    assert len(compiled) == 2
+    for side in ("ours", "transformers"):
+        share = figures[f"share of the operations (MFU), {side}"]
+        rate = figures[f"trained tokens, {side}"] / figures["bf16 operations, 1e12"] / 1e12
+        assert share == pytest.approx(rate * small.flops_per_token(48), rel=1e-9, abs=0)
+        n_bytes = 2 * small.n_parameters
+        rate = figures[f"decoded tokens, batch 1, {side}"] / figures["bytes copied, 1e9"] / 1e9
+        assert figures[f"share of the bytes, batch 1, {side}"] == pytest.approx(
+            rate * n_bytes, rel=1e-9, abs=0
+        )

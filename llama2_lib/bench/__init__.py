@@ -5,3 +5,4 @@ in one run varies little. So each line is the median of at least five such ratio
 """
 
 from llama2_lib.bench.beside import generation, ppo, train
+from llama2_lib.bench.gpu import gpu as on_gpu

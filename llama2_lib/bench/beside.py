@@ -50,13 +50,12 @@ EOS = 2
 # --- training and generation
 
 
-def _training_steps(
+def training_steps(
     model: nn.Module, logits: Callable[[Tensor], Tensor], config: ModelConfig, device: torch.device,
-    precision: str,
+    precision: str, rows: int, length: int,
 ) -> Iterator[Step]:  # fmt: skip
-    """Endless optimiser steps on random tokens, the same for both sides."""
-    shape = nano().pretrain
-    ids = torch.randint(3, config.vocab_size, (shape.batch_size, shape.seq_len + 1), device=device)
+    """Endless optimiser steps on rows of random tokens, the same for both sides."""
+    ids = torch.randint(3, config.vocab_size, (rows, length + 1), device=device)
 
     def loss(_: nn.Module, batch: Tensor) -> LossTerm:
         with autocast(device, precision):
@@ -72,17 +71,18 @@ def train(*, pairs: int = 5, device: str = "auto", precision: str = "fp32") -> i
 
     Both sides take their steps in this library's loop, with its loss and PyTorch's fused AdamW.
     """
-    where, config = choose_device(device), nano().model
+    where, config, rows = choose_device(device), nano().model, nano().pretrain
     ours = initialise(Transformer(config), 0).to(where)
     twin = hugging_face_twin(ours).train()
+    shape = (config, where, precision, rows.batch_size, rows.seq_len)
     sides = [
-        _training_steps(ours, ours, config, where, precision),
-        _training_steps(twin, lambda ids: twin(input_ids=ids).logits, config, where, precision),
+        training_steps(ours, ours, *shape),
+        training_steps(twin, lambda ids: twin(input_ids=ids).logits, *shape),
     ]
     # Three steps a turn.
     works = [lambda side=side: list(itertools.islice(side, 3)) for side in sides]
     times = turns(works, pairs, where)
-    tokens = 3 * nano().pretrain.batch_size * nano().pretrain.seq_len
+    tokens = 3 * rows.batch_size * rows.seq_len
     print(f"device {where}, {precision}, {torch.get_num_threads()} threads, {len(times)} pairs")
     for name, rate in zip(("ours", "transformers"), rates(times), strict=True):
         print(f"{name:12s} {tokens * rate:10.0f} tokens/s")
@@ -111,7 +111,7 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
         with autocast(where, precision):
             ask = partial(generate, ours, ids.tolist(), **options)
             wanted = [len(answer.ids) for answer in ask()]
-            works = [ask, partial(_theirs, twin, ids, max(wanted))]
+            works = [ask, partial(theirs, twin, ids, max(wanted))]
             times = turns(works, pairs, where)
         mine, other = (sum(wanted) * rate for rate in rates(times))
         print(f"{name:12s} {mine:12.0f} {other:12.0f} {median_ratio(times):7.2f}")
@@ -120,7 +120,8 @@ def generation(*, pairs: int = 5, device: str = "auto", precision: str = "fp32")
     return 0
 
 
-def _theirs(twin: Any, ids: Tensor, new: int) -> None:
+def theirs(twin: Any, ids: Tensor, new: int) -> None:
+    """Let `transformers` write greedily as many tokens in every row."""
     # `transformers` has no limit a row: rows that are done go on producing padding.
     twin.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
@@ -148,7 +149,8 @@ def hugging_face_twin(model: Transformer) -> nn.Module:
     twin = _transformers().LlamaForCausalLM(_config(model.config))
     twin.set_attn_implementation("sdpa")
     twin.load_state_dict(to_hugging_face(model.state_dict(), model.config))
-    return nn.Module.to(twin, model.tok_embeddings.weight.device).eval()
+    weight = model.tok_embeddings.weight
+    return nn.Module.to(twin, weight.device, weight.dtype).eval()
 
 
 def scalar_twin(model: ScalarModel) -> nn.Module:
