@@ -340,7 +340,7 @@ _ = show_claim(30)
 # | memory of a step | not stated | formula within 3 % of PyTorch's bytes at our sizes |
 #
 # - **Not stated in the paper**, so ours: the number of GPUs, how weights were divided, whether activations were computed again.
-# - **Not measured here**: a GPU. `llama2 bench train --device cuda` prints speeds beside the `transformers` library where there is one. How the whole chain would run at 70B stands in `docs/design/0019-at-seventy-billion.md`.
+# - **Not measured here**: a GPU. Where there is one, `llama2 bench gpu --device cuda` measures it: 1.1 billion weights in training and 7 billion in decoding, ours and those of the `transformers` library, each as a share of what the same GPU reaches in a plain product and in copying; `llama2 replay --device cuda` holds every stage to what the release's CPU made. How the whole chain would run at 70B stands in `docs/design/0019-at-seventy-billion.md`.
 #
 # ## Exercises
 # ### Exercise 1 (easy, 10 minutes)
