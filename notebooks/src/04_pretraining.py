@@ -44,7 +44,7 @@ show(
             "rows": lab.Node(1, 0, "512 tokens each", "data"),
             "model": lab.Node(2, 0, "guesses every next token", "trained"),
             "AdamW": lab.Node(1, 1, "schedule: warm-up, cosine", "data"),
-            "loss": lab.Node(2, 1, "nats a token", "data"),
+            "loss": lab.Node(2, 1, "nats per token", "data"),
         },
         [
             ("documents", "rows", "packed"),

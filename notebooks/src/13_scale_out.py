@@ -253,7 +253,7 @@ HOURS = {"7B": 184_320, "13B": 368_640, "34B": 1_038_336, "70B": 1_720_320}
 for name, size in shapes.FAMILY.items():
     operations = 6 * size.n_parameters * 2e12
     reached = operations / (HOURS[name] * 3600)
-    print(f"{name:4s} {reached / 1e12:5.0f} TFLOP/s a GPU, {reached / 312e12:.0%} of the peak")
+    print(f"{name:4s} {reached / 1e12:5.0f} TFLOP/s per GPU, {reached / 312e12:.0%} of the peak")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One batch on several processes
@@ -425,7 +425,7 @@ def _():
 # %% [markdown]
 # ## Questions to think about
 # - Which two bugs of this notebook would a test of shapes find, and which would it not?
-# - With 2,048 GPUs and a batch of 4 million tokens each GPU has 2,048 tokens a step. Why does the plan above say that dividing the weights among all of them would be slow? What do eight shards change?
+# - With 2,048 GPUs and a batch of 4 million tokens each GPU has 2,048 tokens per step. Why does the plan above say that dividing the weights among all of them would be slow? What do eight shards change?
 # - Two processes with the same number of rows: when is the mean of means right after all?
 # - A reward model, a reference, a value function and a policy of 70B: which of them need gradients, and how many GPUs would you ask for?
 #
