@@ -38,8 +38,8 @@ check: $(VENV)/dev-installed  ## Format, lint, types, floors and unit tests: bef
 same: $(VENV)/course-installed  ## Prove that the working tree trains what commit REV does, byte for byte
 	@$(BIN)/python .ci/same $(or $(REV),$(error make same needs a commit: make same REV=<commit>))
 
-lab: $(VENV)/course-installed  ## Open a working copy of the notebooks in JupyterLab
-	@$(BIN)/python -m llama2_lib.teaching.lessons lab
+lab: $(VENV)/course-installed  ## Open a working copy of the notebooks in JupyterLab; PROJECTOR=1: large letters
+	@$(BIN)/python -m llama2_lib.teaching.lessons lab $(if $(PROJECTOR),--projector)
 
 notebooks: $(VENV)/course-installed  ## Build and execute notebooks/*.ipynb from notebooks/src
 	@$(BIN)/python -m llama2_lib.teaching.lessons build

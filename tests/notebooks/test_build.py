@@ -207,5 +207,15 @@ def test_the_lab_asks_for_no_news_and_starts_as_root_too(
     assert settings == str(tmp_path / "lab" / ".lab")
     notification = overrides["@jupyterlab/apputils-extension:notification"]
     assert notification == {"fetchNews": "false", "checkForUpdates": False}
+    assert len(overrides) == 1
     assert "--no-browser" in command
     assert ("--allow-root" in command) == allowed
+
+
+def test_letters_are_large_on_a_projector_only(tmp_path, course, opened):
+    sizes = []
+    for projector in (True, False):
+        lab(folder=course, out=tmp_path / "lab", show=False, projector=projector)
+        overrides = json.loads((tmp_path / "lab" / ".lab" / "overrides.json").read_text())
+        sizes.append(overrides.get("@jupyterlab/apputils-extension:themes", {}).get("overrides"))
+    assert sizes == [{"code-font-size": "20px", "content-font-size1": "22px"}, None]

@@ -116,11 +116,18 @@ SETTINGS = {
     # Lab asks whether to fetch its news and looks for updates; the course needs no network.
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
 }
+LARGE = {
+    "@jupyterlab/apputils-extension:themes": {
+        "overrides": {"code-font-size": "20px", "content-font-size1": "22px"}
+    }
+}
+"""Letters that the last row of a classroom can read."""
 
 
 def lab(
-    *, folder: Path = Path("notebooks"), out: Path = Path("build/lab"), show: bool = True
-) -> list[str]:
+    *, folder: Path = Path("notebooks"), out: Path = Path("build/lab"), show: bool = True,
+    projector: bool = False,
+) -> list[str]:  # fmt: skip
     """Copy the notebooks that are not in `out` yet, and open JupyterLab there.
 
     What is there already is the reader's own work and never overwritten.
@@ -129,6 +136,7 @@ def lab(
         folder: The notebooks of the checkout.
         out: The working copy.
         show: Whether to open a browser; else the address is printed.
+        projector: Whether letters are large.
     """
     notebooks = sorted(folder.glob("*.ipynb"))
     if not notebooks:
@@ -136,7 +144,8 @@ def lab(
     need_kernel()
     settings = out.resolve() / ".lab"
     settings.mkdir(parents=True, exist_ok=True)
-    write_atomically(settings / "overrides.json", json.dumps(SETTINGS, indent=2) + "\n")
+    overrides = SETTINGS | (LARGE if projector else {})
+    write_atomically(settings / "overrides.json", json.dumps(overrides, indent=2) + "\n")
     fresh = [path for path in notebooks if not (out / path.name).exists()]
     for path in fresh:
         shutil.copy(path, out)
