@@ -1,9 +1,14 @@
 """A claim as learners meet it: first what is asked and predicted, then what came out."""
 
+import re
+
 from IPython.display import Markdown, display
 
 from llama2_lib.claims.ledger import CLAIMS, Result, is_current, recorded
 from llama2_lib.recipes import nano
+
+_digits = re.compile(r"-?\d+\.\d{3,}")
+"""More than the intervals leave certain."""
 
 
 def show_prediction(number: int) -> None:
@@ -35,11 +40,12 @@ def show_claim(number: int) -> Result:
             f"llama2 claims {number} --write data/claims.json"
         )
     n_seeds, verdict = len(result.measurements), result.verdict
+    ours = _digits.sub(lambda number: f"{float(number[0]):.3g}", verdict.reason)
     of_another = not is_current(result, nano())
     rows = {
         "question": claim.statement,
         "paper": claim.paper_value,
-        "ours": "<br>".join(verdict.reason.removeprefix("undecided: ").split("; ")),
+        "ours": "<br>".join(ours.removeprefix("undecided: ").split("; ")),
         "measured on": f"{n_seeds} seed{'s' * (n_seeds != 1)}"
         + ", of an earlier recipe than the released chain's" * of_another,
         "verdict": f"**{verdict.outcome}**",
