@@ -87,6 +87,11 @@ def check(name: str) -> Callable[[Check], Check]:
     return run
 
 
+def written(*functions: Code) -> bool:
+    """Return whether all of these are written: none is still the blank of a learner's copy."""
+    return not any("NotImplementedError" in function.__code__.co_names for function in functions)
+
+
 @contextmanager
 def expect_failure(*kinds: type[Exception]) -> Iterator[None]:
     """Print the message of the error that the block must raise (default: CheckFailed).

@@ -97,9 +97,10 @@ for name, tensor in weights.items():
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def my_rms_norm(x, gain, eps):
     """x (..., dim), gain (dim) -> (..., dim)"""
+    # The mean runs over the last axis; `keepdim=True` keeps it, so that the division fits.
     mean_square = x.square().mean(dim=-1, keepdim=True)
     return gain * x / torch.sqrt(mean_square + eps)
 
@@ -163,9 +164,10 @@ with expect_failure(CheckFailed):
 # **Build.** Meta's code and ours multiply complex numbers. You write the 2 x 2 rotation out with sines and cosines.
 
 
-# %%
+# %% tags=["build"]
 def my_rotary(x, positions, theta):
     """x (batch, seq, heads, head_dim), positions (seq) -> like x"""
+    # x[..., 0::2] holds the first number of every pair, x[..., 1::2] the second.
     head_dim = x.shape[-1]
     speeds = theta ** (-torch.arange(0, head_dim, 2, dtype=x.dtype) / head_dim)  # one per pair
     angle = positions[:, None, None] * speeds  # (seq, 1, pairs): the same for every head
@@ -324,9 +326,10 @@ assert torch.allclose(neighbours, halves, rtol=1e-4, atol=1e-4), "the converter 
 # **Build.** Weights are stored (out, in), as `nn.Linear` does.
 
 
-# %%
+# %% tags=["build"]
 def my_swiglu(x, w1, w2, w3):
     """x (..., dim), w1 and w3 (hidden, dim), w2 (dim, hidden) -> (..., dim)"""
+    # `torch.sigmoid` is the sigma of the formula.
     gate, content = x @ w1.T, x @ w3.T
     return (gate * torch.sigmoid(gate) * content) @ w2.T
 
@@ -371,8 +374,10 @@ with expect_failure(CheckFailed):
 # The multiplier is 1.3 in the 70B model; the next notebook comes back to it.
 
 
-# %%
+# %% tags=["build"]
 def my_hidden_width(dim, multiple_of, multiplier):
+    """Three numbers -> the hidden width, a whole number"""
+    # `int` cuts, `math.ceil` rounds up.
     width = int(2 * 4 * dim / 3)
     width = int(multiplier * width)
     return multiple_of * math.ceil(width / multiple_of)
@@ -383,6 +388,7 @@ def _():
     transformer.hidden_width(my_hidden_width)
 
 
+# %%
 for size, c in lab.FAMILY.items():
     print(
         f"{size:>4s}: dim {c.dim}, width {my_hidden_width(c.dim, c.multiple_of, c.ffn_dim_multiplier)}"
@@ -400,9 +406,10 @@ for size, c in lab.FAMILY.items():
 # `torch.einsum("bqhd,bkhd->bhqk", q, k)` names the axes of both tensors by letters, multiplies, and sums over the letter that the result lacks, here `d`.
 
 
-# %%
+# %% tags=["build"]
 def my_attention_weights(q, k, visible):
     """q, k (batch, seq, heads, head_dim), visible (batch, seq, seq) -> (batch, heads, seq, seq)"""
+    # Take the largest score off before the exponential, or large scores overflow.
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     scores = scores.masked_fill(~visible[:, None], -math.inf)
     powers = (scores - scores.amax(-1, keepdim=True)).exp()  # the largest becomes 1: no overflow
@@ -410,6 +417,7 @@ def my_attention_weights(q, k, visible):
 
 
 def my_attention(q, k, v, visible):
+    """q, k, v (batch, seq, heads, head_dim), visible (batch, seq, seq) -> like q"""
     return torch.einsum("bhqk,bkhd->bqhd", my_attention_weights(q, k, visible), v)
 
 
@@ -506,8 +514,9 @@ with expect_failure(CheckFailed):
 # **Build.** The block, with its parts as arguments.
 
 
-# %%
+# %% tags=["build"]
 def my_block(x, attend, feed, norm_1, norm_2):
+    """x (batch, seq, dim), four functions that keep its shape -> like x"""
     h = x + attend(norm_1(x))
     return h + feed(norm_2(h))
 
@@ -625,8 +634,10 @@ Explorer(draw_depth, lambda what: DEPTH[what], what=["gradient", "loss"])
 # change those after it.
 
 
-# %%
+# %% tags=["build"]
 def my_attention_layer(x, w, visible, config, attend, rotary):
+    """x (batch, seq, dim), w the block's weights by name -> like x"""
+    # `unflatten(-1, (heads, head_dim))` makes heads of a vector, `flatten(-2)` a vector of heads.
     q, k, v = (
         (x @ w[f"attention.{name}.weight"].T).unflatten(-1, (config.n_heads, config.head_dim))
         for name in ("wq", "wk", "wv")
@@ -639,6 +650,7 @@ def my_transformer(
     ids, weights, config, block=my_block, norm=my_rms_norm, attend=my_attention, rotary=my_rotary
 ):
     """ids (batch, seq) -> logits (batch, seq, vocab)"""
+    # Look up the embeddings; go through the blocks; norm; multiply by the output matrix.
     visible = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
     h = weights["tok_embeddings.weight"][ids]
     for i in range(config.n_layers):
@@ -769,7 +781,7 @@ Explorer(draw_first_loss, first_loss_words, vocab_size=[90, 1024])
 # **Check** on a model that exists, then on all four of the family. PyTorch's *meta* device makes tensors with a shape and no memory, so even the 70B model can be "built" here.
 
 
-# %%
+# %% tags=["build"]
 def count(c):
     """Weights by part, from the shapes alone."""
     wide, narrow = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim

@@ -18,8 +18,8 @@ from llama2_lib.teaching.nbval_glue import NEAR
 
 LONGEST_CELL = 25  # lines, unless tagged `long`
 KNOWN_TAGS = {
-    "exercise", "hide-input", "long", "nbval-ignore-output", "nbval-skip", "raises-exception",
-    "skip-execution", "solution",
+    "build", "exercise", "hide-input", "long", "nbval-ignore-output", "nbval-skip",
+    "raises-exception", "skip-execution", "solution",
 }  # fmt: skip
 HEAD = {
     "a title ('# ...')": r"\A# \S",

@@ -16,7 +16,7 @@ from nbclient.exceptions import DeadKernelError
 from llama2_lib.storage import write_atomically
 from llama2_lib.teaching.lessons.build import KERNELS, execute
 from llama2_lib.teaching.lessons.kernel import need_kernel
-from llama2_lib.teaching.lessons.source import PASSED, STUB, blanked, read_notebook, sources
+from llama2_lib.teaching.lessons.source import PASSED, blanked, read_notebook, sources, tags
 
 OUTCOMES = {"NO": "wrong", "  ": "not written", "OK": "right"}
 KINDS = ("build", "exercise")
@@ -58,7 +58,7 @@ def _rows(path: Path, folder: Path, text: str) -> Iterator[dict[str, str]]:
     given = {cell.id: cell for cell in blanked(path).cells}  # others are in no copy
     for cell in read_notebook(folder / f"{path.stem}.ipynb").cells:
         for name in PASSED.findall(_text(cell)) if cell.id in given else ():
-            kind = KINDS[STUB in given[cell.id].source]
+            kind = KINDS["exercise" in tags(given[cell.id])]
             marks = re.findall(rf"^\[ (OK|NO|  ) \] {re.escape(name)}(?::|$)", text, re.M)
             outcome = OUTCOMES[min(marks)] if marks else "not run"
             yield {"lesson": path.stem, "check": name, "kind": kind, "outcome": outcome}

@@ -1,7 +1,9 @@
 """Read a lesson's source; make the teacher's and the student's cells from it."""
 
+import ast
 import copy
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast
@@ -25,6 +27,8 @@ PASSED = re.compile(r"^\[ OK \] (.*)$", re.M)
 LEDGERS = ("claims.json", "runs.json")
 """Recorded results that notebooks print."""
 STUB = "raise NotImplementedError  # your code here"
+ANSWER = """# A solution. It is taken only while yours is not written.
+from llama2_lib.teaching.check import written"""
 
 
 def sources(folder: Path, names: Sequence[str] = ()) -> list[Path]:
@@ -102,7 +106,11 @@ def teacher(path: Path) -> NotebookNode:
 
 
 def blanked(path: Path) -> NotebookNode:
-    """Return the lesson with a stub in place of each solution; cells tagged `solution` dropped."""
+    """Return the lesson with a stub in place of each solution; cells tagged `solution` dropped.
+
+    In a cell tagged `build` every function is a stub, its docstring and the comments under it kept.
+    A folded cell after it holds a solution, which counts while the learner's is not written.
+    """
     notebook = read_source(path)
     if faults := [fault for cell in notebook.cells for fault in marker_faults(cell)]:
         raise ValueError(f"{path.name}: {'; '.join(faults)}")
@@ -110,7 +118,27 @@ def blanked(path: Path) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.source = BLOCK.sub(lambda block: block["indent"] + STUB, cell.source)
+    notebook.cells = [made for cell in notebook.cells for made in _to_build(cell)]
     return notebook
+
+
+def _to_build(cell: NotebookNode) -> list[NotebookNode]:
+    """Return a cell as it is, or, if it is to be built, with blanks and followed by a solution."""
+    if "build" not in tags(cell):
+        return [cell]
+    lines, solved = cell.source.split("\n"), list[str]()
+    for node in reversed(ast.parse(cell.source).body):
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            first = node.body[ast.get_docstring(node) is not None]
+            code = textwrap.indent("\n".join(lines[node.lineno - 1 : node.end_lineno]), "    ")
+            solved.insert(0, f"if not written({node.name}):\n\n{code}")
+            lines[first.lineno - 1 : node.end_lineno] = [" " * first.col_offset + STUB]
+    answer = copy.deepcopy(cell)
+    answer.source = "\n\n".join([ANSWER, *solved])
+    answer.metadata = nbformat.from_dict({"tags": ["answer"], "jupyter": {"source_hidden": True}})
+    answer["id"] = f"{cell.id}-answer"[-64:]
+    cell.source = "\n".join(lines)
+    return [cell, answer]
 
 
 def with_blanks(notebook: NotebookNode, path: Path) -> NotebookNode:
@@ -123,8 +151,8 @@ def with_blanks(notebook: NotebookNode, path: Path) -> NotebookNode:
     both = copy.deepcopy(notebook)
     outputs = {cell.id: cell.outputs for cell in both.cells if cell.cell_type == "code"}
     for cell in blanked(path).cells:
-        if STUB in cell.source:
-            cell.outputs = copy.deepcopy(outputs[cell.id])
+        if STUB in cell.source or "answer" in tags(cell):
+            cell.outputs = copy.deepcopy(outputs.get(cell.id, []))
             cell.execution_count = len(both.cells)
             for output in cell.outputs:
                 output.text = PASSED.sub(r"[    ] \1: not written yet", output.text)
