@@ -87,9 +87,11 @@ def check(name: str) -> Callable[[Check], Check]:
     return run
 
 
-def written(*functions: Code) -> bool:
-    """Return whether all of these are written: none is still the blank of a learner's copy."""
-    return not any("NotImplementedError" in function.__code__.co_names for function in functions)
+def written(code: Any) -> bool:
+    """Return whether a function, or each method of a class, is more than a learner's blank."""
+    parts = vars(code).values() if inspect.isclass(code) else [code]
+    functions = [part for part in parts if inspect.isfunction(part)]
+    return not any("NotImplementedError" in part.__code__.co_names for part in functions)
 
 
 @contextmanager

@@ -238,8 +238,10 @@ for name, nats in losses.items():
 # **Build**, and **check** against the library, which reports the log-probability of each piece it drew.
 
 
-# %%
+# %% tags=["build"]
 def my_probabilities(logits, temperature):
+    """logits (vocab) -> probabilities (vocab)"""
+    # Take the largest logit off first: the result is the same, and nothing overflows.
     scores = torch.exp((logits - logits.max()) / temperature)  # minus the maximum: no overflow
     return scores / scores.sum()
 

@@ -130,11 +130,13 @@ Explorer(draw_mixture, say_mixture, unit=list(weight))
 #
 # **Build** the words first. A line break always ends a text for the tokenizer.
 
-# %%
+# %% tags=["build"]
 SPACE = "▁"
 
 
 def words_of(texts):
+    """Texts -> Counter of their words, each with SPACE before it"""
+    # Lines come first: no word runs over the end of a line.
     lines_ = [line for text in texts for line in text.split("\n") if line]
     return Counter(SPACE + word for line in lines_ for word in line.split(" "))
 
@@ -258,8 +260,10 @@ with expect_failure(CheckFailed):
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def segment(text, pieces):
+    """A line and the learned pieces, in order -> the pieces that it is cut into"""
+    # Begin with single characters; join the neighbours whose piece was learned first, again and again.
     rank = {piece: index for index, piece in enumerate(pieces)}
     parts = list(SPACE + text.replace(" ", SPACE))
     while True:
@@ -362,8 +366,10 @@ with expect_failure(CheckFailed):
 # **Build.** The whole encoder: BOS, then the id of each piece, or of its bytes. (`tokenizer.merges_of` reads the merges of a trained tokenizer, in the order in which they were learned.)
 
 
-# %%
+# %% tags=["build"]
 def encode(text, tok):
+    """A text -> BOS and the ids of its pieces"""
+    # A piece without an id is spelled in bytes; byte b has the id 3 + b.
     ids = [tok.bos_id]
     for piece in segment(text, tokenizer.merges_of(tok)):
         index = tok.processor.piece_to_id(piece)
@@ -411,8 +417,10 @@ with expect_failure(CheckFailed):
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def decode(pieces):
+    """Pieces as strings -> the text"""
+    # Collect bytes, and decode them at the end: one letter may be several pieces.
     raw = b""
     for piece in pieces:
         is_byte = piece.startswith("<0x") and len(piece) == 6
@@ -552,7 +560,7 @@ print(f"unknown tokens in {len(lab.UNSEEN_TEXTS)} texts: {result['unk'][0]:.0f},
 # **Build** one: the share of texts that hold a word of a list. The library's counters are made in the same way. Unlike Meta, we know how each document was made, so we can audit the audit.
 
 
-# %%
+# %% tags=["build"]
 def names(text, words):
     """Does a text hold one of these words?"""
     return not words.isdisjoint(re.findall("[a-z]+", text.lower()))

@@ -68,7 +68,7 @@ show(
 # **Build**, twice. First as Meta does: repeat each key/value head for its group, then do what notebook 02 did. Then without repeating anything: give the group an axis of its own.
 
 
-# %%
+# %% tags=["build"]
 def gqa_repeated(q, k, v, visible):
     """q (b, s, heads, d); k, v (b, keys, kv_heads, d); visible (b, s, keys) -> like q"""
     group = q.shape[2] // k.shape[2]
@@ -79,6 +79,8 @@ def gqa_repeated(q, k, v, visible):
 
 
 def gqa_grouped(q, k, v, visible):
+    """The same shapes; keys and values are not repeated"""
+    # `q.unflatten(2, (kv_heads, -1))` puts the heads of a group side by side.
     grouped = q.unflatten(2, (k.shape[2], -1))  # (b, s, kv_heads, group, d)
     scores = torch.einsum("bqngd,bknd->bngqk", grouped, k) / math.sqrt(q.shape[-1])
     weights = scores.masked_fill(~visible[:, None, None], -math.inf).softmax(-1)
@@ -184,7 +186,7 @@ print(f"weights: {config.n_parameters:,} as GQA, {multi_head.config.n_parameters
 # **Build.** One cache per layer. Keys are stored *after* rotation: a key's position does not change.
 
 
-# %%
+# %% tags=["build"]
 class MyCache:
     """Keys and values of one layer, (batch, slots, kv_heads, head_dim), filled from the left."""
 
@@ -217,8 +219,9 @@ def step(model, ids, caches, start, positions=None, visible=None):
 # **Check.** The prompt at once, then one token at a time, must give the logits of a single pass without a cache. The check also counts the tokens that went through.
 
 
-# %%
+# %% tags=["build"]
 def my_cached(model, ids, n_prompt, step=step, Cache=MyCache):
+    """ids (1, s) -> logits (1, s, vocab), the prompt at once and the rest one by one"""
     caches = [Cache(model.config, 1, ids.shape[1]) for _ in model.layers]
     logits = [step(model, ids[:, :n_prompt], caches, 0)]
     logits += [step(model, ids[:, t : t + 1], caches, t) for t in range(n_prompt, ids.shape[1])]
@@ -314,7 +317,7 @@ with expect_failure(CheckFailed):
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def pad_left(prompts):
     """-> ids (batch, longest), padding (batch, 1): how many ids of padding each row begins with"""
     longest = max(map(len, prompts))
@@ -330,6 +333,7 @@ def visible_slots(padding, start, new):
 
 
 def my_greedy(model, prompts, n_new):
+    """Prompts of unequal length -> n_new ids for each"""
     ids, padding = pad_left(prompts)
     caches = [MyCache(model.config, len(prompts), ids.shape[1] + n_new) for _ in model.layers]
     start, answer = 0, []
@@ -438,7 +442,7 @@ def _():
 # **Build** it: sort, add up from the largest, keep what begins below $p$, and make the rest sum to 1.
 
 
-# %%
+# %% tags=["build"]
 def my_top_p(logits, temperature, top_p):
     """logits (vocab) -> probabilities of the tokens that may be drawn, 0 for the others"""
     p, order = (logits / temperature).softmax(-1).sort(descending=True)
@@ -652,8 +656,10 @@ for other in ("MHA", "MQA"):
 # **Build.** Equal size, by the feed-forward width. GQA stays as it is; MHA must be narrower and MQA wider, each by what its keys and values add or save.
 
 
-# %%
+# %% tags=["build"]
 def same_size(c, n_kv_heads):
+    """A shape -> one with as many weights and other key/value heads"""
+    # What wk and wv save goes into the hidden width.
     saved = 2 * c.dim * c.head_dim * (c.n_kv_heads - n_kv_heads)  # per layer: wk and wv
     width = c.hidden_dim + round(saved / (3 * c.dim))  # three matrices of dim x width
     rule = int(2 * 4 * c.dim / 3)  # what Meta's rule starts from

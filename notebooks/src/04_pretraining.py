@@ -70,7 +70,7 @@ show(
 # **Build.** `ids` is one token longer than the logits.
 
 
-# %%
+# %% tags=["build"]
 def my_loss(logits, ids):
     """logits (b, s, vocab), ids (b, s + 1) -> nats per token"""
     right = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])  # log p of the token that came
@@ -166,7 +166,7 @@ for wrong in (
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def my_pack(documents, seq_len):
     """-> rows (n, seq_len + 1); what does not fill a row is left over"""
     stream = torch.tensor([token for document in documents for token in document])
@@ -197,7 +197,7 @@ with expect_failure(CheckFailed):
 # **Build.** `document` holds the number of the document of each token.
 
 
-# %%
+# %% tags=["build"]
 def my_isolation(document):
     """(b, s) -> positions (b, s), visible (b, s, s)"""
     same = document[:, :, None] == document[:, None, :]
@@ -301,7 +301,7 @@ def _():
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def my_adamw(p, g, m, v, t, lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1):
     """One step; t counts from 1 -> new p, m, v"""
     m = betas[0] * m + (1 - betas[0]) * g
@@ -369,8 +369,10 @@ Explorer(draw_valley, valley_words, steepness=[30, 1, 300], rate=[0.1, 0.03, 0.3
 # **What decays?** Decay pulls a weight towards 0. For a matrix that is a preference for simple maps; for the gain of a norm it would shrink the signal itself. So matrices decay and gains do not. This is a common choice and ours; the paper does not say.
 
 
-# %%
+# %% tags=["build"]
 def my_groups(model):
+    """A model -> two groups for AdamW, with `params` and `weight_decay` 0.1 or 0"""
+    # `p.dim()` tells a matrix from the gains of a norm.
     matrices = [p for p in model.parameters() if p.dim() == 2]
     gains = [p for p in model.parameters() if p.dim() == 1]
     return [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
@@ -413,8 +415,10 @@ with expect_failure(CheckFailed):
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def my_rate(i, peak, n, w, f):
+    """Step i of n, w of them warm-up, floor f -> learning rate"""
+    # The first step has peak / (w + 1), the last one f * peak.
     if i < w:
         return peak * (i + 1) / (w + 1)
     turn = math.pi * (i - w) / (n - 1 - w)
@@ -464,7 +468,7 @@ Explorer(draw_schedule, schedule_words, warmup=[400, 40, 8, 0], floor=[0.1, 0.0,
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def my_clip(gradients, limit):
     """-> scaled gradients, norm before"""
     norm = torch.stack([g.norm() for g in gradients]).norm()  # the norm of the norms
@@ -511,7 +515,7 @@ show(
 # **Build.**
 
 
-# %%
+# %% tags=["build"]
 def my_gather(gradients, counts):
     """gradients of summed losses, tokens counted in each -> gradient of the step"""
     return torch.stack(gradients).sum(0) / sum(counts)
@@ -538,7 +542,7 @@ with expect_failure(CheckFailed):
 # **Build** the loop from your parts, and **check** it: six steps of it and of the library's `lab.optimize`, from the same weights on the same data, must end with the same weights. The model is the small one of our grids: 230 thousand weights, 16 rows of 128 tokens per step. **Use** PyTorch's fused AdamW: the same arithmetic as yours, in one call for all weights.
 
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 def my_training(model, batches, steps, loss_fn=my_loss, peak=1e-2):
     """Yield the loss of each step; the weights change in between."""
     optimizer = adamw(model, weight_decay=0.1)

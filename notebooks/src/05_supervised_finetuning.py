@@ -120,7 +120,7 @@ print(f"{len(dialogs):,} dialogs, {sum(turns):,} answers, up to {max(turns)} in 
 # **Build.** A turn is a pair of lists of ids: prompt (with its tags) and answer.
 
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 def my_mask(turns, bos, eos):
     """[(prompt ids, answer ids), ...] -> ids, and for each of them: is it a target?"""
     ids, mask = [], []
@@ -254,7 +254,7 @@ print("the whole continues with", repr(tokenizer.piece(whole[len(ids)])))
 # **Build.** `logits[:, t]` predicts `ids[:, t + 1]`: the mask is shifted together with the targets.
 
 
-# %%
+# %% tags=["build"]
 def my_masked_loss(logits, ids, mask):
     """logits (b, s, vocab), ids and mask (b, s + 1) -> nats per target"""
     nats = -logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
@@ -340,7 +340,7 @@ Explorer(draw_gradients, gradient_words, mask=list(WHAT))
 # **Break** it first: what does an empty mask give? Then **build** the guard, and **use** the library's. One `nan` in a gradient makes every weight `nan`, so a message that names the example is better.
 
 
-# %%
+# %% tags=["build"]
 nothing = my_masked_loss(torch.zeros(1, 4, 9), torch.ones(1, 5).long(), torch.zeros(1, 5).bool())
 print("loss of an empty mask:", nothing.item())
 
@@ -462,7 +462,7 @@ Explorer(draw_weights, weight_words, rows=list(TARGETS), micro_batch=[1, 2, 4, 8
 # **Build** one row, then the choice of rows.
 
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 def my_row(examples, length):
     """(ids, mask) of each dialog -> ids, mask, number of the dialog, each of `length`"""
     ids, mask = torch.zeros(length).long(), torch.zeros(length).bool()
@@ -611,7 +611,7 @@ assert nats[False] > nats[True], f"strangers must cost something; got {nats}"
 # **Build** the loop from your parts. **Check** it against the library's, weight by weight, on a small model.
 
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 def my_training(model, rows, steps, batch_size=2, peak=2e-3):
     """Yield the loss of each step; the weights change between"""
     optimizer = lab.adamw(model, weight_decay=0.1)

@@ -115,7 +115,7 @@ print(f"{erred} of {len(held['helpfulness'])} choices went against the gold judg
 # **Build** it. `uniform` is a random number between 0 and 1; $\log \frac{u}{1-u}$ turns it into logistic noise.
 
 
-# %%
+# %% tags=["build"]
 def my_annotator(gap, uniform, tau=TAU):
     """The gap, first minus second, and a random number -> (first is chosen, grade)"""
     perceived = gap + tau * math.log(uniform / (1 - uniform))
@@ -239,12 +239,15 @@ Explorer(draw_desk, desk_words, pair=ipywidgets.IntSlider(0, 0, len(DESK) - 1), 
 # **Build** both. **Check** them by counting.
 
 
-# %%
+# %% tags=["build"]
 def my_ceiling(gaps, tau=TAU):
+    """Gaps of gold marks -> the accuracy of one who always knows the better answer"""
+    # Annotators agree with the sign of the gap with probability sigma(|gap| / tau).
     return float(np.mean(1 / (1 + np.exp(-np.abs(gaps) / tau))))
 
 
 def my_agreement(gaps, tau=TAU):
+    """Gaps of gold marks -> how often two annotators agree"""
     p = 1 / (1 + np.exp(-np.asarray(gaps) / tau))
     return float(np.mean(p**2 + (1 - p) ** 2))
 
@@ -335,7 +338,7 @@ Explorer(
 # 3. scores that pass through a sigmoid before the loss, since the paper shows scores between 0 and 1.
 # <details><summary>Answer</summary>The first is right until a pair is very wrong: below a gap of about -104 the sigmoid is 0 in fp32, the loss infinite, the gradient not a number. Such pairs are rare, so the run may die only after hours. The second asks for <i>smaller</i> gaps where the annotator was sure; it trains, and its loss is even lower. The third cannot make a gap larger than 1, so without a margin the loss stays above 0.31, and the model never becomes sure.</details>
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 MY_MARGINS = {"none": (0, 0, 0, 0), "small": (1, 2 / 3, 1 / 3, 0), "large": (3, 2, 1, 0)}
 
 
@@ -434,7 +437,7 @@ for name, loss in found.items():
 # **Build** the model: hidden numbers of the chat model, one linear layer, one number. **Check** it against the library's, and check that a score does not depend on the other rows of its batch: a row must get the same score alone and padded beside a longer row.
 
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 def my_score(values, ids, lengths):
     """values (rows, positions), lengths (rows) -> score of each row"""
     return values[torch.arange(len(values)), lengths - 1]
@@ -555,7 +558,7 @@ Explorer(draw_way, way_words, answer=list(SPOILED))
 #
 # **Run** it on a small chat model, 64 wide with 2 layers, of the size on which most claims below are measured: 640 pairs, 40 steps, about 5 seconds on one core. (The small model is not part of the released chain: it is pretrained and fine-tuned here first, which takes half a minute once.) A smaller model and a shorter run need a higher learning rate, 1e-3 at the peak. How far will 640 pairs take it? Write your guess down: 50 % is a coin, and you printed the ceiling above.
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 point = lab.quality_recipes(lab.nano(), 0)["gqa"]  # 64 wide, 2 layers
 small_chat, _ = lab.load("sft", point)
 
@@ -849,7 +852,7 @@ show(
 # **See** what it does that ranking cannot. Add a number to all scores of nano's safety model and follow both losses. The ranking loss is flat. The auxiliary loss has a lowest point: how far is it from where training put the scores? Set the weight to 0: where is the best zero now?
 
 
-# %%
+# %% tags=["build"]
 def my_safety_loss(scores, is_safe):
     """Raw scores and labels of single answers -> mean loss in nats"""
     return torch.nn.functional.softplus(torch.where(is_safe, -scores, scores)).mean()
@@ -906,7 +909,7 @@ Explorer(draw_zero, zero_words, weight=[0.0, 0.3, 1.0])
 # **Build** both. Compare raw scores with $\log \frac{0.15}{0.85} = -1.73$; a sigmoid followed by its inverse gives infinity from a score of 17 on.
 
 
-# %%
+# %% tags=["build"]
 def my_detection(raw, is_safe, threshold):
     """Raw scores, labels, a threshold between 0 and 1 -> precision, recall"""
     below = raw < math.log(threshold / (1 - threshold))
@@ -1009,7 +1012,7 @@ Explorer(
 # **Build.** Then **break** it: ties as hits; the margin left in.
 
 
-# %%
+# %% tags=["build"]
 def my_accuracy(chosen, rejected, margin):
     """Raw scores -> share of pairs in the right order; the margin is not used"""
     return ((chosen > rejected) + 0.5 * (chosen == rejected)).mean()

@@ -216,7 +216,7 @@ Explorer(draw_samples, samples_words, prompt=(0, len(asked) - 1))
 # **Check** against the library, and against counting: for 6 samples every subset can be written down.
 
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 def rank_shares(k, n, m):
     """Share of all subsets of n of k in which the i-th of k is the m-th, for i = 1 ... k"""
     found = [math.comb(i - 1, m - 1) * math.comb(k - i, n - m) for i in range(1, k + 1)]
@@ -450,8 +450,9 @@ Explorer(draw_gold, gold_words, kind=list(FAMILY))
 # **See** proxy and gold over the *root* of the divergence, as Gao, Schulman and Hilton draw them and as notebook 08 will draw PPO: near the start the gain grows in proportion to the root. Bars are 95 % intervals over the 36 prompts.
 
 
-# %%
+# %% tags=["build"]
 def my_kl(n):
+    """Number of samples -> nats by which choosing the best of them moves a policy"""
     return math.log(n) - (n - 1) / n
 
 
@@ -602,7 +603,7 @@ for what, name in itertools.product(("reward", "gold"), ("SFT", "V4")):
 # **Build** and **check** both. How many of the 1,152 samples are left? Then **break** the first in two ways, and the second by comparing neighbours only, as one does on a sorted list. Predict the messages.
 
 
-# %% tags=["near=3", "long"]
+# %% tags=["build", "near=3", "long"]
 def my_pick(scores, finished):
     """(prompts, k) rewards, and whether each sample ended -> place of the best of each prompt"""
     return scores.masked_fill(~finished, -torch.inf).argmax(dim=1)
@@ -658,7 +659,7 @@ assert 1 / 3 < left / every < 1, f"some samples must be left out, most kept; {le
 # **Break.** Use the old scores; keep only the last round; let a prompt's newest samples replace its older ones. All three run without an error on real data. Predict the messages.
 
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 def my_pool(rounds, score):
     """rounds: [{prompt: [(answer, score it got then), ...]}, ...] -> {prompt: best answer}"""
     top = {}
@@ -759,7 +760,7 @@ Explorer(draw_rescored, rescored_words, upto=["V3", "V2", "V4"])
 # **Build** one round's examples, and **check** them. **Break**: use the loss on all answers.
 
 
-# %%
+# %% tags=["build"]
 def my_examples(entries):
     """Chosen entries -> (ids, loss mask) of each"""
     made = []

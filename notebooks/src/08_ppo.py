@@ -133,7 +133,7 @@ for name, some in samples.items():
 #
 # **Break** it in three ways that all look reasonable: compare the raw score with 0.15; forget the tag; walk through $\sigma$ and back. Predict each message.
 
-# %%
+# %% tags=["build"]
 LIMIT = math.log(0.15 / 0.85)
 
 
@@ -252,7 +252,7 @@ _ = show_claim(28)
 # **Build** it with a mask, since later we whiten tokens, some of which are padding. Equal values must give zeros, not `nan`.
 
 
-# %%
+# %% tags=["build"]
 def my_whiten(x, mask):
     """Mean 0 and (population) variance 1 over what counts; 0 elsewhere"""
     counted = x[mask]
@@ -353,7 +353,7 @@ Explorer(draw_whitened, whitened_words, by=["nothing", "batch", "tag"])
 # **Build.** A reward is a number and not a function of the weights: detach it.
 
 
-# %%
+# %% tags=["build"]
 def my_shaped(score, logprobs, reference, mask, beta):
     """score (b,), the rest (b, tokens) -> the reward of each token (b, tokens)"""
     rewards = torch.where(mask, -beta * (logprobs - reference), 0.0)
@@ -468,8 +468,9 @@ Explorer(
 # **Build** the estimates, **check** them, **break** the third.
 
 
-# %%
+# %% tags=["build"]
 def my_estimates(logprobs, reference):
+    """Log-probabilities of sampled tokens -> k1, k2, k3 of each"""
     r = logprobs - reference
     return r, r.square() / 2, (-r).exp() - 1 + r
 
@@ -568,7 +569,7 @@ def _():
 # **Build** it with an explicit sum over pairs of places. (The library walks backwards with $A_t = \delta_t + \gamma\lambda\, A_{t+1}$, so the check compares two derivations.)
 
 
-# %%
+# %% tags=["build"]
 def my_gae(rewards, values, mask, gamma, lam):
     """All (b, tokens) -> advantages and returns. Row by row, on the counted tokens alone."""
     advantages = torch.zeros_like(rewards)
@@ -656,7 +657,7 @@ Explorer(
 # **Build**, **check**, then **break**: maximum for minimum; the log-ratio clipped; the mean of each answer's mean.
 
 
-# %%
+# %% tags=["build"]
 def my_policy_loss(logprobs, old_logprobs, advantages, mask, clip):
     """Mean over counted tokens; written as the two cases of the sign"""
     ratio = (logprobs - old_logprobs)[mask].exp()
@@ -755,8 +756,10 @@ Explorer(
 # **Build**, **check**, **break** once: the minimum in place of the maximum.
 
 
-# %%
+# %% tags=["build"]
 def my_value_loss(values, old_values, returns, mask, clip):
+    """All (b, tokens) -> half the mean of the larger of two squared errors"""
+    # The second error is that of a value which may leave the old one by `clip` at most.
     v, old, target = (x[mask] for x in (values, old_values, returns))
     near = torch.minimum(torch.maximum(v, old - clip), old + clip)
     return 0.5 * torch.maximum((v - target) ** 2, (near - target) ** 2).mean()

@@ -135,8 +135,9 @@ assert max(abs(pairs - 0.5), abs(short_words - 0.5)) < 0.05, "both shares must b
 # **Build** the check for one kind. An answer acts as a figure if it begins with the figure's name and a colon. Other instructions may wrap the answer in quotes, brackets or stars, or put a dash before it. Capital or small letters make no difference.
 
 
-# %%
+# %% tags=["build"]
 def acts_as(figure, text):
+    """Does an answer begin with the name of the figure and a colon?"""
     core = text.strip().strip('"()*- ')
     return core.casefold().startswith(f"{figure.casefold()}: ")
 
@@ -158,8 +159,9 @@ def _():
 # **Build** it from lists of ids. A turn is a pair (user, answer); every turn begins with BOS, every answer ends with EOS; the last answer is what is to be sampled, so it is left out.
 
 
-# %%
+# %% tags=["build"]
 def my_teacher(turns, instruction, bos, eos):
+    """Turns of (user ids, answer ids) -> prompt ids, the instruction before every user message"""
     ids = []
     for user, said in turns[:-1]:
         ids += [bos, *instruction, *user, *said, eos]
@@ -258,8 +260,10 @@ assert len(ghosts) >= 320, f"the small runs below need 320 dialogs; got {len(gho
 # **Build** ids and mask. `mask[t]` says that token $t$ is a target.
 
 
-# %%
+# %% tags=["build"]
 def my_example(turns, instruction, sampled, bos, eos):
+    """The same -> ids and loss mask; the instruction stands before the first message alone"""
+    # Only the last answer is a target, EOS with it.
     ids, mask = [], []
     for index, (user, history) in enumerate(turns):
         last = index == len(turns) - 1
@@ -423,8 +427,9 @@ assert sum(kept_turns[3:]) >= 14, (
 # **Build** the bound for $k = n$, and compare.
 
 
-# %%
+# %% tags=["build"]
 def lower_bound(n):
+    """n successes of n -> lower end of the exact 95 % interval"""
     return 0.025 ** (1 / n)
 
 
@@ -754,8 +759,9 @@ _ = show_claim(33)
 # **Build** it for one layer. `weights` has shape (heads, queries, keys); `keys` is the range of positions of the instruction.
 
 
-# %%
+# %% tags=["build"]
 def my_maximum(weights, keys):
+    """weights (layers, heads, queries, keys), keys a slice -> for each head the largest over layers and queries..."""
     return weights[:, :, keys.start : keys.stop].amax(dim=(0, 2))
 
 

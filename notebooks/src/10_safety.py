@@ -168,7 +168,7 @@ for name, marks in (("always a bare refusal", bare), ("mostly a full one", mixed
 # One detail decides what such a figure shows. If each of the six parts is drawn anew, two points differ in *how much* data they have and in *which*. So the parts must **nest**: everything in the 10 % part is in the 25 % part, too. **Build** it, **check** it.
 
 
-# %%
+# %% tags=["build"]
 def my_part(items, fraction):
     """A list and a fraction of it -> the part to train on; a small part begins every larger one"""
     return list(items[: round(fraction * len(items))])
@@ -275,7 +275,7 @@ for some in (["safety", "helpfulness", "worst twentieth"], ["violations"]):
 # "I do not know." is no refusal: the model lacks the fact, not the will. And declining an adversarial prompt is not a false refusal. **Build** the two shares, **check** them.
 
 
-# %%
+# %% tags=["build"]
 def my_false_refusals(rows):
     """Rows (family, declines, does not know) -> share of helpful, of borderline ones declined"""
 
@@ -521,7 +521,7 @@ print("\nmessages with a preprompt:", [m["role"] for m in with_preprompt(dialog,
 # **Build** the list of what is trained on. A row has the prompt, its preprompt, the distilled answer, the score of the original answer, and the score of the distilled one.
 
 
-# %%
+# %% tags=["build"]
 def my_distillation(rows):
     """-> (prompt, answer) pairs to train on"""
     return [(prompt, answer) for prompt, _, answer, old, new in rows if new > old]
@@ -802,7 +802,7 @@ Explorer(draw_arms, arm_words, quality=sorted(ARM_QUALITY))
 # Our hour is a **budget of queries**, and our people are programs. An attacker combines the vectors, in one turn or after others, and keeps count of what worked. Every query costs; a prompt that breaks the model is *found* once, however often it is asked. **Build** it, **check** it, and **break** it in three ways.
 
 
-# %%
+# %% tags=["build"]
 def my_gamma(queries, budget):
     """Queries (prompt, violated) -> violating prompts found per budget of queries"""
     found = {prompt for prompt, violated in queries if violated}

@@ -253,7 +253,7 @@ for i in (0, 1, 2, 3, 4, 5):
 # Each prompt is decided by the majority: 1 point for a win, 0 for a loss, 0.5 where as many raters prefer one as the other. The win rate is their mean. **Build** the four shares with a **bootstrap** interval: draw the *prompts* again, with replacement, many times, and see where 95 % of the means lie.
 
 
-# %% tags=["near=0.05"]
+# %% tags=["build", "near=0.05"]
 def my_games(points, draws=4000):
     """Points 1, 0.5, 0 -> name: (value, low, high) of wins, ties, losses and win rate"""
     parts = {"wins": points == 1, "ties": points == 0.5, "losses": points == 0, "win rate": points}
@@ -307,7 +307,7 @@ assert lots[False]["hasty"].low > 0.5, "who likes what comes first must favour o
 # **Build** it from pairs of raters (the library counts categories instead), and **check** it.
 
 
-# %% tags=["near=0.03", "long"]
+# %% tags=["build", "near=0.03", "long"]
 def my_agreement(rated, weights):
     """rated[item, rater], whole numbers 1 to q; weights[k, l] -> Gwet's AC"""
     q = len(weights)
@@ -506,7 +506,7 @@ for v, places in zip(strength, ranks.T, strict=True):
 # **Build** the match of step 2: from one place on, how many tokens of the sample stand there, skips included?
 
 
-# %%
+# %% tags=["build"]
 def my_reach(sample, training):
     """Tokens from both beginnings on -> length of the match, or 0 if it is shorter than ten"""
     length = skipped = 0
@@ -590,7 +590,7 @@ assert natural[10].mean() > 0.5 > 0.01 > natural[30].mean(), (
 # The paper speaks of contamination only if **all four** subsets have $|Z| > 2$, the clean ones below and the dirty ones above. **Build** it, **check** it, **break** it.
 
 
-# %%
+# %% tags=["build"]
 def my_z(score, inside):
     """Scores of all samples, and which are in the subset -> Z"""
     n, total = inside.sum(), len(score)

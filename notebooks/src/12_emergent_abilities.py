@@ -92,7 +92,7 @@ for who, split in bar([(w, s) for w in ("chat model", "dates") for s in dates.SP
 # What *is* chance here? **Build** a rule that knows no event at all and looks only at the year it is told. If that is late, it says Yes. `best_year` finds the year from which to say so, on questions of training.
 
 
-# %% tags=["long"]
+# %% tags=["build", "long"]
 def best_year(todays, happened):
     """Years told and whether the event had happened -> the year from which Yes is right most often"""
     todays, happened = np.asarray(todays), np.asarray(happened)
@@ -271,8 +271,10 @@ for task in tools.tool_tasks(world, 4, 4):
 # **Build** ids and mask from lists of ids, and **check** them.
 
 
-# %%
+# %% tags=["build"]
 def my_example(prompt, call, result, rest, eos):
+    """Lists of ids -> ids and loss mask"""
+    # What a tool said is no target.
     ids = [*prompt, *call, *result, *rest, eos]
     mask = [False] * len(prompt) + [True] * len(call)
     mask += [False] * len(result) + [True] * (len(rest) + 1)
@@ -381,8 +383,10 @@ print("results that are right:", percent([a == t.result for a, t in zip(made_up,
 # **Build** that part: return what the tool says, or None where the text ends with no call. **Check** it.
 
 
-# %%
+# %% tags=["build"]
 def my_step(text, run):
+    """The text so far -> what the tool says, or None if its last line is no call"""
+    # A call looks like `calculator: 3 + 4 =`.
     line = text.split("\n")[-1]
     name, colon, rest = line.partition(": ")
     if not (colon and rest.endswith(" =") and name.isidentifier()):
@@ -492,8 +496,10 @@ for what, estimate in tool_claim.verdict.estimates.items():
 # with $c_i(g)$ the number of times that the run $g$ of $n$ words occurs in sample $i$, and $b_i$ a penalty for samples that are shorter than the others. Self-BLEU is 1 if all samples are the same. **Build** $p_{i,n}$, the clipped precision.
 
 
-# %%
+# %% tags=["build"]
 def clipped(text, others, n):
+    """A text and others of the same prompt -> share of its runs of n words that another has"""
+
     def runs(one):
         words = one.split()
         return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))

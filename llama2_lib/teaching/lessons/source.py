@@ -123,22 +123,31 @@ def blanked(path: Path) -> NotebookNode:
 
 
 def _to_build(cell: NotebookNode) -> list[NotebookNode]:
-    """Return a cell as it is, or, if it is to be built, with blanks and followed by a solution."""
+    """Return a cell as it is; or one to be built as blanks and checks, a solution, and the rest."""
     if "build" not in tags(cell):
         return [cell]
-    lines, solved = cell.source.split("\n"), list[str]()
-    for node in reversed(ast.parse(cell.source).body):
-        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
-            first = node.body[ast.get_docstring(node) is not None]
-            code = textwrap.indent("\n".join(lines[node.lineno - 1 : node.end_lineno]), "    ")
-            solved.insert(0, f"if not written({node.name}):\n\n{code}")
-            lines[first.lineno - 1 : node.end_lineno] = [" " * first.col_offset + STUB]
-    answer = copy.deepcopy(cell)
-    answer.source = "\n\n".join([ANSWER, *solved])
-    answer.metadata = nbformat.from_dict({"tags": ["answer"], "jupyter": {"source_hidden": True}})
-    answer["id"] = f"{cell.id}-answer"[-64:]
-    cell.source = "\n".join(lines)
-    return [cell, answer]
+    lines, body = cell.source.split("\n"), ast.parse(cell.source).body
+    own = [
+        n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.decorator_list
+    ]
+    own = [node for node in own if node.name.lower().startswith("my")] or own  # not its helpers
+    checks = [n for n in body if isinstance(n, ast.FunctionDef) and n.decorator_list]
+    end = max(node.end_lineno or 0 for node in [*own, *checks])
+    rest, solved, blank = lines[end:], list[str](), lines[:end]
+    for node in reversed(own):
+        code = textwrap.indent("\n".join(lines[node.lineno - 1 : node.end_lineno]), "    ")
+        solved.insert(0, f"if not written({node.name}):\n\n{code}")
+        methods = [node] if isinstance(node, ast.FunctionDef) else reversed(node.body)
+        for function in (m for m in methods if isinstance(m, ast.FunctionDef)):
+            first = function.body[ast.get_docstring(function) is not None]
+            blank[first.lineno - 1 : function.end_lineno] = [" " * first.col_offset + STUB]
+    parts = [cell, copy.deepcopy(cell), copy.deepcopy(cell)]
+    sources = "\n".join(blank), "\n\n".join([ANSWER, *solved]), "\n".join(rest).strip("\n")
+    for part, source, suffix in zip(parts, sources, ("", "-answer", "-rest"), strict=True):
+        part.source, part["id"] = source, f"{cell.id[:56]}{suffix}"
+    parts[1].metadata = nbformat.from_dict({"tags": ["answer"], "jupyter": {"source_hidden": True}})
+    parts[2].metadata = nbformat.from_dict({"tags": sorted(tags(cell) - {"build"})})
+    return [part for part in parts if part.source]
 
 
 def with_blanks(notebook: NotebookNode, path: Path) -> NotebookNode:
@@ -152,10 +161,10 @@ def with_blanks(notebook: NotebookNode, path: Path) -> NotebookNode:
     outputs = {cell.id: cell.outputs for cell in both.cells if cell.cell_type == "code"}
     for cell in blanked(path).cells:
         if STUB in cell.source or "answer" in tags(cell):
-            cell.outputs = copy.deepcopy(outputs.get(cell.id, []))
+            passed = PASSED.findall("".join(o.get("text", "") for o in outputs.get(cell.id, [])))
+            told = "".join(f"[    ] {name}: not written yet\n" for name in passed)
+            cell.outputs = [nbformat.v4.new_output("stream", text=told)] if told else []
             cell.execution_count = len(both.cells)
-            for output in cell.outputs:
-                output.text = PASSED.sub(r"[    ] \1: not written yet", output.text)
             cell["id"] = f"blank-{cell.id}"[-64:]
             both.cells.append(cell)
     return both
