@@ -44,7 +44,7 @@ lab: $(VENV)/course-installed  ## Open a working copy of the notebooks in Jupyte
 notebooks: $(VENV)/course-installed  ## Build and execute notebooks/*.ipynb from notebooks/src
 	@$(BIN)/python -m llama2_lib.teaching.lessons build
 
-student: $(VENV)/course-installed  ## Write the student copies, with blanks for the exercises
+student: $(VENV)/course-installed  ## Write the student copies, with blanks where one builds and for the exercises
 	@$(BIN)/python -m llama2_lib.teaching.lessons student
 
 slides: $(VENV)/course-installed build/assets/installed  ## Write the slide decks (npm fetches reveal.js once)

@@ -467,7 +467,7 @@ def _():
 
 
 # %% [markdown]
-# - **Exercises** stand at the end of each notebook, with hints that you can unfold, and a check. In these notebooks the solutions are filled in. `make student` writes copies with blanks into `build/student/`.
+# - **Exercises** stand at the end of each notebook, with hints that you can unfold, and a check. In these notebooks the solutions are filled in. `make student` writes copies with blanks into `build/student/`. There you write whatever a lesson builds, too, and the lesson goes on with your code; a folded solution stands behind each blank.
 # - **An Explorer** can also be moved by code: `e = Explorer(...)`, then `e.set(temperature=2.0)`.
 # - **Without a running kernel**, on a web page for example, you see the first picture and its sentence.
 # - **Slides** for a class are made from the same notebooks: `make slides`.
