@@ -634,7 +634,7 @@ Explorer(draw_depth, lambda what: DEPTH[what], what=["gradient", "loss"])
 # change those after it.
 
 
-# %% tags=["build"]
+# %% tags=["build", "long"]
 def my_attention_layer(x, w, visible, config, attend, rotary):
     """x (batch, seq, dim), w the block's weights by name -> like x"""
     # `unflatten(-1, (heads, head_dim))` makes heads of a vector, `flatten(-2)` a vector of heads.
