@@ -341,10 +341,6 @@ Explorer(draw_gradients, gradient_words, mask=list(WHAT))
 
 
 # %% tags=["build"]
-nothing = my_masked_loss(torch.zeros(1, 4, 9), torch.ones(1, 5).long(), torch.zeros(1, 5).bool())
-print("loss of an empty mask:", nothing.item())
-
-
 def my_guard(ids, mask):
     """Refuse, with a ValueError, an example that teaches nothing or the wrong thing"""
     if len(ids) != len(mask):
@@ -366,6 +362,8 @@ def _():
         raise CheckFailed(f"this mask must be refused: {mask}")
 
 
+nothing = my_masked_loss(torch.zeros(1, 4, 9), torch.ones(1, 5).long(), torch.zeros(1, 5).bool())
+print("loss of an empty mask:", nothing.item())
 for mask in ([False] * 4, [True] * 4):
     with expect_failure(ValueError):
         check_example(([1, 5, 6, 2], mask), index=17)

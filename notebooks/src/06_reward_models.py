@@ -448,14 +448,6 @@ def _():
     checks.last_token_score(my_score)
 
 
-for wrong in (
-    lambda values, ids, lengths: values[:, -1],
-    lambda values, ids, lengths: values[torch.arange(len(ids)), (ids == 2).int().argmax(1) - 1],
-):
-    with expect_failure(CheckFailed):
-        checks.last_token_score(wrong)
-
-
 class MyRewardModel(torch.nn.Module):
     def __init__(self, backbone):
         super().__init__()
@@ -484,6 +476,13 @@ def _():
         alone = mine(torch.tensor([row]), torch.tensor([len(row)]))[0]
         assert torch.allclose(alone, score, atol=1e-4), "a score depends on the other rows"
 
+
+for wrong in (
+    lambda values, ids, lengths: values[:, -1],
+    lambda values, ids, lengths: values[torch.arange(len(ids)), (ids == 2).int().argmax(1) - 1],
+):
+    with expect_failure(CheckFailed):
+        checks.last_token_score(wrong)
 
 # %% [markdown]
 # **See** what nano's helpfulness model says *on the way*: the number at every token of one answer, good or spoiled. Only the number at the last token was trained (the diamond); the earlier ones are by-products. Is the number at the rude word already low? What about the word that is *wrong*?

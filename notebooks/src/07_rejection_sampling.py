@@ -614,14 +614,6 @@ def _():
     checks.pick_best(my_pick)
 
 
-for wrong in (
-    lambda scores, finished: scores.argmax(dim=1),
-    lambda scores, finished: (scores * finished).argmax(dim=1),
-):
-    with expect_failure(CheckFailed):
-        checks.pick_best(wrong)
-
-
 def my_distinct(answers):
     """For each prompt a list of tuples of ids -> the places of the first copies, in order"""
     kept = []
@@ -636,6 +628,14 @@ def my_distinct(answers):
 @check("distinct answers")
 def _():
     checks.distinct(my_distinct)
+
+
+for wrong in (
+    lambda scores, finished: scores.argmax(dim=1),
+    lambda scores, finished: (scores * finished).argmax(dim=1),
+):
+    with expect_failure(CheckFailed):
+        checks.pick_best(wrong)
 
 
 def neighbours(answers):
